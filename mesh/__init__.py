@@ -1,0 +1,1 @@
+"""The runtime that all of Weft's services share; it knows none of them."""

@@ -1,0 +1,180 @@
+"""The port of the event store, and the types that cross it.
+
+One command appends one commit to its aggregate's own stream, at the head that the
+command was decided on. Revisions count events, per stream, from 1 without gaps.
+Positions order commits over the whole store, and grow with gaps.
+"""
+
+import re
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from google.protobuf.message import Message
+
+from mesh.errors import Conflict
+from weft.events.v1 import events_pb2
+
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+SUBJECT_PREFIX = "weft.events"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamName:
+    """Names an aggregate's stream: `StreamName("state", "acme", ("bot", "s1"))`.
+
+    Its text form is `state.acme.bot.s1`; its subject has the prefix `weft.events.`.
+    Every part is one NATS token of `[A-Za-z0-9_-]{1,64}`; ValueError otherwise.
+    """
+
+    area: str
+    tenant: str
+    key: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for token in (self.area, self.tenant, *self.key):
+            if not _TOKEN.fullmatch(token):
+                raise ValueError(f"not a stream token: {token!r}")
+
+    def __str__(self) -> str:
+        return ".".join((self.area, self.tenant, *self.key))
+
+    @property
+    def subject(self) -> str:
+        """The NATS subject that holds the stream."""
+        return f"{SUBJECT_PREFIX}.{self}"
+
+    @classmethod
+    def parse(cls, text: str) -> "StreamName":
+        """The stream of the text form; ValueError where it isn't one."""
+        area, tenant, *key = text.split(".")
+        return cls(area, tenant, tuple(key))
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which streams a watch sees: all whose text form is `prefix` or begins with
+    `prefix` and a dot; every stream where it is empty. `Selection("state.acme.bot")`
+    sees all sessions of one agent."""
+
+    prefix: str = ""
+
+    def holds(self, stream: str) -> bool:
+        """Whether the stream with this text form is selected."""
+        return not self.prefix or stream == self.prefix or stream.startswith(self.prefix + ".")
+
+    @property
+    def subject(self) -> str:
+        """A NATS subject that holds at least the selected streams."""
+        return f"{SUBJECT_PREFIX}.{self.prefix}.>" if self.prefix else f"{SUBJECT_PREFIX}.>"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where a stream ends: its last event's revision, its last commit's position, and
+    the SHA-256 of that commit's stored bytes."""
+
+    revision: int
+    position: int
+    hash: bytes
+
+
+START = Head(0, 0, b"")
+"""The head of a stream without commits."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """A fact to be stored. Readers that don't know its type pass over it only where
+    `may_ignore` is set."""
+
+    payload: Message
+    may_ignore: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CommitDraft:
+    """What a command decided. `events` isn't empty; `time_ns` is Unix time."""
+
+    events: Sequence[NewEvent]
+    time_ns: int
+    actor: str = ""
+    request_id: str = ""
+    causation_id: str = ""
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCommit:
+    """A commit as it was stored, with its payloads opened: `commit.events[i].payload`
+    holds the plain message, wherever it lay."""
+
+    commit: events_pb2.Commit
+    position: int
+    hash: bytes
+
+    @property
+    def head(self) -> Head:
+        """The stream's head once this commit is its last."""
+        last = self.commit.revision + len(self.commit.events) - 1
+        return Head(last, self.position, self.hash)
+
+
+class HeadConflict(Conflict):
+    """Another commit came first; nothing was stored. Load again and decide again."""
+
+
+class EventStore(Protocol):
+    """Keeps commits. Both back ends pass `tests/contract/event_store.py`.
+
+    Every method may raise EventStoreUnavailable once its own bound on retries has
+    passed, and reads raise DataDamaged where the hash chain or a payload is broken.
+    """
+
+    async def append(self, stream: StreamName, draft: CommitDraft, head: Head) -> Head:
+        """Stores `draft` after `head` and returns the new head.
+
+        Raises HeadConflict when `head` isn't the stream's head any more: exactly one
+        of any number of racing appends wins. LimitExceeded when the store is full or
+        the commit has too many events. After EventStoreUnavailable it is unknown
+        whether the commit is stored, now or in a moment: load again before deciding.
+        """
+        ...
+
+    def read(
+        self, stream: StreamName, after: Head = START, *, until_revision: int | None = None
+    ) -> AsyncIterator[list[StoredCommit]]:
+        """Pages of the stream's commits behind `after`, oldest first, chain checked.
+
+        With `until_revision` the last commit is the one that holds that revision.
+        """
+        ...
+
+    async def head_at(self, stream: StreamName, time_ns: int) -> Head:
+        """The head that the stream had at that time; START where it had none."""
+        ...
+
+    def watch(
+        self, selection: Selection, after_position: int | None = None
+    ) -> AsyncIterator[StoredCommit]:
+        """Commits behind `after_position`, oldest first, then those that come, without
+        gap or duplicate; from now on where it is None. Never ends by itself."""
+        ...
+
+    async def position_at(self, time_ns: int) -> int:
+        """Position of the last commit stored before that time; 0 where there is none."""
+        ...
+
+    async def last_position(self) -> int:
+        """Position of the last commit in the store; 0 where it is empty."""
+        ...
+
+    async def save_snapshot(self, snapshot: events_pb2.Snapshot) -> None:
+        """Keeps a snapshot; of each stream the last few are kept."""
+        ...
+
+    async def snapshot(
+        self, stream: StreamName, *, until_revision: int | None = None
+    ) -> events_pb2.Snapshot | None:
+        """The latest kept snapshot at or before `until_revision`, its state opened."""
+        ...

@@ -1,0 +1,43 @@
+"""Ids that sort by the time they were made: ULIDs in lower case.
+
+48 bits of milliseconds and 80 random bits in Crockford's base 32, 26 characters
+(the ULID specification). Two ids made in one process always sort in the order in
+which they were made: within a millisecond the random part is counted up. In lower
+case they are valid resource ids and NATS tokens.
+"""
+
+import hashlib
+import secrets
+import threading
+import time
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_RANDOM_BITS = 80
+
+_lock = threading.Lock()
+_last = 0
+
+
+def new_id() -> str:
+    """A fresh id of 26 characters, greater than all that this process made before."""
+    global _last
+    value = (time.time_ns() // 1_000_000) << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS)
+    with _lock:
+        # A clock that stands still or steps back must not break the order.
+        if value <= _last:
+            value = _last + 1
+        _last = value
+    return _encode(value)
+
+
+def id_from(*parts: str) -> str:
+    """An id of 26 characters that is the same for the same `parts`.
+
+    Used where a repeated request must find what its first attempt made.
+    """
+    digest = hashlib.sha256("\x00".join(parts).encode()).digest()
+    return _encode(int.from_bytes(digest[:16], "big"))
+
+
+def _encode(value: int) -> str:
+    return "".join(_ALPHABET[value >> shift & 31] for shift in range(125, -1, -5))

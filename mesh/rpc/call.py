@@ -1,0 +1,34 @@
+"""The call that is being answered: what a handler may know of it."""
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from mesh.clock import SYSTEM, Clock
+
+
+@dataclass(slots=True)
+class Call:
+    """One call, in the local path and over the wire alike.
+
+    `method` is `/package.Service/Method`. `deadline` is on the monotonic clock, in
+    seconds; every call has one. `request_id` is in the log and in errors. `actor` is
+    the principal's name. `traceparent` is W3C trace context, empty where there is
+    none. `metadata` holds the caller's text metadata, keys in lower case.
+    """
+
+    method: str
+    deadline: float
+    request_id: str
+    actor: str = "system"
+    traceparent: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    clock: Clock = SYSTEM
+
+    def remaining_seconds(self) -> float:
+        """Seconds until the deadline; negative once it passed."""
+        return self.deadline - self.clock.monotonic()
+
+
+current_call: ContextVar[Call | None] = ContextVar("weft_call", default=None)
+"""The call that this task answers; outgoing calls take deadline, ids and trace from it."""

@@ -1,0 +1,73 @@
+"""What a service is to the runtime, and what the runtime hands to a service."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from google.protobuf.descriptor import ServiceDescriptor
+
+from mesh.clock import Clock
+from mesh.control.leases import Leases
+from mesh.events.store import EventStore
+
+T = TypeVar("T")
+
+
+class Service(Protocol):
+    """A running service.
+
+    `handlers` maps a contract's full name (`weft.agents.v1.AgentService`) to the object
+    that implements it: a method `GetAgent` of the contract is its coroutine
+    `get_agent(request, call)`; a streaming one is an async generator.
+    """
+
+    @property
+    def handlers(self) -> Mapping[str, object]: ...
+
+    async def start(self) -> None:
+        """Makes it ready; the services that it calls are ready already."""
+        ...
+
+    async def stop(self) -> None:
+        """Ends its work in order; called once, after the last call was drained."""
+        ...
+
+
+class Mesh(Protocol):
+    """What a service is built with."""
+
+    @property
+    def instance(self) -> str:
+        """Id of this process's run."""
+        ...
+
+    @property
+    def events(self) -> EventStore: ...
+
+    @property
+    def leases(self) -> Leases: ...
+
+    @property
+    def data_dir(self) -> Path:
+        """Folder for what this instance keeps; it exists."""
+        ...
+
+    @property
+    def clock(self) -> Clock: ...
+
+    def stub(self, stub_class: Callable[[Any], T]) -> T:
+        """A generated stub: `mesh.stub(ModelServiceStub)`. Nearest first: the handler in
+        this process when the service lives here, else gRPC. Raises WeftError either way."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceEntry:
+    """A row of the catalogue: a service, what it serves, what it calls, how it is built."""
+
+    name: str
+    summary: str
+    contracts: tuple[ServiceDescriptor, ...]
+    calls: tuple[str, ...]
+    build: Callable[[Mesh], Service]
