@@ -151,22 +151,26 @@ class TurnOffset(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     TEXT_LENGTH_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """Revision of the session's last event that was seen."""
+    """Revision of the session's event that was seen last."""
     attempt: _builtins.int
     """Attempt at the step whose tokens were seen."""
     text_length: _builtins.int
     """Code points of that attempt's text that were seen."""
+    part: _builtins.int
+    """How many of the turn events that the session's event led to were seen."""
     def __init__(
         self,
         *,
         revision: _builtins.int = ...,
         attempt: _builtins.int = ...,
         text_length: _builtins.int = ...,
+        part: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "revision", b"revision", "text_length", b"text_length"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "part", b"part", "revision", b"revision", "text_length", b"text_length"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

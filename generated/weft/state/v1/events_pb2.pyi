@@ -379,6 +379,8 @@ class ApprovalDecided(_message.Message):
     APPROVED_FIELD_NUMBER: _builtins.int
     COMMENT_FIELD_NUMBER: _builtins.int
     DEADLINE_TIME_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     turn: _builtins.str
     """Id of the turn."""
     call_id: _builtins.str
@@ -387,9 +389,15 @@ class ApprovalDecided(_message.Message):
     """It may be run; otherwise the model is told that it was denied."""
     comment: _builtins.str
     """Why, for the model and the record."""
+    owner: _builtins.str
+    """Where no call waits for a person any more: the instance that goes on."""
+    epoch: _builtins.int
+    """The session's epoch from here on, where an owner is set."""
     @_builtins.property
     def deadline_time(self) -> _timestamp_pb2.Timestamp:
-        """The turn's deadline from here on, since it stood still."""
+        """Where no call waits for a person any more: the turn's deadline from here
+        on, since it stood still.
+        """
 
     def __init__(
         self,
@@ -399,10 +407,12 @@ class ApprovalDecided(_message.Message):
         approved: _builtins.bool = ...,
         comment: _builtins.str = ...,
         deadline_time: _timestamp_pb2.Timestamp | None = ...,
+        owner: _builtins.str = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deadline_time", b"deadline_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approved", b"approved", "call_id", b"call_id", "comment", b"comment", "deadline_time", b"deadline_time", "turn", b"turn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approved", b"approved", "call_id", b"call_id", "comment", b"comment", "deadline_time", b"deadline_time", "epoch", b"epoch", "owner", b"owner", "turn", b"turn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -513,6 +523,8 @@ class ToolCallResolved(_message.Message):
     RESOLUTION_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
     DEADLINE_TIME_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     turn: _builtins.str
     """Id of the turn."""
     call_id: _builtins.str
@@ -521,9 +533,15 @@ class ToolCallResolved(_message.Message):
     """What became of it."""
     content: _builtins.str
     """The result that the model is told, with COMPLETED and FAILED."""
+    owner: _builtins.str
+    """Where no call waits for a person any more: the instance that goes on."""
+    epoch: _builtins.int
+    """The session's epoch from here on, where an owner is set."""
     @_builtins.property
     def deadline_time(self) -> _timestamp_pb2.Timestamp:
-        """The turn's deadline from here on, since it stood still."""
+        """Where no call waits for a person any more: the turn's deadline from here
+        on, since it stood still.
+        """
 
     def __init__(
         self,
@@ -533,10 +551,12 @@ class ToolCallResolved(_message.Message):
         resolution: Global___Resolution.ValueType = ...,
         content: _builtins.str = ...,
         deadline_time: _timestamp_pb2.Timestamp | None = ...,
+        owner: _builtins.str = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deadline_time", b"deadline_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "content", b"content", "deadline_time", b"deadline_time", "resolution", b"resolution", "turn", b"turn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "content", b"content", "deadline_time", b"deadline_time", "epoch", b"epoch", "owner", b"owner", "resolution", b"resolution", "turn", b"turn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
