@@ -6,7 +6,7 @@ Positions order commits over the whole store, and grow with gaps.
 """
 
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,9 +64,16 @@ class Selection:
         return not self.prefix or stream == self.prefix or stream.startswith(self.prefix + ".")
 
     @property
-    def subject(self) -> str:
-        """A NATS subject that holds at least the selected streams."""
-        return f"{SUBJECT_PREFIX}.{self.prefix}.>" if self.prefix else f"{SUBJECT_PREFIX}.>"
+    def subjects(self) -> tuple[str, ...]:
+        """The NATS subjects that hold the selected streams and no other. They are two with a
+        prefix, since `a.>` doesn't hold `a`."""
+        if not self.prefix:
+            return (f"{SUBJECT_PREFIX}.>",)
+        return (f"{SUBJECT_PREFIX}.{self.prefix}", f"{SUBJECT_PREFIX}.{self.prefix}.>")
+
+
+EVERYTHING = Selection()
+"""Every stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +150,7 @@ class EventStore(Protocol):
 
     def read(
         self, stream: StreamName, after: Head = START, *, until_revision: int | None = None
-    ) -> AsyncIterator[list[StoredCommit]]:
+    ) -> AsyncGenerator[list[StoredCommit], None]:
         """Pages of the stream's commits behind `after`, oldest first, chain checked.
 
         With `until_revision` the last commit is the one that holds that revision.
@@ -156,7 +163,7 @@ class EventStore(Protocol):
 
     def watch(
         self, selection: Selection, after_position: int | None = None
-    ) -> AsyncIterator[StoredCommit]:
+    ) -> AsyncGenerator[StoredCommit, None]:
         """Commits behind `after_position`, oldest first, then those that come, without
         gap or duplicate; from now on where it is None. Never ends by itself."""
         ...
@@ -165,8 +172,11 @@ class EventStore(Protocol):
         """Position of the last commit stored before that time; 0 where there is none."""
         ...
 
-    async def last_position(self) -> int:
-        """Position of the last commit in the store; 0 where it is empty."""
+    async def last_position(self, selection: Selection = EVERYTHING) -> int:
+        """Position of the last commit in the selected streams; 0 where there is none.
+
+        Where a watch of the selection has caught up: it never sees other positions.
+        """
         ...
 
     async def save_snapshot(self, snapshot: events_pb2.Snapshot) -> None:

@@ -3,14 +3,21 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from google.protobuf.descriptor import ServiceDescriptor
+from grpc import aio
 
 from mesh.clock import Clock
 from mesh.control.leases import Leases
+from mesh.events.aggregate import Fold, Repository
 from mesh.events.store import EventStore
+from mesh.events.tokens import TokenStream
+from mesh.rpc.pipeline import Endpoint
+from mesh.rpc.settings import RpcSettings
+from mesh.runtime.settings import RuntimeSettings
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -46,6 +53,14 @@ class Mesh(Protocol):
     def events(self) -> EventStore: ...
 
     @property
+    def tokens(self) -> TokenStream: ...
+
+    def repository(self, fold: Fold[S]) -> Repository[S]:
+        """The process's one repository of a fold: services that read what others write
+        share it."""
+        ...
+
+    @property
     def leases(self) -> Leases: ...
 
     @property
@@ -56,7 +71,23 @@ class Mesh(Protocol):
     @property
     def clock(self) -> Clock: ...
 
-    def stub(self, stub_class: Callable[[Any], T]) -> T:
+    @property
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        """Every method that lives in this process, with its pipeline; still growing
+        while services start."""
+        ...
+
+    @property
+    def settings(self) -> RuntimeSettings: ...
+
+    @property
+    def rpc_settings(self) -> RpcSettings: ...
+
+    def announce(self, name: str, wanted_port: int, port: int) -> None:
+        """Says where a part of this process listens."""
+        ...
+
+    def stub(self, stub_class: Callable[[aio.Channel], T]) -> T:
         """A generated stub: `mesh.stub(ModelServiceStub)`. Nearest first: the handler in
         this process when the service lives here, else gRPC. Raises WeftError either way."""
         ...

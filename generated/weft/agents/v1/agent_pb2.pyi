@@ -152,6 +152,70 @@ class ToolBinding(_message.Message):
 Global___ToolBinding: _TypeAlias = ToolBinding  # noqa: Y015
 
 @_typing.final
+class AgentState(_message.Message):
+    """An agent's state: what its events fold into."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISIONS_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    deleted: _builtins.bool
+    """It was deleted, and not made again."""
+    @_builtins.property
+    def revisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Agent]:
+        """The agent at each of its revisions, oldest first."""
+
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___AnsweredRequest]:
+        """The requests that changed it last, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        revisions: _abc.Iterable[Global___Agent] | None = ...,
+        deleted: _builtins.bool = ...,
+        requests: _abc.Iterable[Global___AnsweredRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "requests", b"requests", "revisions", b"revisions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentState: _TypeAlias = AgentState  # noqa: Y015
+
+@_typing.final
+class AnsweredRequest(_message.Message):
+    """A request that was answered before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_HASH_FIELD_NUMBER: _builtins.int
+    AGENT_REVISION_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Its id."""
+    request_hash: _builtins.bytes
+    """SHA-256 of its body."""
+    agent_revision: _builtins.int
+    """The revision that it led to."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        request_hash: _builtins.bytes = ...,
+        agent_revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_revision", b"agent_revision", "request_hash", b"request_hash", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnsweredRequest: _TypeAlias = AnsweredRequest  # noqa: Y015
+
+@_typing.final
 class Limits(_message.Message):
     """Bounds of a turn. What is 0 or isn't set is the server's default."""
 

@@ -26,21 +26,19 @@ from weft.agents.v1 import agent_pb2 as weft_dot_agents_dot_v1_dot_agent__pb2
 from weft.options.v1 import options_pb2 as weft_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bweft/agents/v1/events.proto\x12\x0eweft.agents.v1\x1a\x1aweft/agents/v1/agent.proto\x1a\x1dweft/options/v1/options.proto\"U\n\x0c\x41gentCreated\x12\'\n\x04spec\x18\x01 \x01(\x0b\x32\x19.weft.agents.v1.AgentSpec\x12\x1c\n\x0crequest_hash\x18\x02 \x01(\x0c\x42\x06\xaa\xbb\x18\x02\x18 \"m\n\x0c\x41gentUpdated\x12\x16\n\x0e\x61gent_revision\x18\x01 \x01(\x04\x12\'\n\x04spec\x18\x02 \x01(\x0b\x32\x19.weft.agents.v1.AgentSpec\x12\x1c\n\x0crequest_hash\x18\x03 \x01(\x0c\x42\x06\xaa\xbb\x18\x02\x18 \"\x0e\n\x0c\x41gentDeletedb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bweft/agents/v1/events.proto\x12\x0eweft.agents.v1\x1a\x1aweft/agents/v1/agent.proto\x1a\x1dweft/options/v1/options.proto\"\x81\x01\n\x0c\x41gentCreated\x12\x16\n\x05\x61gent\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x8f\x01\x12\'\n\x04spec\x18\x02 \x01(\x0b\x32\x19.weft.agents.v1.AgentSpec\x12\x30\n\x07request\x18\x03 \x01(\x0b\x32\x1f.weft.agents.v1.AnsweredRequest\"i\n\x0c\x41gentUpdated\x12\'\n\x04spec\x18\x01 \x01(\x0b\x32\x19.weft.agents.v1.AgentSpec\x12\x30\n\x07request\x18\x02 \x01(\x0b\x32\x1f.weft.agents.v1.AnsweredRequest\"@\n\x0c\x41gentDeleted\x12\x30\n\x07request\x18\x01 \x01(\x0b\x32\x1f.weft.agents.v1.AnsweredRequestb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weft.agents.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_AGENTCREATED'].fields_by_name['request_hash']._loaded_options = None
-  _globals['_AGENTCREATED'].fields_by_name['request_hash']._serialized_options = b'\252\273\030\002\030 '
-  _globals['_AGENTUPDATED'].fields_by_name['request_hash']._loaded_options = None
-  _globals['_AGENTUPDATED'].fields_by_name['request_hash']._serialized_options = b'\252\273\030\002\030 '
-  _globals['_AGENTCREATED']._serialized_start=106
-  _globals['_AGENTCREATED']._serialized_end=191
-  _globals['_AGENTUPDATED']._serialized_start=193
-  _globals['_AGENTUPDATED']._serialized_end=302
-  _globals['_AGENTDELETED']._serialized_start=304
-  _globals['_AGENTDELETED']._serialized_end=318
+  _globals['_AGENTCREATED'].fields_by_name['agent']._loaded_options = None
+  _globals['_AGENTCREATED'].fields_by_name['agent']._serialized_options = b'\252\273\030\003\020\217\001'
+  _globals['_AGENTCREATED']._serialized_start=107
+  _globals['_AGENTCREATED']._serialized_end=236
+  _globals['_AGENTUPDATED']._serialized_start=238
+  _globals['_AGENTUPDATED']._serialized_end=343
+  _globals['_AGENTDELETED']._serialized_start=345
+  _globals['_AGENTDELETED']._serialized_end=409
 # @@protoc_insertion_point(module_scope)

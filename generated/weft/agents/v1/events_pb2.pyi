@@ -19,27 +19,33 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class AgentCreated(_message.Message):
-    """An agent was made: its revision 1."""
+    """An agent was made, or made again after it was deleted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    AGENT_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
-    REQUEST_HASH_FIELD_NUMBER: _builtins.int
-    request_hash: _builtins.bytes
-    """SHA-256 of the request, so that a repeated request_id is recognised."""
+    REQUEST_FIELD_NUMBER: _builtins.int
+    agent: _builtins.str
+    """The agent's name."""
     @_builtins.property
     def spec(self) -> _agent_pb2.AgentSpec:
         """What it is."""
 
+    @_builtins.property
+    def request(self) -> _agent_pb2.AnsweredRequest:
+        """The request."""
+
     def __init__(
         self,
         *,
+        agent: _builtins.str = ...,
         spec: _agent_pb2.AgentSpec | None = ...,
-        request_hash: _builtins.bytes = ...,
+        request: _agent_pb2.AnsweredRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_hash", b"request_hash", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "request", b"request", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -51,27 +57,25 @@ class AgentUpdated(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_REVISION_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
-    REQUEST_HASH_FIELD_NUMBER: _builtins.int
-    agent_revision: _builtins.int
-    """The revision."""
-    request_hash: _builtins.bytes
-    """SHA-256 of the request, so that a repeated request_id is recognised."""
+    REQUEST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def spec(self) -> _agent_pb2.AgentSpec:
         """What it is from here on."""
 
+    @_builtins.property
+    def request(self) -> _agent_pb2.AnsweredRequest:
+        """The request."""
+
     def __init__(
         self,
         *,
-        agent_revision: _builtins.int = ...,
         spec: _agent_pb2.AgentSpec | None = ...,
-        request_hash: _builtins.bytes = ...,
+        request: _agent_pb2.AnsweredRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_revision", b"agent_revision", "request_hash", b"request_hash", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -83,12 +87,19 @@ class AgentDeleted(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    REQUEST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request(self) -> _agent_pb2.AnsweredRequest:
+        """The request."""
+
     def __init__(
         self,
+        *,
+        request: _agent_pb2.AnsweredRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -568,9 +568,12 @@ class ContextCompacted(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    TURN_FIELD_NUMBER: _builtins.int
     MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    turn: _builtins.str
+    """Id of the turn that needed the room."""
     message_count: _builtins.int
     """How many messages, from the context's first."""
     summary: _builtins.str
@@ -582,13 +585,14 @@ class ContextCompacted(_message.Message):
     def __init__(
         self,
         *,
+        turn: _builtins.str = ...,
         message_count: _builtins.int = ...,
         summary: _builtins.str = ...,
         usage: _models_pb2.Usage | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_count", b"message_count", "summary", b"summary", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_count", b"message_count", "summary", b"summary", "turn", b"turn", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,71 @@
+"""Where the server is: what was typed, else what a running `weft up` left in its data folder."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+DEFAULT_DATA_DIR = ".weft"
+_LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """What `weft up` writes to `<data-dir>/run/address.json`: where it listens, as
+    `host:port`, and its process id. `http` is empty where it serves none."""
+
+    grpc: str
+    http: str
+    pid: int
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether a process of that id runs on this machine."""
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """The server's address as `host:port`, and who said so, for people."""
+
+    target: str
+    source: str
+    running: RunningServer | None = None
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is on this machine, so that no proxy may come between."""
+        return self.target.rsplit(":", 1)[0] in _LOOPBACK_HOSTS
+
+
+def address_file(data_dir: Path) -> Path:
+    """The file in which a server leaves its address."""
+    return data_dir / "run" / "address.json"
+
+
+def read_running_server(data_dir: Path) -> RunningServer | None:
+    """What the server of that data folder left; None where there is no such file, or
+    none that can be read."""
+    try:
+        stored = json.loads(address_file(data_dir).read_text(encoding="utf-8"))
+        return RunningServer(str(stored["grpc"]), str(stored.get("http", "")), int(stored["pid"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def find_address(given: str | None, data_dir: Path) -> Address:
+    """The address that was given, else that of the data folder's server, else the default."""
+    running = read_running_server(data_dir)
+    if given:
+        same = running is not None and running.grpc == given
+        return Address(given, "as given", running if same else None)
+    if running is not None:
+        return Address(running.grpc, f"from {address_file(data_dir)}", running)
+    return Address(DEFAULT_ADDRESS, "the default")

@@ -1,0 +1,108 @@
+"""The command `weft`: all client commands, and how it starts and ends."""
+
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from mesh.cli.agents import agents
+from mesh.cli.asking import add_ask
+from mesh.cli.calling import add_call
+from mesh.cli.collections import collections
+from mesh.cli.command import silence_stdout, with_shared_options
+from mesh.cli.doctor import add_doctor
+from mesh.cli.events import events
+from mesh.cli.failures import CommandFailed, ExitCode
+from mesh.cli.models import models
+from mesh.cli.output import printable
+from mesh.cli.sessions import sessions
+from mesh.cli.tools import tools
+from mesh.cli.turns import turns
+
+
+def application() -> typer.Typer:
+    """All client commands. Commands that serve are added by who runs the services."""
+    app = typer.Typer(
+        name="weft",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 not found, 4 not allowed, "
+        "5 unavailable, 6 turn failed, 124 out of time, 130 interrupted.",
+    )
+    app.callback()(with_shared_options(_weft))
+    add_ask(app)
+    app.add_typer(agents, name="agent")
+    app.add_typer(sessions, name="session")
+    app.add_typer(turns, name="turn")
+    app.add_typer(tools, name="tool")
+    app.add_typer(collections, name="collection")
+    app.add_typer(models, name="model")
+    app.add_typer(events, name="events")
+    add_call(app)
+    add_doctor(app)
+    return app
+
+
+def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command line (`sys.argv` where no arguments are given) and exits.
+
+    Every error ends as a sentence on stderr and an exit code; the traceback of an
+    unexpected one is shown with WEFT_DEBUG=1.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What a terminal's encoding lacks must not end the command.
+            stream.reconfigure(errors="backslashreplace")
+    code = _exit_code(app, arguments)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence_stdout()
+    sys.exit(code)
+
+
+def _exit_code(app: typer.Typer, arguments: Sequence[str] | None) -> int:
+    try:
+        app(args=arguments, prog_name="weft")
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else ExitCode.OK
+    except CommandFailed as failure:
+        _tell(f"weft: {failure.message}", *failure.notes)
+        return failure.exit_code
+    except Exception as error:  # noqa: BLE001 - the last line of defence: no traceback to a user
+        if os.environ.get("WEFT_DEBUG") == "1":
+            traceback.print_exc()
+        _tell(
+            f"weft: unexpected {type(error).__name__}: {error}",
+            "WEFT_DEBUG=1 shows where it comes from.",
+        )
+        return ExitCode.FAILURE
+    return ExitCode.OK
+
+
+def _tell(first: str, *notes: str) -> None:
+    lines = [first, *(f"  {line}" for line in notes)]
+    sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"weft {version('weft')}")
+        raise typer.Exit
+
+
+def _weft(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Weft runs AI agents as typed, durable, replayable programs on a gRPC mesh."""

@@ -1,0 +1,151 @@
+"""`weft doctor`: whether all that a client needs is there."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import typer
+
+from mesh.cli.command import command
+from mesh.cli.connection import Client
+from mesh.cli.contracts import load_contracts
+from mesh.cli.failures import CommandFailed, ExitCode, from_rpc_error
+from mesh.cli.health import health
+from mesh.cli.output import Output, show_data
+
+if TYPE_CHECKING:
+    from weft.models.v1 import models_pb2
+
+READY_SECONDS = 5.0
+BODY_BYTES_MAX = 4096
+OFFLINE_PROVIDER = "builtin/"
+
+
+class Verdict(StrEnum):
+    """How a check went."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at."""
+
+    check: str
+    verdict: Verdict
+    detail: str
+
+
+def add_doctor(application: typer.Typer) -> None:
+    """Adds `weft doctor`."""
+    command(application, "doctor", example="weft doctor --address 127.0.0.1:50051")(doctor)
+
+
+def doctor(client: Client) -> None:
+    """Checks the server, its services, its models and what the data folder says.
+
+    Prints a line for each check. Exits 5 where the server can't be reached, 1 where
+    another check failed.
+    """
+    checks: list[Check] = []
+    for check in _checks(client):
+        checks.append(check)
+        if client.output is Output.TABLE:
+            sys.stdout.write(f"{check.verdict:<5}{check.check:<36}{check.detail}\n".rstrip(" "))
+            sys.stdout.flush()
+    if client.output is not Output.TABLE:
+        show_data(client.output, [{**asdict(c), "verdict": c.verdict.value} for c in checks])
+    failed = [check.check for check in checks if check.verdict is Verdict.FAIL]
+    if "server" in failed:
+        raise CommandFailed(
+            f"can't reach Weft at {client.address.target}", exit_code=ExitCode.UNAVAILABLE
+        )
+    if failed:
+        raise CommandFailed(f"failed: {', '.join(failed)}")
+
+
+def _checks(client: Client) -> Iterator[Check]:
+    import grpc
+
+    yield _address(client)
+    try:
+        state = health(client)
+    except grpc.RpcError as error:
+        failure = from_rpc_error(error, client.address.target)
+        yield Check("server", Verdict.FAIL, failure.message)
+        return
+    verdict = Verdict.OK if state == "SERVING" else Verdict.WARN
+    yield Check("server", verdict, f"{client.address.target} answers {state}")
+    for service in load_contracts():
+        yield _service(client, service.full_name)
+    if client.address.running is not None and client.address.running.http:
+        yield _readiness(client.address.running.http)
+    yield _models(client)
+
+
+def _address(client: Client) -> Check:
+    address = client.address
+    detail = f"{address.target}, {address.source}"
+    if address.running is None:
+        return Check("address", Verdict.OK, detail)
+    if not address.running.is_alive:
+        return Check("address", Verdict.WARN, f"{detail}; its process has ended")
+    return Check("address", Verdict.OK, f"{detail}; process {address.running.pid}")
+
+
+def _service(client: Client, service: str) -> Check:
+    import grpc
+
+    try:
+        state = health(client, service)
+    except grpc.RpcError as error:
+        failure = from_rpc_error(error, client.address.target)
+        return Check(service, Verdict.FAIL, failure.message)
+    verdicts = {"SERVING": Verdict.OK, "SERVICE_UNKNOWN": Verdict.WARN}
+    detail = "its health isn't told here" if state == "SERVICE_UNKNOWN" else state
+    return Check(service, verdicts.get(state, Verdict.FAIL), detail)
+
+
+def _readiness(http: str) -> Check:
+    """Asks `/readyz`, without a proxy: the address is this machine's."""
+    from urllib.error import HTTPError
+    from urllib.request import ProxyHandler, build_opener
+
+    url = f"http://{http}/readyz"
+    opener = build_opener(ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=READY_SECONDS) as answer:
+            return Check("readyz", Verdict.OK, f"{url} answers {answer.status}")
+    except HTTPError as error:
+        body = " ".join(error.read(BODY_BYTES_MAX).decode(errors="replace").split())
+        return Check("readyz", Verdict.FAIL, f"{url} answers {error.code}: {body}")
+    except (OSError, ValueError) as error:
+        return Check("readyz", Verdict.FAIL, f"{url}: {error}")
+
+
+def _models(client: Client) -> Check:
+    import grpc
+
+    from weft.models.v1 import model_service_pb2 as pb
+    from weft.models.v1.model_service_pb2_grpc import ModelServiceStub
+
+    stub: ModelServiceStub = client.stub(ModelServiceStub)
+    try:
+        answer = client.call(stub.ListModels, pb.ListModelsRequest(parent=client.parent))
+    except grpc.RpcError as error:
+        return Check("models", Verdict.FAIL, from_rpc_error(error, client.address.target).message)
+    return _judge_models(list(answer.models))
+
+
+def _judge_models(models: "list[models_pb2.Model]") -> Check:
+    default = next((model.id for model in models if model.is_default), None)
+    if default is None:
+        return Check("models", Verdict.FAIL, f"{len(models)} models, none of them the default")
+    if default.startswith(OFFLINE_PROVIDER):
+        detail = f"{default} is the default: offline, it quotes passages; OPENAI_BASE_URL adds more"
+        return Check("models", Verdict.WARN, detail)
+    return Check("models", Verdict.OK, f"{default} is the default, of {len(models)}")

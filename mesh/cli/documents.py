@@ -1,0 +1,123 @@
+"""Documents in folders: which files are read, and in what portions they are sent."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mesh.cli.failures import CommandFailed, usage_error
+
+if TYPE_CHECKING:
+    from weft.vectors.v1 import collections_pb2
+
+MARKDOWN_SUFFIXES = frozenset({".md", ".markdown", ".mdown", ".mkd"})
+PLAIN_SUFFIXES = frozenset({".txt", ".text", ".rst", ".adoc", ".asciidoc", ".org"})
+SKIPPED_FOLDERS = frozenset({"node_modules", "__pycache__"})
+
+FILE_BYTES_MAX = 1024 * 1024
+FILES_MAX = 100_000
+BATCH_BYTES_MAX = 2 * 1024 * 1024
+BATCH_DOCUMENTS_MAX = 128
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentFile:
+    """A file to be ingested; `uri` is its path relative to the folder that was given."""
+
+    path: Path
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file that isn't ingested, and why."""
+
+    path: Path
+    reason: str
+
+
+def find_documents(places: Sequence[Path]) -> list[DocumentFile]:
+    """The Markdown and text files of folders, by path; a file that is given is taken by
+    its name.
+
+    Hidden files and folders and SKIPPED_FOLDERS are passed over, links to folders aren't
+    followed. CommandFailed where a place isn't there, where two files would have one uri,
+    or where there are more than FILES_MAX.
+    """
+    found: dict[str, DocumentFile] = {}
+    for place in places:
+        if not place.exists():
+            raise CommandFailed(f"there is no {place}")
+        files = _walk(place) if place.is_dir() else iter([DocumentFile(place, place.name)])
+        for file in files:
+            other = found.get(file.uri)
+            if other is not None and other.path != file.path:
+                raise usage_error(
+                    f"{other.path} and {file.path} would both be {file.uri}",
+                    "Give the folder that holds both, or use two collections.",
+                )
+            found[file.uri] = file
+            if len(found) > FILES_MAX:
+                raise usage_error(f"more than {FILES_MAX} files; ingest parts of the folder")
+    return list(found.values())
+
+
+def _walk(folder: Path) -> Iterator[DocumentFile]:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and name not in SKIPPED_FOLDERS
+        )
+        for name in sorted(names):
+            path = Path(parent, name)
+            suffix = path.suffix.lower()
+            if not name.startswith(".") and suffix in MARKDOWN_SUFFIXES | PLAIN_SUFFIXES:
+                yield DocumentFile(path, path.relative_to(folder).as_posix())
+
+
+def read_document(file: DocumentFile) -> "collections_pb2.Document | Skipped":
+    """The document of a file, or why it is none: too large, not UTF-8, binary, empty."""
+    from weft.vectors.v1 import collections_pb2
+
+    try:
+        with file.path.open("rb") as opened:
+            data = opened.read(FILE_BYTES_MAX + 1)
+        text = data.decode("utf-8-sig")
+    except OSError as error:
+        return Skipped(file.path, f"can't be read: {error.strerror}")
+    except UnicodeDecodeError:
+        text = "\0"
+    if len(data) > FILE_BYTES_MAX:
+        return Skipped(file.path, "larger than 1 MiB")
+    if "\0" in text:
+        return Skipped(file.path, "not UTF-8 text")
+    if not text.strip():
+        return Skipped(file.path, "empty")
+    is_markdown = file.path.suffix.lower() in MARKDOWN_SUFFIXES
+    media_type = (
+        collections_pb2.MEDIA_TYPE_MARKDOWN if is_markdown else collections_pb2.MEDIA_TYPE_PLAIN
+    )
+    return collections_pb2.Document(uri=file.uri, text=text, media_type=media_type)
+
+
+def batches(
+    files: Sequence[DocumentFile], skipped: list[Skipped]
+) -> "Iterator[list[collections_pb2.Document]]":
+    """The documents in portions that fit in one call; what is no document goes to `skipped`."""
+    batch: list[collections_pb2.Document] = []
+    batch_bytes = 0
+    for file in files:
+        document = read_document(file)
+        if isinstance(document, Skipped):
+            skipped.append(document)
+            continue
+        size_bytes = document.ByteSize()
+        if batch and (
+            batch_bytes + size_bytes > BATCH_BYTES_MAX or len(batch) == BATCH_DOCUMENTS_MAX
+        ):
+            yield batch
+            batch, batch_bytes = [], 0
+        batch.append(document)
+        batch_bytes += size_bytes
+    if batch:
+        yield batch

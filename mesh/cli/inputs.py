@@ -1,0 +1,62 @@
+"""What people type: files, times, durations."""
+
+import re
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from mesh.cli.failures import CommandFailed, usage_error
+
+INPUT_BYTES_MAX = 4 * 1024 * 1024
+_SPAN = re.compile(r"(\d+)([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def read_file(path: str) -> str:
+    """The text of a file, or of standard input for `-`; at most 4 MiB of UTF-8."""
+    try:
+        if path == "-":
+            data = sys.stdin.buffer.read(INPUT_BYTES_MAX + 1)
+        else:
+            with Path(path).open("rb") as file:
+                data = file.read(INPUT_BYTES_MAX + 1)
+    except OSError as error:
+        raise CommandFailed(f"can't read {path}: {error.strerror}") from error
+    if len(data) > INPUT_BYTES_MAX:
+        raise usage_error(f"{path} is larger than 4 MiB")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise usage_error(f"{path} isn't UTF-8 text") from error
+
+
+def read_argument(argument: str) -> str:
+    """The argument itself, the file that it names as `@file`, or standard input for `-`."""
+    if argument == "-":
+        return read_file("-")
+    if argument.startswith("@"):
+        return read_file(argument[1:])
+    return argument
+
+
+def parse_time(text: str) -> datetime:
+    """The moment of an RFC 3339 time; one without a zone is taken as UTC."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise usage_error(
+            f"{text!r} isn't a time", "Write it as RFC 3339: 2026-01-31T12:00:00Z."
+        ) from error
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def parse_since(text: str) -> datetime:
+    """The moment of an RFC 3339 time, or that long ago: `90s`, `10m`, `1h30m`, `2d`."""
+    spans = _SPAN.findall(text)
+    if not spans or "".join(map("".join, spans)) != text:
+        return parse_time(text)
+    seconds = sum(int(count) * _SECONDS[unit] for count, unit in spans)
+    try:
+        return datetime.now(UTC) - timedelta(seconds=seconds)
+    except OverflowError as error:
+        raise usage_error(f"{text} is too long ago") from error

@@ -1,0 +1,205 @@
+"""`weft tool`: what agents may call."""
+
+import re
+import sys
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mesh.cli.command import command
+from mesh.cli.connection import Client
+from mesh.cli.failures import CommandFailed, usage_error
+from mesh.cli.inputs import read_argument
+from mesh.cli.names import TOOL, check_id, resource_name, short_name
+from mesh.cli.output import (
+    Output,
+    as_data,
+    moment,
+    note,
+    one_line,
+    printable,
+    show_data,
+    show_list,
+    show_message,
+)
+from mesh.cli.pages import LIMIT, Limit, fetch
+from mesh.cli.transcript import source_lines
+
+if TYPE_CHECKING:
+    from weft.options.v1 import options_pb2
+    from weft.tools.v1 import tools_pb2
+    from weft.tools.v1.tool_service_pb2_grpc import ToolServiceStub
+
+tools = typer.Typer(help="List, call, add and delete tools.", no_args_is_help=True)
+
+TOOL_CALL_SECONDS = 120.0
+"""Deadline of a tool's call where no --timeout is given."""
+
+_METHOD = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*/[A-Za-z_][A-Za-z0-9_]*")
+_WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+ToolArgument = Annotated[
+    str, typer.Argument(metavar="TOOL", help="The tool: an id or a full name.")
+]
+
+
+class EffectChoice(StrEnum):
+    """What running a tool a second time does to the world."""
+
+    READ = "read"
+    IDEMPOTENT = "idempotent"
+    IRREVERSIBLE = "irreversible"
+
+
+@command(tools, "list", example="weft tool list")
+def list_tools(client: Client, limit: Limit = LIMIT) -> None:
+    """Lists tools, built-in ones first."""
+    from weft.tools.v1 import tool_service_pb2 as pb
+
+    request = pb.ListToolsRequest(parent=client.parent)
+    found = fetch(client, _stub(client).ListTools, request, lambda page: page.tools, limit)
+    columns = {
+        "tool": lambda t: short_name(t.name),
+        "kind": lambda t: t.WhichOneof("kind") or "",
+        "effect": lambda t: _effect(t.effect),
+        "approval": lambda t: "needed" if t.requires_approval else "",
+        "description": lambda t: one_line(t.description),
+    }
+    show_list(client.output, found, columns)
+
+
+@command(tools, "show", example="weft tool show calculator")
+def show_tool(client: Client, tool: ToolArgument) -> None:
+    """Shows a tool with the JSON Schema of its arguments."""
+    from weft.tools.v1 import tool_service_pb2 as pb
+
+    request = pb.GetToolRequest(name=resource_name(tool, TOOL, client.parent))
+    _show(client, client.call(_stub(client).GetTool, request).tool)
+
+
+@command(tools, "call", example="""weft tool call calculator -d '{"expression": "6*7"}'""")
+def call_tool(
+    client: Client,
+    tool: ToolArgument,
+    data: Annotated[
+        str, typer.Option("-d", "--data", help="Arguments, a JSON object; @FILE or - read it.")
+    ] = "{}",
+) -> None:
+    """Calls a tool and prints its result. Exits 1 where the tool failed."""
+    from mesh.ids import new_id
+    from weft.tools.v1 import tool_service_pb2 as pb
+
+    request = pb.InvokeToolRequest(
+        name=resource_name(tool, TOOL, client.parent),
+        arguments_json=read_argument(data),
+        idempotency_key=f"cli/{new_id()}",
+    )
+    answer = client.call(_stub(client).InvokeTool, request, TOOL_CALL_SECONDS)
+    if client.output is not Output.TABLE:
+        show_data(client.output, as_data(answer))
+    elif not answer.is_error:
+        sys.stdout.write("\n".join([printable(answer.content), *source_lines(answer.sources)]))
+        sys.stdout.write("\n")
+    if answer.is_error:
+        raise CommandFailed(f"the tool failed: {answer.content}")
+
+
+@command(
+    tools,
+    "add-grpc",
+    example="weft tool add-grpc localhost:9000 acme.v1.Weather/GetForecast --effect read",
+)
+def add_grpc_tool(
+    client: Client,
+    address: Annotated[str, typer.Argument(help="The server, as HOST:PORT.")],
+    method: Annotated[
+        str, typer.Argument(metavar="SERVICE/METHOD", help="The method; it must be unary.")
+    ],
+    effect: Annotated[
+        EffectChoice, typer.Option(help="What running it a second time does to the world.")
+    ],
+    tool_id: Annotated[
+        str, typer.Option("--id", help="The tool's id; made of the method's name otherwise.")
+    ] = "",
+    description: Annotated[
+        str, typer.Option(help="What it does, for the model; else the method's own comment.")
+    ] = "",
+    requires_approval: Annotated[
+        bool, typer.Option("--requires-approval", help="A person must approve each call.")
+    ] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="How long a call may take.", min=0.001, max=3600),
+    ] = None,
+) -> None:
+    """Makes a method of a gRPC server a tool; the server must offer reflection.
+
+    A tool of that id is replaced.
+    """
+    from google.protobuf.duration_pb2 import Duration
+
+    from weft.options.v1 import options_pb2
+    from weft.tools.v1 import tool_service_pb2 as pb
+    from weft.tools.v1 import tools_pb2
+
+    if not _METHOD.fullmatch(method):
+        raise usage_error(f"{method!r} is no method", "Write package.Service/Method.")
+    request = pb.RegisterToolRequest(
+        parent=client.parent,
+        tool_id=check_id(tool_id, "--id") if tool_id else _id_of(method),
+        grpc=tools_pb2.GrpcTool(address=address, method=method),
+        effect=options_pb2.Effect.Value(f"EFFECT_{effect.name}"),
+        description=description,
+        requires_approval=requires_approval,
+    )
+    if timeout is not None:
+        duration = Duration()
+        duration.FromMilliseconds(round(timeout * 1000))
+        request.timeout.CopyFrom(duration)
+    _show(client, client.call(_stub(client).RegisterTool, request).tool)
+
+
+@command(tools, "delete", example="weft tool delete get-forecast")
+def delete_tool(client: Client, tool: ToolArgument) -> None:
+    """Takes a registered tool away."""
+    from weft.tools.v1 import tool_service_pb2 as pb
+
+    name = resource_name(tool, TOOL, client.parent)
+    client.call(_stub(client).DeleteTool, pb.DeleteToolRequest(name=name))
+    note(f"deleted tool {short_name(name)}")
+
+
+def _stub(client: Client) -> "ToolServiceStub":
+    from weft.tools.v1.tool_service_pb2_grpc import ToolServiceStub
+
+    stub: ToolServiceStub = client.stub(ToolServiceStub)
+    return stub
+
+
+def _id_of(method: str) -> str:
+    """The id that a method's tool gets: `get-forecast` of `acme.v1.Weather/GetForecast`."""
+    name = method.rsplit("/", 1)[1].replace("_", "-")
+    return _WORD_START.sub("-", name).lower().strip("-")[:63]
+
+
+def _effect(effect: "options_pb2.Effect.ValueType") -> str:
+    from weft.options.v1 import options_pb2
+
+    return options_pb2.Effect.Name(effect).removeprefix("EFFECT_").lower()
+
+
+def _show(client: Client, tool: "tools_pb2.Tool") -> None:
+    fields = {
+        "tool": short_name(tool.name),
+        "kind": tool.WhichOneof("kind") or "",
+        "address": tool.grpc.address,
+        "method": tool.grpc.method,
+        "effect": _effect(tool.effect),
+        "approval": "needed" if tool.requires_approval else "",
+        "timeout": f"{tool.timeout.ToTimedelta().total_seconds():g} s",
+        "description": tool.description,
+        "schema": tool.parameters_json_schema,
+        "created": moment(tool.create_time),
+    }
+    show_message(client.output, tool, fields)

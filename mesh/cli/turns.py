@@ -1,0 +1,173 @@
+"""`weft turn`: one question to an agent and all that is done to answer it."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mesh.cli import waiting
+from mesh.cli.command import command
+from mesh.cli.connection import Client
+from mesh.cli.contracts import reason_name
+from mesh.cli.failures import CommandFailed, usage_error
+from mesh.cli.following import TurnFollower
+from mesh.cli.names import TURN, resource_name, short_name
+from mesh.cli.output import moment, show_message
+from mesh.cli.transcript import Transcript, source_lines, usage_line
+
+if TYPE_CHECKING:
+    from weft.agents.v1 import turn_pb2
+    from weft.agents.v1.turn_service_pb2_grpc import TurnServiceStub
+
+turns = typer.Typer(help="Show, follow and steer turns.", no_args_is_help=True)
+
+TurnArgument = Annotated[
+    str, typer.Argument(metavar="TURN", help="The turn: AGENT/SESSION/TURN or a full name.")
+]
+CallArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="CALL", help="Id of the call; needed where more than one waits."),
+]
+
+
+@command(turns, "show", example="weft turn show librarian/talk/01j9x -o json")
+def show_turn(client: Client, turn: TurnArgument) -> None:
+    """Shows where a turn stands, its answer, and the calls that wait for a person."""
+    _show(client, _get(client, resource_name(turn, TURN, client.parent)))
+
+
+@command(turns, "watch", example="weft turn watch librarian/talk/01j9x")
+def watch_turn(client: Client, turn: TurnArgument) -> None:
+    """Follows a turn from its beginning until it ends.
+
+    A lost connection is attached again where it was. Exits 6 when the turn failed or was
+    cancelled. While the turn waits for a person, this waits too, and says what to type.
+    """
+    name = resource_name(turn, TURN, client.parent)
+    _get(client, name)
+    transcript = Transcript(client.output)
+    for event in TurnFollower(client, turn=name).events():
+        transcript.show(event)
+        if event.WhichOneof("event") in waiting.EVENTS:
+            waiting.say_what_to_type(client, name, event)
+
+
+@command(turns, "cancel", example='weft turn cancel librarian/talk/01j9x --reason "wrong question"')
+def cancel_turn(
+    client: Client,
+    turn: TurnArgument,
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+) -> None:
+    """Cancels a turn; what it had written is kept. A turn that ended stays as it is."""
+    from weft.agents.v1 import turn_service_pb2 as pb
+
+    name = resource_name(turn, TURN, client.parent)
+    request = pb.CancelTurnRequest(name=name, reason=reason)
+    _show(client, client.call(_stub(client).CancelTurn, request).turn)
+
+
+@command(turns, "approve", example="weft turn approve librarian/talk/01j9x --deny --comment no")
+def approve_call(
+    client: Client,
+    turn: TurnArgument,
+    call: CallArgument = None,
+    deny: Annotated[bool, typer.Option("--deny", help="Deny it; the model is told so.")] = False,
+    comment: Annotated[str, typer.Option(help="Why, for the model and the record.")] = "",
+) -> None:
+    """Approves a tool call that waits for it, or denies it."""
+    from weft.agents.v1 import turn_service_pb2 as pb
+    from weft.state.v1 import session_pb2
+
+    name = resource_name(turn, TURN, client.parent)
+    request = pb.DecideApprovalRequest(
+        name=name,
+        call_id=call or _only_call(client, name, session_pb2.CALL_STATUS_WAITING_APPROVAL),
+        approved=not deny,
+        comment=comment,
+    )
+    _show(client, client.call(_stub(client).DecideApproval, request).turn)
+
+
+@command(turns, "resolve", example='weft turn resolve librarian/talk/01j9x --completed "sent"')
+def resolve_call(
+    client: Client,
+    turn: TurnArgument,
+    call: CallArgument = None,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="It didn't happen: make the call.")
+    ] = False,
+    completed: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="It happened, with this result.")
+    ] = None,
+    failed: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="It didn't happen, and shall not: why.")
+    ] = None,
+) -> None:
+    """Says what became of an irreversible tool call whose end is unknown.
+
+    Exactly one of --retry, --completed and --failed is needed.
+    """
+    from weft.agents.v1 import turn_service_pb2 as pb
+    from weft.state.v1 import events_pb2, session_pb2
+
+    if [retry, completed is not None, failed is not None].count(True) != 1:
+        raise usage_error("give exactly one of --retry, --completed and --failed")
+    resolution = events_pb2.RESOLUTION_RETRY
+    if completed is not None:
+        resolution = events_pb2.RESOLUTION_COMPLETED
+    elif failed is not None:
+        resolution = events_pb2.RESOLUTION_FAILED
+    name = resource_name(turn, TURN, client.parent)
+    request = pb.ResolveInDoubtRequest(
+        name=name,
+        call_id=call or _only_call(client, name, session_pb2.CALL_STATUS_IN_DOUBT),
+        resolution=resolution,
+        content=completed or failed or "",
+    )
+    _show(client, client.call(_stub(client).ResolveInDoubt, request).turn)
+
+
+def _stub(client: Client) -> "TurnServiceStub":
+    from weft.agents.v1.turn_service_pb2_grpc import TurnServiceStub
+
+    stub: TurnServiceStub = client.stub(TurnServiceStub)
+    return stub
+
+
+def _get(client: Client, name: str) -> "turn_pb2.Turn":
+    from weft.agents.v1 import turn_service_pb2 as pb
+
+    return client.call(_stub(client).GetTurn, pb.GetTurnRequest(name=name)).turn
+
+
+def _only_call(client: Client, turn: str, status: int) -> str:
+    """Id of the one call that waits in that way; CommandFailed where it isn't one."""
+    calls = [c.call.id for c in waiting.waiting_calls(client, turn) if c.status == status]
+    if len(calls) == 1:
+        return calls[0]
+    if not calls:
+        raise CommandFailed(f"no call of turn {short_name(turn)} waits for this")
+    raise usage_error("more than one call waits; name one of them", *calls)
+
+
+def _show(client: Client, turn: "turn_pb2.Turn") -> None:
+    from weft.state.v1 import session_pb2
+
+    fields = {
+        "turn": short_name(turn.name),
+        "status": session_pb2.TurnStatus.Name(turn.status).removeprefix("TURN_STATUS_"),
+        "input": turn.input,
+        "answer": turn.text,
+        "sources": "\n".join(source_lines(turn.sources)),
+        "error": turn.error.message and f"{turn.error.message} ({reason_name(turn.error.reason)})",
+        "waiting": "\n".join(
+            line
+            for state in turn.waiting_calls
+            for line in waiting.command_lines(short_name(turn.name), state)
+        ),
+        "steps": turn.step_count,
+        "resumed": turn.resume_count or "",
+        "used": usage_line(turn.usage),
+        "created": moment(turn.create_time),
+        "ended": moment(turn.end_time),
+    }
+    show_message(client.output, turn, fields)

@@ -1,0 +1,197 @@
+"""Leases in a NATS key-value bucket: a key per instance, which NATS removes after 1 s.
+
+Why nobody is claimed too early. NATS starts a key's second when it has the renewal,
+the instance counts its own from before it sent it: `held` ends first. A missing key is
+therefore proof, with two exceptions. The bucket lies in memory and may be lost with its
+keys: so nothing is claimed until one and the same bucket was seen without a break for a
+whole lease, by when whatever was held before it is over. And a key may be newer than
+our last look: so an instance is called gone only by a look that began after somebody
+asked for it, hence after the work that it was asked for.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+import structlog
+from nats.aio.msg import Msg
+
+from mesh.clock import SYSTEM, Clock
+from mesh.errors import EventStoreUnavailable
+
+LEASE_SECONDS = 1.0
+RENEW_SECONDS = 0.3
+
+_STREAM = "KV_LEASES"
+_PREFIX = "$KV.LEASES."
+_BUCKET = {
+    "name": _STREAM,
+    "subjects": [_PREFIX + ">"],
+    "storage": "memory",
+    "max_msgs_per_subject": 1,
+    "max_bytes": 8_000_000,
+    "discard": "new",
+    "allow_msg_ttl": True,
+    "allow_direct": True,
+    "allow_rollup_hdrs": True,
+}
+_STREAM_NOT_FOUND = 10059
+_REQUEST_SECONDS_MAX = 0.5
+_START_SECONDS_MAX = 10.0
+_ASKED_MAX = 10_000
+_NEVER = float("-inf")
+
+_log = structlog.get_logger(__name__)
+
+
+class Connection(Protocol):
+    """What is needed of `mesh.events.jetstream.connection.Connection`; both calls raise
+    EventStoreUnavailable where no answer came."""
+
+    async def request(
+        self,
+        subject: str,
+        data: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout: float,
+    ) -> Msg: ...
+
+    async def api(
+        self, call: str, request: Mapping[str, Any], *, timeout: float
+    ) -> dict[str, Any]: ...
+
+    def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None: ...
+
+
+class NatsLeases:
+    """See the module, and the port `mesh.control.leases.Leases`.
+
+    `predecessor` is the run before this one on the same data folder: this process has
+    its lock, so that one is gone from the start.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        instance: str,
+        *,
+        predecessor: str | None = None,
+        clock: Clock = SYSTEM,
+    ) -> None:
+        self._connection = connection
+        self._instance = instance
+        self._predecessor = predecessor
+        self._clock = clock
+        self._held_until = _NEVER
+        self._bucket: str | None = None
+        self._bucket_since = _NEVER
+        self._looked = _NEVER
+        self._present: frozenset[str] = frozenset()
+        self._asked: dict[str, float] = {}
+        self._loop: asyncio.Task[None] | None = None
+
+    @property
+    def instance(self) -> str:
+        return self._instance
+
+    def held(self) -> bool:
+        return self._clock.monotonic() < self._held_until
+
+    def expired(self, instance: str) -> bool:
+        if instance == self._instance:
+            return False
+        if instance == self._predecessor:
+            return True
+        now = self._clock.monotonic()
+        if len(self._asked) >= _ASKED_MAX:
+            self._asked.clear()
+        asked = self._asked.setdefault(instance, now)
+        watched = now - self._looked < LEASE_SECONDS and now - self._bucket_since >= LEASE_SECONDS
+        return watched and asked < self._looked and instance not in self._present
+
+    async def start(self) -> None:
+        """Takes the lease and goes on renewing it; EventStoreUnavailable after 10 s."""
+        self._connection.on_reconnect(self._forget_bucket)
+        deadline = self._clock.monotonic() + _START_SECONDS_MAX
+        while not self.held():
+            await self._turn()
+            if self._clock.monotonic() > deadline:
+                raise EventStoreUnavailable("NATS didn't grant a lease")
+            if not self.held():
+                await asyncio.sleep(0.05)
+        self._loop = asyncio.create_task(self._run(), name="lease renewal")
+
+    async def stop(self) -> None:
+        """Gives the lease back, so that others see at once that it is over."""
+        if self._loop:
+            self._loop.cancel()
+            await asyncio.wait({self._loop})
+        self._held_until = _NEVER
+        with contextlib.suppress(EventStoreUnavailable):
+            await self._connection.api(
+                f"STREAM.PURGE.{_STREAM}",
+                {"filter": _PREFIX + self._instance},
+                timeout=_REQUEST_SECONDS_MAX,
+            )
+
+    async def _run(self) -> None:
+        while True:
+            started = self._clock.monotonic()
+            await self._turn()
+            spent = self._clock.monotonic() - started
+            await asyncio.sleep(max(0.0, RENEW_SECONDS - spent))
+
+    async def _turn(self) -> None:
+        held = self.held()
+        await asyncio.gather(self._renew(), self._look())
+        if held and not self.held():
+            _log.warning("lease_lost", instance=self._instance)
+
+    async def _renew(self) -> None:
+        sent = self._clock.monotonic()
+        try:
+            answer = await self._connection.request(
+                _PREFIX + self._instance,
+                headers={"Nats-TTL": f"{LEASE_SECONDS:.0f}s"},
+                timeout=_REQUEST_SECONDS_MAX,
+            )
+        except EventStoreUnavailable:
+            return
+        if "error" not in json.loads(answer.data):
+            self._held_until = sent + LEASE_SECONDS
+
+    async def _look(self) -> None:
+        """Reads whose keys are there. Stream info is one small message, and always the
+        leader's view, which a direct get isn't."""
+        began = self._clock.monotonic()
+        try:
+            found = await self._connection.api(
+                f"STREAM.INFO.{_STREAM}",
+                {"subjects_filter": _PREFIX + ">"},
+                timeout=_REQUEST_SECONDS_MAX,
+            )
+            if found.get("error", {}).get("err_code") == _STREAM_NOT_FOUND:
+                await self._connection.api(
+                    f"STREAM.CREATE.{_STREAM}", _BUCKET, timeout=_REQUEST_SECONDS_MAX
+                )
+        except EventStoreUnavailable:
+            await self._forget_bucket()
+            return
+        if "error" in found:
+            await self._forget_bucket()
+            return
+        now = self._clock.monotonic()
+        if found["created"] != self._bucket or now - self._looked > LEASE_SECONDS:
+            self._bucket, self._bucket_since = found["created"], now
+        self._looked = began
+        subjects = found["state"].get("subjects") or {}
+        self._present = frozenset(subject.removeprefix(_PREFIX) for subject in subjects)
+        for instance in self._present & self._asked.keys():
+            del self._asked[instance]
+
+    async def _forget_bucket(self) -> None:
+        self._bucket = None
+        self._looked = _NEVER

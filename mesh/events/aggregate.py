@@ -1,0 +1,445 @@
+"""Aggregates: what a stream's events fold into, and the one writer of it in a process.
+
+`Repository.load` rebuilds a state for reading, at any revision. `Repository.open` gives
+the process's `Aggregate` of a stream, which decides on its state and appends. A stale
+writer's append fails at the store and is decided again on the state that won.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from mesh.clock import SYSTEM, Clock
+from mesh.errors import Conflict, DataDamaged, EventStoreUnavailable, NotFound, WeftError
+from mesh.events.store import (
+    START,
+    CommitDraft,
+    EventStore,
+    Head,
+    HeadConflict,
+    NewEvent,
+    StoredCommit,
+    StreamName,
+)
+from mesh.rpc.call import current_call
+from weft.events.v1 import events_pb2
+
+S = TypeVar("S")
+Observer = Callable[[int, Timestamp, Message], None]
+"""Is told of a stored fact: its revision, its commit's time, the fact."""
+
+SNAPSHOT_COMMITS = 100
+CONFLICTS_MAX = 32
+FORK_DEPTH_MAX = 64
+AGGREGATES_MAX = 1_000
+
+
+@dataclass(slots=True)
+class Place:
+    """Where an event stands: its revision, and when its commit was decided."""
+
+    revision: int
+    time: Timestamp
+
+
+@dataclass(frozen=True)
+class Fold(Generic[S]):
+    """How events become a state. Pure: `evolve` takes its state over and returns the
+    next one. `version` grows whenever the same events fold into another state, which
+    discards older snapshots. `origin` names the stream and revision that a stream's
+    first event continues, if it is a fork."""
+
+    version: int
+    events: Sequence[type[Message]]
+    initial: Callable[[], S]
+    evolve: Callable[[S, Message, Place], S]
+    encode: Callable[[S], bytes]
+    decode: Callable[[bytes], S]
+    origin: Callable[[Message], tuple[StreamName, int] | None] = lambda event: None
+    _types: dict[str, type[Message]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._types.update({event.DESCRIPTOR.full_name: event for event in self.events})
+
+    def open(self, event: events_pb2.Event) -> Message | None:
+        """The event's message; None where its type is unknown and may be ignored."""
+        event_type = self._types.get(event.type)
+        if event_type is None:
+            if event.may_ignore:
+                return None
+            raise DataDamaged(
+                f"this version doesn't know events of type {event.type}; use a newer one",
+                metadata={"type": event.type},
+            )
+        try:
+            return event_type.FromString(event.payload.value)
+        except DecodeError as error:
+            raise DataDamaged(f"event {event.id} of type {event.type} doesn't parse") from error
+
+
+@dataclass(slots=True)
+class Loaded(Generic[S]):
+    """A state with the head that it stands at. `commits` counts those folded since the
+    snapshot at `snapshot_revision`, or since the first."""
+
+    state: S
+    head: Head
+    commits: int = 0
+    snapshot_revision: int = 0
+
+
+class Repository(Generic[S]):
+    """Loads the aggregates of one kind, and keeps those that this process writes."""
+
+    def __init__(
+        self,
+        store: EventStore,
+        fold: Fold[S],
+        *,
+        snapshot_commits: int = SNAPSHOT_COMMITS,
+        aggregates_max: int = AGGREGATES_MAX,
+        clock: Clock = SYSTEM,
+    ) -> None:
+        self.store = store
+        self.fold = fold
+        self.clock = clock
+        self.snapshot_commits = snapshot_commits
+        self._aggregates_max = aggregates_max
+        self._open: OrderedDict[StreamName, Aggregate[S]] = OrderedDict()
+
+    async def load(
+        self,
+        stream: StreamName,
+        *,
+        until_revision: int | None = None,
+        snapshots: bool = True,
+    ) -> Loaded[S]:
+        """The state at `until_revision`, or now; with head START where there is nothing.
+
+        Raises NotFound where the stream has no such revision yet, DataDamaged where the
+        log doesn't hold together.
+        """
+        loaded = await self._load(stream, until_revision, snapshots, FORK_DEPTH_MAX)
+        if until_revision is not None and loaded.head.revision < until_revision:
+            raise NotFound(
+                f"{stream} is at revision {loaded.head.revision}, before {until_revision}",
+                metadata={"revision": str(loaded.head.revision)},
+            )
+        return loaded
+
+    def open(self, stream: StreamName) -> "Aggregate[S]":
+        """This process's writer of the stream; nothing is read yet."""
+        aggregate = self._open.get(stream)
+        if aggregate is None:
+            aggregate = self._open[stream] = Aggregate(self, stream)
+            self._evict()
+        self._open.move_to_end(stream)
+        return aggregate
+
+    def hot(self, stream: StreamName) -> "Aggregate[S] | None":
+        """The writer of the stream, if this process has one."""
+        return self._open.get(stream)
+
+    async def _load(
+        self, stream: StreamName, until_revision: int | None, snapshots: bool, depth: int
+    ) -> Loaded[S]:
+        if not depth:
+            raise DataDamaged(f"{stream} was forked more than {FORK_DEPTH_MAX} times in a row")
+        loaded = None
+        if snapshots:
+            loaded = await self._from_snapshot(stream, until_revision)
+        if loaded is None:
+            loaded = Loaded(self.fold.initial(), START)
+        async for page in self.store.read(stream, loaded.head, until_revision=until_revision):
+            if loaded.head is START:
+                await self._begin_at_origin(loaded, page[0], snapshots, depth)
+            self._fold_page(loaded, page, until_revision)
+        return loaded
+
+    async def _from_snapshot(
+        self, stream: StreamName, until_revision: int | None
+    ) -> Loaded[S] | None:
+        snapshot = await self.store.snapshot(stream, until_revision=until_revision)
+        if snapshot is None or snapshot.fold_version != self.fold.version:
+            return None
+        try:
+            state = self.fold.decode(snapshot.state)
+        except DecodeError as error:
+            raise DataDamaged(f"the snapshot of {stream} doesn't parse") from error
+        head = Head(snapshot.revision, snapshot.position, snapshot.head_hash)
+        return Loaded(state, head, snapshot_revision=snapshot.revision)
+
+    async def _begin_at_origin(
+        self, loaded: Loaded[S], first: StoredCommit, snapshots: bool, depth: int
+    ) -> None:
+        event = self.fold.open(first.commit.events[0])
+        origin = self.fold.origin(event) if event is not None else None
+        if origin is not None:
+            loaded.state = (await self._load(*origin, snapshots, depth - 1)).state
+
+    def _fold_page(
+        self, loaded: Loaded[S], page: Iterable[StoredCommit], until_revision: int | None
+    ) -> None:
+        evolve, open_event = self.fold.evolve, self.fold.open
+        state = loaded.state
+        for stored in page:
+            place = Place(stored.commit.revision - 1, stored.commit.time)
+            for event in stored.commit.events:
+                place.revision += 1
+                if until_revision is not None and place.revision > until_revision:
+                    break
+                message = open_event(event)
+                if message is not None:
+                    state = evolve(state, message, place)
+            loaded.head = stored.head
+            loaded.commits += 1
+        loaded.state = state
+
+    def _evict(self) -> None:
+        excess = len(self._open) - self._aggregates_max
+        for stream, aggregate in list(self._open.items()):
+            if excess <= 0:
+                return
+            if aggregate.idle():
+                del self._open[stream]
+                excess -= 1
+
+
+class Aggregate(Generic[S]):
+    """The one writer of a stream in this process.
+
+    At most one commit is in flight. `send` returns when its commit was decided and is
+    on its way, so that work that needs no acknowledgement can go on; `execute` waits
+    for it. `state` holds what was sent, acknowledged or not. `observers` are told of
+    every fact once it is known to be stored, in the log's order, whoever wrote it.
+    """
+
+    def __init__(self, repository: Repository[S], stream: StreamName) -> None:
+        self.stream = stream
+        self.pins = 0
+        self.observers: list[Observer] = []
+        self._repository = repository
+        self._loaded: Loaded[S] | None = None
+        self._stale = False
+        self._lock = asyncio.Lock()
+        self._flight: asyncio.Task[StoredFacts | None] | None = None
+
+    @property
+    def state(self) -> S:
+        """The state as this process last knew it; only after `load` or a command."""
+        assert self._loaded is not None, "load first"
+        return self._loaded.state
+
+    @property
+    def head(self) -> Head:
+        """The last head that is known to be stored; START before anything was read."""
+        return self._loaded.head if self._loaded is not None else START
+
+    def idle(self) -> bool:
+        """Whether it may be forgotten: nobody pinned it and nothing is in flight."""
+        return not self.pins and not self._lock.locked() and self._settled()
+
+    async def ready(self) -> S:
+        """The state as this process knows it; read only if it knows nothing yet."""
+        if self._loaded is None or self._stale:
+            async with self._lock:
+                await self._settle()
+                await self._ensure()
+        return self.state
+
+    async def load(self) -> S:
+        """The state with every commit that is stored by now."""
+        async with self._lock:
+            await self._settle()
+            if self._loaded is not None:
+                await self._catch_up(self._loaded)
+            return (await self._ensure()).state
+
+    async def acknowledged(self) -> Loaded[S]:
+        """A copy of what this process works with, with nothing in flight."""
+        async with self._lock:
+            await self._settle()
+            loaded = await self._ensure()
+            fold = self._repository.fold
+            return Loaded(fold.decode(fold.encode(loaded.state)), loaded.head)
+
+    async def execute(
+        self, decide: Callable[[S], Sequence[Message]], request_id: str = ""
+    ) -> "StoredFacts | None":
+        """Decides, appends and waits for the acknowledgement.
+
+        `decide` may be called again on a newer state, when somebody else's commit came
+        first. Returns None where it decided that there is nothing to do. Raises what
+        `decide` raises, Conflict after too many losses, EventStoreUnavailable.
+        """
+        return await asyncio.shield(await self.send(decide, request_id))
+
+    async def send(
+        self, decide: Callable[[S], Sequence[Message]], request_id: str = ""
+    ) -> "asyncio.Task[StoredFacts | None]":
+        """As `execute`, but returns while the commit is on its way. A second `send`
+        waits for the first one's acknowledgement, since it needs the head."""
+        async with self._lock:
+            await self._settle()
+            loaded = await self._ensure()
+            try:
+                events = list(decide(loaded.state))
+            except WeftError:
+                # Somebody else's commit may have made it possible, or said it better.
+                if not await self._catch_up(loaded):
+                    raise
+                events = list(decide(loaded.state))
+            draft = self._draft(events, request_id)
+            self._evolve(loaded, draft)
+            self._flight = asyncio.create_task(self._append(loaded, draft, decide))
+            return self._flight
+
+    async def _append(
+        self, loaded: Loaded[S], draft: CommitDraft, decide: Callable[[S], Sequence[Message]]
+    ) -> "StoredFacts | None":
+        try:
+            for _ in range(CONFLICTS_MAX):
+                if not draft.events:
+                    return None
+                try:
+                    first_revision = loaded.head.revision + 1
+                    loaded.head = await self._repository.store.append(
+                        self.stream, draft, loaded.head
+                    )
+                except HeadConflict:
+                    loaded = await self._reload(loaded.head)
+                    draft = self._draft(list(decide(loaded.state)), draft.request_id)
+                    self._evolve(loaded, draft)
+                    continue
+                self._acknowledge(loaded, draft, first_revision)
+                # What a fork begins with is another stream's: it is read as stored.
+                self._stale = self._repository.fold.origin(draft.events[0].payload) is not None
+                return StoredFacts(self.stream, first_revision, draft)
+        except BaseException:
+            # What is stored is unknown now: the next use reads it.
+            self._stale = True
+            raise
+        self._stale = True
+        raise Conflict(f"{self.stream}: {CONFLICTS_MAX} other commits came first")
+
+    def _draft(self, events: Sequence[Message], request_id: str) -> CommitDraft:
+        call = current_call.get()
+        return CommitDraft(
+            events=[NewEvent(event) for event in events],
+            time_ns=self._repository.clock.now_ns(),
+            actor=call.actor if call else "system",
+            request_id=request_id or (call.request_id if call else ""),
+            traceparent=call.traceparent if call else "",
+        )
+
+    def _evolve(self, loaded: Loaded[S], draft: CommitDraft) -> None:
+        time = Timestamp()
+        time.FromNanoseconds(draft.time_ns)
+        place = Place(loaded.head.revision, time)
+        state = loaded.state
+        try:
+            for event in draft.events:
+                place.revision += 1
+                state = self._repository.fold.evolve(state, event.payload, place)
+        except BaseException:
+            # Half an event may be folded in: the next use reads the log again.
+            self._stale = True
+            raise
+        loaded.state = state
+
+    def _acknowledge(self, loaded: Loaded[S], draft: CommitDraft, first_revision: int) -> None:
+        if self.observers:
+            time = Timestamp()
+            time.FromNanoseconds(draft.time_ns)
+            for revision, event in enumerate(draft.events, first_revision):
+                self._observe(revision, time, event.payload)
+        loaded.commits += 1
+        if loaded.commits >= self._repository.snapshot_commits:
+            loaded.commits = 0
+            snapshot = events_pb2.Snapshot(
+                stream=str(self.stream),
+                revision=loaded.head.revision,
+                position=loaded.head.position,
+                head_hash=loaded.head.hash,
+                fold_version=self._repository.fold.version,
+                state=self._repository.fold.encode(loaded.state),
+            )
+            _background(self._save(snapshot))
+
+    async def _save(self, snapshot: events_pb2.Snapshot) -> None:
+        try:
+            await self._repository.store.save_snapshot(snapshot)
+        except EventStoreUnavailable:
+            # A snapshot only shortens loads; the next one is due soon.
+            return
+
+    def _observe(self, revision: int, time: Timestamp, fact: Message) -> None:
+        for observer in tuple(self.observers):
+            observer(revision, time, fact)
+
+    def _observe_page(self, page: Iterable[StoredCommit]) -> None:
+        for stored in page if self.observers else ():
+            for revision, event in enumerate(stored.commit.events, stored.commit.revision):
+                fact = self._repository.fold.open(event)
+                if fact is not None:
+                    self._observe(revision, stored.commit.time, fact)
+
+    async def _reload(self, known: Head) -> Loaded[S]:
+        """The state that won; what was decided on the one that lost is folded in there."""
+        async for page in self._repository.store.read(self.stream, known):
+            self._observe_page(page)
+        self._loaded = await self._repository.load(self.stream)
+        self._stale = False
+        return self._loaded
+
+    def _settled(self) -> bool:
+        return self._flight is None or self._flight.done()
+
+    async def _settle(self) -> None:
+        """Waits for the commit in flight; who sent it hears of its failure."""
+        if self._flight is not None:
+            if not self._flight.done():
+                await asyncio.wait([self._flight])
+            if not self._flight.cancelled():
+                self._flight.exception()
+            self._flight = None
+
+    async def _ensure(self) -> Loaded[S]:
+        if self._loaded is None:
+            self._loaded = await self._repository.load(self.stream)
+        elif self._stale:
+            return await self._reload(self._loaded.head)
+        return self._loaded
+
+    async def _catch_up(self, loaded: Loaded[S]) -> bool:
+        """Folds in what others committed; whether there was anything."""
+        before = loaded.head
+        if before is START:
+            return (await self._reload(before)).head is not START
+        async for page in self._repository.store.read(self.stream, before):
+            self._repository._fold_page(loaded, page, None)
+            self._observe_page(page)
+        return loaded.head != before
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFacts:
+    """What a command stored: its events from `first_revision` on."""
+
+    stream: StreamName
+    first_revision: int
+    draft: CommitDraft
+
+
+_tasks: set[asyncio.Task[None]] = set()
+
+
+def _background(work: Coroutine[None, None, None]) -> None:
+    task = asyncio.create_task(work)
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)

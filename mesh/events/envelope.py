@@ -1,0 +1,181 @@
+"""What both back ends store and read: commits and snapshots as bytes.
+
+Here a draft gets its ids and its link to the commit before it, payloads go through
+the codec, and large ones move out to blobs and come back.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+from google.protobuf.message import DecodeError
+
+from mesh.clock import NANOSECONDS
+from mesh.errors import DataDamaged, LimitExceeded
+from mesh.events.blobs import KEY_PREFIX, BlobStore, bring_back, move_out
+from mesh.events.codec import PLAIN, Codecs, PlainCodec
+from mesh.events.store import CommitDraft, Head, StoredCommit, StreamName
+from mesh.ids import new_id
+from weft.events.v1 import events_pb2
+
+COMMIT_EVENTS_MAX = 1024
+COMMIT_BYTES_MAX = 900_000
+"""NATS closes a client for good that sends more than its maximum, 1 MiB by default."""
+PAYLOAD_BYTES_MAX = 256_000
+"""A larger payload, or snapshot's state, becomes a blob."""
+INLINE_BYTES_MAX = 700_000
+"""Payloads that stay in one commit, together; the largest move out until the rest fits."""
+MOVED_BYTES_MIN = 16_000
+"""A smaller payload isn't worth a blob: a commit of too many of them is refused."""
+
+_TYPE_URL = "type.googleapis.com/"
+_BLOB_MARK = KEY_PREFIX.encode()
+_SNAPSHOT_TYPE = events_pb2.Snapshot.DESCRIPTOR.full_name
+
+
+class Envelope:
+    """Seals and opens what one store holds."""
+
+    def __init__(self, blobs: BlobStore, codecs: Codecs = PLAIN) -> None:
+        self._blobs = blobs
+        self._codecs = codecs
+
+    async def seal(self, stream: StreamName, draft: CommitDraft, head: Head) -> bytes:
+        """The bytes of the commit that puts `draft` behind `head`; its blobs are stored.
+
+        Raises LimitExceeded for more than 1,024 events or 900 kB without the blobs, and
+        ValueError for a draft without events.
+        """
+        if not draft.events:
+            raise ValueError("a commit needs events")
+        if len(draft.events) > COMMIT_EVENTS_MAX:
+            raise LimitExceeded(f"a commit holds at most {COMMIT_EVENTS_MAX} events")
+        commit = self._commit(stream, draft, head)
+        sizes = [len(event.payload.value) for event in commit.events]
+        for index in _outsized(sizes):
+            event = commit.events[index]
+            event.blob.CopyFrom(await move_out(self._blobs, stream.tenant, event.payload.value))
+            event.payload.value = b""
+        data = commit.SerializeToString()
+        if len(data) > COMMIT_BYTES_MAX:
+            raise LimitExceeded(f"a commit holds at most {COMMIT_BYTES_MAX} bytes")
+        return data
+
+    def _commit(self, stream: StreamName, draft: CommitDraft, head: Head) -> events_pb2.Commit:
+        codec = self._codecs.writing
+        name = str(stream)
+        commit = events_pb2.Commit(
+            stream=name,
+            revision=head.revision + 1,
+            actor=draft.actor,
+            tenant=stream.tenant,
+            request_id=draft.request_id,
+            causation_id=draft.causation_id,
+            traceparent=draft.traceparent,
+            previous_hash=head.hash,
+            codec=codec.name,
+        )
+        commit.time.seconds, commit.time.nanos = divmod(draft.time_ns, NANOSECONDS)
+        for revision, new in enumerate(draft.events, head.revision + 1):
+            event = commit.events.add(id=new_id(), may_ignore=new.may_ignore)
+            event.type = new.payload.DESCRIPTOR.full_name
+            event.payload.type_url = _TYPE_URL + event.type
+            plain = new.payload.SerializeToString()
+            event.payload.value = codec.seal(name, revision, event.type, plain)
+        return commit
+
+    async def open(self, stream: str, position: int, data: bytes) -> StoredCommit:
+        """The commit that `data`, found in `stream`, holds, with its payloads opened.
+
+        Raises DataDamaged where `data` isn't a commit of this stream, the codec is
+        unknown or refuses, or a blob is missing or has changed.
+        """
+        commit = parse_commit(stream, data)
+        opened = StoredCommit(commit, position, hashlib.sha256(data).digest())
+        codec = self._codecs.named(commit.codec)
+        sealed = not isinstance(codec, PlainCodec)
+        if not sealed and _BLOB_MARK not in data:
+            # Looking at each event would take a third of the time of a long load.
+            return opened
+        for revision, event in enumerate(commit.events, commit.revision):
+            if event.HasField("blob"):
+                event.payload.value = await bring_back(self._blobs, event.blob)
+            if sealed:
+                stored = event.payload.value
+                event.payload.value = codec.open(stream, revision, event.type, stored)
+        return opened
+
+    async def seal_snapshot(self, snapshot: events_pb2.Snapshot) -> bytes:
+        """The bytes to keep of `snapshot`, whose state is plain; its blob is stored."""
+        codec = self._codecs.writing
+        kept = events_pb2.Snapshot()
+        kept.CopyFrom(snapshot)
+        kept.codec = codec.name
+        kept.state = codec.seal(kept.stream, kept.revision, _SNAPSHOT_TYPE, kept.state)
+        if len(kept.state) > PAYLOAD_BYTES_MAX:
+            tenant = StreamName.parse(kept.stream).tenant
+            kept.blob.CopyFrom(await move_out(self._blobs, tenant, kept.state))
+            kept.state = b""
+        return kept.SerializeToString()
+
+    async def open_snapshot(self, kept: events_pb2.Snapshot) -> events_pb2.Snapshot:
+        """`kept`, as `parse_snapshot` gave it, with its state opened; DataDamaged as `open`."""
+        codec = self._codecs.named(kept.codec)
+        if kept.HasField("blob"):
+            kept.state = await bring_back(self._blobs, kept.blob)
+        kept.state = codec.open(kept.stream, kept.revision, _SNAPSHOT_TYPE, kept.state)
+        return kept
+
+
+def parse_commit(stream: str, data: bytes) -> events_pb2.Commit:
+    """The commit in `data`, still sealed; DataDamaged where it isn't one of `stream`."""
+    try:
+        commit = events_pb2.Commit.FromString(data)
+    except DecodeError as error:
+        raise _damaged(stream, "a commit doesn't parse") from error
+    if commit.stream != stream or commit.revision < 1 or not commit.events:
+        raise _damaged(stream, "a commit isn't one of its stream")
+    return commit
+
+
+def parse_snapshot(stream: str, data: bytes) -> events_pb2.Snapshot:
+    """The snapshot in `data`, still sealed; DataDamaged where it isn't one of `stream`."""
+    try:
+        snapshot = events_pb2.Snapshot.FromString(data)
+    except DecodeError as error:
+        raise _damaged(stream, "a snapshot doesn't parse") from error
+    if snapshot.stream != stream:
+        raise _damaged(stream, "a snapshot isn't one of its stream")
+    return snapshot
+
+
+def head_of(stream: str, position: int, data: bytes) -> Head:
+    """The head of `stream` when the commit in `data` is its last; DataDamaged as `open`."""
+    return StoredCommit(parse_commit(stream, data), position, hashlib.sha256(data).digest()).head
+
+
+def check_link(head: Head, stored: StoredCommit) -> None:
+    """DataDamaged unless `stored` is the commit that follows `head` in its stream."""
+    commit = stored.commit
+    if commit.revision != head.revision + 1:
+        raise _damaged(commit.stream, f"revision {head.revision + 1} is missing")
+    if commit.previous_hash != head.hash:
+        raise _damaged(commit.stream, f"the hash chain breaks at revision {commit.revision}")
+
+
+def _outsized(sizes: Sequence[int]) -> list[int]:
+    """Indices of the payloads that move out."""
+    inline = sum(sizes)
+    if inline <= PAYLOAD_BYTES_MAX:
+        return []
+    moved = []
+    for index in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
+        size = sizes[index]
+        if size <= PAYLOAD_BYTES_MAX and (inline <= INLINE_BYTES_MAX or size < MOVED_BYTES_MIN):
+            break
+        moved.append(index)
+        inline -= size
+    return moved
+
+
+def _damaged(stream: str, what: str) -> DataDamaged:
+    return DataDamaged(f"{stream}: {what}", metadata={"stream": stream})

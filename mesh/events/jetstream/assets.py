@@ -1,0 +1,106 @@
+"""The streams that events need in JetStream. Leases make their own, in `mesh.control`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mesh.clock import NANOSECONDS
+from mesh.errors import Internal
+from mesh.events.envelope import COMMIT_BYTES_MAX
+from mesh.events.jetstream.connection import Connection, NotSent, retried
+
+EVENTS = "EVENTS"
+SNAPSHOTS = "SNAPSHOTS"
+TOKENS = "TOKENS"
+BLOBS_BUCKET = "BLOBS"
+LIVE_PREFIX = "weft.live.events"
+SNAPSHOT_PREFIX = "weft.snapshots"
+TOKEN_PREFIX = "weft.tokens"
+SNAPSHOTS_KEPT = 8
+
+_STREAM_EXISTS = 10058
+_NOT_NOW = 503
+
+_FILES: dict[str, dict[str, Any]] = {
+    EVENTS: {
+        "subjects": ["weft.events.>"],
+        "storage": "file",
+        "compression": "s2",
+        "discard": "new",
+        "max_msg_size": COMMIT_BYTES_MAX + 4096,
+        "allow_direct": True,
+        "allow_atomic": True,
+        "deny_delete": True,
+        "deny_purge": True,
+        "duplicate_window": 600 * NANOSECONDS,
+        "republish": {"src": "weft.events.>", "dest": f"{LIVE_PREFIX}.>"},
+    },
+    SNAPSHOTS: {
+        "subjects": [f"{SNAPSHOT_PREFIX}.>"],
+        "storage": "file",
+        "compression": "s2",
+        "discard": "old",
+        "max_msgs_per_subject": SNAPSHOTS_KEPT,
+        "allow_direct": True,
+    },
+    f"OBJ_{BLOBS_BUCKET}": {
+        "subjects": [f"$O.{BLOBS_BUCKET}.C.>", f"$O.{BLOBS_BUCKET}.M.>"],
+        "storage": "file",
+        "discard": "new",
+        "allow_direct": True,
+        "allow_rollup_hdrs": True,
+    },
+}
+_MEMORY: dict[str, dict[str, Any]] = {
+    TOKENS: {
+        "subjects": [f"{TOKEN_PREFIX}.>"],
+        "storage": "memory",
+        "discard": "old",
+        "max_age": 600 * NANOSECONDS,
+        "max_bytes": 64_000_000,
+        "allow_direct": True,
+    },
+}
+
+
+async def ensure_assets(connection: Connection, replicas: int = 1) -> None:
+    """Creates what is missing and brings the rest to the shape above; safe to repeat.
+
+    Raises Internal where JetStream refuses a shape, such as another kind of storage.
+    """
+    for name, shape in {**_FILES, **_MEMORY}.items():
+        await _ensure_stream(connection, name, shape, replicas)
+
+
+async def ensure_memory_assets(connection: Connection, replicas: int = 1) -> None:
+    """Creates again what a restart of the server took away; see `ensure_assets`."""
+    for name, shape in _MEMORY.items():
+        await _ensure_stream(connection, name, shape, replicas)
+
+
+async def _ensure_stream(
+    connection: Connection, name: str, shape: Mapping[str, Any], replicas: int
+) -> None:
+    config = {"name": name, "num_replicas": replicas, **shape}
+
+    async def ensure() -> None:
+        if await _made(connection, f"STREAM.CREATE.{name}", config):
+            return
+        if not await _made(connection, f"STREAM.UPDATE.{name}", config):
+            raise NotSent(f"JetStream doesn't know the stream {name} yet")
+
+    await retried(ensure)
+
+
+async def _made(connection: Connection, call: str, config: Mapping[str, Any]) -> bool:
+    """Whether the call did it; False where the stream exists in another shape."""
+    error = (await connection.api(call, config)).get("error")
+    if error is None:
+        return True
+    if error.get("code") == _NOT_NOW:
+        raise NotSent("JetStream isn't ready")
+    if error.get("err_code") == _STREAM_EXISTS:
+        return False
+    raise Internal(
+        f"JetStream refuses {call}",
+        metadata={"code": str(error.get("err_code")), "description": error.get("description", "")},
+    )

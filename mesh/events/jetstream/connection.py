@@ -1,0 +1,333 @@
+"""One connection to NATS per process, which outlives the servers that it talks to.
+
+Replies of every kind come to one inbox of its own; nats-py's request and JetStream
+wrappers cost more than they give here.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import nats.errors
+import orjson
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from mesh.errors import EventStoreUnavailable, WeftError
+from mesh.ids import new_id
+
+T = TypeVar("T")
+
+PAUSE_SECONDS = 0.05
+"""Between two attempts at what NATS couldn't do yet."""
+READ_SECONDS_MAX = 10.0
+"""Bound on a read with its retries."""
+READ_ATTEMPT_SECONDS = 3.0
+BATCH_BYTES_MAX = 8_000_000
+"""Bound on one answer to a direct get; its last message may pass it."""
+
+_RECONNECT_WAIT_SECONDS = 0.1
+_PING_SECONDS = 2
+_PENDING_MESSAGES_MAX = 8192
+_PENDING_BYTES_MAX = 32_000_000
+_STATUS_LINE = b"NATS/1.0 "
+
+_log = structlog.get_logger(__name__)
+
+
+class NotSent(EventStoreUnavailable):
+    """NATS did nothing: there is no connection, or nobody answers that subject yet."""
+
+
+class NoReply(EventStoreUnavailable):
+    """No answer came in time, or the connection broke: NATS may have done it or not."""
+
+
+class StoredMessage(NamedTuple):
+    """A message of a stream; `position` is its sequence there."""
+
+    position: int
+    subject: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """An answer to a direct get; `pending` says whether the stream has more than these."""
+
+    messages: list[StoredMessage]
+    pending: bool
+
+
+class _BatchClient(Client):
+    """A client that collects the messages of direct gets by their reply subject.
+
+    nats-py takes every header apart and sends every message through a queue, which for a
+    long history is half of its cost; this is the narrowest place to step in before that.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: dict[bytes, list[StoredMessage]] = {}
+
+    async def _process_msg(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
+    ) -> None:
+        batch = self.batches.get(subject)
+        if batch is None or headers is None or headers.startswith(_STATUS_LINE):
+            await super()._process_msg(sid, subject, reply, data, headers)
+        else:
+            position = int(_header(headers, b"\r\nNats-Sequence: "))
+            stored = _header(headers, b"\r\nNats-Subject: ").decode()
+            batch.append(StoredMessage(position, stored, data))
+
+
+def _header(headers: bytes, name: bytes) -> bytes:
+    """Value of the header; of several the last, which is the server's own."""
+    start = headers.rfind(name) + len(name)
+    return headers[start : headers.index(b"\r\n", start)]
+
+
+class Connection:
+    """See the module; `connect` makes one.
+
+    Whatever talks to NATS raises NotSent or NoReply, both EventStoreUnavailable.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._client = _BatchClient()
+        self._inbox = f"_INBOX_{name}.{new_id()}"
+        self._connected = asyncio.Event()
+        self._tokens = itertools.count(1)
+        self._expected: dict[str, asyncio.Future[Msg]] = {}
+        self._reconnect_callbacks: list[Callable[[], Awaitable[None]]] = []
+
+    async def open(self, url: str, seed_file: Path | None) -> None:
+        """Connects, and tries until it is cancelled."""
+        await self._client.connect(
+            url.split(","),
+            name=self._name,
+            nkeys_seed=str(seed_file) if seed_file else None,
+            inbox_prefix=f"_INBOX_{self._name}",
+            # By default nats-py closes for good after 60 attempts.
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=_RECONNECT_WAIT_SECONDS,  # type: ignore[arg-type]
+            ping_interval=_PING_SECONDS,
+            error_cb=self._on_error,
+            disconnected_cb=self._on_disconnect,
+            reconnected_cb=self._on_reconnect,
+            closed_cb=self._on_close,
+        )
+        # Unbounded, since what comes here was asked for: each batch has its bound.
+        await self._client.subscribe(
+            f"{self._inbox}.*", cb=self._on_reply, pending_msgs_limit=0, pending_bytes_limit=0
+        )
+        self._connected.set()
+
+    async def close(self) -> None:
+        """Ends the connection; what waits for a reply gets NoReply."""
+        self._connected.clear()
+        self._break()
+        await self._client.close()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection, as far as this process can know."""
+        return self._connected.is_set()
+
+    async def wait_connected(self, timeout: float) -> None:
+        """Returns once there is a connection; NotSent after `timeout` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._connected.wait()
+        except TimeoutError:
+            raise NotSent("NATS can't be reached") from None
+
+    def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
+        """Awaits `callback` after each reconnect, in the order in which they were added."""
+        self._reconnect_callbacks.append(callback)
+
+    async def publish(
+        self, subject: str, data: bytes, headers: Mapping[str, str] | None = None, reply: str = ""
+    ) -> None:
+        """Sends a message; nothing tells whether it arrived."""
+        if not self._connected.is_set():
+            raise NotSent("NATS can't be reached")
+        try:
+            await self._client.publish(subject, data, reply, dict(headers) if headers else None)
+        except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
+            raise NotSent("NATS can't be reached") from error
+
+    async def request(
+        self,
+        subject: str,
+        data: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout: float,
+    ) -> Msg:
+        """Sends a message and returns the one reply to it, within `timeout` seconds."""
+        message = await self._ask(subject, data, headers, timeout, str(next(self._tokens)))
+        if status_of(message) == "503":
+            raise NotSent(f"nobody answers {subject}")
+        return message
+
+    async def api(
+        self, call: str, request: Mapping[str, Any], *, timeout: float = READ_ATTEMPT_SECONDS
+    ) -> dict[str, Any]:
+        """The answer of JetStream's API, such as `STREAM.INFO.EVENTS`. One that says no has
+        an `error` with `code`, `err_code` and `description`."""
+        message = await self.request(f"$JS.API.{call}", orjson.dumps(request), timeout=timeout)
+        return answer_of(message)
+
+    async def direct_get(
+        self, stream: str, request: Mapping[str, Any], *, timeout: float = READ_ATTEMPT_SECONDS
+    ) -> Batch:
+        """Messages of a stream, by a batched direct get (NATS ADR-31): `request` has `batch`
+        or `multi_last`. On a replicated stream they may lack what was stored just now."""
+        token = str(next(self._tokens))
+        collected = self._client.batches[f"{self._inbox}.{token}".encode()] = []
+        asked = orjson.dumps({"max_bytes": BATCH_BYTES_MAX, **request})
+        try:
+            end = await self._ask(f"$JS.API.DIRECT.GET.{stream}", asked, None, timeout, token)
+        finally:
+            del self._client.batches[f"{self._inbox}.{token}".encode()]
+        match status_of(end):
+            case "204":
+                return Batch(collected, (end.headers or {}).get("Nats-Num-Pending", "0") != "0")
+            case "404":
+                return Batch([], pending=False)
+            case "503":
+                raise NotSent(f"nobody answers for the stream {stream}")
+            case status:
+                raise NoReply(f"the stream {stream} answered with status {status}")
+
+    async def subscribe(
+        self, subject: str, callback: Callable[[Msg], Awaitable[None]]
+    ) -> Subscription:
+        """Awaits `callback` for each message from now on, also after a reconnect.
+
+        What it is too slow for is dropped, beyond 8,192 messages or 32 MB.
+        """
+        await self.wait_connected(READ_ATTEMPT_SECONDS)
+        subscription = await self._client.subscribe(
+            subject,
+            cb=callback,
+            pending_msgs_limit=_PENDING_MESSAGES_MAX,
+            pending_bytes_limit=_PENDING_BYTES_MAX,
+        )
+        try:
+            # NATS may learn of a subscription only after what is published next, unless flushed.
+            await self._client.flush(timeout=int(READ_ATTEMPT_SECONDS))
+        except nats.errors.Error as error:
+            await subscription.unsubscribe()
+            raise NoReply("NATS didn't confirm a subscription") from error
+        return subscription
+
+    async def _ask(
+        self,
+        subject: str,
+        data: bytes,
+        headers: Mapping[str, str] | None,
+        timeout: float,
+        token: str,
+    ) -> Msg:
+        future: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        self._expected[token] = future
+        try:
+            async with asyncio.timeout(timeout):
+                await self.publish(subject, data, headers, f"{self._inbox}.{token}")
+                return await future
+        except TimeoutError:
+            raise NoReply(f"no answer from NATS within {timeout:g} s") from None
+        finally:
+            del self._expected[token]
+
+    async def _on_reply(self, message: Msg) -> None:
+        future = self._expected.get(message.subject[len(self._inbox) + 1 :])
+        if future is not None and not future.done():
+            future.set_result(message)
+
+    def _break(self) -> None:
+        for future in self._expected.values():
+            if not future.done():
+                future.set_exception(NoReply("the connection to NATS broke"))
+
+    async def _on_disconnect(self) -> None:
+        if self._connected.is_set():
+            _log.warning("nats_disconnected", connection=self._name)
+        self._connected.clear()
+        self._break()
+
+    async def _on_reconnect(self) -> None:
+        _log.info("nats_reconnected", connection=self._name)
+        self._connected.set()
+        for callback in self._reconnect_callbacks:
+            try:
+                await callback()
+            except WeftError as error:
+                _log.warning("nats_reconnect_callback_failed", error=error.message)
+
+    async def _on_close(self) -> None:
+        _log.info("nats_closed", connection=self._name)
+
+    async def _on_error(self, error: Exception) -> None:
+        # A refused connection is tried again ten times a second.
+        report = _log.debug if isinstance(error, OSError) else _log.warning
+        report("nats_error", connection=self._name, error=repr(error))
+
+
+async def connect(
+    url: str, *, name: str, seed_file: Path | None = None, timeout: float = READ_SECONDS_MAX
+) -> Connection:
+    """A connection to one of the servers in `url`, which commas part.
+
+    `name` is a NATS token, shown by the server; `seed_file` holds an nkey's seed. Raises
+    EventStoreUnavailable when no server let us in within `timeout` seconds.
+    """
+    connection = Connection(name)
+    try:
+        async with asyncio.timeout(timeout):
+            await connection.open(url, seed_file)
+    except TimeoutError:
+        await connection.close()
+        raise EventStoreUnavailable("NATS can't be reached, or refuses the connection") from None
+    return connection
+
+
+async def retried(attempt: Callable[[], Awaitable[T]], seconds: float = READ_SECONDS_MAX) -> T:
+    """What `attempt` returns, tried again while NATS is away. For what may happen twice.
+
+    Raises EventStoreUnavailable once `seconds` have passed.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                try:
+                    return await attempt()
+                except (NotSent, NoReply):
+                    await asyncio.sleep(PAUSE_SECONDS)
+    except TimeoutError:
+        raise EventStoreUnavailable("NATS can't be reached") from None
+
+
+def status_of(message: Msg) -> str | None:
+    """The status that NATS itself answers with, such as 404; None on a common message."""
+    return message.headers.get("Status") if message.headers else None
+
+
+def answer_of(message: Msg) -> dict[str, Any]:
+    """The JSON object of a JetStream answer; NoReply where it isn't one."""
+    try:
+        answer = orjson.loads(message.data)
+    except orjson.JSONDecodeError as error:
+        raise NoReply("JetStream's answer doesn't parse") from error
+    if not isinstance(answer, dict):
+        raise NoReply("JetStream's answer isn't an object")
+    return answer

@@ -1,0 +1,145 @@
+"""Reading what JetStream holds."""
+
+import asyncio
+import base64
+import re
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from mesh.errors import EventStoreUnavailable
+from mesh.events.jetstream.assets import EVENTS
+from mesh.events.jetstream.connection import (
+    PAUSE_SECONDS,
+    READ_ATTEMPT_SECONDS,
+    Connection,
+    NoReply,
+    NotSent,
+    StoredMessage,
+    retried,
+)
+from mesh.events.store import EVERYTHING, Selection
+
+PAGE_COMMITS = 1000
+
+_NOT_FOUND = 404
+_STALLS_MAX = 200
+_MESSAGE_ID = re.compile(rb"^Nats-Msg-Id: *(\S+)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderMessage:
+    """A stored message as the stream's leader has it."""
+
+    position: int
+    message_id: str
+    data: bytes
+
+
+async def from_leader(
+    connection: Connection,
+    stream: str,
+    request: Mapping[str, Any],
+    *,
+    timeout: float = READ_ATTEMPT_SECONDS,
+) -> LeaderMessage | None:
+    """One message, never stale, by JetStream's STREAM.MSG.GET; None where there is none."""
+    answer = await connection.api(f"STREAM.MSG.GET.{stream}", request, timeout=timeout)
+    error = answer.get("error")
+    if error is None:
+        message = answer["message"]
+        headers = base64.b64decode(message.get("hdrs", ""))
+        found = _MESSAGE_ID.search(headers)
+        message_id = found.group(1).decode() if found else ""
+        return LeaderMessage(message["seq"], message_id, base64.b64decode(message.get("data", "")))
+    if error.get("code") == _NOT_FOUND and error.get("err_code") == 10037:
+        return None
+    raise NotSent(f"the stream {stream} isn't ready")
+
+
+class History:
+    """The stored commits, in pages. With `replicated` the leader is asked at the end
+    whether it was the end, since a direct get may be answered by a follower."""
+
+    def __init__(self, connection: Connection, replicated: bool) -> None:
+        self._connection = connection
+        self._replicated = replicated
+
+    async def pages(
+        self, subject: str, position: int, page_commits: int = PAGE_COMMITS
+    ) -> AsyncGenerator[list[StoredMessage], None]:
+        """Messages of `subject`, which may hold wildcards, behind `position`."""
+        stalls = 0
+        while True:
+            request = {"batch": page_commits, "seq": position + 1, "next_by_subj": subject}
+            batch = await retried(partial(self._connection.direct_get, EVENTS, request))
+            if batch.messages:
+                position = batch.messages[-1].position
+                yield batch.messages
+            if not batch.pending and not await self._leader_has(subject, position):
+                return
+            if not batch.messages:
+                stalls += 1
+                if stalls > _STALLS_MAX:
+                    raise EventStoreUnavailable("the event store's followers lag behind")
+                await asyncio.sleep(PAUSE_SECONDS)
+
+    async def selected(
+        self, selection: Selection, position: int, until: int
+    ) -> AsyncGenerator[StoredMessage, None]:
+        """Messages of the selected streams behind `position` up to `until`, oldest first."""
+        sources = [self._messages(subject, position, until) for subject in selection.subjects]
+        async with aclosing(_merged(sources)) as messages:
+            async for message in messages:
+                yield message
+
+    async def last_position(self, selection: Selection = EVERYTHING) -> int:
+        """Position of the last selected commit, as the leader has it; 0 without one."""
+        if selection == EVERYTHING:
+            return await retried(self._last_sequence)
+        positions = [0]
+        for subject in selection.subjects:
+            request = {"last_by_subj": subject}
+            last = await retried(partial(from_leader, self._connection, EVENTS, request))
+            if last is not None:
+                positions.append(last.position)
+        return max(positions)
+
+    async def _last_sequence(self) -> int:
+        answer = await self._connection.api(f"STREAM.INFO.{EVENTS}", {})
+        if "error" in answer:
+            raise NoReply("the event store isn't ready")
+        return int(answer["state"]["last_seq"])
+
+    async def _messages(
+        self, subject: str, position: int, until: int
+    ) -> AsyncGenerator[StoredMessage, None]:
+        async with aclosing(self.pages(subject, position)) as pages:
+            async for page in pages:
+                for message in page:
+                    if message.position > until:
+                        return
+                    yield message
+
+    async def _leader_has(self, subject: str, position: int) -> bool:
+        if not self._replicated:
+            return False
+        request = {"seq": position + 1, "next_by_subj": subject}
+        found = await retried(partial(from_leader, self._connection, EVENTS, request))
+        return found is not None
+
+
+async def _merged(
+    sources: list[AsyncGenerator[StoredMessage, None]],
+) -> AsyncGenerator[StoredMessage, None]:
+    """The messages of all sources by position; each source has them in that order."""
+    async with AsyncExitStack() as opened:
+        for source in sources:
+            await opened.enter_async_context(aclosing(source))
+        heads = {source: await anext(source, None) for source in sources}
+        while waiting := {source: head for source, head in heads.items() if head is not None}:
+            source = min(waiting, key=lambda each: waiting[each].position)
+            yield waiting[source]
+            heads[source] = await anext(source, None)

@@ -1,0 +1,247 @@
+"""The event store port on JetStream."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from mesh import failpoints
+from mesh.clock import NANOSECONDS
+from mesh.events.codec import PLAIN, Codecs
+from mesh.events.envelope import Envelope, check_link, head_of, parse_snapshot
+from mesh.events.jetstream.append import Bounds, Publisher
+from mesh.events.jetstream.assets import (
+    EVENTS,
+    SNAPSHOT_PREFIX,
+    SNAPSHOTS,
+    SNAPSHOTS_KEPT,
+    ensure_assets,
+    ensure_memory_assets,
+)
+from mesh.events.jetstream.connection import (
+    READ_ATTEMPT_SECONDS,
+    Connection,
+    StoredMessage,
+    connect,
+    retried,
+    status_of,
+)
+from mesh.events.jetstream.history import PAGE_COMMITS, History
+from mesh.events.jetstream.objects import ObjectBlobStore
+from mesh.events.jetstream.tail import LogTail
+from mesh.events.store import (
+    EVERYTHING,
+    START,
+    SUBJECT_PREFIX,
+    CommitDraft,
+    Head,
+    Selection,
+    StoredCommit,
+    StreamName,
+)
+from weft.events.v1 import events_pb2
+
+_COMMIT_TYPE = events_pb2.Commit.DESCRIPTOR.full_name
+
+
+class JetStreamEventStore:
+    """An EventStore on the streams of `assets`; `connect_store` makes one.
+
+    `connection` is there for what else the process keeps in NATS, such as leases.
+    """
+
+    def __init__(
+        self, connection: Connection, *, replicas: int, bounds: Bounds, codecs: Codecs
+    ) -> None:
+        self.connection = connection
+        self._publisher = Publisher(connection, bounds)
+        self._envelope = Envelope(ObjectBlobStore(connection, self._publisher), codecs)
+        self._history = History(connection, replicated=replicas > 1)
+        self._tail: LogTail | None = None
+        self._tail_start = asyncio.Lock()
+
+    async def close(self) -> None:
+        """Ends all watches and the connection."""
+        if self._tail is not None:
+            await self._tail.close()
+        await self.connection.close()
+
+    async def append(self, stream: StreamName, draft: CommitDraft, head: Head) -> Head:
+        """See EventStore."""
+        data = await self._envelope.seal(stream, draft, head)
+        digest = hashlib.sha256(data).digest()
+        headers = {
+            "ce-specversion": "1.0",
+            "ce-id": digest.hex(),
+            "ce-source": f"/{stream}",
+            "ce-type": _COMMIT_TYPE,
+        }
+        _failpoint(draft, "before_publish")
+        position = await self._publisher.append(stream.subject, data, headers, head.position)
+        _failpoint(draft, "stored")
+        appended = Head(head.revision + len(draft.events), position, digest)
+        _failpoint(draft, "acknowledged")
+        return appended
+
+    async def read(
+        self, stream: StreamName, after: Head = START, *, until_revision: int | None = None
+    ) -> AsyncGenerator[list[StoredCommit], None]:
+        """See EventStore."""
+        name, head, page_commits = str(stream), after, PAGE_COMMITS
+        if until_revision is not None:
+            # A commit holds at least one event.
+            page_commits = min(PAGE_COMMITS, until_revision - after.revision)
+        if page_commits < 1:
+            return
+        pages = self._history.pages(stream.subject, after.position, page_commits)
+        async with aclosing(pages):
+            async for messages in pages:
+                page = []
+                for message in messages:
+                    stored = await self._envelope.open(name, message.position, message.data)
+                    check_link(head, stored)
+                    head = stored.head
+                    page.append(stored)
+                    if until_revision is not None and head.revision >= until_revision:
+                        yield page
+                        return
+                yield page
+
+    async def head_at(self, stream: StreamName, time_ns: int) -> Head:
+        """See EventStore."""
+        request = {"multi_last": [stream.subject], "up_to_time": _timestamp(time_ns)}
+        batch = await retried(partial(self.connection.direct_get, EVENTS, request))
+        if not batch.messages:
+            return START
+        message = batch.messages[0]
+        return head_of(str(stream), message.position, message.data)
+
+    async def watch(
+        self, selection: Selection, after_position: int | None = None
+    ) -> AsyncGenerator[StoredCommit, None]:
+        """See EventStore."""
+        tail = await self._started_tail()
+        position = after_position
+        if position is None:
+            position = await self._history.last_position()
+        with tail.follow(selection) as feed:
+            while True:
+                if position < feed.since:
+                    missed = self._history.selected(selection, position, feed.since)
+                    position = feed.since
+                    async with aclosing(missed):
+                        async for message in missed:
+                            yield await self._open(message)
+                for message in await feed.take():
+                    if message.position > position:
+                        position = message.position
+                        yield await self._open(message)
+
+    async def position_at(self, time_ns: int) -> int:
+        """See EventStore."""
+        last = await self._history.last_position()
+        request = {
+            "batch": 1,
+            "start_time": _timestamp(time_ns),
+            "next_by_subj": EVERYTHING.subjects[0],
+        }
+        batch = await retried(partial(self.connection.direct_get, EVENTS, request))
+        return batch.messages[0].position - 1 if batch.messages else last
+
+    async def last_position(self, selection: Selection = EVERYTHING) -> int:
+        """See EventStore."""
+        return await self._history.last_position(selection)
+
+    async def save_snapshot(self, snapshot: events_pb2.Snapshot) -> None:
+        """See EventStore."""
+        data = await self._envelope.seal_snapshot(snapshot)
+        await self._publisher.publish(f"{SNAPSHOT_PREFIX}.{snapshot.stream}", data, {})
+
+    async def snapshot(
+        self, stream: StreamName, *, until_revision: int | None = None
+    ) -> events_pb2.Snapshot | None:
+        """See EventStore."""
+        subject = f"{SNAPSHOT_PREFIX}.{stream}"
+        last = await self._last_snapshot(subject)
+        if last is None:
+            return None
+        kept = parse_snapshot(str(stream), last)
+        if until_revision is not None and kept.revision > until_revision:
+            earlier = await self._snapshot_until(stream, subject, until_revision)
+            return await self._envelope.open_snapshot(earlier) if earlier else None
+        return await self._envelope.open_snapshot(kept)
+
+    async def _last_snapshot(self, subject: str) -> bytes | None:
+        get = partial(
+            self.connection.request,
+            f"$JS.API.DIRECT.GET.{SNAPSHOTS}.{subject}",
+            timeout=READ_ATTEMPT_SECONDS,
+        )
+        message = await retried(get)
+        return None if status_of(message) else message.data
+
+    async def _snapshot_until(
+        self, stream: StreamName, subject: str, revision: int
+    ) -> events_pb2.Snapshot | None:
+        request = {"batch": SNAPSHOTS_KEPT, "seq": 1, "next_by_subj": subject}
+        batch = await retried(partial(self.connection.direct_get, SNAPSHOTS, request))
+        for message in reversed(batch.messages):
+            kept = parse_snapshot(str(stream), message.data)
+            if kept.revision <= revision:
+                return kept
+        return None
+
+    async def _open(self, message: StoredMessage) -> StoredCommit:
+        stream = message.subject.removeprefix(f"{SUBJECT_PREFIX}.")
+        return await self._envelope.open(stream, message.position, message.data)
+
+    async def _started_tail(self) -> LogTail:
+        async with self._tail_start:
+            if self._tail is None:
+                tail = LogTail(self.connection, self._history)
+                await tail.start()
+                self._tail = tail
+            return self._tail
+
+
+async def connect_store(
+    url: str,
+    *,
+    name: str,
+    seed_file: Path | None = None,
+    replicas: int = 1,
+    append_seconds_max: float = 5.0,
+    attempt_seconds: float = 1.0,
+    codecs: Codecs = PLAIN,
+) -> JetStreamEventStore:
+    """An event store on the NATS servers of `url`, with its streams made or brought up to date.
+
+    `name` and `seed_file` as in `connect`; `replicas` is 1 or, in a cluster, 3. An append
+    is tried for `append_seconds_max`, each attempt for `attempt_seconds`. Raises
+    EventStoreUnavailable when NATS can't be reached within 10 s.
+    """
+    connection = await connect(url, name=name, seed_file=seed_file)
+    try:
+        await ensure_assets(connection, replicas)
+    except BaseException:
+        await connection.close()
+        raise
+    connection.on_reconnect(partial(ensure_memory_assets, connection, replicas))
+    bounds = Bounds(append_seconds_max, attempt_seconds)
+    return JetStreamEventStore(connection, replicas=replicas, bounds=bounds, codecs=codecs)
+
+
+def _failpoint(draft: CommitDraft, place: str) -> None:
+    if failpoints.active():
+        first = draft.events[0].payload.DESCRIPTOR.name
+        failpoints.failpoint(f"commit:{first}:{place}")
+
+
+def _timestamp(time_ns: int) -> str:
+    """The time in RFC 3339, to the nanosecond."""
+    seconds, nanoseconds = divmod(time_ns, NANOSECONDS)
+    whole = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{whole}.{nanoseconds:09d}Z"

@@ -1,0 +1,183 @@
+"""Read models: tables in SQLite that follow the log.
+
+The position of the last commit is kept in the same transaction as what the commit
+changed, so a read model is never ahead of or behind its own checkpoint. The file can be
+deleted at any time: it is built again from the log.
+"""
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import structlog
+
+from mesh.errors import EventStoreUnavailable, WeftError
+from mesh.events.store import EventStore, Selection, StoredCommit
+
+_log = structlog.get_logger()
+
+BATCH_COMMITS_MAX = 256
+RETRY_SECONDS = 0.5
+CATCH_UP_SECONDS_MAX = 5.0
+
+Apply = Callable[[sqlite3.Connection, StoredCommit], None]
+Observe = Callable[[Sequence[StoredCommit]], None]
+
+
+class Projection:
+    """One read model. `tables` is the SQL that makes it, and also its version: another
+    text builds the file anew. `apply` changes the tables by one commit. `observe`, if
+    there is one, is told of each batch after it was stored."""
+
+    def __init__(
+        self,
+        store: EventStore,
+        path: Path,
+        *,
+        tables: str,
+        selections: Sequence[Selection],
+        apply: Apply,
+        observe: Observe | None = None,
+    ) -> None:
+        self._store = store
+        self._path = path
+        self._tables = tables
+        self._selections = selections
+        self._apply = apply
+        self._observe = observe
+        self._moved = asyncio.Condition()
+        self._task: asyncio.Task[None] | None = None
+        self._follow_failed: WeftError | None = None
+        self.position = 0
+        self.connection: sqlite3.Connection
+
+    async def start(self) -> None:
+        """Opens the file, and returns once it holds all that is in the log by now."""
+        self.connection = _open(self._path, self._tables)
+        row = self.connection.execute("SELECT position FROM checkpoint").fetchone()
+        self.position = row[0]
+        if self.position > await self._store.last_position():
+            # The file belongs to a log that is gone.
+            self.connection.close()
+            _delete(self._path)
+            self.connection = _open(self._path, self._tables)
+            self.position = 0
+        self._task = asyncio.create_task(self._follow())
+        await self.catch_up(seconds_max=None)
+
+    async def stop(self) -> None:
+        """Ends following and closes the file."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        self.connection.close()
+
+    async def catch_up(self, seconds_max: float | None = CATCH_UP_SECONDS_MAX) -> None:
+        """Returns once all that is stored by now is in the tables, so that a caller
+        reads its own writes. Raises EventStoreUnavailable past `seconds_max`."""
+        target = await self._store.last_position()
+        try:
+            async with asyncio.timeout(seconds_max), self._moved:
+                await self._moved.wait_for(
+                    lambda: self.position >= target or self._follow_failed is not None
+                )
+        except TimeoutError as error:
+            raise EventStoreUnavailable("the read model lags behind the log") from error
+        if self.position < target and self._follow_failed is not None:
+            raise self._follow_failed
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                async for batch in self._batches():
+                    self._store_batch(batch)
+                    async with self._moved:
+                        self._moved.notify_all()
+            except EventStoreUnavailable:
+                await asyncio.sleep(RETRY_SECONDS)
+            except WeftError as error:
+                # The log is damaged where the read model would go on: it stays behind,
+                # and who needs it newer is told why.
+                _log.error("projection stopped", path=self._path.name, error=error.message)
+                self._follow_failed = error
+                async with self._moved:
+                    self._moved.notify_all()
+                return
+
+    async def _batches(self) -> AsyncIterator[list[StoredCommit]]:
+        """Commits as they come, those already there together."""
+        queue: asyncio.Queue[StoredCommit] = asyncio.Queue(BATCH_COMMITS_MAX)
+        reader = asyncio.create_task(self._read_into(queue))
+        try:
+            while True:
+                first = asyncio.ensure_future(queue.get())
+                await asyncio.wait((first, reader), return_when=asyncio.FIRST_COMPLETED)
+                if not first.done():
+                    first.cancel()
+                    reader.result()
+                    return
+                batch = [first.result()]
+                while not queue.empty() and len(batch) < BATCH_COMMITS_MAX:
+                    batch.append(queue.get_nowait())
+                yield batch
+        finally:
+            reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError, WeftError):
+                await reader
+
+    async def _read_into(self, queue: asyncio.Queue[StoredCommit]) -> None:
+        # Everything is watched, selected or not: the checkpoint must reach the end of
+        # the log even where nothing in it concerns this read model.
+        async for stored in self._store.watch(Selection(), self.position):
+            await queue.put(stored)
+
+    def _store_batch(self, batch: Sequence[StoredCommit]) -> None:
+        selected = [
+            stored
+            for stored in batch
+            if any(selection.holds(stored.commit.stream) for selection in self._selections)
+        ]
+        with self.connection:
+            for stored in selected:
+                self._apply(self.connection, stored)
+            self.connection.execute("UPDATE checkpoint SET position = ?", (batch[-1].position,))
+        self.position = batch[-1].position
+        if selected and self._observe is not None:
+            self._observe(selected)
+
+
+def _open(path: Path, tables: str) -> sqlite3.Connection:
+    try:
+        return _prepare(path, tables)
+    except sqlite3.DatabaseError:
+        # It is only a copy of the log: a damaged file is built anew.
+        _log.warning("read model was damaged and is built anew", path=path.name)
+        _delete(path)
+        return _prepare(path, tables)
+
+
+def _prepare(path: Path, tables: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA journal_mode = WAL")
+    # Losing the last transactions only repeats a little work.
+    connection.execute("PRAGMA synchronous = OFF")
+    known = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'checkpoint'").fetchone()
+    if known and connection.execute("SELECT tables FROM checkpoint").fetchone()[0] == tables:
+        return connection
+    if known:
+        connection.close()
+        _delete(path)
+        return _prepare(path, tables)
+    connection.executescript(tables)
+    connection.execute("CREATE TABLE checkpoint (position INTEGER NOT NULL, tables TEXT NOT NULL)")
+    connection.execute("INSERT INTO checkpoint VALUES (0, ?)", (tables,))
+    connection.commit()
+    return connection
+
+
+def _delete(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)

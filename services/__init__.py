@@ -1,0 +1,1 @@
+"""Weft's services, one folder each; `catalog` says how they stand together."""

@@ -1,0 +1,11 @@
+"""Agents and their turns.
+
+Owns: agent definitions and their revisions; the running of turns.
+Serves: `weft.agents.v1.AgentService`, `weft.agents.v1.TurnService`.
+Emits: `weft.agents.v1.Agent*` on the agents' streams, and the facts of turns
+(`weft.state.v1`) on the sessions' streams.
+Consumes: both, for its read model of agents and of open turns.
+
+A request's path: `turns.py` (the RPCs) -> `runner.py` (the loop of one turn) ->
+models and tools by their stubs, commits by `mesh.events.aggregate`.
+"""

@@ -1,0 +1,96 @@
+"""What happens in a turn, for those who watch it in this process."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.agents.events import ENDS, TurnEvent, TurnTranslator, behind
+from weft.agents.v1 import turn_pb2
+
+
+class TurnFeed:
+    """The turn's events so far, and those that come. Its length is bounded by the
+    turn's own bounds on steps and tokens. `users` counts who needs it."""
+
+    def __init__(self, session: str, turn: str) -> None:
+        self.turn = turn
+        self.translator = TurnTranslator(session, turn)
+        self.users = 0
+        self.ended = False
+        self._events: list[TurnEvent] = []
+        self._closed = False
+        self._revision = 0
+        self._held: list[tuple[int, Timestamp, Message]] | None = None
+        self._wake: list[asyncio.Future[None]] = []
+
+    def fact(self, revision: int, time: Timestamp, fact: Message) -> None:
+        """Publishes what a stored fact led to. A fact that came before, or that is of
+        another turn, leads to nothing."""
+        if self._held is not None:
+            self._held.append((revision, time, fact))
+        elif revision > self._revision:
+            self._revision = revision
+            self._publish(self.translator.fact(revision, time, fact))
+
+    def hold(self) -> None:
+        """Keeps the facts that come now until `release`: what came before is read first."""
+        self._held = []
+
+    def release(self, past: list[tuple[int, Timestamp, Message]]) -> None:
+        """Publishes the past, then what was held."""
+        held, self._held = self._held or [], None
+        for revision, time, fact in (*past, *held):
+            self.fact(revision, time, fact)
+
+    def token(self, text: str, time: Timestamp) -> TurnEvent:
+        """Publishes what the model wrote here."""
+        event = self.translator.token(text, time)
+        self._publish([event])
+        return event
+
+    def remote_token(self, event: TurnEvent) -> None:
+        """Publishes what the model wrote in another process, if it goes on where we are;
+        what is missed comes with the end of the step."""
+        token, translator = event.token, self.translator
+        if (token.step, token.attempt) != (translator.step, translator.attempt):
+            return
+        if token.text_offset == translator.text_length:
+            self._publish([translator.token(token.text, event.time)])
+
+    def close(self) -> None:
+        """This process stops: nothing more comes here."""
+        self._closed = True
+        self._notify()
+
+    async def follow(
+        self, offset: turn_pb2.TurnOffset, until: Callable[[], bool]
+    ) -> AsyncGenerator[TurnEvent, None]:
+        """Events behind `offset`, until the turn ended, `until` says so when all there
+        is was sent, or this process stops."""
+        index = 0
+        while True:
+            while index < len(self._events):
+                event = behind(offset, self._events[index])
+                index += 1
+                if event is not None:
+                    yield event
+            if self.ended or self._closed or until():
+                return
+            waiter = asyncio.get_running_loop().create_future()
+            self._wake.append(waiter)
+            await waiter
+
+    def _publish(self, events: list[TurnEvent]) -> None:
+        if events:
+            self._events += events
+            self.ended = self.ended or events[-1].WhichOneof("event") in ENDS
+        # Facts of the session that aren't shown may still change whether it waits.
+        self._notify()
+
+    def _notify(self) -> None:
+        waiters, self._wake = self._wake, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)

@@ -1,0 +1,90 @@
+"""A turn as the log has it."""
+
+from collections.abc import AsyncIterator
+
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from mesh.errors import NotFound
+from mesh.events.aggregate import Repository
+from mesh.events.store import StreamName
+from services.state.domain import turn_name
+from weft.agents.v1 import turn_pb2
+from weft.state.v1 import events_pb2, session_pb2
+
+_WAITING = (session_pb2.CALL_STATUS_WAITING_APPROVAL, session_pb2.CALL_STATUS_IN_DOUBT)
+
+
+async def facts_of(
+    sessions: Repository[session_pb2.SessionState], stream: StreamName
+) -> AsyncIterator[tuple[int, Timestamp, Message]]:
+    """Every fact of the session's own stream: its revision, its time, the fact."""
+    async for page in sessions.store.read(stream):
+        for stored in page:
+            for revision, event in enumerate(stored.commit.events, stored.commit.revision):
+                fact = sessions.fold.open(event)
+                if fact is not None:
+                    yield revision, stored.commit.time, fact
+
+
+class TurnHistory:
+    """Gathers the facts of one turn into the resource that callers get."""
+
+    def __init__(self, session: str, turn: str) -> None:
+        self._id = turn
+        self._turn = turn_pb2.Turn(name=turn_name(session, turn))
+
+    def fact(self, revision: int, time: Timestamp, fact: Message) -> None:
+        """Takes the next fact of the session; those of other turns change nothing."""
+        if getattr(fact, "turn", None) != self._id:
+            return
+        turn = self._turn
+        match fact:
+            case events_pb2.TurnAccepted():
+                turn.request_id = fact.request_id
+                turn.input = fact.input
+                turn.accept_revision = revision
+                turn.create_time.CopyFrom(time)
+            case events_pb2.TurnResumed():
+                turn.resume_count = fact.resume_count
+            case events_pb2.ModelStepCompleted():
+                turn.step_count = fact.step
+                turn.usage.input_tokens += fact.usage.input_tokens
+                turn.usage.output_tokens += fact.usage.output_tokens
+                turn.usage.estimated |= fact.usage.estimated
+            case events_pb2.ToolCallCompleted():
+                turn.sources.extend(s for s in fact.sources if s not in turn.sources)
+            case events_pb2.TurnCompleted():
+                turn.text = fact.text
+                self._end(session_pb2.TURN_STATUS_COMPLETED, revision, time)
+            case events_pb2.TurnFailed():
+                turn.error.reason = fact.reason
+                turn.error.message = fact.message
+                self._end(session_pb2.TURN_STATUS_FAILED, revision, time)
+            case events_pb2.TurnCancelled():
+                turn.text = fact.partial_text
+                self._end(session_pb2.TURN_STATUS_CANCELLED, revision, time)
+
+    def turn(self, state: session_pb2.SessionState) -> turn_pb2.Turn:
+        """The turn; what only the state of an open one knows comes from `state`.
+
+        Raises NotFound where no fact was of it.
+        """
+        turn = self._turn
+        if not turn.accept_revision:
+            raise NotFound.of("turn", turn.name)
+        if not turn.end_revision:
+            for open_turn in (state.active_turn, *state.queued_turns):
+                if open_turn.id == self._id:
+                    turn.status = open_turn.status
+                    turn.waiting_calls.extend(
+                        call for call in open_turn.calls if call.status in _WAITING
+                    )
+        return turn
+
+    def _end(
+        self, status: "session_pb2.TurnStatus.ValueType", revision: int, time: Timestamp
+    ) -> None:
+        self._turn.status = status
+        self._turn.end_revision = revision
+        self._turn.end_time.CopyFrom(time)

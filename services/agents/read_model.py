@@ -1,0 +1,148 @@
+"""Which agents there are, and which turns are open: a read model of the log."""
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf.message import Message
+
+from mesh.events.projection import Observe, Projection
+from mesh.events.store import EventStore, Selection, StoredCommit
+from weft.agents.v1 import agent_pb2, events_pb2
+from weft.events.v1 import events_pb2 as envelope_pb2
+from weft.state.v1 import events_pb2 as facts_pb2
+
+_TABLES = """
+CREATE TABLE agents (name TEXT PRIMARY KEY, parent TEXT NOT NULL, agent BLOB NOT NULL);
+CREATE TABLE open_turns (
+  session TEXT PRIMARY KEY, turn TEXT NOT NULL, owner TEXT NOT NULL, revision INTEGER NOT NULL
+);
+"""
+
+_AGENT_EVENTS: dict[str, type[Message]] = {
+    event.DESCRIPTOR.full_name: event
+    for event in (events_pb2.AgentCreated, events_pb2.AgentUpdated, events_pb2.AgentDeleted)
+}
+_TAKES: dict[str, type[Message]] = {
+    event.DESCRIPTOR.full_name: event
+    for event in (
+        facts_pb2.TurnAccepted,
+        facts_pb2.TurnStarted,
+        facts_pb2.TurnResumed,
+        facts_pb2.ApprovalDecided,
+        facts_pb2.ToolCallResolved,
+    )
+}
+_ENDS: dict[str, type[Message]] = {
+    event.DESCRIPTOR.full_name: event
+    for event in (facts_pb2.TurnCompleted, facts_pb2.TurnFailed, facts_pb2.TurnCancelled)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTurnRow:
+    """A turn that isn't ended: its session's stream, its owner, and the revision of the
+    session's last event."""
+
+    session: str
+    turn: str
+    owner: str
+    revision: int
+
+
+class AgentsReadModel:
+    """Follows the log; `observe` is told of commits to agents and sessions."""
+
+    def __init__(self, store: EventStore, path: Path, observe: Observe) -> None:
+        self._projection = Projection(
+            store,
+            path,
+            tables=_TABLES,
+            selections=(Selection("agents"), Selection("state")),
+            apply=_apply,
+            observe=observe,
+        )
+
+    async def start(self) -> None:
+        """Returns once it has caught up with the log."""
+        await self._projection.start()
+
+    async def stop(self) -> None:
+        """Ends following."""
+        await self._projection.stop()
+
+    async def agents(self, parent: str, after: str, count: int) -> list[agent_pb2.Agent]:
+        """The first `count` agents under `parent` behind the name `after`, by name."""
+        await self._projection.catch_up()
+        rows = self._projection.connection.execute(
+            "SELECT agent FROM agents WHERE parent = ? AND name > ? ORDER BY name LIMIT ?",
+            (parent, after, count),
+        )
+        return [agent_pb2.Agent.FromString(row[0]) for row in rows]
+
+    def open_turns(self) -> list[OpenTurnRow]:
+        """The turns that aren't ended, as far as the log was followed."""
+        rows = self._projection.connection.execute(
+            "SELECT session, turn, owner, revision FROM open_turns"
+        )
+        return [OpenTurnRow(*row) for row in rows]
+
+
+def _apply(connection: sqlite3.Connection, stored: StoredCommit) -> None:
+    commit = stored.commit
+    if commit.stream.startswith("agents."):
+        for event in commit.events:
+            _apply_agent(connection, commit, event)
+        return
+    for event in commit.events:
+        if event.type in _TAKES:
+            _take(connection, commit.stream, _TAKES[event.type].FromString(event.payload.value))
+        elif event.type in _ENDS:
+            ended = _ENDS[event.type].FromString(event.payload.value)
+            connection.execute(
+                "DELETE FROM open_turns WHERE session = ? AND turn = ?",
+                (commit.stream, ended.turn),  # type: ignore[attr-defined]
+            )
+    last = commit.revision + len(commit.events) - 1
+    connection.execute(
+        "UPDATE open_turns SET revision = ? WHERE session = ?", (last, commit.stream)
+    )
+
+
+def _take(connection: sqlite3.Connection, session: str, fact: Message) -> None:
+    owner: str = fact.owner  # type: ignore[attr-defined]
+    turn: str = fact.turn  # type: ignore[attr-defined]
+    if owner:
+        connection.execute(
+            "INSERT OR REPLACE INTO open_turns VALUES (?, ?, ?, 0)", (session, turn, owner)
+        )
+
+
+def _apply_agent(
+    connection: sqlite3.Connection, commit: envelope_pb2.Commit, event: envelope_pb2.Event
+) -> None:
+    event_type = _AGENT_EVENTS.get(event.type)
+    if event_type is None:
+        return
+    fact = event_type.FromString(event.payload.value)
+    _, tenant, agent_id = commit.stream.split(".")
+    parent = f"tenants/{tenant}"
+    name = f"{parent}/agents/{agent_id}"
+    if isinstance(fact, events_pb2.AgentDeleted):
+        connection.execute("DELETE FROM agents WHERE name = ?", (name,))
+        return
+    agent = agent_pb2.Agent(name=name, spec=fact.spec, update_time=commit.time)  # type: ignore[attr-defined]
+    agent.revision = fact.request.agent_revision  # type: ignore[attr-defined]
+    agent.etag = f"r{agent.revision}"
+    created = _created(connection, name) if isinstance(fact, events_pb2.AgentUpdated) else None
+    agent.create_time.CopyFrom(created.create_time if created else commit.time)
+    blob = agent.SerializeToString()
+    connection.execute("INSERT OR REPLACE INTO agents VALUES (?, ?, ?)", (name, parent, blob))
+
+
+def _created(connection: sqlite3.Connection, name: str) -> agent_pb2.Agent | None:
+    row: Sequence[bytes] | None = connection.execute(
+        "SELECT agent FROM agents WHERE name = ?", (name,)
+    ).fetchone()
+    return agent_pb2.Agent.FromString(row[0]) if row else None

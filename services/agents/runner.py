@@ -1,0 +1,407 @@
+"""The loop of one turn: effects between commits, until it ends, waits or is lost.
+
+A commit's acknowledgement is awaited before what depends on it: anything shown to the
+caller, an effect that isn't a read, the next commit. A model call starts before it.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import structlog
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from mesh.clock import NANOSECONDS, Clock
+from mesh.control.leases import Leases
+from mesh.errors import DeadlineExceeded, EventStoreUnavailable, OwnerLost, WeftError
+from mesh.events.aggregate import Aggregate, StoredFacts
+from mesh.events.tokens import TokenStream
+from mesh.rpc.call import Call, current_call
+from services.agents import context
+from services.agents.effects import BoundTool, CallInDoubt, Effects, planned_calls
+from services.agents.feed import TurnFeed
+from services.agents.settings import AgentsSettings
+from services.agents.token_batch import TokenBatch
+from services.state import domain
+from weft.agents.v1 import agent_pb2
+from weft.errors.v1 import errors_pb2
+from weft.models.v1 import model_service_pb2, models_pb2
+from weft.options.v1 import options_pb2
+from weft.state.v1 import events_pb2, session_pb2
+
+_log = structlog.get_logger()
+T = TypeVar("T")
+
+LEASE_POLL_SECONDS = 0.05
+_WAITS = (session_pb2.TURN_STATUS_WAITING_APPROVAL, session_pb2.TURN_STATUS_IN_DOUBT)
+_RUNNABLE = (session_pb2.CALL_STATUS_PENDING, session_pb2.CALL_STATUS_APPROVED)
+Aggregated = Aggregate[session_pb2.SessionState]
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A commit on its way, and how to decide it again if its fate is unknown."""
+
+    task: "asyncio.Task[StoredFacts | None]"
+    decide: Callable[[session_pb2.SessionState], Sequence[Message]] | None = None
+
+
+class TurnRunner:
+    """Runs the turn that this instance owns at `epoch`."""
+
+    def __init__(
+        self,
+        aggregate: Aggregated,
+        agent: agent_pb2.Agent,
+        feed: TurnFeed,
+        *,
+        epoch: int,
+        effects: Effects,
+        leases: Leases,
+        tokens: TokenStream,
+        settings: AgentsSettings,
+        clock: Clock,
+    ) -> None:
+        self.feed = feed
+        self.turn = feed.turn
+        self.epoch = epoch
+        self._aggregate = aggregate
+        self._agent = agent
+        self._effects = effects
+        self._leases = leases
+        self._settings = settings
+        self._clock = clock
+        self._batch = TokenBatch(feed, tokens, aggregate.stream, clock, settings)
+        self._pending: _Pending | None = None
+        self._committing = asyncio.Lock()
+        self._cancelled = asyncio.Event()
+        self._partial_text = ""
+        self._deadline_ns = 0
+
+    @property
+    def _state(self) -> session_pb2.SessionState:
+        return self._aggregate.state
+
+    @property
+    def _turn(self) -> session_pb2.OpenTurn | None:
+        """The turn, while it is open and ours."""
+        turn = self._state.active_turn
+        return turn if turn.id == self.turn and turn.epoch == self.epoch else None
+
+    async def run(self, pending: "asyncio.Task[StoredFacts | None] | None" = None) -> None:
+        """Runs until the turn ends, waits for a person, or another instance has it.
+        `pending` is the commit that gave it to us, if it isn't acknowledged yet.
+
+        Faults that aren't the turn's own (a store that is away, a lost lease) leave it
+        open: whoever holds its lease then resumes it.
+        """
+        self._pending = _Pending(pending) if pending is not None else None
+        self._set_call()
+        try:
+            while await self._advance():
+                continue
+            await self._acknowledged()
+        except OwnerLost:
+            _log.info("turn was taken over or ended", turn=self.turn)
+        except DeadlineExceeded as error:
+            await self._fail(errors_pb2.REASON_DEADLINE_EXCEEDED, error.message)
+        except EventStoreUnavailable as error:
+            _log.warning("turn is left open", turn=self.turn, error=error.message)
+        except WeftError as error:
+            await self._fail(error.reason, error.message)
+
+    def observe(self, revision: int, time: Timestamp, fact: Message) -> None:
+        """Is told of the session's facts, whoever wrote them."""
+        if isinstance(fact, events_pb2.TurnCancelRequested):
+            if fact.turn == self.turn:
+                self._cancelled.set()
+        elif isinstance(fact, events_pb2.TurnResumed) and fact.epoch > self.epoch:
+            # Taken over: what is being done here is in vain.
+            self._cancelled.set()
+
+    async def _advance(self) -> bool:
+        """Does the next thing; False once there is nothing left to do here."""
+        turn = self._turn
+        if turn is None or turn.status in _WAITS:
+            return False
+        if turn.cancel_requested or self._cancelled.is_set():
+            return await self._finish_cancel()
+        if any(call.status in _RUNNABLE for call in turn.calls):
+            await self._until_cancelled(self._run_calls(turn))
+        elif any(call.status != session_pb2.CALL_STATUS_COMPLETED for call in turn.calls):
+            # Begun by an owner before us: a person must say what became of it.
+            await self._doubt(turn)
+        else:
+            await self._until_cancelled(self._step())
+        return True
+
+    async def _until_cancelled(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs `work` until it's done, somebody cancels, or the turn's time is over."""
+        task = asyncio.create_task(work)
+        stop = asyncio.create_task(self._cancelled.wait())
+        try:
+            done, _ = await asyncio.wait(
+                (task, stop),
+                timeout=self._seconds_left(),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if task not in done:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, WeftError, CallInDoubt):
+                    await task
+            if task in done:
+                task.result()
+            elif not done:
+                raise DeadlineExceeded("the turn's time is over")
+        finally:
+            stop.cancel()
+            if not task.done():
+                task.cancel()
+
+    async def _step(self) -> None:
+        """One model step, from the context to its commit."""
+        tools = await self._effects.bound_tools(self._agent)
+        definitions = [tool.definition for tool in tools.values()]
+        budget = await self._budget(definitions)
+        if self._state.context_tokens > budget * self._settings.context_share:
+            await self._compact()
+        await self._lease_held()
+        request = context.generate_request(self._state, self._agent, definitions, budget)
+        answer = await self._answer(request)
+        step = self._owned_turn().step_count + 1
+        message = _with_unique_calls(answer.message, step)
+        limits = self._agent.spec.limits
+        command = domain.CompleteStep(
+            turn=self.turn,
+            epoch=self.epoch,
+            step=step,
+            message=message,
+            usage=answer.usage,
+            finish_reason=answer.finish_reason,
+            model=answer.model,
+            calls=planned_calls(self._state.name, self.turn, step, message, tools),
+            steps_max=limits.steps_max or self._settings.steps_max,
+            tokens_max=limits.turn_tokens_max or self._settings.turn_tokens_max,
+            now_ns=self._clock.now_ns(),
+        )
+        await self._commit(command)
+        self._partial_text = ""
+
+    async def _answer(
+        self, request: model_service_pb2.GenerateRequest
+    ) -> model_service_pb2.GenerateResponse:
+        self._partial_text = ""
+        self._batch.begin()
+        answer = None
+        parts = self._effects.stream(request, self._seconds_left())
+        async with contextlib.aclosing(parts):
+            async for part in parts:
+                if part.HasField("completed"):
+                    answer = part.completed
+                    continue
+                # What is shown depends on the commit before it.
+                await self._acknowledged()
+                self._partial_text += part.text_delta
+                await self._batch.add(part.text_delta)
+        await self._acknowledged()
+        await self._batch.flush()
+        assert answer is not None, "the stream ends with the whole answer"
+        return answer
+
+    async def _budget(self, definitions: list[models_pb2.ToolDefinition]) -> int:
+        """Tokens that the conversation may take of the model's window."""
+        spec = self._agent.spec
+        parent = "/".join(self._state.name.split("/")[:2])
+        window = await self._effects.window_tokens(parent, spec.model)
+        if spec.limits.context_tokens_max:
+            window = min(window, spec.limits.context_tokens_max)
+        fixed = context.fixed_tokens(self._state, self._agent, definitions)
+        reserved = spec.parameters.output_tokens_max or window // 8
+        return max(256, window - fixed - reserved)
+
+    async def _compact(self) -> None:
+        count = context.compactable(self._state)
+        if not count:
+            return
+        await self._acknowledged()
+        await self._lease_held()
+        request = context.summary_request(self._state, self._agent, count)
+        summary = await self._effects.generate(request, self._seconds_left())
+        await self._commit(
+            domain.CompactContext(self.turn, self.epoch, count, summary.message.text, summary.usage)
+        )
+
+    async def _run_calls(self, turn: session_pb2.OpenTurn) -> None:
+        """Runs the calls that may be run, and commits each result as it lands, those
+        that are there already together."""
+        tools = await self._effects.bound_tools(self._agent)
+        runnable = [call for call in turn.calls if call.status in _RUNNABLE]
+        tasks = {
+            asyncio.create_task(self._run_call(_copy(call), tools)): call.call.id
+            for call in runnable
+        }
+        try:
+            while tasks:
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                ids = {task: tasks.pop(task) for task in done}
+                await self._commit_results(ids)
+        finally:
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks)
+
+    async def _run_call(
+        self, call: session_pb2.CallState, tools: dict[str, BoundTool]
+    ) -> events_pb2.ToolCallCompleted:
+        completed = events_pb2.ToolCallCompleted(turn=self.turn, call_id=call.call.id)
+        bound = tools.get(call.call.tool)
+        if bound is None:
+            completed.content = f"this agent has no tool {call.call.tool}"
+            completed.is_error = True
+            return completed
+        if call.effect != options_pb2.EFFECT_READ:
+            await self._acknowledged()
+        await self._lease_held()
+        if call.effect == options_pb2.EFFECT_IRREVERSIBLE:
+            await self._commit(domain.StartCall(self.turn, self.epoch, call.call.id))
+            await self._acknowledged()
+            await self._lease_held()
+        result = await self._effects.call(
+            self._state.name, call, bound.binding, self.epoch, self._seconds_left()
+        )
+        completed.content = result.content
+        completed.is_error = result.is_error
+        completed.sources.extend(result.sources)
+        return completed
+
+    async def _commit_results(
+        self, tasks: dict["asyncio.Task[events_pb2.ToolCallCompleted]", str]
+    ) -> None:
+        results, doubted = [], []
+        for task, call_id in tasks.items():
+            try:
+                results.append(task.result())
+            except CallInDoubt:
+                doubted.append(call_id)
+        if results:
+            await self._commit(domain.CompleteCalls(self.turn, self.epoch, results))
+        if doubted:
+            await self._commit(domain.DoubtCalls(self.turn, self.epoch, doubted))
+
+    async def _doubt(self, turn: session_pb2.OpenTurn) -> None:
+        started = [
+            call.call.id for call in turn.calls if call.status == session_pb2.CALL_STATUS_STARTED
+        ]
+        await self._commit(domain.DoubtCalls(self.turn, self.epoch, started))
+
+    async def _finish_cancel(self) -> bool:
+        await self._acknowledged()
+        if self._owned_turn().cancel_requested:
+            command = domain.FinishCancel(
+                self.turn, self.epoch, self._partial_text, self._clock.now_ns()
+            )
+            await self._commit(command)
+            await self._acknowledged()
+        return False
+
+    async def _fail(self, reason: "errors_pb2.Reason.ValueType", message: str) -> None:
+        command = domain.FailTurn(self.turn, self.epoch, reason, message, self._clock.now_ns())
+        try:
+            await self._commit(command)
+            await self._acknowledged()
+        except WeftError as error:
+            _log.warning("turn is left open", turn=self.turn, error=error.message)
+
+    async def _commit(self, command: domain.Command) -> None:
+        """Sends the commit, after the one before it is acknowledged."""
+
+        def decide(state: session_pb2.SessionState) -> Sequence[Message]:
+            return domain.decide(state, command)
+
+        async with self._committing:
+            await self._acknowledged()
+            self._pending = _Pending(await self._aggregate.send(decide), decide)
+
+    async def _acknowledged(self) -> None:
+        """Waits until the last commit is stored. While the store is away it is tried
+        again, on what is stored by then, until the turn's time is over: what was done
+        must not be done again for want of a record."""
+        while (pending := self._pending) is not None:
+            try:
+                await asyncio.shield(pending.task)
+            except EventStoreUnavailable:
+                if pending.decide is None or not self._time_left():
+                    raise
+                if self._pending is pending:
+                    again = self._aggregate.execute(pending.decide)
+                    self._pending = _Pending(asyncio.create_task(again), pending.decide)
+            except WeftError as error:
+                if pending.decide is None:
+                    # What gave us the turn was refused: who asked for it is told.
+                    raise OwnerLost(f"turn {self.turn} wasn't taken") from error
+                raise
+            else:
+                if self._pending is pending:
+                    self._pending = None
+
+    async def _lease_held(self) -> None:
+        """An instance that couldn't renew its lease starts no effect. Once it holds
+        again, the log says whether the turn is still ours."""
+        if self._leases.held():
+            return
+        await self._acknowledged()
+        while not self._leases.held():
+            if self._seconds_left() <= 0:
+                raise DeadlineExceeded("the turn's time is over")
+            await asyncio.sleep(LEASE_POLL_SECONDS)
+        await self._aggregate.load()
+        self._owned_turn()
+
+    def _owned_turn(self) -> session_pb2.OpenTurn:
+        turn = self._turn
+        if turn is None:
+            raise OwnerLost(f"turn {self.turn} was taken over or ended")
+        return turn
+
+    def _seconds_left(self) -> float:
+        self._deadline_ns = self._owned_turn().deadline_time.ToNanoseconds()
+        return max(0.0, (self._deadline_ns - self._clock.now_ns()) / NANOSECONDS)
+
+    def _time_left(self) -> bool:
+        # The state may be unknown just now; the deadline is the one last seen.
+        return self._clock.now_ns() < self._deadline_ns
+
+    def _set_call(self) -> None:
+        """The turn goes on after the call that asked for it: it has its own deadline."""
+        asked = current_call.get()
+        current_call.set(
+            Call(
+                method="/weft.agents.v1.TurnService/RunTurn",
+                deadline=self._clock.monotonic() + self._seconds_left(),
+                request_id=self._owned_turn().request_id,
+                actor=asked.actor if asked else "system",
+                traceparent=asked.traceparent if asked else "",
+                clock=self._clock,
+            )
+        )
+
+
+def _copy(call: session_pb2.CallState) -> session_pb2.CallState:
+    """The state's own message changes under whoever keeps it."""
+    copy = session_pb2.CallState()
+    copy.CopyFrom(call)
+    return copy
+
+
+def _with_unique_calls(message: models_pb2.Message, step: int) -> models_pb2.Message:
+    """The answer with call ids that are unique in their turn, whatever the model sent."""
+    unique = models_pb2.Message()
+    unique.CopyFrom(message)
+    unique.role = models_pb2.ROLE_ASSISTANT
+    for index, call in enumerate(unique.tool_calls, start=1):
+        call.id = f"step{step}-call{index}"
+    return unique

@@ -1,0 +1,90 @@
+"""Puts the agents service together."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from mesh.errors import WeftError
+from mesh.events.aggregate import Repository
+from mesh.events.store import StoredCommit, StreamName
+from mesh.runtime.service import Mesh
+from services.agents.definitions import AgentDefinitions
+from services.agents.domain import AGENT_FOLD
+from services.agents.effects import Effects
+from services.agents.read_model import AgentsReadModel
+from services.agents.recovery import Recovery
+from services.agents.settings import AgentsSettings
+from services.agents.turns import Turns
+from services.state.domain import SESSION_FOLD
+from weft.models.v1.model_service_pb2_grpc import ModelServiceStub
+from weft.tools.v1.tool_service_pb2_grpc import ToolServiceStub
+
+
+class AgentsService:
+    """Agents, their turns, and the recovery of turns whose process died."""
+
+    def __init__(self, mesh: Mesh, settings: AgentsSettings) -> None:
+        self._agents = Repository(mesh.events, AGENT_FOLD, clock=mesh.clock)
+        self._sessions = mesh.repository(SESSION_FOLD)
+        path = mesh.data_dir / "agents.sqlite3"
+        self._read_model = AgentsReadModel(mesh.events, path, self._observe)
+        self._definitions = AgentDefinitions(self._agents, self._read_model)
+        effects = Effects(
+            mesh.stub(ModelServiceStub), mesh.stub(ToolServiceStub), settings, mesh.clock
+        )
+        self._turns = Turns(
+            self._sessions,
+            self._definitions,
+            effects,
+            mesh.leases,
+            mesh.tokens,
+            settings,
+            mesh.clock,
+        )
+        self._recovery = Recovery(
+            self._read_model, self._turns, mesh.leases, settings.recovery_interval_seconds
+        )
+        self._refreshing: set[asyncio.Task[None]] = set()
+
+    @property
+    def handlers(self) -> Mapping[str, object]:
+        """What implements each contract."""
+        return {
+            "weft.agents.v1.AgentService": self._definitions,
+            "weft.agents.v1.TurnService": self._turns,
+        }
+
+    async def start(self) -> None:
+        """Catches up with the log, then looks for turns to resume."""
+        await self._read_model.start()
+        self._recovery.start()
+
+    async def stop(self) -> None:
+        """Leaves what still runs for others to resume."""
+        await self._recovery.stop()
+        await self._turns.drain()
+        await self._read_model.stop()
+
+    def _observe(self, batch: Sequence[StoredCommit]) -> None:
+        """Aggregates that this process keeps learn what other processes wrote."""
+        for stored in batch:
+            self._refresh(stored)
+
+    def _refresh(self, stored: StoredCommit) -> None:
+        stream = StreamName.parse(stored.commit.stream)
+        repository: Repository[object] = (
+            self._agents if stream.area == "agents" else self._sessions  # type: ignore[assignment]
+        )
+        aggregate = repository.hot(stream)
+        if aggregate is None or aggregate.head.position >= stored.position:
+            return
+
+        async def load() -> None:
+            try:
+                await aggregate.load()
+            except WeftError:
+                # Whoever uses it next reads it again and hears of the error.
+                return
+
+        task = asyncio.create_task(load())
+        self._refreshing.add(task)
+        task.add_done_callback(self._refreshing.discard)

@@ -1,0 +1,71 @@
+"""Gathers what a model writes into few messages: the first at once, then by time."""
+
+import asyncio
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from mesh.clock import Clock
+from mesh.events.store import StreamName
+from mesh.events.tokens import TokenStream
+from services.agents.feed import TurnFeed
+from services.agents.settings import AgentsSettings
+
+BATCH_LENGTH_MAX = 512
+
+
+class TokenBatch:
+    """Publishes the tokens of one turn to its feed and to the token stream."""
+
+    def __init__(
+        self,
+        feed: TurnFeed,
+        tokens: TokenStream,
+        stream: StreamName,
+        clock: Clock,
+        settings: AgentsSettings,
+    ) -> None:
+        self._feed = feed
+        self._tokens = tokens
+        self._stream = stream
+        self._clock = clock
+        self._wait_seconds = settings.token_flush_seconds
+        self._texts: list[str] = []
+        self._due = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """A step begins: its first token isn't delayed."""
+        self._texts.clear()
+        self._due = 0.0
+
+    async def add(self, text: str) -> None:
+        """Takes what the model wrote next."""
+        if not text:
+            return
+        self._texts.append(text)
+        now = self._clock.monotonic()
+        if now >= self._due or sum(map(len, self._texts)) >= BATCH_LENGTH_MAX:
+            await self.flush()
+        elif self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._due - now, self._publish)
+
+    async def flush(self) -> None:
+        """Publishes what is gathered, and lets those who watch have it."""
+        if self._texts:
+            self._publish()
+            await asyncio.sleep(0)
+
+    def _publish(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        text = "".join(self._texts)
+        self._texts.clear()
+        if not text:
+            return
+        self._due = self._clock.monotonic() + self._wait_seconds
+        time = Timestamp()
+        time.FromNanoseconds(self._clock.now_ns())
+        event = self._feed.token(text, time)
+        self._tokens.publish(self._stream, self._feed.turn, event.SerializeToString())

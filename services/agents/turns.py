@@ -1,0 +1,390 @@
+"""The RPCs of turns, and the turns that run in this process."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+
+from google.protobuf.message import Message
+
+from mesh.clock import NANOSECONDS, Clock
+from mesh.control.leases import Leases
+from mesh.errors import InvalidArgument, NotFound
+from mesh.events.aggregate import Aggregate, Repository, StoredFacts
+from mesh.events.tokens import TokenStream
+from mesh.ids import new_id
+from mesh.rpc.call import Call
+from mesh.runtime.requests import request_hash
+from services.agents.definitions import AgentDefinitions
+from services.agents.effects import Effects
+from services.agents.feed import TurnFeed
+from services.agents.history import TurnHistory, facts_of
+from services.agents.runner import TurnRunner
+from services.agents.settings import AgentsSettings
+from services.state import domain
+from weft.agents.v1 import agent_pb2, turn_pb2, turn_service_pb2
+from weft.state.v1 import events_pb2, session_pb2
+
+LEASE_SECONDS = 1.0
+_WAITS = (session_pb2.TURN_STATUS_WAITING_APPROVAL, session_pb2.TURN_STATUS_IN_DOUBT)
+Session = Aggregate[session_pb2.SessionState]
+Events = AsyncGenerator[turn_pb2.TurnEvent, None]
+
+
+class Turns:
+    """`weft.agents.v1.TurnService`."""
+
+    def __init__(
+        self,
+        sessions: Repository[session_pb2.SessionState],
+        definitions: AgentDefinitions,
+        effects: Effects,
+        leases: Leases,
+        tokens: TokenStream,
+        settings: AgentsSettings,
+        clock: Clock,
+    ) -> None:
+        self._sessions = sessions
+        self._definitions = definitions
+        self._effects = effects
+        self._leases = leases
+        self._tokens = tokens
+        self._settings = settings
+        self._clock = clock
+        self._feeds: dict[tuple[str, str], TurnFeed] = {}
+        self._running: dict[tuple[str, str, int], asyncio.Task[None]] = {}
+        self._stopping = False
+
+    async def run_turn(
+        self, request: turn_service_pb2.RunTurnRequest, call: Call
+    ) -> AsyncIterator[turn_service_pb2.RunTurnResponse]:
+        """Accepts the turn, or finds the one that this request started, and follows it."""
+        session = self._sessions.open(domain.session_stream(request.session))
+        with _pinned(session):
+            turn, feed = await self._accept(session, request, call)
+            done = False
+            try:
+                follow = self._follow(session, feed, turn_pb2.TurnOffset(), until_it_waits=True)
+                async with contextlib.aclosing(follow):
+                    async for event in follow:
+                        yield turn_service_pb2.RunTurnResponse(event=event)
+                done = True
+            finally:
+                self._release(session, feed)
+                if request.cancel_on_disconnect and not done and not self._stopping:
+                    reason = "the caller's connection was lost"
+                    await asyncio.shield(self._cancel(session, turn, reason))
+
+    async def watch_turn(
+        self, request: turn_service_pb2.WatchTurnRequest, call: Call
+    ) -> AsyncIterator[turn_service_pb2.WatchTurnResponse]:
+        """Follows a turn from an offset on."""
+        name, turn = request.name.rsplit("/turns/", 1)
+        session = self._sessions.open(domain.session_stream(name))
+        with _pinned(session):
+            await self._existing(session, turn)
+            feed = await self._attach(session, turn)
+            try:
+                follow = self._follow(session, feed, request.offset, until_it_waits=False)
+                async with contextlib.aclosing(follow):
+                    async for event in follow:
+                        yield turn_service_pb2.WatchTurnResponse(event=event)
+            finally:
+                self._release(session, feed)
+
+    async def get_turn(
+        self, request: turn_service_pb2.GetTurnRequest, call: Call
+    ) -> turn_service_pb2.GetTurnResponse:
+        """The turn, as the log has it."""
+        return turn_service_pb2.GetTurnResponse(turn=await self._view(request.name))
+
+    async def cancel_turn(
+        self, request: turn_service_pb2.CancelTurnRequest, call: Call
+    ) -> turn_service_pb2.CancelTurnResponse:
+        """Cancels durably; the turn's owner ends it."""
+        name, turn = request.name.rsplit("/turns/", 1)
+        session = self._sessions.open(domain.session_stream(name))
+        with _pinned(session):
+            await self._existing(session, turn)
+            await self._cancel(session, turn, request.reason)
+        return turn_service_pb2.CancelTurnResponse(turn=await self._view(request.name))
+
+    async def decide_approval(
+        self, request: turn_service_pb2.DecideApprovalRequest, call: Call
+    ) -> turn_service_pb2.DecideApprovalResponse:
+        """Takes a person's decision, and goes on with the turn if it waited for it."""
+        await self._decide(
+            request.name,
+            lambda turn: domain.DecideApproval(
+                turn=turn,
+                call_id=request.call_id,
+                approved=request.approved,
+                comment=request.comment,
+                owner=self._leases.instance,
+                now_ns=self._clock.now_ns(),
+            ),
+        )
+        return turn_service_pb2.DecideApprovalResponse(turn=await self._view(request.name))
+
+    async def resolve_in_doubt(
+        self, request: turn_service_pb2.ResolveInDoubtRequest, call: Call
+    ) -> turn_service_pb2.ResolveInDoubtResponse:
+        """Takes a person's word of what became of a call, and goes on with the turn."""
+        retried = request.resolution == events_pb2.RESOLUTION_RETRY
+        if retried and request.content:
+            raise InvalidArgument.of("content", "must be empty with RESOLUTION_RETRY")
+        await self._decide(
+            request.name,
+            lambda turn: domain.ResolveCall(
+                turn=turn,
+                call_id=request.call_id,
+                resolution=request.resolution,
+                content=request.content,
+                owner=self._leases.instance,
+                lease_ns=int(LEASE_SECONDS * NANOSECONDS),
+                now_ns=self._clock.now_ns(),
+            ),
+        )
+        return turn_service_pb2.ResolveInDoubtResponse(turn=await self._view(request.name))
+
+    async def resume(self, session_stream: str, turn: str, lost_owner: str) -> bool:
+        """Takes over an open turn whose owner is lost. False where it waits for a
+        person, which needs no owner. Raises OwnerLost where somebody was quicker."""
+        name = domain.session_name(session_stream)
+        session = self._sessions.open(domain.session_stream(name))
+        with _pinned(session):
+            state = await session.load()
+            if state.active_turn.id == turn and state.active_turn.status in _WAITS:
+                return False
+
+            def decide(state: session_pb2.SessionState) -> Sequence[Message]:
+                command = domain.ResumeTurn(
+                    turn=turn,
+                    lost_owner=lost_owner,
+                    owner=self._leases.instance,
+                    resumes_max=self._settings.resumes_max,
+                    now_ns=self._clock.now_ns(),
+                )
+                return domain.decide(state, command)
+
+            await session.execute(decide)
+            self._ensure_runner(session)
+            return True
+
+    def runs(self, session_stream: str, turn: str) -> bool:
+        """Whether this process works on the turn."""
+        return any(key[:2] == (session_stream, turn) for key in self._running)
+
+    async def drain(self) -> None:
+        """Lets running turns go on for a while, then leaves them for others to resume."""
+        self._stopping = True
+        if self._running:
+            await asyncio.wait(self._running.values(), timeout=self._settings.drain_seconds)
+        abandoned = list(self._running.values())
+        for task in abandoned:
+            task.cancel()
+        if abandoned:
+            await asyncio.wait(abandoned)
+        for feed in self._feeds.values():
+            feed.close()
+
+    async def _accept(
+        self, session: Session, request: turn_service_pb2.RunTurnRequest, call: Call
+    ) -> tuple[str, TurnFeed]:
+        state = await session.ready()
+        if not state.revision:
+            state = await session.load()
+        if not state.revision:
+            raise NotFound.of("session", request.session)
+        agent = await self._definitions.runnable(state)
+        request_id = request.request_id or new_id()
+        command = domain.AcceptTurn(
+            session=request.session,
+            turn=new_id(),
+            request_id=request_id,
+            request_hash=request_hash(request),
+            input=request.input,
+            timeout_ns=self._timeout_ns(request, agent),
+            owner=self._leases.instance,
+            now_ns=self._clock.now_ns(),
+            expected_revision=request.expected_revision,
+        )
+        turn = domain.find_request(state, request_id, command.request_hash)
+        if turn is None:
+            turn = await self._accept_new(session, command)
+        feed = self._feeds.get((str(session.stream), turn)) or await self._attach(session, turn)
+        return turn, feed
+
+    async def _accept_new(self, session: Session, command: domain.AcceptTurn) -> str:
+        """Commits the acceptance; the runner starts while its commit is on its way."""
+        feed = self._new_feed(session, command.turn)
+        try:
+            pending = await session.send(
+                lambda state: domain.decide(state, command), command.request_id
+            )
+            self._ensure_runner(session, pending)
+            if await asyncio.shield(pending) is not None:
+                self._ensure_runner(session)
+                feed.users += 1
+                return command.turn
+        finally:
+            self._release(session, feed)
+        # Another call with the same request came first.
+        turn = domain.find_request(session.state, command.request_id, command.request_hash)
+        if turn is None:
+            raise NotFound.of("turn", command.turn)
+        return turn
+
+    def _timeout_ns(self, request: turn_service_pb2.RunTurnRequest, agent: agent_pb2.Agent) -> int:
+        limits = agent.spec.limits
+        longest = limits.turn_timeout.ToNanoseconds() or int(
+            self._settings.turn_seconds_max * NANOSECONDS
+        )
+        return min(request.timeout.ToNanoseconds() or longest, longest)
+
+    async def _existing(self, session: Session, turn: str) -> None:
+        state = await session.load()
+        known = {state.active_turn.id, *(queued.id for queued in state.queued_turns)}
+        if turn not in known and all(ended.id != turn for ended in state.ended_turns):
+            name = domain.turn_name(domain.session_name(session.stream), turn)
+            raise NotFound.of("turn", name)
+
+    async def _cancel(self, session: Session, turn: str, reason: str) -> None:
+        def decide(state: session_pb2.SessionState) -> Sequence[Message]:
+            owner, now_ns = self._leases.instance, self._clock.now_ns()
+            return domain.decide(state, domain.RequestCancel(turn, reason, owner, now_ns))
+
+        await session.execute(decide)
+        self._ensure_runner(session)
+
+    async def _decide(self, name: str, command: Callable[[str], domain.Command]) -> None:
+        session_name, turn = name.rsplit("/turns/", 1)
+        session = self._sessions.open(domain.session_stream(session_name))
+        with _pinned(session):
+            await session.load()
+            await session.execute(lambda state: domain.decide(state, command(turn)))
+            self._ensure_runner(session)
+
+    async def _view(self, name: str) -> turn_pb2.Turn:
+        session_name, turn = name.rsplit("/turns/", 1)
+        stream = domain.session_stream(session_name)
+        history = TurnHistory(session_name, turn)
+        async for revision, time, fact in facts_of(self._sessions, stream):
+            history.fact(revision, time, fact)
+        state = await self._sessions.open(stream).load()
+        return history.turn(state)
+
+    async def _follow(
+        self,
+        session: Session,
+        feed: TurnFeed,
+        offset: turn_pb2.TurnOffset,
+        *,
+        until_it_waits: bool,
+    ) -> Events:
+        def waits() -> bool:
+            turn = session.state.active_turn
+            return until_it_waits and turn.id == feed.turn and turn.status in _WAITS
+
+        remote = None
+        if not self.runs(str(session.stream), feed.turn) and not feed.ended:
+            remote = asyncio.create_task(self._follow_tokens(session, feed))
+        try:
+            async for event in feed.follow(offset, waits):
+                yield event
+        finally:
+            if remote is not None:
+                remote.cancel()
+
+    async def _follow_tokens(self, session: Session, feed: TurnFeed) -> None:
+        """Tokens that another process writes; ours go to the feed directly."""
+        async for data in self._tokens.follow(session.stream, feed.turn):
+            if not self.runs(str(session.stream), feed.turn):
+                feed.remote_token(turn_pb2.TurnEvent.FromString(data))
+
+    def _new_feed(self, session: Session, turn: str) -> TurnFeed:
+        feed = TurnFeed(domain.session_name(session.stream), turn)
+        feed.users = 1
+        session.pins += 1
+        session.observers.append(feed.fact)
+        self._feeds[str(session.stream), turn] = feed
+        return feed
+
+    async def _attach(self, session: Session, turn: str) -> TurnFeed:
+        """The turn's feed; one that is new here begins with what the log has."""
+        feed = self._feeds.get((str(session.stream), turn))
+        if feed is not None:
+            feed.users += 1
+            return feed
+        feed = self._new_feed(session, turn)
+        feed.hold()
+        try:
+            past = [fact async for fact in facts_of(self._sessions, session.stream)]
+        except BaseException:
+            self._release(session, feed)
+            raise
+        feed.release(past)
+        return feed
+
+    def _release(self, session: Session, feed: TurnFeed) -> None:
+        feed.users -= 1
+        if feed.users == 0:
+            session.pins -= 1
+            session.observers.remove(feed.fact)
+            del self._feeds[str(session.stream), feed.turn]
+
+    def _ensure_runner(
+        self, session: Session, pending: "asyncio.Task[StoredFacts | None] | None" = None
+    ) -> None:
+        """Starts a runner for the session's turn, if it is ours and nobody works on it."""
+        turn = session.state.active_turn
+        if turn.owner != self._leases.instance or turn.status in _WAITS or self._stopping:
+            return
+        key = (str(session.stream), turn.id, turn.epoch)
+        if key not in self._running:
+            self._running[key] = asyncio.create_task(self._run(session, key, pending))
+
+    async def _run(
+        self,
+        session: Session,
+        key: tuple[str, str, int],
+        pending: "asyncio.Task[StoredFacts | None] | None",
+    ) -> None:
+        with _pinned(session):
+            feed = await self._attach(session, key[1])
+            try:
+                runner = TurnRunner(
+                    session,
+                    await self._definitions.pinned(session.state),
+                    feed,
+                    epoch=key[2],
+                    effects=self._effects,
+                    leases=self._leases,
+                    tokens=self._tokens,
+                    settings=self._settings,
+                    clock=self._clock,
+                )
+                with _observing(session, runner):
+                    await runner.run(pending)
+            finally:
+                self._release(session, feed)
+                self._running.pop(key, None)
+            # A turn that waited behind this one is ours now.
+            self._ensure_runner(session)
+
+
+@contextlib.contextmanager
+def _pinned(session: Session) -> Iterator[None]:
+    session.pins += 1
+    try:
+        yield
+    finally:
+        session.pins -= 1
+
+
+@contextlib.contextmanager
+def _observing(session: Session, runner: TurnRunner) -> Iterator[None]:
+    session.observers.append(runner.observe)
+    try:
+        yield
+    finally:
+        session.observers.remove(runner.observe)

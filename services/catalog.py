@@ -1,0 +1,90 @@
+"""The catalogue: every service, what it serves, what it calls, how it is built.
+
+Start order, channels and who may call whom follow from it.
+"""
+
+from mesh.runtime.service import Mesh, Service, ServiceEntry
+from services.agents.service import AgentsService
+from services.agents.settings import AgentsSettings
+from services.gateway.service import GatewayService
+from services.models.service import ModelsService
+from services.models.settings import ModelsSettings
+from services.state.service import StateService
+from services.tools.service import ToolsService
+from services.tools.settings import ToolsSettings
+from services.vectors.service import VectorsService
+from services.vectors.settings import VectorsSettings
+from weft.agents.v1 import agent_service_pb2, turn_service_pb2
+from weft.models.v1 import model_service_pb2
+from weft.state.v1 import session_service_pb2, state_service_pb2
+from weft.tools.v1 import tool_service_pb2
+from weft.vectors.v1 import vector_service_pb2
+from weft.vectors.v1.vector_service_pb2_grpc import VectorServiceStub
+
+
+def _agents(mesh: Mesh) -> Service:
+    return AgentsService(mesh, AgentsSettings())
+
+
+def _models(mesh: Mesh) -> Service:
+    return ModelsService(ModelsSettings())
+
+
+def _tools(mesh: Mesh) -> Service:
+    return ToolsService(ToolsSettings(), mesh.events, mesh.clock, mesh.stub(VectorServiceStub))
+
+
+def _vectors(mesh: Mesh) -> Service:
+    return VectorsService(VectorsSettings(), mesh.data_dir)
+
+
+CATALOGUE = (
+    ServiceEntry(
+        name="models",
+        summary="calls models of any provider",
+        contracts=(model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],),
+        calls=(),
+        build=_models,
+    ),
+    ServiceEntry(
+        name="vectors",
+        summary="keeps and searches collections of documents",
+        contracts=(vector_service_pb2.DESCRIPTOR.services_by_name["VectorService"],),
+        calls=(),
+        build=_vectors,
+    ),
+    ServiceEntry(
+        name="tools",
+        summary="keeps the tool catalogue and runs tools",
+        contracts=(tool_service_pb2.DESCRIPTOR.services_by_name["ToolService"],),
+        calls=("vectors",),
+        build=_tools,
+    ),
+    ServiceEntry(
+        name="agents",
+        summary="keeps agents and runs their turns",
+        contracts=(
+            agent_service_pb2.DESCRIPTOR.services_by_name["AgentService"],
+            turn_service_pb2.DESCRIPTOR.services_by_name["TurnService"],
+        ),
+        calls=("models", "tools"),
+        build=_agents,
+    ),
+    ServiceEntry(
+        name="state",
+        summary="keeps sessions; rebuilds, forks, watches and verifies them",
+        contracts=(
+            session_service_pb2.DESCRIPTOR.services_by_name["SessionService"],
+            state_service_pb2.DESCRIPTOR.services_by_name["StateService"],
+        ),
+        calls=("agents",),
+        build=StateService,
+    ),
+    ServiceEntry(
+        name="gateway",
+        summary="serves all of them on one gRPC port",
+        contracts=(),
+        calls=("agents", "models", "state", "tools", "vectors"),
+        build=GatewayService,
+    ),
+)

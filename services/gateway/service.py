@@ -1,0 +1,33 @@
+"""Serves what lives in this process over gRPC."""
+
+from collections.abc import Mapping
+
+from mesh.rpc.server import RpcServer
+from mesh.runtime.service import Mesh
+
+
+class GatewayService:
+    """The gRPC edge. It is started last, when all that it serves is ready, and stopped
+    first, so that no call meets a service that has ended."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._server: RpcServer | None = None
+
+    @property
+    def handlers(self) -> Mapping[str, object]:
+        """It has no contract of its own."""
+        return {}
+
+    async def start(self) -> None:
+        """Listens on the port of the settings, or the next one that is free."""
+        settings = self._mesh.settings
+        self._server = RpcServer(self._mesh.endpoints, self._mesh.rpc_settings)
+        port = await self._server.start(settings.host, settings.grpc_port)
+        self._mesh.announce("grpc", settings.grpc_port, port)
+
+    async def stop(self) -> None:
+        """Drains."""
+        if self._server is not None:
+            settings = self._mesh.settings
+            await self._server.drain(settings.notice_seconds, settings.grace_seconds)

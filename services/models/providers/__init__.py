@@ -1,0 +1,1 @@
+"""Those who run models, behind the one port of `provider`."""

@@ -1,0 +1,71 @@
+"""Takes one number out of passages: the figure that a phrase names."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.models.providers.extractive.lexicon import SMALL_NUMBERS
+from services.models.providers.extractive.markdown import sentences
+from services.models.providers.extractive.questions import Clause
+from services.models.providers.extractive.ranking import FITTING_MIN, Candidate, Ranked, Ranking
+from services.models.providers.extractive.results import Passage
+from services.models.providers.extractive.text import stem
+
+_CANDIDATES_MAX = 3
+_NUMBER = re.compile(
+    r"(?<![\w.-])[$€£]?(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)(?=[\s.,;:!?)%°]|[a-zA-Z]{1,3}\b|$)"
+)
+_FORMER = re.compile(r"\bfrom\s+(\S+)(?:\s+\w+)?\s+to\s+\S*\d")
+_WORD = re.compile(r"[\w'\u2019-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A number as an expression writes it, and the sentence that has it."""
+
+    value: str
+    source: Candidate
+
+
+def candidates(passages: Sequence[Passage]) -> list[Candidate]:
+    """The sentences of passages, each once, with their sources."""
+    found: dict[tuple[str, str], Candidate] = {}
+    for rank, passage in enumerate(passages):
+        for sentence in sentences(passage.text, passage.headings):
+            key = (passage.uri or passage.title, sentence.text)
+            found.setdefault(key, Candidate(sentence, passage.uri, passage.title, rank))
+    return list(found.values())
+
+
+def find_figure(phrase: str, passages: Sequence[Passage]) -> Figure | None:
+    """The number that stands for `phrase`, from the sentence that fits it best; else None."""
+    clause = Clause(f"how much {phrase}")
+    ranked = Ranking(candidates(passages)).best(clause)
+    for one in ranked[:_CANDIDATES_MAX]:
+        value = _nearest_number(one, clause) if one.coverage >= FITTING_MIN else None
+        if value is not None:
+            return Figure(value, one.candidate)
+    return None
+
+
+def _nearest_number(ranked: Ranked, clause: Clause) -> str | None:
+    """The number that is nearest to the phrase's words; the one after them wins a tie."""
+    text = ranked.candidate.sentence.text
+    asked = set(clause.terms)
+    named = [match.end() for match in _WORD.finditer(text) if stem(match.group()) in asked]
+    found = [(match.start(), match[1].replace(",", "")) for match in _NUMBER.finditer(text)]
+    found += [
+        (match.start(), str(SMALL_NUMBERS[match.group().lower()]))
+        for match in _WORD.finditer(text)
+        if match.group().lower() in SMALL_NUMBERS
+    ]
+    # Of `moved from 7400 to 7420` the second is what holds now.
+    former = {match.start(1) for match in _FORMER.finditer(text)}
+    found = [one for one in found if one[0] not in former]
+    if not found:
+        return None
+
+    def distance(at: int) -> float:
+        return min((abs(at - end) + (0.5 if at < end else 0) for end in named), default=0.0)
+
+    return min(found, key=lambda one: distance(one[0]))[1]

@@ -1,0 +1,70 @@
+"""What a conversation holds for the answer to its last question."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.models.providers.extractive.results import Result, read_result
+from weft.models.v1 import models_pb2
+
+_CALLS_MAX = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A tool call of this turn and its result, which may be missing."""
+
+    tool: str
+    arguments: str
+    text: str
+    is_error: bool
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """The last question, the user's message before it, and this turn's calls.
+
+    `arguments` of a step are canonical JSON, so that equal calls compare equal.
+    """
+
+    question: str
+    previous: str
+    steps: tuple[Step, ...]
+    earlier: tuple[models_pb2.Message, ...]
+
+
+def canonical(arguments_json: str) -> str:
+    """Arguments as JSON with sorted keys; what isn't JSON stays as it is."""
+    try:
+        return json.dumps(json.loads(arguments_json or "{}"), sort_keys=True)
+    except (ValueError, RecursionError):
+        return arguments_json
+
+
+def read_transcript(messages: Sequence[models_pb2.Message]) -> Transcript:
+    """The transcript of a conversation; its turn begins with the last user message."""
+    asked = [at for at, one in enumerate(messages) if one.role == models_pb2.ROLE_USER]
+    if not asked:
+        return Transcript("", "", (), tuple(messages))
+    start = asked[-1]
+    previous = messages[asked[-2]].text if len(asked) > 1 else ""
+    return Transcript(
+        question=messages[start].text,
+        previous=previous,
+        steps=tuple(_steps(messages[start + 1 :]))[-_CALLS_MAX:],
+        earlier=tuple(messages[:start]),
+    )
+
+
+def _steps(messages: Sequence[models_pb2.Message]) -> list[Step]:
+    answers = {one.tool_call_id: one for one in messages if one.role == models_pb2.ROLE_TOOL}
+    missing = models_pb2.Message(text="the call has no result", is_error=True)
+    steps = []
+    for call in (call for one in messages for call in one.tool_calls):
+        answer = answers.get(call.id, missing)
+        result = Result() if answer.is_error else read_result(answer.text)
+        steps.append(
+            Step(call.tool, canonical(call.arguments_json), answer.text, answer.is_error, result)
+        )
+    return steps

@@ -1,0 +1,148 @@
+"""The models service."""
+
+import json
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+
+from mesh.errors import FieldViolation, InvalidArgument, ModelBadAnswer, ModelUnavailable, NotFound
+from mesh.rpc.call import Call
+from mesh.rpc.pages import read_page_token, write_page_token
+from services.models.providers.extractive import ExtractiveProvider
+from services.models.providers.openai import OpenAIProvider
+from services.models.providers.provider import Provider
+from services.models.settings import ModelsSettings
+from weft.models.v1 import model_service_pb2 as pb
+from weft.models.v1 import models_pb2
+
+EXTRACTIVE_ID = "builtin/extractive"
+"""The offline model, the default where no endpoint is configured."""
+
+_PAGE_SIZE_DEFAULT = 100
+_TEMPERATURE_MAX = 2.0
+
+
+class ModelsService:
+    """Implements `weft.models.v1.ModelService` over the providers that are configured."""
+
+    def __init__(self, settings: ModelsSettings) -> None:
+        self._settings = settings
+        extractive = ExtractiveProvider(settings.extractive_context_tokens_max)
+        self._openai = OpenAIProvider(settings) if settings.has_openai else None
+        configured: list[Provider] = [extractive]
+        if self._openai is not None:
+            configured.append(self._openai)
+        self._providers = {provider.name: provider for provider in configured}
+
+    @property
+    def handlers(self) -> Mapping[str, object]:
+        """The one contract that it serves."""
+        return {pb.DESCRIPTOR.services_by_name["ModelService"].full_name: self}
+
+    async def start(self) -> None:
+        """Nothing to prepare: an endpoint that is down must not keep Weft from starting."""
+
+    async def stop(self) -> None:
+        """Closes the providers' connections."""
+        for provider in self._providers.values():
+            await provider.close()
+
+    async def list_models(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
+        """The models of all providers, by id. Raises InvalidArgument for a bad page token."""
+        after = read_page_token(request.page_token, request.parent)
+        models: dict[str, models_pb2.Model] = {}
+        for provider in self._providers.values():
+            models |= {model.id: model for model in await provider.models()}
+        try:
+            default = await self._default_model()
+        except ModelUnavailable:
+            default = ""
+        following = sorted(model for model in models if model > after)
+        page = following[: request.page_size or _PAGE_SIZE_DEFAULT]
+        response = pb.ListModelsResponse()
+        for model_id in page:
+            response.models.add().CopyFrom(models[model_id])
+            response.models[-1].is_default = model_id == default
+        if len(page) < len(following):
+            response.next_page_token = write_page_token(page[-1], request.parent)
+        return response
+
+    async def generate(self, request: pb.GenerateRequest, call: Call) -> pb.GenerateResponse:
+        """One answer, whole. Raises as `stream_generate` does."""
+        async with aclosing(self._parts(request, call)) as parts:
+            async for part in parts:
+                if isinstance(part, pb.GenerateResponse):
+                    return part
+        raise ModelBadAnswer("the model's answer has no end")
+
+    async def stream_generate(
+        self, request: pb.StreamGenerateRequest, call: Call
+    ) -> AsyncGenerator[pb.StreamGenerateResponse, None]:
+        """One answer, as it comes.
+
+        Raises InvalidArgument, NotFound for an unknown model, ModelRefused,
+        ModelRateLimited, ModelUnavailable, ModelBadAnswer.
+        """
+        async with aclosing(self._parts(request.request, call)) as parts:
+            async for part in parts:
+                if isinstance(part, str):
+                    yield pb.StreamGenerateResponse(text_delta=part)
+                else:
+                    yield pb.StreamGenerateResponse(completed=part)
+
+    async def _parts(
+        self, request: pb.GenerateRequest, call: Call
+    ) -> AsyncGenerator[str | pb.GenerateResponse, None]:
+        _check(request)
+        model_id = request.model or await self._default_model()
+        provider_name, _, model = model_id.partition("/")
+        provider = self._providers.get(provider_name)
+        if provider is None:
+            raise NotFound.of("model", model_id)
+        async with aclosing(provider.stream(request, model, call.remaining_seconds())) as parts:
+            async for part in parts:
+                yield part
+
+    async def _default_model(self) -> str:
+        if self._settings.default_model:
+            return self._settings.default_model
+        if self._openai is not None:
+            return await self._openai.default_model()
+        return EXTRACTIVE_ID
+
+
+def _check(request: pb.GenerateRequest) -> None:
+    """What field options can't say. Raises InvalidArgument with all that is wrong."""
+    violations = [*_conversation_violations(request), *_parameter_violations(request.parameters)]
+    for index, tool in enumerate(request.tools):
+        if not _is_object(tool.parameters_json_schema or "{}"):
+            field = f"tools[{index}].parameters_json_schema"
+            violations.append(FieldViolation(field, "must be a JSON object"))
+    if violations:
+        text = "; ".join(f"{one.field}: {one.description}" for one in violations)
+        raise InvalidArgument(text, violations=violations)
+
+
+def _conversation_violations(request: pb.GenerateRequest) -> list[FieldViolation]:
+    messages = request.conversation.messages
+    if not messages:
+        return [FieldViolation("conversation.messages", "must hold a message")]
+    if messages[-1].role == models_pb2.ROLE_ASSISTANT:
+        field = f"conversation.messages[{len(messages) - 1}].role"
+        return [FieldViolation(field, "the last message must be the user's or a tool's")]
+    return []
+
+
+def _parameter_violations(parameters: models_pb2.Parameters) -> list[FieldViolation]:
+    violations = []
+    if parameters.HasField("temperature") and not 0 <= parameters.temperature <= _TEMPERATURE_MAX:
+        violations.append(FieldViolation("parameters.temperature", "must be from 0 to 2"))
+    if parameters.HasField("top_p") and not 0 < parameters.top_p <= 1:
+        violations.append(FieldViolation("parameters.top_p", "must be above 0 and up to 1"))
+    return violations
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False

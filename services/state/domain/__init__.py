@@ -1,0 +1,67 @@
+"""The pure core of a session: commands, `decide` and `evolve`.
+
+No clock, no randomness, no I/O: time and ids come in as arguments. The agents
+service imports this package too, since it decides and writes a session's turns; it
+is the one thing that a service may import of another.
+"""
+
+from services.state.domain.commands import (
+    AcceptTurn,
+    Command,
+    CompactContext,
+    CompleteCalls,
+    CompleteStep,
+    CreateSession,
+    DecideApproval,
+    DoubtCalls,
+    FailTurn,
+    FinishCancel,
+    ForkSession,
+    RequestCancel,
+    ResolveCall,
+    ResumeTurn,
+    StartCall,
+)
+from services.state.domain.decide import decide, find_request
+from services.state.domain.evolve import (
+    CONTEXT_TOKENS_PER_MESSAGE,
+    ENDED_TURNS_MAX,
+    FOLD_VERSION,
+    QUEUED_TURNS_MAX,
+    SESSION_FOLD,
+    estimate_tokens,
+    evolve,
+    state_hash,
+)
+from services.state.domain.names import session_name, session_stream, turn_name
+
+__all__ = [
+    "CONTEXT_TOKENS_PER_MESSAGE",
+    "ENDED_TURNS_MAX",
+    "FOLD_VERSION",
+    "QUEUED_TURNS_MAX",
+    "SESSION_FOLD",
+    "AcceptTurn",
+    "Command",
+    "CompactContext",
+    "CompleteCalls",
+    "CompleteStep",
+    "CreateSession",
+    "DecideApproval",
+    "DoubtCalls",
+    "FailTurn",
+    "FinishCancel",
+    "ForkSession",
+    "RequestCancel",
+    "ResolveCall",
+    "ResumeTurn",
+    "StartCall",
+    "decide",
+    "estimate_tokens",
+    "evolve",
+    "find_request",
+    "session_name",
+    "session_stream",
+    "state_hash",
+    "turn_name",
+]

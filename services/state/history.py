@@ -1,0 +1,179 @@
+"""The RPCs that read what sessions were and are."""
+
+from collections.abc import AsyncIterator
+
+from mesh.errors import DataDamaged, InvalidArgument, NotFound
+from mesh.events.aggregate import Loaded, Repository
+from mesh.events.store import EVERYTHING, START, Selection, StoredCommit, StreamName
+from mesh.rpc.call import Call
+from mesh.rpc.pages import read_page_token, write_page_token
+from services.state import domain
+from weft.events.v1 import events_pb2
+from weft.state.v1 import session_pb2, state_service_pb2
+
+PAGE_SIZE = 100
+Events = AsyncIterator[state_service_pb2.WatchEventsResponse]
+
+
+class StateHistory:
+    """`weft.state.v1.StateService`."""
+
+    def __init__(self, repository: Repository[session_pb2.SessionState]) -> None:
+        self._repository = repository
+
+    async def get_state(
+        self, request: state_service_pb2.GetStateRequest, call: Call
+    ) -> state_service_pb2.GetStateResponse:
+        """The state now, at a revision, or at a time."""
+        stream = domain.session_stream(request.name)
+        revision = request.revision if request.HasField("revision") else None
+        if request.HasField("time"):
+            head = await self._repository.store.head_at(stream, request.time.ToNanoseconds())
+            if head.revision == 0:
+                raise NotFound(
+                    f"session {request.name} wasn't there at that time",
+                    metadata={"resource": request.name},
+                )
+            revision = head.revision
+        state = (await self._existing(request.name, until_revision=revision)).state
+        return state_service_pb2.GetStateResponse(state=state, state_hash=domain.state_hash(state))
+
+    async def list_events(
+        self, request: state_service_pb2.ListEventsRequest, call: Call
+    ) -> state_service_pb2.ListEventsResponse:
+        """A page of the session's own events; a fork's begin with SessionForked."""
+        await self._existing(request.parent)
+        stream = domain.session_stream(request.parent)
+        last = read_page_token(request.page_token, request.parent)
+        after = max(request.after_revision, int(last) if last.isdigit() else 0)
+        size = request.page_size or PAGE_SIZE
+        types = frozenset(request.types)
+        response = state_service_pb2.ListEventsResponse()
+        async for page in self._repository.store.read(stream):
+            for event in _recorded(page, types):
+                if event.revision <= after:
+                    continue
+                if len(response.events) == size:
+                    token = write_page_token(str(response.events[-1].revision), request.parent)
+                    response.next_page_token = token
+                    return response
+                response.events.append(event)
+        return response
+
+    async def watch_events(
+        self, request: state_service_pb2.WatchEventsRequest, call: Call
+    ) -> Events:
+        """Events of the past that were asked for, then those that come."""
+        # Streams are named by area first, so that a tenant's have no prefix in common.
+        selection = _selection(request.name)
+        tenant = request.name.split("/")[1]
+        after_revision = 0
+        match request.WhichOneof("start"):
+            case "after_position":
+                position: int | None = request.after_position
+            case "after_revision":
+                if "/sessions/" not in request.name:
+                    raise InvalidArgument.of("after_revision", "needs the name of one session")
+                position, after_revision = 0, request.after_revision
+            case "start_time":
+                position = await self._repository.store.position_at(
+                    request.start_time.ToNanoseconds()
+                )
+            case _:
+                position = None
+        types = frozenset(request.types)
+        async for stored in self._repository.store.watch(selection, position):
+            if stored.commit.tenant != tenant:
+                continue
+            for event in _recorded([stored], types):
+                if event.revision > after_revision:
+                    yield state_service_pb2.WatchEventsResponse(event=event)
+
+    async def verify_replay(
+        self, request: state_service_pb2.VerifyReplayRequest, call: Call
+    ) -> state_service_pb2.VerifyReplayResponse:
+        """Folds again and compares."""
+        stream = domain.session_stream(request.name)
+        response = state_service_pb2.VerifyReplayResponse()
+        try:
+            live = await self._live(stream)
+            if live.head is START:
+                raise NotFound.of("session", request.name)
+            revision = live.head.revision
+            replayed = await self._repository.load(stream, until_revision=revision, snapshots=False)
+            resumed = await self._repository.load(stream, until_revision=revision)
+        except DataDamaged as error:
+            response.problem = error.message
+            return response
+        response.revision = response.event_count = revision
+        response.replayed_hash = domain.state_hash(replayed.state)
+        response.live_hash = domain.state_hash(live.state)
+        if resumed.snapshot_revision:
+            response.snapshot_revision = resumed.snapshot_revision
+            response.snapshot_hash = domain.state_hash(resumed.state)
+        response.problem = _problem(response)
+        response.matches = not response.problem
+        return response
+
+    async def _live(self, stream: StreamName) -> Loaded[session_pb2.SessionState]:
+        """What this process works with, caught up with the log."""
+        aggregate = self._repository.open(stream)
+        await aggregate.load()
+        return await aggregate.acknowledged()
+
+    async def _existing(
+        self, name: str, until_revision: int | None = None
+    ) -> Loaded[session_pb2.SessionState]:
+        stream = domain.session_stream(name)
+        try:
+            loaded = await self._repository.load(stream, until_revision=until_revision)
+        except NotFound as error:
+            raise NotFound(
+                f"session {name} has no revision {until_revision}",
+                metadata={"resource": name, **error.metadata},
+            ) from error
+        if loaded.head is START:
+            raise NotFound.of("session", name)
+        return loaded
+
+
+def _selection(name: str) -> Selection:
+    """At least the streams of a tenant, of an agent's sessions, or of one session."""
+    parts = name.split("/")
+    if len(parts) == 2:
+        return EVERYTHING
+    return Selection(".".join(["state", *parts[1::2]]))
+
+
+def _recorded(commits: list[StoredCommit], types: frozenset[str]) -> list[events_pb2.RecordedEvent]:
+    events = []
+    for stored in commits:
+        commit = stored.commit
+        for revision, event in enumerate(commit.events, commit.revision):
+            if types and event.type not in types:
+                continue
+            events.append(
+                events_pb2.RecordedEvent(
+                    stream=commit.stream,
+                    revision=revision,
+                    position=stored.position,
+                    id=event.id,
+                    type=event.type,
+                    payload=event.payload,
+                    time=commit.time,
+                    actor=commit.actor,
+                    request_id=commit.request_id,
+                )
+            )
+    return events
+
+
+def _problem(response: state_service_pb2.VerifyReplayResponse) -> str:
+    problems = []
+    if response.live_hash != response.replayed_hash:
+        problems.append("the live state differs from the replayed one")
+    if response.snapshot_hash and response.snapshot_hash != response.replayed_hash:
+        problems.append(
+            f"the state from the snapshot at revision {response.snapshot_revision} differs"
+        )
+    return "; ".join(problems)

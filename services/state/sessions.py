@@ -1,0 +1,153 @@
+"""The RPCs of sessions."""
+
+from typing import TYPE_CHECKING
+
+from mesh.errors import AlreadyExists, NotFound, RequestIdReused
+from mesh.events.aggregate import Repository
+from mesh.ids import id_from, new_id
+from mesh.rpc.call import Call
+from mesh.rpc.pages import read_page_token, write_page_token
+from mesh.runtime.requests import request_hash
+from services.state import domain
+from services.state.read_model import SessionsReadModel
+from weft.agents.v1 import agent_service_pb2
+from weft.state.v1 import events_pb2, session_pb2, session_service_pb2
+
+if TYPE_CHECKING:
+    from weft.agents.v1.agent_service_pb2_grpc import AgentServiceAsyncStub
+
+PAGE_SIZE = 100
+
+
+class Sessions:
+    """`weft.state.v1.SessionService`."""
+
+    def __init__(
+        self,
+        repository: Repository[session_pb2.SessionState],
+        read_model: SessionsReadModel,
+        agents: "AgentServiceAsyncStub",
+    ) -> None:
+        self._repository = repository
+        self._read_model = read_model
+        self._agents = agents
+
+    async def create_session(
+        self, request: session_service_pb2.CreateSessionRequest, call: Call
+    ) -> session_service_pb2.CreateSessionResponse:
+        """Makes a session pinned to a revision of its agent."""
+        name = _new_name(request.parent, request.session_id, request.request_id)
+        digest = request_hash(request)
+        known = await self._made_before(name, digest, request.request_id)
+        if known is not None:
+            return session_service_pb2.CreateSessionResponse(session=known)
+        # The latest revision is asked for first: a deleted agent has none.
+        latest = await self._agents.GetAgent(agent_service_pb2.GetAgentRequest(name=request.parent))
+        revision = request.agent_revision or latest.agent.revision
+        if revision != latest.agent.revision:
+            await self._agents.GetAgent(
+                agent_service_pb2.GetAgentRequest(name=request.parent, revision=revision)
+            )
+        policy = request.submit_policy or session_pb2.SUBMIT_POLICY_REJECT
+        command = domain.CreateSession(name, revision, policy, digest)
+        aggregate = self._repository.open(domain.session_stream(name))
+        await aggregate.execute(
+            lambda state: domain.decide(state, command), request_id=request.request_id
+        )
+        return session_service_pb2.CreateSessionResponse(session=_session(aggregate.state))
+
+    async def get_session(
+        self, request: session_service_pb2.GetSessionRequest, call: Call
+    ) -> session_service_pb2.GetSessionResponse:
+        """The session, now."""
+        state = await self._existing(request.name)
+        return session_service_pb2.GetSessionResponse(session=_session(state))
+
+    async def list_sessions(
+        self, request: session_service_pb2.ListSessionsRequest, call: Call
+    ) -> session_service_pb2.ListSessionsResponse:
+        """A page of sessions, newest first."""
+        _, tenant, _, agent = request.parent.split("/")
+        size = request.page_size or PAGE_SIZE
+        last = read_page_token(request.page_token, request.parent)
+        before = int(last) if last.isdigit() else None
+        rows = await self._read_model.sessions(tenant, agent, before, size + 1)
+        response = session_service_pb2.ListSessionsResponse(sessions=[s for _, s in rows[:size]])
+        if len(rows) > size:
+            token = write_page_token(str(rows[size - 1][0]), request.parent)
+            response.next_page_token = token
+        return response
+
+    async def fork_session(
+        self, request: session_service_pb2.ForkSessionRequest, call: Call
+    ) -> session_service_pb2.ForkSessionResponse:
+        """Makes a session of another one's events, up to a revision."""
+        agent = request.name.rsplit("/sessions/", 1)[0]
+        name = _new_name(agent, request.session_id, request.request_id)
+        digest = request_hash(request)
+        known = await self._made_before(name, digest, request.request_id)
+        if known is not None:
+            return session_service_pb2.ForkSessionResponse(session=known)
+        state = await self._existing(request.name)
+        revision = request.revision or state.revision
+        if revision > state.revision:
+            raise NotFound(
+                f"session {request.name} is at revision {state.revision}, before {revision}",
+                metadata={"resource": request.name, "revision": str(state.revision)},
+            )
+        origin = session_pb2.ForkOrigin(session=request.name, revision=revision)
+        command = domain.ForkSession(name, origin, digest)
+        aggregate = self._repository.open(domain.session_stream(name))
+        await aggregate.execute(
+            lambda state: domain.decide(state, command), request_id=request.request_id
+        )
+        return session_service_pb2.ForkSessionResponse(session=_session(await aggregate.ready()))
+
+    async def _existing(self, name: str) -> session_pb2.SessionState:
+        state = await self._repository.open(domain.session_stream(name)).load()
+        if not state.revision:
+            raise NotFound.of("session", name)
+        return state
+
+    async def _made_before(
+        self, name: str, digest: bytes, request_id: str
+    ) -> session_pb2.Session | None:
+        """The session of that name, if this very request made it.
+
+        Raises RequestIdReused or AlreadyExists where another one did.
+        """
+        stream = domain.session_stream(name)
+        state = await self._repository.open(stream).load()
+        if not state.revision:
+            return None
+        async for page in self._repository.store.read(stream, until_revision=1):
+            first = page[0].commit
+            made = self._repository.fold.open(first.events[0])
+            assert isinstance(made, events_pb2.SessionCreated | events_pb2.SessionForked)
+            if made.request_hash == digest and request_id and first.request_id == request_id:
+                return _session(state)
+            if request_id and first.request_id == request_id:
+                raise RequestIdReused(f"request_id {request_id} came before with another body")
+        raise AlreadyExists(f"session {name} is there", metadata={"resource": name})
+
+
+def _new_name(agent: str, session_id: str, request_id: str) -> str:
+    """The same request must find what its first attempt made, so the id follows from it."""
+    made = id_from(agent, request_id) if request_id else new_id()
+    return f"{agent}/sessions/{session_id or made}"
+
+
+def _session(state: session_pb2.SessionState) -> session_pb2.Session:
+    session = session_pb2.Session(
+        name=state.name,
+        agent_revision=state.agent_revision,
+        revision=state.revision,
+        submit_policy=state.submit_policy,
+        create_time=state.create_time,
+        update_time=state.update_time,
+        turn_count=state.turn_count,
+        active_turn=state.active_turn.id,
+    )
+    if state.HasField("forked_from"):
+        session.forked_from.CopyFrom(state.forked_from)
+    return session

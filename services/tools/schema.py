@@ -1,0 +1,79 @@
+"""Checks arguments against a tool's JSON Schema (draft 2020-12)."""
+
+import json
+from itertools import islice
+from typing import Any, NoReturn
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+from referencing import Registry
+
+from services.tools.lru import Lru
+from services.tools.results import cut
+from weft.tools.v1 import tools_pb2
+
+ERRORS_MAX = 8
+ERROR_LENGTH_MAX = 300
+
+
+class ArgumentsRefused(ValueError):
+    """What is wrong with the arguments, in words that let a model do better."""
+
+
+class ArgumentChecker:
+    """Keeps the compiled schemas of the `compiled_max` tools that were called last."""
+
+    def __init__(self, compiled_max: int) -> None:
+        self._validators: Lru[str, Draft202012Validator] = Lru(compiled_max)
+
+    def check(self, tool: tools_pb2.Tool, arguments_json: str) -> dict[str, Any]:
+        """The arguments; nothing at all counts as `{}`. Raises ArgumentsRefused."""
+        arguments = _parsed(arguments_json)
+        validator = self._validators.get(tool.etag, lambda: _compiled(tool.parameters_json_schema))
+        try:
+            errors = list(islice(validator.iter_errors(arguments), ERRORS_MAX))
+        except RecursionError:
+            raise ArgumentsRefused("the arguments are nested too deep") from None
+        if errors:
+            lines = "\n".join(f"- {_described(error)}" for error in errors)
+            raise ArgumentsRefused(f"the arguments don't fit the tool's schema:\n{lines}")
+        return arguments
+
+
+def _parsed(arguments_json: str) -> dict[str, Any]:
+    if not arguments_json.strip():
+        return {}
+    try:
+        arguments = json.loads(arguments_json, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ArgumentsRefused("the arguments are nested too deep") from None
+    except ValueError as error:
+        raise ArgumentsRefused(f"the arguments aren't JSON: {error}") from None
+    if not isinstance(arguments, dict):
+        raise ArgumentsRefused("the arguments aren't a JSON object")
+    if "\\ud" in arguments_json.lower() and not _is_text(arguments):
+        raise ArgumentsRefused("the arguments hold half of a character (a lone surrogate)")
+    return arguments
+
+
+def _is_text(arguments: dict[str, Any]) -> bool:
+    """Whether all of it can be encoded: JSON's escapes can say what Unicode can't."""
+    try:
+        json.dumps(arguments, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _compiled(schema: str) -> Draft202012Validator:
+    # An empty registry: a reference can't make us fetch anything.
+    return Draft202012Validator(json.loads(schema), registry=Registry())
+
+
+def _described(error: ValidationError) -> str:
+    path = "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in error.path)
+    return cut(f"{path.removeprefix('.') or 'arguments'}: {error.message}", ERROR_LENGTH_MAX)

@@ -1,0 +1,34 @@
+"""Settings of the tools service: the table `[tools]`, variables `WEFT_TOOLS_*`."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from mesh.settings import Section
+
+
+class ToolsSettings(Section):
+    """Bounds of tools and of what is remembered about them."""
+
+    area: ClassVar[str] = "tools"
+
+    tools_max: int = Field(default=1_000, ge=1)
+    """Most registered tools of a tenant."""
+    timeout_seconds: float = Field(default=30, gt=0, le=3600)
+    """How long a call of a tool may take that doesn't say so itself."""
+    content_length_max: int = Field(default=65_536, ge=256, le=1_048_576)
+    """Longest result, in code points; longer ones are cut, with a note."""
+    response_bytes_max: int = Field(default=1_048_576, ge=1_024)
+    """Largest message that is accepted from a tool's server."""
+    reflection_seconds: float = Field(default=5, gt=0)
+    """How long a server may take to describe a method."""
+    reflection_files_max: int = Field(default=256, ge=1)
+    """Most files that may describe a method."""
+    reflection_bytes_max: int = Field(default=524_288, ge=1_024)
+    """Most bytes of all files that describe a method."""
+    channels_max: int = Field(default=64, ge=1)
+    """Most servers to which connections are kept."""
+    compiled_max: int = Field(default=256, ge=1)
+    """Most compiled schemas and methods that are kept."""
+    catch_up_seconds: float = Field(default=30, gt=0)
+    """How long the start may take to read what was registered."""

@@ -1,0 +1,352 @@
+"""What the JetStream store does when NATS is slow, gone, full, or loses an answer."""
+
+import asyncio
+import os
+import secrets
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
+from pathlib import Path
+
+import nats
+import pytest
+
+from mesh.errors import EventStoreUnavailable, Internal, LimitExceeded
+from mesh.events.jetstream.assets import BLOBS_BUCKET, EVENTS, SNAPSHOTS, ensure_assets
+from mesh.events.jetstream.connection import NoReply, NotSent, connect
+from mesh.events.jetstream.store import JetStreamEventStore, connect_store
+from mesh.events.store import START, Head, HeadConflict, Selection, StreamName
+from tests.support.events import appended, commits_of, draft, texts_of
+from tests.support.nats import LossyProxy, NatsServer, running_nats
+from tests.support.processes import ROOT, until
+
+STREAM = StreamName("state", "acme", ("bot", "s1"))
+
+
+@pytest.fixture
+async def store(harmed_nats_server: NatsServer) -> AsyncIterator[JetStreamEventStore]:
+    store = await connect_store(harmed_nats_server.url, name="test", attempt_seconds=0.3)
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def proxy(harmed_nats_server: NatsServer) -> AsyncIterator[LossyProxy]:
+    proxy = LossyProxy(harmed_nats_server.port)
+    await proxy.start()
+    yield proxy
+    await proxy.stop()
+
+
+async def stored_messages(store: JetStreamEventStore, stream: str = EVENTS) -> int:
+    answer = await store.connection.api(f"STREAM.INFO.{stream}", {})
+    messages: int = answer["state"]["messages"]
+    return messages
+
+
+async def appended_after_loading(store: JetStreamEventStore, text: str) -> None:
+    """Appends as a command does: on a conflict it loads again."""
+    for _ in range(5):
+        commits = await commits_of(store, STREAM)
+        with suppress(HeadConflict):
+            await store.append(STREAM, draft(text), commits[-1].head)
+            return
+
+
+async def commits_until(store: JetStreamEventStore, count: int) -> None:
+    """Returns once the log holds so many commits."""
+    async with aclosing(store.watch(Selection(), 0)) as watch:
+        for _ in range(count):
+            await anext(watch)
+
+
+class TestAppend:
+    async def test_it_survives_a_server_that_stands_still(
+        self, store: JetStreamEventStore, harmed_nats_server: NatsServer
+    ) -> None:
+        (head,) = await appended(store, STREAM, "a")
+        harmed_nats_server.pause()
+        appending = asyncio.create_task(store.append(STREAM, draft("b"), head))
+        await asyncio.sleep(0.8)
+        harmed_nats_server.resume()
+
+        head = await appending
+        await appended(store, STREAM, "c", head=head)
+
+        assert texts_of(await commits_of(store, STREAM)) == ["a", "b", "c"]
+        assert await stored_messages(store) == 3
+
+    async def test_it_survives_a_crash_of_the_server(
+        self, store: JetStreamEventStore, harmed_nats_server: NatsServer
+    ) -> None:
+        heads = await appended(store, STREAM, "a")
+        appending = asyncio.create_task(store.append(STREAM, draft("b"), heads[0]))
+        await harmed_nats_server.kill()
+        await harmed_nats_server.start()
+
+        await appended(store, STREAM, "c", head=await appending)
+
+        assert texts_of(await commits_of(store, STREAM)) == ["a", "b", "c"]
+
+    @pytest.mark.parametrize("followed", [False, True])
+    async def test_a_lost_answer_is_settled_by_what_is_stored(
+        self, store: JetStreamEventStore, proxy: LossyProxy, followed: bool
+    ) -> None:
+        through = await connect_store(proxy.url, name="through", attempt_seconds=0.3)
+        (head,) = await appended(store, STREAM, "a")
+        proxy.lose_answers()
+        appending = asyncio.create_task(through.append(STREAM, draft("b"), head))
+        await commits_until(store, 2)
+        commits = await commits_of(store, STREAM)
+        if followed:
+            await appended(store, STREAM, "c", head=commits[-1].head)
+        proxy.cut()
+
+        assert await appending == commits[-1].head
+        assert texts_of(await commits_of(store, STREAM))[:2] == ["a", "b"]
+        assert await stored_messages(store) == (3 if followed else 2)
+        await through.close()
+
+    async def test_another_commit_in_its_place_is_a_conflict_when_the_answer_was_lost(
+        self, store: JetStreamEventStore, harmed_nats_server: NatsServer, proxy: LossyProxy
+    ) -> None:
+        through = await connect_store(proxy.url, name="through", attempt_seconds=0.3)
+        (head,) = await appended(store, STREAM, "a")
+        await appended(store, STREAM, "b", head=head)
+        proxy.lose_answers()
+        appending = asyncio.create_task(through.append(STREAM, draft("late"), head))
+        await asyncio.sleep(0.5)
+        proxy.cut()
+
+        with pytest.raises(HeadConflict):
+            await appending
+        assert texts_of(await commits_of(store, STREAM)) == ["a", "b"]
+        await through.close()
+
+    async def test_it_gives_up_within_its_bound_and_works_again_when_nats_is_back(
+        self, harmed_nats_server: NatsServer
+    ) -> None:
+        store = await connect_store(
+            harmed_nats_server.url, name="test", append_seconds_max=0.6, attempt_seconds=0.2
+        )
+        (head,) = await appended(store, STREAM, "a")
+        await harmed_nats_server.kill()
+        async with asyncio.timeout(5):
+            with pytest.raises(EventStoreUnavailable):
+                await store.append(STREAM, draft("unknown"), head)
+        await harmed_nats_server.start()
+        await store.connection.wait_connected(5)
+
+        await appended_after_loading(store, "b")
+
+        # What was sent when the connection broke may go out once there is another.
+        stored = texts_of(await commits_of(store, STREAM))
+        assert stored in (["a", "b"], ["a", "unknown", "b"])
+        await store.close()
+
+    async def test_a_full_store_is_a_limit_and_stays_readable(self, tmp_path: Path) -> None:
+        async with running_nats(tmp_path, file_bytes_max=3_000_000) as server:
+            store = await connect_store(server.url, name="test")
+            # Random, so that the stream's compression doesn't help.
+            texts = [secrets.token_hex(50_000) for _ in range(100)]
+            with pytest.raises(LimitExceeded):
+                await appended(store, STREAM, *texts)
+
+            stored = texts_of(await commits_of(store, STREAM))
+            assert 0 < len(stored) < len(texts)
+            assert stored == texts[: len(stored)]
+            await store.close()
+
+    @pytest.mark.parametrize(
+        ("failpoint", "expected"),
+        [
+            ("commit:StringValue:before_publish", []),
+            ("commit:StringValue:stored", ["a"]),
+            ("commit:StringValue:acknowledged@2", ["a", "b"]),
+            ("commit:Another:stored", ["a", "b"]),
+        ],
+    )
+    async def test_a_process_dies_at_its_failpoint(
+        self, nats_server: NatsServer, tenant: str, failpoint: str, expected: list[str]
+    ) -> None:
+        stream = StreamName("state", tenant, ("bot", "s1"))
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.support.appender", nats_server.url, str(stream)),
+            cwd=ROOT,
+            env={**os.environ, "WEFT_FAILPOINTS": failpoint},
+        )
+        ended = await asyncio.wait_for(process.wait(), 30)
+        store = await connect_store(nats_server.url, name="test")
+
+        assert texts_of(await commits_of(store, stream)) == expected
+        assert ended == (0 if "Another" in failpoint else -signal.SIGKILL)
+        await store.close()
+
+
+class TestRead:
+    async def test_it_waits_for_a_server_that_restarts(
+        self, store: JetStreamEventStore, harmed_nats_server: NatsServer
+    ) -> None:
+        await appended(store, STREAM, "a")
+        await harmed_nats_server.kill()
+        reading = asyncio.create_task(commits_of(store, STREAM))
+        await harmed_nats_server.start()
+
+        assert texts_of(await reading) == ["a"]
+
+
+class TestWatch:
+    async def test_it_goes_on_across_a_restart(
+        self, store: JetStreamEventStore, harmed_nats_server: NatsServer
+    ) -> None:
+        heads = await appended(store, STREAM, "a")
+        async with aclosing(store.watch(Selection(), 0)) as watch:
+            seen = [await anext(watch)]
+            await harmed_nats_server.kill()
+            await harmed_nats_server.start()
+            await appended(store, STREAM, "b", "c", head=heads[0])
+            seen += [await anext(watch), await anext(watch)]
+
+        assert texts_of(seen) == ["a", "b", "c"]
+
+    async def test_it_finds_by_itself_what_was_never_announced(
+        self, store: JetStreamEventStore, proxy: LossyProxy
+    ) -> None:
+        through = await connect_store(proxy.url, name="through")
+        heads = await appended(store, STREAM, "a")
+        async with aclosing(through.watch(Selection(), 0)) as watch:
+            seen = [await anext(watch)]
+            proxy.lose_answers()
+            await appended(store, STREAM, "b", head=heads[0])
+            proxy.cut()
+            seen.append(await anext(watch))
+
+        assert texts_of(seen) == ["a", "b"]
+        await through.close()
+
+    async def test_a_commit_that_was_not_announced_comes_before_the_next(
+        self, store: JetStreamEventStore, proxy: LossyProxy
+    ) -> None:
+        through = await connect_store(proxy.url, name="through")
+        heads = await appended(store, STREAM, "a")
+        async with aclosing(through.watch(Selection(), 0)) as watch:
+            seen = [await anext(watch)]
+            proxy.lose_answers()
+            heads = await appended(store, STREAM, "b", "c", head=heads[0])
+            await asyncio.sleep(0.1)
+            proxy.keep_answers()
+            await appended(store, STREAM, "d", head=heads[-1])
+            seen += [await anext(watch) for _ in range(3)]
+
+        assert texts_of(seen) == ["a", "b", "c", "d"]
+        await through.close()
+
+    async def test_it_ends_with_an_error_when_the_store_is_closed(
+        self, nats_server: NatsServer, tenant: str
+    ) -> None:
+        store = await connect_store(nats_server.url, name="test")
+        stream = StreamName("state", tenant, ("bot", "s1"))
+        await appended(store, stream, "a")
+        watch = store.watch(Selection(str(stream)), 0)
+        await anext(watch)
+        waiting = asyncio.ensure_future(anext(watch))
+        await asyncio.sleep(0.05)
+        await store.close()
+
+        with pytest.raises(EventStoreUnavailable):
+            await waiting
+
+
+class TestAssets:
+    async def test_they_can_be_made_again_and_brought_up_to_date(
+        self, store: JetStreamEventStore
+    ) -> None:
+        connection = store.connection
+        config = (await connection.api(f"STREAM.INFO.{SNAPSHOTS}", {}))["config"]
+        await connection.api(f"STREAM.UPDATE.{SNAPSHOTS}", {**config, "max_msgs_per_subject": 3})
+
+        await ensure_assets(connection)
+
+        info = await connection.api(f"STREAM.INFO.{SNAPSHOTS}", {})
+        assert info["config"]["max_msgs_per_subject"] == 8
+
+    async def test_a_stream_of_another_kind_is_refused(
+        self, harmed_nats_server: NatsServer
+    ) -> None:
+        connection = await connect(harmed_nats_server.url, name="test")
+        other = {"name": SNAPSHOTS, "subjects": ["weft.snapshots.>"], "storage": "memory"}
+        await connection.api(f"STREAM.CREATE.{SNAPSHOTS}", other)
+
+        with pytest.raises(Internal):
+            await ensure_assets(connection)
+        await connection.close()
+
+    async def test_memory_streams_are_made_again_after_a_restart(
+        self, store: JetStreamEventStore, harmed_nats_server: NatsServer
+    ) -> None:
+        await harmed_nats_server.kill()
+        await harmed_nats_server.start()
+
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    await store.connection.request("weft.tokens.acme.s1", b"x", timeout=1)
+                except (NotSent, NoReply):
+                    await asyncio.sleep(0.05)
+                else:
+                    break
+        assert await stored_messages(store, "TOKENS") == 1
+
+    async def test_a_blob_is_an_object_to_other_clients(
+        self, store: JetStreamEventStore, harmed_nats_server: NatsServer
+    ) -> None:
+        await store.append(STREAM, draft("x" * 1_000_000), START)
+        (stored,) = await commits_of(store, STREAM)
+        event = stored.commit.events[0]
+
+        client = await nats.connect(harmed_nats_server.url)
+        bucket = await client.jetstream().object_store(BLOBS_BUCKET)
+        found = await bucket.get(event.blob.key)
+        await client.close()
+
+        assert found.data == event.payload.value
+
+    async def test_the_same_blob_is_stored_once(self, store: JetStreamEventStore) -> None:
+        stored = []
+        head: Head = START
+        for _ in range(2):
+            head = await store.append(STREAM, draft("x" * 300_000), head)
+            stored.append(await stored_messages(store, f"OBJ_{BLOBS_BUCKET}"))
+
+        assert stored[0] == stored[1] > 0
+
+
+class TestConnection:
+    async def test_it_refuses_within_its_bound_where_no_server_is(
+        self, harmed_nats_server: NatsServer
+    ) -> None:
+        await harmed_nats_server.kill()
+
+        with pytest.raises(EventStoreUnavailable):
+            await connect(harmed_nats_server.url, name="test", timeout=0.5)
+
+    async def test_what_waits_for_an_answer_learns_that_the_connection_broke(
+        self, store: JetStreamEventStore, harmed_nats_server: NatsServer
+    ) -> None:
+        harmed_nats_server.pause()
+        asking = asyncio.create_task(store.connection.api(f"STREAM.INFO.{EVENTS}", {}, timeout=60))
+        await asyncio.sleep(0.1)
+        await harmed_nats_server.kill()
+
+        with pytest.raises(NoReply):
+            await asyncio.wait_for(asking, 10)
+        await until(lambda: not store.connection.connected)
+        with pytest.raises(NotSent):
+            await store.connection.publish("weft.tokens.acme.s1", b"x")
+
+    async def test_nobody_behind_a_subject_is_told_at_once(
+        self, store: JetStreamEventStore
+    ) -> None:
+        with pytest.raises(NotSent):
+            await store.connection.request("nobody.here", b"", timeout=5)

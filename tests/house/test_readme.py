@@ -1,0 +1,86 @@
+"""The commands that README and Makefile show exist."""
+
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+WEFT = Path(sys.executable).with_name("weft")
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = set(re.findall(r"(?m)^([a-z]+):", MAKEFILE))
+HELP_SECONDS_MAX = 30
+
+
+def shown_commands(text: str) -> list[str]:
+    """The command lines of a Markdown text's shell blocks, continued ones joined."""
+    blocks = re.findall(r"(?ms)^```(?:sh|bash|shell|console)\n(.*?)^```", text)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.removeprefix("$ ").strip() for line in lines if line.strip()]
+
+
+README = shown_commands((ROOT / "README.md").read_text())
+
+
+@cache
+def help_of(*words: str) -> str:
+    """What `weft WORDS --help` prints; fails where there is no such command."""
+    shown = subprocess.run(
+        [WEFT, *words, "--help"],
+        capture_output=True,
+        text=True,
+        timeout=HELP_SECONDS_MAX,
+        check=False,
+        env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"},
+    )
+    assert shown.returncode == 0, f"weft {' '.join(words)}: {shown.stderr[-300:]}"
+    assert "Usage:" in shown.stdout
+    return shown.stdout
+
+
+def words_of(line: str) -> list[str]:
+    """The words of the line's first command, without a comment or what it is piped into."""
+    words = shlex.split(line, comments=True)
+    return words[: words.index("|")] if "|" in words else words
+
+
+def command_of(words: list[str]) -> tuple[str, ...]:
+    """Those of a `weft` line's words that name a command: what help knows, level by level."""
+    command: tuple[str, ...] = ()
+    for word in words[1:]:
+        if not re.fullmatch(r"[a-z][a-z-]*", word) or "COMMAND" not in help_of(*command):
+            break
+        command += (word,)
+    return command
+
+
+def test_readme_begins_with_the_two_commands_that_a_newcomer_needs() -> None:
+    shown = [words_of(line) for line in README]
+    assert ["make", "run"] in shown
+    assert ["make", "test"] in shown
+
+
+@pytest.mark.parametrize("line", [line for line in README if line.startswith("make ")])
+def test_readme_names_only_targets_that_make_has(line: str) -> None:
+    named = {word for word in words_of(line)[1:] if "=" not in word}
+    assert named <= TARGETS
+
+
+@pytest.mark.parametrize(
+    "line", [line for line in README if re.match(r"(\.venv/bin/)?weft ", line)]
+)
+def test_readme_names_only_commands_and_flags_that_weft_has(line: str) -> None:
+    words = words_of(line)
+    shown = help_of(*command_of(words))
+    for flag in (word.partition("=")[0] for word in words if word.startswith("-")):
+        assert re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", shown)
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_help_says_what_each_target_does(target: str) -> None:
+    said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert re.search(rf"(?m)^make {target} +\w+", said.stdout)

@@ -1,0 +1,107 @@
+"""A small Weft in memory behind the real RPC server, for what talks to one as a client."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from prometheus_client import CollectorRegistry
+
+from mesh.rpc.pipeline import bind, server_interceptors
+from mesh.rpc.server import RpcServer
+from mesh.rpc.settings import RpcSettings
+from tests.support.memory_catalogues import (
+    MemoryAgents,
+    MemoryCollections,
+    MemoryModels,
+    MemoryTools,
+)
+from tests.support.memory_sessions import MemorySessions
+from tests.support.memory_turns import MemoryTurns
+
+T = TypeVar("T")
+STEP_SECONDS_MAX = 20.0
+
+
+class MemoryPlatform:
+    """All public services on one port of 127.0.0.1, in a thread of their own.
+
+    `restart` cuts every connection and listens on the same port again, as a killed and
+    restarted process does; what the services hold stays.
+    """
+
+    def __init__(self) -> None:
+        self.agents = MemoryAgents()
+        self.sessions = MemorySessions()
+        self.turns = MemoryTurns(self.restart_soon)
+        self.tools = MemoryTools()
+        self.collections = MemoryCollections()
+        self.models = MemoryModels()
+        self.port = 0
+        self._server: RpcServer | None = None
+        self._restarts: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    @property
+    def address(self) -> str:
+        """Where it listens, as `host:port`."""
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Serves from here on."""
+        self._thread.start()
+        self._run(self._listen())
+
+    def stop(self) -> None:
+        """Ends serving and the thread."""
+        self._run(self._cut())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(STEP_SECONDS_MAX)
+
+    def restart(self) -> None:
+        """Cuts every connection, then listens on the same port."""
+        self._run(self._restart())
+
+    def restart_soon(self) -> None:
+        """Restarts without waiting for it; called by a handler that is to be cut off."""
+        task = self._loop.create_task(self._restart())
+        self._restarts.add(task)
+        task.add_done_callback(self._restarts.discard)
+
+    def on_loop(self, change: Callable[[], None]) -> None:
+        """Runs a change in the services' thread."""
+
+        async def apply() -> None:
+            change()
+
+        self._run(apply())
+
+    async def _restart(self) -> None:
+        await self._cut()
+        await self._listen()
+
+    async def _cut(self) -> None:
+        if self._server is not None:
+            await self._server.stop()
+            self._server = None
+
+    async def _listen(self) -> None:
+        handlers = {
+            "weft.agents.v1.AgentService": self.agents,
+            "weft.agents.v1.TurnService": self.turns,
+            "weft.models.v1.ModelService": self.models,
+            "weft.state.v1.SessionService": self.sessions,
+            "weft.state.v1.StateService": self.sessions,
+            "weft.tools.v1.ToolService": self.tools,
+            "weft.vectors.v1.VectorService": self.collections,
+        }
+        settings = RpcSettings.model_validate({})
+        interceptors = server_interceptors(CollectorRegistry())
+        self._server = RpcServer(bind(handlers, interceptors, settings), settings)
+        self.port = await self._server.start("127.0.0.1", self.port)
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        return future.result(STEP_SECONDS_MAX)

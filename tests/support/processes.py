@@ -1,0 +1,51 @@
+"""Programs of `tests.support`, run as processes of their own."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+LINE_SECONDS_MAX = 30.0
+
+
+@contextlib.asynccontextmanager
+async def running(module: str, *arguments: object) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`python -m MODULE ARGUMENTS` with both ends piped; killed where it still runs at the end."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        module,
+        *map(str, arguments),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def line_of(process: asyncio.subprocess.Process) -> str:
+    """The next line that it prints, within 30 s; empty at its end."""
+    assert process.stdout is not None
+    line = await asyncio.wait_for(process.stdout.readline(), LINE_SECONDS_MAX)
+    return line.decode().strip()
+
+
+async def asked(process: asyncio.subprocess.Process) -> str:
+    """The line with which it answers an empty one."""
+    assert process.stdin is not None
+    process.stdin.write(b"\n")
+    return await line_of(process)
+
+
+async def until(condition: Callable[[], bool], seconds_max: float = 10.0) -> None:
+    """Returns as soon as `condition` holds; TimeoutError after `seconds_max`."""
+    async with asyncio.timeout(seconds_max):
+        while not condition():  # noqa: ASYNC110 - other processes set no event of ours
+            await asyncio.sleep(0.02)

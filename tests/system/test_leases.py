@@ -1,0 +1,175 @@
+"""Leases on a real nats-server, between processes that are killed and stopped."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from mesh.clock import Clock
+from mesh.control.nats_leases import LEASE_SECONDS, NatsLeases
+from mesh.events.jetstream.connection import Connection, connect
+from mesh.ids import new_id
+from mesh.runtime.nats_server import EmbeddedNats, NatsEndpoint
+from tests.support.processes import asked, line_of, running, until
+
+HOLDER = "tests.support.lease_holder"
+
+
+@pytest.fixture(scope="module")
+async def endpoint(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsEndpoint]:
+    server = EmbeddedNats(tmp_path_factory.mktemp("leases"), port=0)
+    yield await server.start()
+    await server.stop()
+
+
+@pytest.fixture
+async def connection(endpoint: NatsEndpoint) -> AsyncIterator[Connection]:
+    connection = await connect(endpoint.url, name="test", seed_file=endpoint.seed_file)
+    yield connection
+    await connection.close()
+
+
+@contextlib.asynccontextmanager
+async def lease(
+    connection: Connection, instance: str, predecessor: str | None = None
+) -> AsyncIterator[NatsLeases]:
+    leases = NatsLeases(connection, instance, predecessor=predecessor)
+    await leases.start()
+    try:
+        yield leases
+    finally:
+        await leases.stop()
+
+
+async def certain(leases: NatsLeases) -> None:
+    """Returns when `leases` has watched for long enough to call somebody gone."""
+    await until(lambda: leases.expired("never-there"))
+
+
+def arguments(endpoint: NatsEndpoint, instance: str) -> tuple[str, Path, str]:
+    return endpoint.url, endpoint.seed_file, instance
+
+
+async def test_is_renewed_until_it_is_given_back(connection: Connection) -> None:
+    async with lease(connection, new_id()) as leases:
+        assert leases.held()
+        await asyncio.sleep(1.5 * LEASE_SECONDS)
+        await until(leases.held)
+        assert not leases.expired(leases.instance)
+    assert not leases.held()
+
+
+async def test_nobody_is_gone_before_a_whole_lease_was_watched(connection: Connection) -> None:
+    before = time.monotonic()
+    async with lease(connection, new_id()) as leases:
+        await certain(leases)
+        assert time.monotonic() - before >= LEASE_SECONDS
+
+
+async def test_a_predecessor_on_the_same_folder_is_gone_at_once(connection: Connection) -> None:
+    async with lease(connection, new_id(), predecessor="before-us") as leases:
+        assert leases.expired("before-us")
+        assert not leases.expired("somebody-else")
+
+
+async def test_a_killed_instance_is_gone_when_its_lease_is_over(
+    endpoint: NatsEndpoint, connection: Connection
+) -> None:
+    async with (
+        lease(connection, new_id()) as leases,
+        running(HOLDER, *arguments(endpoint, "killed")) as holder,
+    ):
+        assert await line_of(holder) == "held"
+        await certain(leases)
+        assert not leases.expired("killed")
+        holder.kill()
+        await until(lambda: leases.expired("killed"), 3.0)
+
+
+async def test_a_stopped_instance_is_gone_until_it_wakes(
+    endpoint: NatsEndpoint, connection: Connection
+) -> None:
+    async with (
+        lease(connection, new_id()) as leases,
+        running(HOLDER, *arguments(endpoint, "stopped")) as holder,
+    ):
+        assert await line_of(holder) == "held"
+        await certain(leases)
+        os.kill(holder.pid, signal.SIGSTOP)
+        await until(lambda: leases.expired("stopped"), 3.0)
+        os.kill(holder.pid, signal.SIGCONT)
+        await until(lambda: not leases.expired("stopped"), 3.0)
+        assert await asked(holder) == "held"
+
+
+async def test_an_instance_that_leaves_is_gone_without_waiting(
+    endpoint: NatsEndpoint, connection: Connection
+) -> None:
+    leaving = await connect(endpoint.url, name="leaving", seed_file=endpoint.seed_file)
+    async with lease(connection, new_id()) as leases:
+        async with lease(leaving, "leaving"):
+            await certain(leases)
+            assert not leases.expired("leaving")
+        await until(lambda: leases.expired("leaving"))
+    await leaving.close()
+
+
+async def test_the_lease_is_over_by_its_own_clock_whoever_stopped_it(
+    connection: Connection,
+) -> None:
+    skipped = 0.0
+    clock = Clock(monotonic=lambda: time.monotonic() + skipped)
+    leases = NatsLeases(connection, new_id(), clock=clock)
+    await leases.start()
+    assert leases.held()
+    skipped = LEASE_SECONDS  # as after SIGSTOP: time went on, no renewal did
+    assert not leases.held()
+    await until(leases.held)
+    await leases.stop()
+
+
+async def test_holds_nothing_and_claims_nothing_while_nats_is_away(tmp_path: Path) -> None:
+    server = EmbeddedNats(tmp_path, port=0)
+    endpoint = await server.start()
+    connection = await connect(endpoint.url, name="test", seed_file=endpoint.seed_file)
+    async with lease(connection, new_id()) as leases:
+        await certain(leases)
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            await until(lambda: not leases.held(), 3.0)
+            assert not leases.expired("never-there")
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        await until(leases.held)
+        await certain(leases)
+    await connection.close()
+    await server.stop()
+
+
+async def test_nobody_is_gone_because_nats_lost_its_memory(tmp_path: Path) -> None:
+    server = EmbeddedNats(tmp_path, port=0)
+    endpoint = await server.start()
+    one, two = [
+        await connect(endpoint.url, name=name, seed_file=endpoint.seed_file)
+        for name in ("one", "two")
+    ]
+    async with lease(one, "one") as watching, lease(two, "two") as watched:
+        await certain(watching)
+        for _ in range(2):
+            assert server.pid is not None
+            os.kill(server.pid, signal.SIGKILL)
+            ends = time.monotonic() + 2 * LEASE_SECONDS
+            while time.monotonic() < ends:
+                assert not watching.expired("two")
+                await asyncio.sleep(0.01)
+            await until(watched.held)
+            await certain(watching)
+    for connection in (one, two):
+        await connection.close()
+    await server.stop()

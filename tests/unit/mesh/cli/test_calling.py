@@ -1,0 +1,145 @@
+"""Calling any method, and the doctor."""
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.memory_platform import MemoryPlatform
+from tests.unit.mesh.cli.conftest import Weft
+from weft.state.v1 import events_pb2 as facts
+
+TALK = "tenants/default/agents/bot/sessions/talk"
+
+
+def test_without_arguments_all_methods_are_listed(weft: Weft) -> None:
+    methods = weft("call").out.splitlines()
+    assert "weft.agents.v1.TurnService/RunTurn" in methods
+    assert "grpc.health.v1.Health/Check" in methods
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "weft.models.v1.ModelService/ListModels",
+        "/weft.models.v1.ModelService/ListModels",
+        "ModelService/ListModels",
+    ],
+)
+def test_a_unary_method_answers_json(weft: Weft, method: str) -> None:
+    ran = weft("call", method, "-d", '{"parent": "tenants/default"}')
+    assert ran.data["models"][0]["id"] == "builtin/extractive"
+    assert ran.data["models"][0]["is_default"] is True
+
+
+def test_a_method_that_only_reflection_knows_is_called(weft: Weft) -> None:
+    ran = weft("call", "grpc.health.v1.Health/Check", "-d", '{"service": ""}')
+    assert ran.data == {"status": "SERVING"}
+
+
+def test_a_stream_is_a_line_for_each_message(platform: MemoryPlatform, weft: Weft) -> None:
+    weft("session", "create", "bot", "--id", "talk")
+    platform.on_loop(lambda: platform.sessions.commit(TALK, facts.TurnStarted(turn="t1")))
+    platform.on_loop(lambda: platform.sessions.cuts.append(2))
+    request = {"name": TALK, "after_position": "0"}
+    ran = weft("call", "StateService/WatchEvents", "-d", json.dumps(request))
+    # The server ends this stream as one that drains; what came before stands.
+    assert ran.code in (0, 5, 124) or ran.items
+    assert [item["event"]["revision"] for item in ran.items] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "problem"),
+    [
+        (["ModelService/ListModel"], 3, "did you mean ListModels?"),
+        (["acme.v1.Weather/Get"], 3, "the server has no service acme.v1.Weather"),
+        (["nonsense"], 2, "is no method"),
+        (["ModelService/ListModels", "-d", "{"], 2, "the request is no ListModelsRequest"),
+        (["ModelService/ListModels", "-d", '{"parents": 1}'], 2, "Its fields: parent, "),
+        (["ModelService/ListModels", "-d", "{}"], 2, "parent"),
+        (["ModelService/ListModels", "-d", "@nowhere.json"], 1, "can't read nowhere.json"),
+        (["ModelService/Generate", "-d", '{"parent": "x"}'], 2, "reason: INVALID_FIELD"),
+        (["grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"], 2, "a stream of"),
+    ],
+)
+def test_what_cant_be_called_is_told(
+    weft: Weft, arguments: list[str], code: int, problem: str
+) -> None:
+    ran = weft("call", *arguments)
+    assert ran.code == code
+    assert problem in ran.err
+
+
+def test_a_request_is_read_from_stdin(weft_process: Weft) -> None:
+    ran = weft_process("call", "ModelService/ListModels", "-d", "-", stdin='{"parent":"tenants/a"}')
+    assert ran.code == 0
+
+
+def test_doctor_judges_every_service_and_warns_of_the_offline_model(weft: Weft) -> None:
+    ran = weft("doctor", "-o", "json")
+    assert ran.code == 0
+    verdicts = {check["check"]: check["verdict"] for check in ran.data}
+    assert verdicts.pop("models") == "warn"
+    assert verdicts.pop("weft.agents.v1.AgentService") == "ok"
+    assert set(verdicts.values()) == {"ok"}
+
+
+class _Readiness(http.server.BaseHTTPRequestHandler):
+    status = 200
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        self.end_headers()
+        self.wfile.write(b"events: down\n")
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing: the tests' output is theirs."""
+
+
+@pytest.fixture
+def readiness() -> Iterator[http.server.ThreadingHTTPServer]:
+    """An HTTP server that answers with the handler's status."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Readiness,), {}))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize(("status", "verdict", "code"), [(200, "ok", 0), (503, "fail", 1)])
+def test_doctor_asks_for_readiness_where_it_knows_the_http_address(
+    platform: MemoryPlatform,
+    weft: Weft,
+    readiness: http.server.ThreadingHTTPServer,
+    tmp_path: Path,
+    status: int,
+    verdict: str,
+    code: int,
+) -> None:
+    readiness.RequestHandlerClass.status = status  # type: ignore[attr-defined]
+    (tmp_path / "run").mkdir()
+    stored = {
+        "grpc": platform.address,
+        "http": f"127.0.0.1:{readiness.server_port}",
+        "pid": 2**22 + 1,
+    }
+    (tmp_path / "run" / "address.json").write_text(json.dumps(stored), encoding="utf-8")
+    ran = weft("doctor", "--data-dir", str(tmp_path), "-o", "json")
+    assert ran.code == code
+    checks = {check["check"]: check for check in ran.data}
+    assert checks["readyz"]["verdict"] == verdict
+    assert checks["address"]["verdict"] == "warn"
+    if status == 503:
+        assert "events: down" in checks["readyz"]["detail"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"grpc": "x"}', "\0"])
+def test_a_damaged_address_file_is_passed_over(weft: Weft, tmp_path: Path, content: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "address.json").write_text(content, encoding="utf-8")
+    assert weft("doctor", "--data-dir", str(tmp_path)).code == 0
