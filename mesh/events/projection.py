@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from mesh.errors import EventStoreUnavailable, WeftError
-from mesh.events.store import EventStore, Selection, StoredCommit
+from mesh.events.store import EVERYTHING, EventStore, Selection, StoredCommit
 
 _log = structlog.get_logger()
 
@@ -109,30 +109,33 @@ class Projection:
 
     async def _batches(self) -> AsyncIterator[list[StoredCommit]]:
         """Commits as they come, those already there together."""
-        queue: asyncio.Queue[StoredCommit] = asyncio.Queue(BATCH_COMMITS_MAX)
+        queue: asyncio.Queue[StoredCommit | None] = asyncio.Queue(BATCH_COMMITS_MAX)
         reader = asyncio.create_task(self._read_into(queue))
         try:
-            while True:
-                first = asyncio.ensure_future(queue.get())
-                await asyncio.wait((first, reader), return_when=asyncio.FIRST_COMPLETED)
-                if not first.done():
-                    first.cancel()
-                    reader.result()
-                    return
-                batch = [first.result()]
+            while (first := await queue.get()) is not None:
+                batch = [first]
                 while not queue.empty() and len(batch) < BATCH_COMMITS_MAX:
-                    batch.append(queue.get_nowait())
+                    stored = queue.get_nowait()
+                    if stored is None:
+                        break
+                    batch.append(stored)
                 yield batch
+            reader.result()
         finally:
             reader.cancel()
             with contextlib.suppress(asyncio.CancelledError, WeftError):
                 await reader
 
-    async def _read_into(self, queue: asyncio.Queue[StoredCommit]) -> None:
-        # Everything is watched, selected or not: the checkpoint must reach the end of
-        # the log even where nothing in it concerns this read model.
-        async for stored in self._store.watch(Selection(), self.position):
-            await queue.put(stored)
+    async def _read_into(self, queue: asyncio.Queue[StoredCommit | None]) -> None:
+        """Ends the queue with None where the watch fails."""
+        try:
+            # Everything is watched, selected or not: the checkpoint must reach the end
+            # of the log even where nothing in it concerns this read model.
+            async for stored in self._store.watch(EVERYTHING, self.position):
+                await queue.put(stored)
+        except WeftError:
+            await queue.put(None)
+            raise
 
     def _store_batch(self, batch: Sequence[StoredCommit]) -> None:
         selected = [

@@ -8,7 +8,7 @@ first stand in `$defs`, so that types may recur.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from google.api import field_behavior_pb2  # type: ignore[import-untyped]
+from google.api import field_behavior_pb2
 from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 

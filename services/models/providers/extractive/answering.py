@@ -14,7 +14,7 @@ from services.models.providers.extractive.questions import Clause
 from services.models.providers.extractive.ranking import FITTING_MIN, Candidate, Ranked, Ranking
 from services.models.providers.extractive.results import relevant_facts
 from services.models.providers.extractive.schema import Tool
-from services.models.providers.extractive.transcript import Step
+from services.models.providers.extractive.transcript import Step, made
 
 QUOTES_MAX = 4
 QUOTE_CHARACTERS_MAX = 400
@@ -91,8 +91,9 @@ def _adds(one: Ranked, chosen: Sequence[Ranked]) -> bool:
 def _steps_of(need: Need, steps: Sequence[Step]) -> list[Step]:
     calls = [*need.calls]
     call = calculation_call(need, steps) if need.phrases else None
-    wanted = {(one.tool, one.arguments) for one in [*calls, *([call] if call else [])]}
-    return [step for step in steps if (step.tool, step.arguments) in wanted]
+    calls += [call] if call else []
+    found = [step for one in calls for step in made(one.tool, one.arguments, steps)]
+    return list(dict.fromkeys(found))
 
 
 def _need_paragraphs(

@@ -8,9 +8,10 @@ from typing import Any
 from services.models.providers.extractive import mentions
 from services.models.providers.extractive.lexicon import STOP_WORDS, word_set
 from services.models.providers.extractive.schema import Property, Tool
-from services.models.providers.extractive.text import parts, stem, terms, words
+from services.models.providers.extractive.text import is_stop_word, parts, stem, terms, words
 
 _WINDOW_CHARACTERS = 24
+_PLAIN_ID = r"[A-Za-z0-9][A-Za-z0-9-]{0,62}"
 _KEY_PARTS = word_set("id number no code key ref reference sku")
 _FREE_TEXT_PARTS = word_set("text message body content input prompt sentence value string")
 _NAME_PARTS = word_set(
@@ -191,6 +192,8 @@ def _after_name(item: Property, text: str, arguments: Arguments) -> str | None:
     keyed = re.search(rf"\b{name}\s*[:=]\s*([^\s,;?]+)", text, re.IGNORECASE)
     if keyed:
         return keyed[1].rstrip(".!")
+    if item.is_required and item.has_pattern and (found := _id_by_name(name, text)):
+        return found
     if not set(item.name_parts) & _KEY_PARTS and not set(item.name_parts) & _NAME_PARTS:
         return None
     followed = re.search(
@@ -201,6 +204,14 @@ def _after_name(item: Property, text: str, arguments: Arguments) -> str | None:
     return _unused([followed[1]], arguments) if followed else None
 
 
+def _id_by_name(name: str, text: str) -> str | None:
+    """The id in `the handbook collection` or `collection handbook`, for the name `collection`."""
+    before = rf"\b(?:the|in|from|of)\s+({_PLAIN_ID})\s+{name}\b"
+    after = rf"\b{name}\s+({_PLAIN_ID})\b"
+    found = re.search(before, text, re.IGNORECASE) or re.search(after, text, re.IGNORECASE)
+    return found[1].lower() if found and not is_stop_word(found[1]) else None
+
+
 def _key(item: Property, text: str, arguments: Arguments) -> str | None:
     """An id for a property that is one: the word with digits, or what is quoted."""
     if not set(item.name_parts) & _KEY_PARTS:
@@ -209,12 +220,14 @@ def _key(item: Property, text: str, arguments: Arguments) -> str | None:
 
 
 def _free_text(tool: Tool, item: Property, text: str, arguments: Arguments) -> str | None:
+    own = set(item.name_parts)
+    likely = _FREE_TEXT_PARTS | _NAME_PARTS.union(*_PREPOSITIONS.values())
+    if own & _KEY_PARTS or (not item.is_required and own.isdisjoint(likely)):
+        return None
     quoted = _unused(mentions.quoted(text), arguments)
     if quoted is not None:
         return quoted
-    if set(item.name_parts) & _KEY_PARTS:
-        return None
-    if set(item.name_parts) & _FREE_TEXT_PARTS:
+    if own & _FREE_TEXT_PARTS:
         return _remainder(tool, text)
     return _proper_name(item, text, arguments)
 

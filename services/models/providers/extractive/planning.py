@@ -21,7 +21,7 @@ from services.models.providers.extractive.questions import Clause, read_clauses
 from services.models.providers.extractive.ranking import FITTING_MIN, Ranking
 from services.models.providers.extractive.schema import Tool
 from services.models.providers.extractive.text import stem, terms, words
-from services.models.providers.extractive.transcript import Step, Transcript
+from services.models.providers.extractive.transcript import Step, Transcript, made
 
 QUERY_CHARACTERS_MAX = 400
 
@@ -85,9 +85,8 @@ def _calculation(clause: Clause, before: Calculation | None) -> Calculation | No
 
 def next_calls(needs: Sequence[Need], steps: Sequence[Step]) -> list[PlannedCall]:
     """The calls to make now: none that was made in this turn, each once."""
-    made = {(step.tool, step.arguments) for step in steps}
     wanted = [call for need in needs for call in (*need.calls, *_later_calls(need, steps))]
-    return [call for call in dict.fromkeys(wanted) if (call.tool, call.arguments) not in made]
+    return [call for call in dict.fromkeys(wanted) if not made(call.tool, call.arguments, steps)]
 
 
 def figures(need: Need, steps: Sequence[Step]) -> list[Figure] | None:
@@ -111,8 +110,7 @@ def calculation_call(need: Need, steps: Sequence[Step]) -> PlannedCall | None:
 
 def _later_calls(need: Need, steps: Sequence[Step]) -> Iterator[PlannedCall]:
     """What the need calls once its first calls are answered."""
-    made = {(step.tool, step.arguments) for step in steps}
-    if not steps or not all((call.tool, call.arguments) in made for call in need.calls):
+    if not steps or not all(made(call.tool, call.arguments, steps) for call in need.calls):
         return
     call = calculation_call(need, steps)
     if need.phrases and call:

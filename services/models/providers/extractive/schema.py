@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 from services.models.providers.extractive.lexicon import word_set
@@ -41,6 +42,7 @@ class Property:
     default: Any = None
     item_type: str = ""
     length_max: int | None = None
+    has_pattern: bool = False
 
     @property
     def name_parts(self) -> list[str]:
@@ -86,7 +88,7 @@ class Tool:
 def read_tool(name: str, description: str, schema_json: str) -> Tool:
     """The tool of a definition; a schema that isn't an object has no properties."""
     schema = _object(schema_json)
-    properties = tuple(_properties(schema, schema, (), True, 0))[:_PROPERTIES_MAX]
+    properties = tuple(islice(_properties(schema, schema, (), True, 0), _PROPERTIES_MAX))
     tool = Tool(name, description, properties)
     expression = next((item for item in properties if _takes_expression(tool, item)), None)
     query = None
@@ -128,11 +130,12 @@ def _resolved(root: Mapping[str, Any], schema: object) -> Mapping[str, Any]:
         if not isinstance(schema, dict):
             return {}
         reference, branches = schema.get("$ref"), schema.get("anyOf") or schema.get("oneOf")
-        if isinstance(reference, str) and reference.startswith("#/"):
+        if isinstance(reference, str) and reference.startswith("#"):
             target: object = root
-            for step in reference[2:].split("/"):
+            for step in filter(None, reference[1:].split("/")):
                 target = target.get(step) if isinstance(target, dict) else None
-            schema = target
+            told = {key: schema[key] for key in ("description",) if key in schema}
+            schema = {**target, **told} if isinstance(target, dict) else None
         elif isinstance(branches, list) and branches and "type" not in schema:
             chosen = [
                 one for one in branches if isinstance(one, dict) and one.get("type") != "null"
@@ -166,10 +169,11 @@ def _property(
         description=str(schema.get("description") or schema.get("title") or ""),
         values=tuple(values) if isinstance(values, list) else (),
         is_required=is_required,
-        format=str(schema.get("format") or ""),
+        format=str(schema.get("format") or schema.get("contentEncoding") or ""),
         default=schema.get("default"),
         item_type=_type(items) if items else "",
         length_max=length_max if isinstance(length_max, int) else None,
+        has_pattern="pattern" in schema,
     )
 
 

@@ -35,11 +35,23 @@ class Transcript:
 
 
 def canonical(arguments_json: str) -> str:
-    """Arguments as JSON with sorted keys; what isn't JSON stays as it is."""
+    """Arguments as JSON with sorted keys; what isn't a JSON object counts as an empty one."""
     try:
-        return json.dumps(json.loads(arguments_json or "{}"), sort_keys=True)
+        value = json.loads(arguments_json or "{}")
     except (ValueError, RecursionError):
-        return arguments_json
+        return "{}"
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict) else "{}"
+
+
+def made(tool: str, arguments: str, steps: Sequence[Step]) -> list[Step]:
+    """The steps that made this call; whoever ran it may have added arguments of its own."""
+    wanted = _items(arguments)
+    return [step for step in steps if step.tool == tool and wanted <= _items(step.arguments)]
+
+
+def _items(arguments: str) -> frozenset[tuple[str, str]]:
+    value = json.loads(arguments)
+    return frozenset((name, json.dumps(member)) for name, member in value.items())
 
 
 def read_transcript(messages: Sequence[models_pb2.Message]) -> Transcript:

@@ -24,7 +24,7 @@ CONTRACTS = Path(tool_service_pb2.__file__).parents[2]
 def own_requests() -> list[Descriptor]:
     """The request types of every method of Weft's own contracts."""
     modules = sorted(CONTRACTS.rglob("*_service_pb2.py"))
-    found = []
+    found: list[Descriptor] = []
     for path in modules:
         name = ".".join(("weft", *path.relative_to(CONTRACTS).with_suffix("").parts))
         file = import_module(name).DESCRIPTOR

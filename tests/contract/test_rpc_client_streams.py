@@ -1,0 +1,92 @@
+"""Methods that take a stream of requests, on both paths; no contract has one yet."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from prometheus_client import CollectorRegistry
+
+from mesh import errors
+from mesh.errors import FieldViolation
+from mesh.rpc.call import Call, current_call
+from mesh.rpc.channel import RemoteChannel
+from mesh.rpc.local import LocalChannel, StubChannel
+from mesh.rpc.pipeline import bind, server_interceptors
+from mesh.rpc.server import RpcServer
+from mesh.rpc.settings import RpcSettings
+from weft.options.v1 import options_pb2
+
+SERVICE = "weft.test.numbers.NumberService"
+SETTINGS = RpcSettings()
+
+
+def number_class() -> Any:
+    """Declares the contract: Sum(stream Number) and Double(stream Number) -> stream."""
+    file = descriptor_pb2.FileDescriptorProto(
+        name="weft/test/numbers.proto", package="weft.test.numbers", syntax="proto3"
+    )
+    value = file.message_type.add(name="Number").field.add(name="value", number=1, type=3, label=1)
+    value.options.Extensions[options_pb2.bounds].maximum = 100
+    service = file.service.add(name="NumberService")
+    for name, streams in (("Sum", False), ("Double", True)):
+        service.method.add(
+            name=name,
+            input_type=".weft.test.numbers.Number",
+            output_type=".weft.test.numbers.Number",
+            client_streaming=True,
+            server_streaming=streams,
+        )
+    pool: Any = descriptor_pool.Default
+    pool().AddSerializedFile(file.SerializeToString())
+    return message_factory.GetMessageClass(pool().FindMessageTypeByName("weft.test.numbers.Number"))
+
+
+Number = number_class()
+
+
+class Numbers:
+    async def sum(self, requests: AsyncIterator[Any], call: Call) -> Any:
+        assert current_call.get() is call
+        return Number(value=sum([request.value async for request in requests]))
+
+    async def double(self, requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
+        async for request in requests:
+            assert current_call.get() is call
+            yield Number(value=2 * request.value)
+
+
+@pytest.fixture(params=["local", "wire"])
+async def channel(request: pytest.FixtureRequest) -> AsyncIterator[StubChannel]:
+    endpoints = bind({SERVICE: Numbers()}, server_interceptors(CollectorRegistry()), SETTINGS)
+    if request.param == "local":
+        yield LocalChannel(endpoints)
+        return
+    server = RpcServer(endpoints, SETTINGS)
+    remote = RemoteChannel(f"127.0.0.1:{await server.start('127.0.0.1', 0)}", SETTINGS)
+    yield remote
+    await remote.close()
+    await server.stop()
+
+
+async def numbers(*values: int) -> AsyncIterator[Any]:
+    for value in values:
+        yield Number(value=value)
+
+
+async def test_a_stream_of_requests_has_one_answer(channel: StubChannel) -> None:
+    total = await channel.callable_of(f"/{SERVICE}/Sum")(numbers(1, 2, 3))
+    assert total.value == 6
+
+
+async def test_a_stream_of_requests_has_a_stream_of_answers(channel: StubChannel) -> None:
+    answers = channel.callable_of(f"/{SERVICE}/Double")(numbers(1, 2))
+    assert [answer.value async for answer in answers] == [2, 4]
+
+
+async def test_each_request_of_a_stream_is_validated(channel: StubChannel) -> None:
+    answers = channel.callable_of(f"/{SERVICE}/Double")(numbers(1, 101))
+    assert (await anext(answers)).value == 2
+    with pytest.raises(errors.InvalidArgument) as raised:
+        await anext(answers)
+    assert raised.value.violations == (FieldViolation("value", "must be at most 100"),)

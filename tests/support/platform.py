@@ -1,0 +1,146 @@
+"""A whole Weft in a process of its own, which can be killed, stopped and started again."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc.aio
+
+from tests.support.processes import ROOT
+from weft.agents.v1 import agent_pb2, agent_service_pb2
+from weft.agents.v1.agent_service_pb2_grpc import AgentServiceStub
+from weft.agents.v1.turn_service_pb2_grpc import TurnServiceStub
+from weft.state.v1 import session_pb2, session_service_pb2
+from weft.state.v1.session_service_pb2_grpc import SessionServiceStub
+from weft.state.v1.state_service_pb2_grpc import StateServiceStub
+from weft.tools.v1.tool_service_pb2_grpc import ToolServiceStub
+
+if TYPE_CHECKING:
+    from weft.agents.v1.turn_service_pb2_grpc import TurnServiceAsyncStub
+    from weft.state.v1.state_service_pb2_grpc import StateServiceAsyncStub
+    from weft.tools.v1.tool_service_pb2_grpc import ToolServiceAsyncStub
+
+TENANT = "tenants/default"
+START_SECONDS_MAX = 30.0
+
+
+@dataclass
+class Platform:
+    """`python -m tests.support.serve` on `data_dir`; `environment` is added to ours.
+
+    What it logs goes to `data_dir`'s sibling `<name>.log`.
+    """
+
+    data_dir: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    addresses: dict[str, str] = field(default_factory=dict)
+    process: asyncio.subprocess.Process | None = None
+    channel: grpc.aio.Channel | None = None
+
+    @property
+    def log_file(self) -> Path:
+        """Where the process's log goes, over all its starts."""
+        return self.data_dir.with_name(f"{self.data_dir.name}.log")
+
+    async def start(self, **environment: str) -> None:
+        """Starts it, and returns once it serves. AssertionError where it ends before."""
+        with self.log_file.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "tests.support.serve",
+                "--data-dir",
+                str(self.data_dir),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                cwd=ROOT,
+                env={**os.environ, **self.environment, **environment},
+            )
+        assert self.process.stdout is not None
+        line = await asyncio.wait_for(self.process.stdout.readline(), START_SECONDS_MAX)
+        assert line, f"it ended at its start:\n{self.log_file.read_text()[-2000:]}"
+        self.addresses = json.loads(line)
+        self.channel = grpc.aio.insecure_channel(self.addresses["grpc"])
+
+    async def kill(self) -> None:
+        """As in a crash; returns once it is gone."""
+        assert self.process is not None
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.gone()
+
+    async def stop(self) -> int:
+        """As an operator does; returns its exit code."""
+        assert self.process is not None
+        if self.process.returncode is None:
+            self.process.terminate()
+        return await self.gone()
+
+    async def gone(self, seconds_max: float = 30.0) -> int:
+        """Returns its exit code once it has ended, however that came."""
+        assert self.process is not None
+        code = await asyncio.wait_for(self.process.wait(), seconds_max)
+        if self.channel is not None:
+            await self.channel.close()
+            self.channel = None
+        return code
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends it a signal, such as SIGSTOP."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    @property
+    def open_channel(self) -> grpc.aio.Channel:
+        """The channel to it."""
+        assert self.channel is not None
+        return self.channel
+
+    async def apply(self, agent: str, spec: agent_pb2.AgentSpec) -> str:
+        """Makes an agent; returns its name."""
+        request = agent_service_pb2.CreateAgentRequest(parent=TENANT, agent_id=agent, spec=spec)
+        response = await AgentServiceStub(self.open_channel).CreateAgent(request, timeout=10)
+        return response.agent.name
+
+    async def session(
+        self,
+        agent: str,
+        policy: "session_pb2.SubmitPolicy.ValueType" = session_pb2.SUBMIT_POLICY_REJECT,
+    ) -> str:
+        """Makes a session of the agent of that name; returns its name."""
+        request = session_service_pb2.CreateSessionRequest(parent=agent, submit_policy=policy)
+        response = await SessionServiceStub(self.open_channel).CreateSession(request, timeout=10)
+        return response.session.name
+
+    @property
+    def turns(self) -> "TurnServiceAsyncStub":
+        """A stub of its turns."""
+        return TurnServiceStub(self.open_channel)
+
+    @property
+    def state(self) -> "StateServiceAsyncStub":
+        """A stub of its state."""
+        return StateServiceStub(self.open_channel)
+
+    @property
+    def tools(self) -> "ToolServiceAsyncStub":
+        """A stub of its tools."""
+        return ToolServiceStub(self.open_channel)
+
+
+@asynccontextmanager
+async def platform(data_dir: Path, **environment: str) -> AsyncIterator[Platform]:
+    """A platform that is started, and killed at the end where it still runs."""
+    running = Platform(data_dir, environment)
+    await running.start()
+    try:
+        yield running
+    finally:
+        await running.kill()

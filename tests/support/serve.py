@@ -1,0 +1,44 @@
+"""`weft up` with the scripted model: `python -m tests.support.serve --data-dir FOLDER`.
+
+It is the same host and catalogue, with one entry built differently, on free ports. It
+writes its addresses where `weft up` does, prints one line of JSON once it is ready, and
+drains at SIGTERM. `NATS_URL`, `WEFT_*` and `WEFT_FAILPOINTS` work as for `weft up`.
+"""
+
+import argparse
+import asyncio
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import uvloop
+
+from mesh.runtime.host import Host
+from mesh.runtime.settings import RuntimeSettings
+from mesh.telemetry.logs import configure_logs
+from services.catalog import CATALOGUE
+from tests.support.scripted_models import ScriptedModels
+
+SCRIPTED_CATALOGUE = tuple(
+    replace(entry, build=lambda mesh: ScriptedModels()) if entry.name == "models" else entry
+    for entry in CATALOGUE
+)
+
+
+async def serve(data_dir: Path) -> None:
+    """Serves until SIGTERM."""
+    settings = RuntimeSettings(data_dir=data_dir, grpc_port=0, http_port=0, nats_port=0)
+    configure_logs(settings.log_level)
+    stopping = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    async with Host(SCRIPTED_CATALOGUE, settings) as host:
+        print(json.dumps({**host.addresses, "instance": host.instance}), flush=True)
+        await stopping.wait()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    uvloop.run(serve(parser.parse_args().data_dir))
