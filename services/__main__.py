@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mesh.cli.application import application, run
+from mesh.cli.demo import add_demo
 from mesh.cli.failures import from_weft_error, usage_error
 from mesh.cli.output import Output
 from mesh.errors import WeftError
@@ -25,6 +26,7 @@ def main() -> None:
     """Entry point of the command."""
     app = application()
     app.command()(up)
+    add_demo(app)
     run(app)
 
 

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from google.protobuf.any_pb2 import Any as Payload
     from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -49,8 +50,9 @@ def moment(time: "Timestamp") -> str:
 
 def as_data(message: "Message") -> dict[str, Any]:
     """The message in ProtoJSON, with the contract's field names and without leaving out
-    what is zero. A payload of an unknown type stays as its bytes in base64."""
+    what is zero. A payload that can't be opened is shown as its bytes in base64."""
     from google.protobuf import json_format
+    from google.protobuf.message import DecodeError
 
     from mesh.cli.contracts import load_contracts
 
@@ -59,25 +61,45 @@ def as_data(message: "Message") -> dict[str, Any]:
         data: dict[str, Any] = json_format.MessageToDict(
             message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
         )
-    except TypeError:
-        return _with_opaque_payload(message)
+    except (TypeError, DecodeError):
+        readable = type(message)()
+        readable.CopyFrom(message)
+        if not _close_payloads(readable):
+            raise
+        return as_data(readable)
     return data
 
 
-def _with_opaque_payload(message: "Message") -> dict[str, Any]:
-    """As `as_data`, for a recorded event (or what holds one) of a newer contract."""
-    import base64
+def _close_payloads(message: "Message") -> int:
+    """Turns every Any in the message that can't be opened into one that holds its bytes;
+    how many there were. Such are facts of a newer contract, or damaged ones."""
+    from google.protobuf.any_pb2 import Any as Payload
+    from google.protobuf.wrappers_pb2 import BytesValue
 
+    if isinstance(message, Payload):
+        if _opens(message):
+            return 0
+        message.Pack(BytesValue(value=message.value))
+        return 1
+    closed = 0
     for field, value in message.ListFields():
-        if field.name == "event":
-            return {"event": _with_opaque_payload(value)}
-        if field.name == "payload":
-            known = type(message)()
-            known.CopyFrom(message)
-            known.ClearField("payload")
-            encoded = base64.b64encode(value.value).decode()
-            return as_data(known) | {"payload": {"@type": value.type_url, "value": encoded}}
-    raise TypeError(f"{message.DESCRIPTOR.full_name} holds a payload of an unknown type")
+        if field.message_type is None or field.message_type.GetOptions().map_entry:
+            continue
+        for inner in value if field.is_repeated else [value]:
+            closed += _close_payloads(inner)
+    return closed
+
+
+def _opens(payload: "Payload") -> bool:
+    from google.protobuf.message import DecodeError
+
+    from mesh.cli.contracts import message_class
+
+    payload_class = message_class(payload.TypeName())
+    try:
+        return payload_class is not None and payload.Unpack(payload_class())
+    except DecodeError:
+        return False
 
 
 def show_data(output: Output, data: object) -> None:

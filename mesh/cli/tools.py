@@ -112,7 +112,9 @@ def call_tool(
 )
 def add_grpc_tool(
     client: Client,
-    address: Annotated[str, typer.Argument(help="The server, as HOST:PORT.")],
+    server: Annotated[
+        str, typer.Argument(metavar="ADDRESS", help="The method's server, as HOST:PORT.")
+    ],
     method: Annotated[
         str, typer.Argument(metavar="SERVICE/METHOD", help="The method; it must be unary.")
     ],
@@ -148,7 +150,7 @@ def add_grpc_tool(
     request = pb.RegisterToolRequest(
         parent=client.parent,
         tool_id=check_id(tool_id, "--id") if tool_id else _id_of(method),
-        grpc=tools_pb2.GrpcTool(address=address, method=method),
+        grpc=tools_pb2.GrpcTool(address=server, method=method),
         effect=options_pb2.Effect.Value(f"EFFECT_{effect.name}"),
         description=description,
         requires_approval=requires_approval,

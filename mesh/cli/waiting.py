@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from mesh.cli.connection import Client
 from mesh.cli.failures import CommandFailed
 from mesh.cli.names import short_name
-from mesh.cli.output import Output, note
+from mesh.cli.output import Output, note, printable
 from mesh.cli.transcript import call_line
 
 if TYPE_CHECKING:
@@ -84,12 +84,13 @@ def _ask(client: Client, turn: str, state: "session_pb2.CallState") -> bool:
 
 
 def _ask_for_approval(client: Client, turn: str, call: "models_pb2.ToolCall") -> bool:
-    from typer import confirm
-
     from weft.agents.v1 import turn_service_pb2 as pb
     from weft.agents.v1.turn_service_pb2_grpc import TurnServiceStub
 
-    approved = confirm(f"Run {call_line(call)}?", err=True)
+    answer = _question(f"Run {call_line(call)}? (yes, no, later) ").lower()
+    if answer not in ("y", "yes", "n", "no"):
+        return False
+    approved = answer.startswith("y")
     request = pb.DecideApprovalRequest(name=turn, call_id=call.id, approved=approved)
     turns: TurnServiceStub = client.stub(TurnServiceStub)
     client.call(turns.DecideApproval, request)
@@ -97,8 +98,6 @@ def _ask_for_approval(client: Client, turn: str, call: "models_pb2.ToolCall") ->
 
 
 def _ask_what_became_of(client: Client, turn: str, call: "models_pb2.ToolCall") -> bool:
-    from typer import prompt
-
     from weft.agents.v1 import turn_service_pb2 as pb
     from weft.agents.v1.turn_service_pb2_grpc import TurnServiceStub
     from weft.state.v1 import events_pb2
@@ -109,16 +108,24 @@ def _ask_what_became_of(client: Client, turn: str, call: "models_pb2.ToolCall") 
         "failed": events_pb2.RESOLUTION_FAILED,
     }
     note("This call was begun, and nobody knows whether it ended.")
-    answer = prompt("What became of it: retry, completed, failed, later", err=True).strip()
+    answer = _question("What became of it? (retry, completed, failed, later) ").lower()
     if answer not in resolutions:
         return False
     resolution = resolutions[answer]
     content = ""
     if resolution != events_pb2.RESOLUTION_RETRY:
-        content = prompt("What the model is told", default="", show_default=False, err=True)
+        content = _question("What the model is told: ")
     turns: TurnServiceStub = client.stub(TurnServiceStub)
     request = pb.ResolveInDoubtRequest(
         name=turn, call_id=call.id, resolution=resolution, content=content
     )
     client.call(turns.ResolveInDoubt, request)
     return True
+
+
+def _question(text: str) -> str:
+    """The person's answer. The question goes to stderr, since stdout is the answer's of
+    the agent; an end of input answers nothing."""
+    sys.stderr.write(printable(text))
+    sys.stderr.flush()
+    return sys.stdin.readline().strip()

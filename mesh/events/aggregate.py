@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from mesh.call import current_call
 from mesh.clock import SYSTEM, Clock
 from mesh.errors import Conflict, DataDamaged, EventStoreUnavailable, NotFound, WeftError
 from mesh.events.store import (
@@ -26,7 +27,6 @@ from mesh.events.store import (
     StoredCommit,
     StreamName,
 )
-from mesh.rpc.call import current_call
 from weft.events.v1 import events_pb2
 
 S = TypeVar("S")

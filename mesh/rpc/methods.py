@@ -10,8 +10,8 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 
+from mesh.call import Call
 from mesh.errors import FieldViolation
-from mesh.rpc.call import Call
 from mesh.rpc.validation import violations_of
 from weft.options.v1 import options_pb2
 

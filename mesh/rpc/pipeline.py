@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry
 
+from mesh.call import Call
 from mesh.errors import Unimplemented
-from mesh.rpc.call import Call
 from mesh.rpc.interceptors.deadline import Deadline
 from mesh.rpc.interceptors.errors import Errors
 from mesh.rpc.interceptors.metrics import Metrics

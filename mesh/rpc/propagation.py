@@ -6,9 +6,9 @@ Both paths make their `Call` here, so that a handler can't tell them apart.
 import re
 from collections.abc import Iterable, Sequence
 
+from mesh.call import Call, current_call
 from mesh.clock import SYSTEM
 from mesh.ids import new_id
-from mesh.rpc.call import Call, current_call
 
 REQUEST_ID_KEY = "x-request-id"
 TRACEPARENT_KEY = "traceparent"

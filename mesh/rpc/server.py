@@ -10,8 +10,8 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from mesh.call import Call
 from mesh.errors import DeadlineExceeded, FailedPrecondition, WeftError
-from mesh.rpc.call import Call
 from mesh.rpc.pipeline import Endpoint
 from mesh.rpc.propagation import REQUEST_ID_KEY, incoming_call
 from mesh.rpc.settings import RpcSettings

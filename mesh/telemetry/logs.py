@@ -14,7 +14,7 @@ import orjson
 import structlog
 from structlog.typing import Processor
 
-from mesh.rpc.call import current_call
+from mesh.call import current_call
 
 REDACTED = "[redacted]"
 _DEPTH_MAX = 8

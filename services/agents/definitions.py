@@ -5,10 +5,10 @@ from collections import OrderedDict
 import orjson
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from mesh.call import Call
 from mesh.errors import FailedPrecondition, InvalidArgument
 from mesh.events.aggregate import Aggregate, Repository
 from mesh.ids import new_id
-from mesh.rpc.call import Call
 from mesh.rpc.pages import read_page_token, write_page_token
 from mesh.runtime.requests import request_hash
 from services.agents import domain

@@ -14,12 +14,12 @@ import structlog
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from mesh.call import Call, current_call
 from mesh.clock import NANOSECONDS, Clock
 from mesh.control.leases import Leases
 from mesh.errors import DeadlineExceeded, EventStoreUnavailable, OwnerLost, WeftError
 from mesh.events.aggregate import Aggregate, StoredFacts
 from mesh.events.tokens import TokenStream
-from mesh.rpc.call import Call, current_call
 from services.agents import context
 from services.agents.effects import BoundTool, CallInDoubt, Effects, planned_calls
 from services.agents.feed import TurnFeed

@@ -6,13 +6,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, S
 
 from google.protobuf.message import Message
 
+from mesh.call import Call
 from mesh.clock import NANOSECONDS, Clock
 from mesh.control.leases import Leases
 from mesh.errors import InvalidArgument, NotFound
 from mesh.events.aggregate import Aggregate, Repository, StoredFacts
 from mesh.events.tokens import TokenStream
 from mesh.ids import new_id
-from mesh.rpc.call import Call
 from mesh.runtime.requests import request_hash
 from services.agents.definitions import AgentDefinitions
 from services.agents.effects import Effects

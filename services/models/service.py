@@ -4,8 +4,8 @@ import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
+from mesh.call import Call
 from mesh.errors import FieldViolation, InvalidArgument, ModelBadAnswer, ModelUnavailable, NotFound
-from mesh.rpc.call import Call
 from mesh.rpc.pages import read_page_token, write_page_token
 from services.models.providers.extractive import ExtractiveProvider
 from services.models.providers.openai import OpenAIProvider

@@ -2,10 +2,10 @@
 
 from collections.abc import AsyncIterator
 
+from mesh.call import Call
 from mesh.errors import DataDamaged, InvalidArgument, NotFound
 from mesh.events.aggregate import Loaded, Repository
 from mesh.events.store import EVERYTHING, START, Selection, StoredCommit, StreamName
-from mesh.rpc.call import Call
 from mesh.rpc.pages import read_page_token, write_page_token
 from services.state import domain
 from weft.events.v1 import events_pb2

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
+from mesh.call import Call
 from mesh.errors import AlreadyExists, NotFound, RequestIdReused
 from mesh.events.aggregate import Repository
 from mesh.ids import id_from, new_id
-from mesh.rpc.call import Call
 from mesh.rpc.pages import read_page_token, write_page_token
 from mesh.runtime.requests import request_hash
 from services.state import domain

@@ -128,13 +128,16 @@ class GrpcMethods:
                     request_serializer=method.request_type.SerializeToString,
                     response_deserializer=method.response_type.FromString,
                 )
-                response = await call(
+                # None where the answer can't be parsed: grpc logs it and says no more.
+                response: Message | None = await call(
                     request,
                     timeout=invocation.timeout_seconds,
                     metadata=invocation.metadata(),
                 )
         except grpc.aio.AioRpcError as error:
             return _failure(tool.grpc.address, error)
+        if response is None:
+            return failed("the tool ran, but its answer isn't the message that it described")
         return _result(response, method.pool)
 
 

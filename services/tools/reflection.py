@@ -1,10 +1,12 @@
 """Asks a gRPC server for the description of a service.
 
 The protocol is `grpc.reflection.v1` (grpc/grpc, doc/server-reflection.md), of which
-`v1alpha` has the same messages; servers offer either or both.
+`v1alpha` has the same messages; servers offer either or both. Each question is a call of
+its own, with one request and one response: on the wire that is a short stream, and unlike
+a long one it tells reliably why it failed.
 """
 
-import asyncio
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -20,8 +22,7 @@ _PATHS = tuple(
     f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
     for version in ("v1", "v1alpha")
 )
-_Method: TypeAlias = "grpc.aio.StreamStreamMultiCallable[_Request, _Response]"
-_Stream: TypeAlias = "grpc.aio.StreamStreamCall[_Request, _Response]"
+_Method: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]"
 _Request = reflection_pb2.ServerReflectionRequest
 _Response = reflection_pb2.ServerReflectionResponse
 
@@ -48,27 +49,25 @@ async def describe_service(
     it offers no reflection or describes itself in a way that can't be understood,
     ToolUnavailable where it can't be reached in time, LimitExceeded past `bounds`.
     """
+    deadline = time.monotonic() + bounds.seconds
     for path in _PATHS:
-        method: _Method = channel.stream_stream(
+        method: _Method = channel.unary_unary(
             path,
             request_serializer=_Request.SerializeToString,
             response_deserializer=_Response.FromString,
         )
-        stream = method(timeout=bounds.seconds)
         try:
-            return await _Files(stream, bounds).of_service(service)
+            return await _Files(method, bounds, deadline).of_service(service)
         except grpc.aio.AioRpcError as error:
             _raise_unless_unimplemented(error.code(), address)
         except _Unknown:
             raise NotFound(
                 f"the server at {address} has no service {service}", metadata={"resource": service}
             ) from None
-        except (DecodeError, asyncio.InvalidStateError) as error:
+        except DecodeError as error:
             raise FailedPrecondition(
-                f"the server at {address} broke the protocol of gRPC reflection"
+                f"the server at {address} describes itself in no way that can be read"
             ) from error
-        finally:
-            stream.cancel()
     raise FailedPrecondition(
         f"the server at {address} doesn't offer gRPC reflection; switch it on to use its methods"
     )
@@ -94,11 +93,12 @@ def _raise_unless_unimplemented(code: grpc.StatusCode, address: str) -> None:
 
 
 class _Files:
-    """The files that one stream of questions has brought."""
+    """The files that the questions have brought so far."""
 
-    def __init__(self, stream: _Stream, bounds: ReflectionBounds) -> None:
-        self._stream = stream
+    def __init__(self, method: _Method, bounds: ReflectionBounds, deadline: float) -> None:
+        self._method = method
         self._bounds = bounds
+        self._deadline = deadline
         self._bytes = 0
         self._files: dict[str, descriptor_pb2.FileDescriptorProto] = {}
 
@@ -130,10 +130,12 @@ class _Files:
 
     async def _ask(self, request: _Request) -> list[descriptor_pb2.FileDescriptorProto]:
         """The files that the server sends, of which not all need be new."""
-        await self._stream.write(request)
-        response = await self._stream.read()
-        if not isinstance(response, _Response):
-            raise asyncio.InvalidStateError("the stream ended")
+        # None where the answer can't be parsed: grpc logs it and says no more.
+        response: _Response | None = await self._method(
+            request, timeout=self._deadline - time.monotonic()
+        )
+        if response is None:
+            raise DecodeError("no answer of gRPC reflection")
         if response.HasField("error_response"):
             raise _Unknown
         new = []

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from mesh.call import Call
 from mesh.clock import Clock
 from mesh.errors import Conflict
 from mesh.events.store import (
@@ -13,7 +14,6 @@ from mesh.events.store import (
     NewEvent,
     StreamName,
 )
-from mesh.rpc.call import Call
 from services.tools.domain import (
     AnsweredRequest,
     Command,

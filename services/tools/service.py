@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from google.protobuf.duration_pb2 import Duration
 
 from mesh import failpoints
+from mesh.call import Call
 from mesh.clock import Clock
 from mesh.errors import AlreadyExists, DeadlineExceeded, InvalidArgument, LimitExceeded, NotFound
 from mesh.events.store import EventStore
 from mesh.ids import new_id
-from mesh.rpc.call import Call
 from mesh.rpc.pages import read_page_token, write_page_token
 from services.tools.builtin import BuiltinTools, SearchStub, builtin_tools, is_builtin
 from services.tools.catalogue import ToolCatalogue

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from mesh.call import Call
 from mesh.clock import SYSTEM, Clock
 from mesh.errors import FieldViolation, InvalidArgument
-from mesh.rpc.call import Call
 from mesh.rpc.pages import read_page_token, write_page_token
 from services.vectors.backends.fts import FtsIndex
 from services.vectors.chunking import Passage, first_heading, split_markdown, split_plain

@@ -69,9 +69,8 @@ def test_a_method_names_the_resource_that_it_acts_upon(spec: MethodSpec) -> None
     bounds = bounds_of(field)
     assert field.type == FieldDescriptor.TYPE_STRING
     assert bounds.length_max
-    if "." not in spec.policy.resource:
-        assert bounds.resource
-        assert bounds.required
+    assert bounds.resource
+    assert bounds.required
 
 
 @every_method

@@ -8,8 +8,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from prometheus_client import CollectorRegistry
 
 from mesh import errors
+from mesh.call import Call, current_call
 from mesh.errors import FieldViolation
-from mesh.rpc.call import Call, current_call
 from mesh.rpc.channel import RemoteChannel
 from mesh.rpc.local import LocalChannel, StubChannel
 from mesh.rpc.pipeline import bind, server_interceptors

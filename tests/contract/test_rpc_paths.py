@@ -10,9 +10,9 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from mesh import errors
+from mesh.call import Call, current_call
 from mesh.clock import SYSTEM
 from mesh.errors import FieldViolation
-from mesh.rpc.call import Call, current_call
 from mesh.rpc.channel import MeshChannel, RemoteChannel
 from mesh.rpc.local import LocalChannel, StubChannel
 from mesh.rpc.pipeline import Endpoint, bind, server_interceptors

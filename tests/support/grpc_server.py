@@ -16,14 +16,13 @@ Handler = Callable[[Any, "grpc.aio.ServicerContext[Any, Any]"], Awaitable[Messag
 def add_service(server: grpc.aio.Server, service: str, handlers: Mapping[str, Handler]) -> None:
     """Serves the unary methods of `service`, by their names; `server` isn't started yet."""
     methods = contract_pool().FindServiceByName(service).methods_by_name
-    rpc_handlers = {}
+    rpc_handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for name, handler in handlers.items():
         request_type = message_type(methods[name].input_type.full_name)
-        response_type = message_type(methods[name].output_type.full_name)
         rpc_handlers[name] = grpc.unary_unary_rpc_method_handler(
             handler,
             request_deserializer=request_type.FromString,
-            response_serializer=response_type.SerializeToString,
+            response_serializer=lambda response: response.SerializeToString(),
         )
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, rpc_handlers),))
 

@@ -4,8 +4,8 @@ import json
 import math
 from typing import TypeVar
 
+from mesh.call import Call
 from mesh.errors import AlreadyExists, Conflict, NotFound, ToolUnavailable
-from mesh.rpc.call import Call
 from weft.agents.v1 import agent_pb2
 from weft.agents.v1 import agent_service_pb2 as agents
 from weft.models.v1 import model_service_pb2 as models

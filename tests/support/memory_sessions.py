@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator
 
 from google.protobuf.message import Message
 
+from mesh.call import Call
 from mesh.errors import NotFound, NotServing
 from mesh.ids import id_from, new_id
-from mesh.rpc.call import Call
 from tests.support.memory_catalogues import page_of
 from weft.events.v1 import events_pb2
 from weft.models.v1 import models_pb2

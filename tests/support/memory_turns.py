@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
+from mesh.call import Call
 from mesh.errors import NotFound, NotServing
 from mesh.ids import id_from
-from mesh.rpc.call import Call
 from weft.agents.v1 import turn_pb2
 from weft.agents.v1 import turn_service_pb2 as pb
 from weft.models.v1 import models_pb2

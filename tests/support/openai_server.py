@@ -62,8 +62,6 @@ async def serve_openai() -> AsyncIterator[OpenAIServer]:
     config = uvicorn.Config(Starlette(routes=routes), log_level="critical", lifespan="off")
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started:
-        await asyncio.sleep(0.01)
     try:
         yield state
     finally:

@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 
+from mesh.call import Call, current_call
 from mesh.errors import AlreadyExists, NotFound, TurnInProgress
-from mesh.rpc.call import Call, current_call
 from weft.agents.v1 import turn_pb2, turn_service_pb2
 from weft.vectors.v1 import collections_pb2
 from weft.vectors.v1 import vector_service_pb2 as pb

@@ -12,7 +12,7 @@ import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
-from mesh.rpc.call import Call
+from mesh.call import Call
 from weft.models.v1 import model_service_pb2, models_pb2
 
 MODEL = "scripted/plan"

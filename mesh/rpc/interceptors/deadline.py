@@ -5,8 +5,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from mesh.call import Call
 from mesh.errors import DeadlineExceeded
-from mesh.rpc.call import Call
 from mesh.rpc.methods import Handler, MethodSpec
 
 

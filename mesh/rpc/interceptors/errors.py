@@ -8,8 +8,8 @@ from typing import Any
 
 import structlog
 
+from mesh.call import Call
 from mesh.errors import Cancelled, Internal, WeftError
-from mesh.rpc.call import Call
 from mesh.rpc.methods import Handler, MethodSpec
 
 log = structlog.get_logger()

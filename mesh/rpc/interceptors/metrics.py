@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from mesh.rpc.call import Call
+from mesh.call import Call
 from mesh.rpc.methods import Handler, MethodSpec
 from mesh.rpc.status import code_of
 from mesh.telemetry.metrics import RpcMetrics

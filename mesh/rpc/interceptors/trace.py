@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from mesh.rpc.call import Call, current_call
+from mesh.call import Call, current_call
 from mesh.rpc.methods import Handler, MethodSpec
 from mesh.rpc.status import code_of
 from mesh.telemetry import traces

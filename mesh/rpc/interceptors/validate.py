@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+from mesh.call import Call
 from mesh.errors import InvalidArgument
-from mesh.rpc.call import Call
 from mesh.rpc.methods import MALFORMED, Handler, MethodSpec
 
 

@@ -161,10 +161,12 @@ class FailTurn:
 
 @dataclass(frozen=True, slots=True)
 class CompactContext:
-    """Replaces the context's first messages by a summary of all that came before."""
+    """Replaces the context's first messages by a summary of all that came before.
+    `compacted_message_count` is the state's, at the time that the summary was asked for."""
 
     turn: str
     epoch: int
+    compacted_message_count: int
     message_count: int
     summary: str
     usage: models_pb2.Usage

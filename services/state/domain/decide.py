@@ -25,6 +25,7 @@ from weft.state.v1 import events_pb2, session_pb2
 State = session_pb2.SessionState
 Facts = list[Message]
 _WAITS = (session_pb2.TURN_STATUS_WAITING_APPROVAL, session_pb2.TURN_STATUS_IN_DOUBT)
+_RUNNABLE = (session_pb2.CALL_STATUS_PENDING, session_pb2.CALL_STATUS_APPROVED)
 
 
 def decide(state: State, command: c.Command) -> Facts:
@@ -75,6 +76,9 @@ def decide(state: State, command: c.Command) -> Facts:
             return _fail(state, turn, command.reason, command.message, command.now_ns)
         case c.CompactContext():
             _owned(state, command.turn, command.epoch)
+            if state.compacted_message_count != command.compacted_message_count:
+                # Decided again after an unknown end: it was stored.
+                return []
             return [
                 events_pb2.ContextCompacted(
                     turn=command.turn,
@@ -243,10 +247,12 @@ def _bound_reached(turn: session_pb2.OpenTurn, command: c.CompleteStep) -> str:
 
 
 def _start_call(state: State, command: c.StartCall) -> Facts:
-    turn = _owned(state, command.turn, command.epoch)
-    started = session_pb2.CALL_STATUS_STARTED
-    if any(s.call.id == command.call_id and s.status == started for s in turn.calls):
+    _owned(state, command.turn, command.epoch)
+    _, call = _open_call(state, command.turn, command.call_id)
+    if call.status == session_pb2.CALL_STATUS_STARTED:
         return []
+    if call.status not in _RUNNABLE:
+        raise FailedPrecondition(f"call {command.call_id} can't be begun")
     return [events_pb2.ToolCallStarted(turn=command.turn, call_id=command.call_id)]
 
 
@@ -268,7 +274,7 @@ def _complete_calls(state: State, command: c.CompleteCalls) -> Facts:
 
 
 def _decide_approval(state: State, command: c.DecideApproval) -> Facts:
-    turn, call = _waiting_call(state, command.turn, command.call_id)
+    turn, call = _open_call(state, command.turn, command.call_id)
     if call.status != session_pb2.CALL_STATUS_WAITING_APPROVAL:
         raise FailedPrecondition(f"call {command.call_id} doesn't wait for approval")
     decided = events_pb2.ApprovalDecided(
@@ -282,7 +288,7 @@ def _decide_approval(state: State, command: c.DecideApproval) -> Facts:
 
 
 def _resolve(state: State, command: c.ResolveCall) -> Facts:
-    turn, call = _waiting_call(state, command.turn, command.call_id)
+    turn, call = _open_call(state, command.turn, command.call_id)
     if call.status != session_pb2.CALL_STATUS_IN_DOUBT:
         raise FailedPrecondition(f"call {command.call_id} isn't in doubt")
     begun_ns = call.start_time.ToNanoseconds()
@@ -400,7 +406,7 @@ def _owned(state: State, turn: str, epoch: int) -> session_pb2.OpenTurn:
     return active
 
 
-def _waiting_call(
+def _open_call(
     state: State, turn_id: str, call_id: str
 ) -> tuple[session_pb2.OpenTurn, session_pb2.CallState]:
     turn = _active(state, turn_id)

@@ -8,9 +8,10 @@ from typing import Any
 from services.models.providers.extractive import mentions
 from services.models.providers.extractive.lexicon import STOP_WORDS, word_set
 from services.models.providers.extractive.schema import Property, Tool
-from services.models.providers.extractive.text import is_stop_word, parts, stem, terms, words
+from services.models.providers.extractive.text import parts, stem, terms, words
 
 _WINDOW_CHARACTERS = 24
+_DETERMINERS = word_set("a an the this that which what whole my our your is of and")
 _PLAIN_ID = r"[A-Za-z0-9][A-Za-z0-9-]{0,62}"
 _KEY_PARTS = word_set("id number no code key ref reference sku")
 _FREE_TEXT_PARTS = word_set("text message body content input prompt sentence value string")
@@ -209,7 +210,7 @@ def _id_by_name(name: str, text: str) -> str | None:
     before = rf"\b(?:the|in|from|of)\s+({_PLAIN_ID})\s+{name}\b"
     after = rf"\b{name}\s+({_PLAIN_ID})\b"
     found = re.search(before, text, re.IGNORECASE) or re.search(after, text, re.IGNORECASE)
-    return found[1].lower() if found and not is_stop_word(found[1]) else None
+    return found[1].lower() if found and found[1].lower() not in _DETERMINERS else None
 
 
 def _key(item: Property, text: str, arguments: Arguments) -> str | None:

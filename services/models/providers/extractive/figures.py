@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.models.providers.extractive.lexicon import SMALL_NUMBERS
-from services.models.providers.extractive.markdown import sentences
+from services.models.providers.extractive.markdown import SENTENCES_MAX, sentences
 from services.models.providers.extractive.questions import Clause
 from services.models.providers.extractive.ranking import FITTING_MIN, Candidate, Ranked, Ranking
 from services.models.providers.extractive.results import Passage
@@ -34,7 +34,9 @@ def candidates(passages: Sequence[Passage]) -> list[Candidate]:
         for sentence in sentences(passage.text, passage.headings):
             key = (passage.uri or passage.title, sentence.text)
             found.setdefault(key, Candidate(sentence, passage.uri, passage.title, rank))
-    return list(found.values())
+        if len(found) >= SENTENCES_MAX:
+            break
+    return list(found.values())[:SENTENCES_MAX]
 
 
 def find_figure(phrase: str, passages: Sequence[Passage]) -> Figure | None:

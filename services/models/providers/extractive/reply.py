@@ -52,7 +52,7 @@ def _message(
     messages = request.conversation.messages
     transcript = read_transcript(messages)
     if transcript.question.startswith(MARKER):
-        text = summarise(messages, request.parameters.output_tokens_max)
+        text = summarise(messages, request.parameters.output_tokens_max, request.instructions)
         return _said(text), models_pb2.FINISH_REASON_STOP
     transcript = Transcript(
         transcript.question[:QUESTION_CHARACTERS_MAX],

@@ -47,7 +47,8 @@ def read_result(text: str) -> Result:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        return _plain(text)
+        passages = tuple(_salvaged(text))
+        return Result(passages) if passages else _plain(text)
     if not isinstance(value, dict | list):
         return _plain(text.strip().strip('"'))
     passages = tuple(_passages(value, 0))[:PASSAGES_MAX]
@@ -76,6 +77,23 @@ def _plain(text: str) -> Result:
     if len(text) <= _SHORT_CHARACTERS and text.count("\n") < 3:
         return Result(facts=(("", " ".join(text.split())),))
     return Result((Passage(text[:PASSAGE_CHARACTERS_MAX]),))
+
+
+def _salvaged(text: str) -> Iterator[Passage]:
+    """The whole passages of a JSON text that was cut short to fit the context."""
+    decoder = json.JSONDecoder()
+    position = text.find("{")
+    for _ in range(PASSAGES_MAX):
+        if position < 0:
+            return
+        try:
+            member, end = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError):
+            member, end = {}, position + 1
+        passage = _passage(member) if isinstance(member, dict) else None
+        if passage is not None:
+            yield passage
+        position = text.find("{", end)
 
 
 def _passages(value: object, depth: int) -> Iterator[Passage]:

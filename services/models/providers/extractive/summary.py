@@ -1,6 +1,7 @@
 """Summarises a conversation by its most telling sentences."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -15,17 +16,22 @@ MARKER = "Summarise the conversation so far"
 _TOKENS_DEFAULT = 512
 _SENTENCES_MAX = 2_000
 _MESSAGE_CHARACTERS_MAX = 20_000
+_PREFACE = re.compile(r"^Summary of [^\n]{0,80}:\n", re.MULTILINE)
 _SPEAKERS = {models_pb2.ROLE_USER: "User", models_pb2.ROLE_ASSISTANT: "Assistant"}
 
 
-def summarise(messages: Sequence[models_pb2.Message], tokens_max: int) -> str:
+def summarise(
+    messages: Sequence[models_pb2.Message], tokens_max: int, instructions: str = ""
+) -> str:
     """Sentences of users and assistant, in their order, within `tokens_max` (512 where it is 0).
+
+    A summary of what came still earlier, at the end of `instructions`, is summarised too.
 
     A sentence counts by the frequency of its terms over the conversation; what people
     asked and what was said last count more.
     """
     budget = tokens_max or _TOKENS_DEFAULT
-    lines = _lines(messages)
+    lines = [*_earlier(instructions), *_lines(messages)]
     frequency = Counter(term for _, _, text in lines for term in set(terms(text)))
     scored = [
         (_score(text, role, index / max(1, len(lines)), frequency), index)
@@ -38,6 +44,20 @@ def summarise(messages: Sequence[models_pb2.Message], tokens_max: int) -> str:
             budget -= cost
             chosen.append(index)
     return "\n".join(f"{lines[index][1]}: {lines[index][2]}" for index in sorted(chosen))
+
+
+def _earlier(instructions: str) -> list[tuple[int, str, str]]:
+    """The lines of a former summary, each with its speaker again."""
+    preface = _PREFACE.search(instructions)
+    found = []
+    for line in instructions[preface.end() :].splitlines() if preface else ():
+        speaker, colon, text = line.partition(": ")
+        role = next((role for role, name in _SPEAKERS.items() if name == speaker), None)
+        if role is not None and colon:
+            found.append((int(role), speaker, text))
+        elif line.strip():
+            found.append((int(models_pb2.ROLE_UNSPECIFIED), "Earlier", line.strip()))
+    return found[:_SENTENCES_MAX]
 
 
 def _lines(messages: Sequence[models_pb2.Message]) -> list[tuple[int, str, str]]:

@@ -1,43 +1,15 @@
 """The command line against a small Weft in memory, over real gRPC."""
 
-import json
-import os
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
 from mesh.cli.application import application, run
+from tests.support.command_line import ROOT, Ran, Weft, command_line, environment_for
 from tests.support.memory_platform import MemoryPlatform
 
-ROOT = Path(__file__).parents[4]
 PROCESS_SECONDS_MAX = 60
-
-
-@dataclass(frozen=True)
-class Ran:
-    """How a command line ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def data(self) -> Any:
-        """Its stdout as one JSON document."""
-        return json.loads(self.out)
-
-    @property
-    def items(self) -> list[Any]:
-        """Its stdout as one JSON document a line."""
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Weft = Callable[..., Ran]
 
 
 @pytest.fixture
@@ -80,15 +52,3 @@ def weft_process(platform: MemoryPlatform) -> Weft:
         return Ran(finished.returncode, finished.stdout, finished.stderr)
 
     return invoke
-
-
-def command_line(*arguments: str) -> list[str]:
-    """The client as a process's arguments."""
-    return [sys.executable, "-m", "mesh.cli", *arguments]
-
-
-def environment_for(address: str, **more: str) -> dict[str, str]:
-    """The environment of such a process, with none of our own WEFT_* in it."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("WEFT_")}
-    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "generated")])}
-    return kept | paths | {"WEFT_ADDRESS": address} | more

@@ -6,7 +6,7 @@ import pytest
 
 from mesh.cli.agent_files import parse_agent
 from mesh.cli.failures import CommandFailed
-from tests.unit.mesh.cli.conftest import Weft
+from tests.support.command_line import Weft
 
 LIBRARIAN = """
 agent: librarian

@@ -3,9 +3,9 @@
 import pytest
 
 from mesh.ids import id_from
+from tests.support.command_line import Weft
 from tests.support.memory_platform import MemoryPlatform
 from tests.support.memory_turns import Event, Script, call_of, completed, model_step, token
-from tests.unit.mesh.cli.conftest import Weft
 from weft.agents.v1 import turn_pb2
 from weft.errors.v1 import errors_pb2
 from weft.models.v1 import models_pb2

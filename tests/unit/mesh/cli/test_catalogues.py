@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from mesh.cli import documents
+from tests.support.command_line import Weft
 from tests.support.memory_platform import MemoryPlatform
-from tests.unit.mesh.cli.conftest import Weft
 
 
 def test_a_tool_is_called_with_json(weft: Weft) -> None:

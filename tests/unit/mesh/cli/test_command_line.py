@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
@@ -13,9 +14,9 @@ import typer.main
 import yaml
 
 from mesh.cli.application import application, run
+from tests.support.command_line import ROOT, Weft, command_line, environment_for
 from tests.support.memory_platform import MemoryPlatform
 from tests.support.memory_turns import Event, Script, call_of, completed, model_step, token
-from tests.unit.mesh.cli.conftest import ROOT, Weft, command_line, environment_for
 
 COMMANDS = [
     *(["agent", verb] for verb in ("apply", "list", "show", "delete", "revisions")),
@@ -29,6 +30,9 @@ COMMANDS = [
     ["call"],
     ["doctor"],
 ]
+
+APPROVAL = Event(approval_required=Event.ApprovalRequired(call=call_of("send")))
+IN_DOUBT = Event(in_doubt=Event.InDoubt(call=call_of("send")))
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -64,7 +68,6 @@ def test_an_option_after_the_command_wins_over_the_one_before(weft: Weft) -> Non
         (["agent", "list", "-o", "xml"], 2),
         (["agent", "list", "--limit", "0"], 2),
         (["--tenant", "Not A Tenant", "agent", "list"], 2),
-        (["agent", "list", "--timeout", "0.001", "--address", "10.255.255.1:1"], 124),
         (["agent", "list", "--address", "127.0.0.1:1"], 5),
         (["events", "tail", "--address", "127.0.0.1:1"], 5),
         (["turn", "watch", "a/b/c", "--address", "127.0.0.1:1"], 5),
@@ -77,6 +80,14 @@ def test_exit_codes(weft: Weft, arguments: list[str], code: int) -> None:
     assert ran.code == code
     assert "Traceback" not in ran.err
     assert bool(ran.err) == (code != 0)
+
+
+def test_a_server_that_never_answers_is_a_matter_of_time(weft: Weft) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        ran = weft("agent", "list", "--address", address, "--timeout", "0.5")
+    assert ran.code == 124
+    assert ran.err == f"weft: {address} took too long to answer; --timeout gives it more seconds\n"
 
 
 def test_an_unreachable_server_is_told_with_what_to_do(weft: Weft) -> None:
@@ -211,9 +222,18 @@ def test_ctrl_c_exits_130_and_says_that_the_turn_goes_on(platform: MemoryPlatfor
     assert "Traceback" not in said
 
 
-def test_on_a_terminal_an_approval_is_asked_for(platform: MemoryPlatform) -> None:
-    approval = Event(approval_required=Event.ApprovalRequired(call=call_of("send")))
-    script = Script([approval], after_decision=[model_step("Sent."), completed("Sent.")])
+@pytest.mark.parametrize(
+    ("event", "answer", "kind"),
+    [
+        (APPROVAL, "y\n", "DecideApprovalRequest"),
+        (IN_DOUBT, "completed\nit was sent\n", "ResolveInDoubtRequest"),
+    ],
+    ids=["approval", "in-doubt"],
+)
+def test_on_a_terminal_the_person_is_asked(
+    platform: MemoryPlatform, event: Event, answer: str, kind: str
+) -> None:
+    script = Script([event], after_decision=[model_step("Sent."), completed("Sent.")])
     platform.turns.scripts["how"] = script
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
@@ -233,7 +253,8 @@ def test_on_a_terminal_an_approval_is_asked_for(platform: MemoryPlatform) -> Non
         assert process.stdout.read() == "Sent.\n"
     os.close(ours)
     assert process.returncode == 0
-    assert [decision.call_id for decision in platform.turns.decisions] == ["call-1"]
+    (decision,) = platform.turns.decisions
+    assert (type(decision).__name__, decision.call_id) == (kind, "call-1")
 
 
 def _read_until(terminal: int, end: str) -> str:

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
+from tests.support.command_line import Weft
 from tests.support.memory_platform import MemoryPlatform
-from tests.unit.mesh.cli.conftest import Weft
 from weft.events.v1 import events_pb2 as envelopes
 from weft.state.v1 import events_pb2 as facts
 
@@ -157,7 +157,7 @@ def test_an_event_of_an_unknown_type_is_shown_with_its_bytes(
     platform.on_loop(commit)
     event = weft("session", "history", talk, "-o", "json").data[-1]
     assert event["payload"] == {
-        "@type": "type.googleapis.com/weft.state.v9.Unheard",
+        "@type": "type.googleapis.com/google.protobuf.BytesValue",
         "value": "CgFr",
     }
     called = weft("call", "StateService/ListEvents", "-d", f'{{"parent": "{TALK}"}}')

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mesh.call import Call
 from mesh.clock import SYSTEM, Clock
 from mesh.errors import (
     AlreadyExists,
@@ -24,7 +25,6 @@ from mesh.errors import (
 )
 from mesh.events.memory import MemoryEventStore
 from mesh.events.store import START, CommitDraft, EventStore, NewEvent, StreamName
-from mesh.rpc.call import Call
 from services.tools.service import ToolsService
 from services.tools.settings import ToolsSettings
 from services.vectors.service import VectorsService
@@ -245,6 +245,25 @@ async def test_a_method_that_the_server_does_not_offer_is_a_result(
         result = await invoke(service, "credit", {"account": "ann", "amount": 1})
     assert result.is_error
     assert result.content.startswith("UNIMPLEMENTED")
+
+
+class Garbage:
+    """Bytes that are no message."""
+
+    def SerializeToString(self) -> bytes:  # noqa: N802 - as messages name it
+        return b"\xff\xff"
+
+
+async def garbage(request: Any, context: Any) -> Any:
+    return Garbage()
+
+
+async def test_an_answer_that_is_no_message_is_a_result(service: ToolsService) -> None:
+    async with serving({LEDGER: {"Credit": garbage}}) as address:
+        await register(service, address)
+        result = await invoke(service, "credit", {"account": "ann", "amount": 1})
+    assert result.is_error
+    assert "isn't the message that it described" in result.content
 
 
 async def test_a_slow_method_is_unavailable_after_its_timeout(

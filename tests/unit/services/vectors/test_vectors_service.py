@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mesh.call import Call
 from mesh.errors import (
     AlreadyExists,
     DataDamaged,
@@ -14,7 +15,6 @@ from mesh.errors import (
     NotServing,
     RequestIdReused,
 )
-from mesh.rpc.call import Call
 from services.vectors.service import FILE_NAME, VectorsService
 from services.vectors.settings import VectorsSettings
 from weft.vectors.v1 import collections_pb2

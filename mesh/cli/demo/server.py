@@ -1,0 +1,79 @@
+"""`weft up` in a process of its own, which the demo kills and starts again."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from mesh.cli.failures import CommandFailed
+
+START_SECONDS_MAX = 30.0
+STOP_SECONDS_MAX = 20.0
+
+
+class Server:
+    """The platform on one data folder. Its log goes beside the folder."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+        self._log_file = data_dir.with_name("server.log")
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ports = ("0", "0")
+        self.address = ""
+
+    def start(self) -> None:
+        """Starts it, on the ports of its last start, and returns once it serves."""
+        grpc_port, http_port = self._ports
+        command = [
+            *(sys.executable, "-m", "services", "up"),
+            *("--data-dir", str(self._data_dir), "-o", "json"),
+            *("--port", grpc_port, "--http-port", http_port),
+        ]
+        environment = {"WEFT_RUNTIME_NATS_PORT": "0", **os.environ}
+        with self._log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, env=environment
+            )
+        addresses = json.loads(self._first_line())
+        self.address = addresses["grpc"]
+        self._ports = (_port(addresses["grpc"]), _port(addresses["http"]))
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait(STOP_SECONDS_MAX)
+
+    def stop(self) -> None:
+        """Ends it, by force where it takes too long."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def _first_line(self) -> bytes:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], START_SECONDS_MAX)
+        line = self._process.stdout.readline() if ready else b""
+        if not line:
+            self.stop()
+            log = self._log_file.read_text(errors="replace").strip().splitlines()
+            raise CommandFailed("the platform didn't start", notes=log[-5:])
+        return line
+
+
+def _port(address: str) -> str:
+    return address.rpartition(":")[2]
