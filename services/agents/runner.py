@@ -228,10 +228,18 @@ class TurnRunner:
             return
         await self._acknowledged()
         await self._lease_held()
+        compacted_before = self._state.compacted_message_count
         request = context.summary_request(self._state, self._agent, count)
         summary = await self._effects.generate(request, self._seconds_left())
         await self._commit(
-            domain.CompactContext(self.turn, self.epoch, count, summary.message.text, summary.usage)
+            domain.CompactContext(
+                turn=self.turn,
+                epoch=self.epoch,
+                compacted_message_count=compacted_before,
+                message_count=count,
+                summary=summary.message.text,
+                usage=summary.usage,
+            )
         )
 
     async def _run_calls(self, turn: session_pb2.OpenTurn) -> None:

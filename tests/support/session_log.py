@@ -133,9 +133,7 @@ class SessionLog:
     def resume(self, owner: str, *, lost_owner: str = "", resumes_max: int = 3) -> list[Message]:
         """Another instance takes the turn over."""
         lost = lost_owner or self.active.owner
-        return self.do(
-            domain.ResumeTurn(self.active.id, lost, owner, resumes_max, self.now_ns)
-        )
+        return self.do(domain.ResumeTurn(self.active.id, lost, owner, resumes_max, self.now_ns))
 
     def cancel(self, turn: str, owner: str = "two") -> list[Message]:
         """Somebody asks to end the turn."""

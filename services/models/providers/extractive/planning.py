@@ -132,13 +132,13 @@ def _need(clause: Clause, tools: Sequence[Tool], calculation: Calculation | None
         call = _expression_call(calculator, calculation.expression, clause)
         if call:
             return Need(clause, (call,), (), calculation, calculator)
+    specific = _specific_call(clause, tools, has_search=bool(searches))
+    if specific and (calculation is None or _is_named(clause, specific.tool, tools)):
+        return Need(clause, (specific,))
     if calculation and calculator and searches:
         lookups = [Clause(phrase) for phrase in calculation.phrases]
         calls = [call for lookup in lookups for call in _search_calls(lookup, searches)]
         return Need(clause, tuple(calls), (), calculation, calculator)
-    specific = _specific_call(clause, tools, has_search=bool(searches))
-    if specific:
-        return Need(clause, (specific,))
     calls = list(_search_calls(clause, searches))
     wider = list(_search_calls(clause, searches, is_wider=True))
     return Need(clause, tuple(calls), tuple(wider))
@@ -172,6 +172,13 @@ def _specific_call(
         if share >= needed and (best is None or share > best[0]):
             best = share, _call(tool, arguments)
     return best[1] if best else None
+
+
+def _is_named(clause: Clause, name: str, tools: Sequence[Tool]) -> bool:
+    """Whether the clause says the tool's whole name: "add a note" asks for `add-note`, and
+    isn't a sum of figures that are to be looked up."""
+    said = {stem(word) for word in words(clause.text)}
+    return any(tool.name == name and tool.name_stems <= said for tool in tools)
 
 
 def _share(clause: Clause, tool: Tool, arguments: Arguments) -> float:

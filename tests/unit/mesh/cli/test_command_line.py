@@ -246,13 +246,16 @@ def test_on_a_terminal_the_person_is_asked(
         text=True,
     )
     os.close(theirs)
-    with process:
-        assert 'Run send {"n": 1}?' in _read_until(ours, "?")
-        os.write(ours, b"y\n")
-        assert process.stdout is not None
-        assert process.stdout.read() == "Sent.\n"
-    os.close(ours)
-    assert process.returncode == 0
+    try:
+        assert 'send {"n": 1}' in _read_until(ours, "later)")
+        os.write(ours, answer.encode())
+        out, _ = process.communicate(timeout=30)
+    finally:
+        # A process that still asks would outlive its failed test.
+        process.kill()
+        process.wait()
+        os.close(ours)
+    assert (process.returncode, out) == (0, "Sent.\n")
     (decision,) = platform.turns.decisions
     assert (type(decision).__name__, decision.call_id) == (kind, "call-1")
 
