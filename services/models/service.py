@@ -7,6 +7,7 @@ from contextlib import aclosing
 from mesh.call import Call
 from mesh.errors import FieldViolation, InvalidArgument, ModelBadAnswer, ModelUnavailable, NotFound
 from mesh.rpc.pages import read_page_token, write_page_token
+from mesh.telemetry import traces
 from services.models.providers.extractive import ExtractiveProvider
 from services.models.providers.openai import OpenAIProvider
 from services.models.providers.provider import Provider
@@ -98,9 +99,14 @@ class ModelsService:
         provider = self._providers.get(provider_name)
         if provider is None:
             raise NotFound.of("model", model_id)
-        async with aclosing(provider.stream(request, model, call.remaining_seconds())) as parts:
-            async for part in parts:
-                yield part
+        parts = provider.stream(request, model, call.remaining_seconds())
+        with traces.model_span("chat", provider_name, model, call.traceparent) as span:
+            async with aclosing(parts):
+                async for part in parts:
+                    if isinstance(part, pb.GenerateResponse):
+                        span.set(traces.GEN_AI_USAGE_INPUT_TOKENS, part.usage.input_tokens)
+                        span.set(traces.GEN_AI_USAGE_OUTPUT_TOKENS, part.usage.output_tokens)
+                    yield part
 
     async def _default_model(self) -> str:
         if self._settings.default_model:

@@ -13,6 +13,7 @@ from mesh.errors import AlreadyExists, DeadlineExceeded, InvalidArgument, LimitE
 from mesh.events.store import EventStore
 from mesh.ids import new_id
 from mesh.rpc.pages import read_page_token, write_page_token
+from mesh.telemetry import traces
 from services.tools.builtin import BuiltinTools, SearchStub, builtin_tools, is_builtin
 from services.tools.catalogue import ToolCatalogue
 from services.tools.domain import (
@@ -162,13 +163,13 @@ class ToolsService:
             raise DeadlineExceeded("the deadline passed before the tool was called")
         if failpoints.active():
             failpoints.failpoint(f"tool:{tool_id}:before")
-        if tool.HasField("builtin"):
-            result = await self._builtin.invoke(tenant, tool_id, arguments, timeout_seconds)
-        else:
-            invocation = Invocation(
-                timeout_seconds, request.idempotency_key, request.epoch, call.traceparent
-            )
-            result = await self._methods.invoke(tool, arguments, invocation)
+        key = request.idempotency_key
+        with traces.tool_span(tool_id, key, call.traceparent) as span:
+            if tool.HasField("builtin"):
+                result = await self._builtin.invoke(tenant, tool_id, arguments, timeout_seconds)
+            else:
+                invocation = Invocation(timeout_seconds, key, request.epoch, span.traceparent)
+                result = await self._methods.invoke(tool, arguments, invocation)
         if failpoints.active():
             failpoints.failpoint(f"tool:{tool_id}:after")
         return result
