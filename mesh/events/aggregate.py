@@ -256,7 +256,7 @@ class Aggregate(Generic[S]):
         """The state with every commit that is stored by now."""
         async with self._lock:
             await self._settle()
-            if self._loaded is not None:
+            if self._loaded is not None and not self._stale:
                 await self._catch_up(self._loaded)
             return (await self._ensure()).state
 
@@ -391,11 +391,18 @@ class Aggregate(Generic[S]):
 
     async def _reload(self, known: Head) -> Loaded[S]:
         """The state that won; what was decided on the one that lost is folded in there."""
-        async for page in self._repository.store.read(self.stream, known):
-            self._observe_page(page)
-        self._loaded = await self._repository.load(self.stream)
+        loaded = await self._repository.load(self.stream)
+        # Observers are told of what the state holds, no less and no more: what is
+        # stored from here on is a later load's.
+        missed = self._repository.store.read(
+            self.stream, known, until_revision=loaded.head.revision
+        )
+        pages = [page async for page in missed] if self.observers else []
+        self._loaded = loaded
         self._stale = False
-        return self._loaded
+        for page in pages:
+            self._observe_page(page)
+        return loaded
 
     def _settled(self) -> bool:
         return self._flight is None or self._flight.done()

@@ -28,11 +28,12 @@ READ, IDEMPOTENT, IRREVERSIBLE = (
 
 @dataclass(slots=True)
 class SessionLog:
-    """Facts with their places, and what they fold into. `now_ns` moves on by a second
-    with every command."""
+    """Facts with their places, and what they fold into; `inherited` are those of the
+    sessions that it was forked from. `now_ns` moves on by a second with every command."""
 
     state: session_pb2.SessionState = field(default_factory=session_pb2.SessionState)
     facts: list[tuple[Place, Message]] = field(default_factory=list)
+    inherited: list[tuple[Place, Message]] = field(default_factory=list)
     now_ns: int = START_NS
 
     def do(self, command: domain.Command) -> list[Message]:
@@ -41,9 +42,7 @@ class SessionLog:
         facts = domain.decide(self.state, command)
         assert self.state.SerializeToString(deterministic=True) == before
         for fact in facts:
-            place = Place(self.state.revision + 1, timestamp(self.now_ns))
-            self.facts.append((place, fact))
-            self.state = domain.evolve(self.state, fact, place)
+            self._fold(fact)
         self.now_ns += NANOSECONDS
         return list(facts)
 
@@ -53,19 +52,19 @@ class SessionLog:
         assert self.state.HasField("active_turn")
         return self.state.active_turn
 
-    def copy(self) -> "SessionLog":
-        """The same log, to go another way from here."""
-        return SessionLog(copied(self.state), list(self.facts), self.now_ns)
-
     def forked_at(self, revision: int, session: str) -> "SessionLog":
         """The log of a fork of this session at one of its revisions."""
-        fork = SessionLog(folded(self.facts[:revision]), [], self.now_ns)
+        inherited = self.inherited + self.facts[:revision]
+        fork = SessionLog(folded(inherited), [], inherited, self.now_ns)
         origin = session_pb2.ForkOrigin(session=self.state.name, revision=revision)
         (fact,) = domain.decide(self.state, domain.ForkSession(session, origin, b"fork"))
-        place = Place(1, timestamp(self.now_ns))
-        fork.facts.append((place, fact))
-        fork.state = domain.evolve(fork.state, fact, place)
+        fork._fold(fact)
         return fork
+
+    def _fold(self, fact: Message) -> None:
+        place = Place(len(self.facts) + 1, timestamp(self.now_ns))
+        self.facts.append((place, fact))
+        self.state = domain.evolve(self.state, fact, place)
 
     def create(
         self, policy: "session_pb2.SubmitPolicy.ValueType" = session_pb2.SUBMIT_POLICY_REJECT
@@ -197,13 +196,6 @@ def folded(facts: Sequence[tuple[Place, Message]]) -> session_pb2.SessionState:
     for place, fact in facts:
         state = domain.evolve(state, fact, place)
     return state
-
-
-def copied(state: session_pb2.SessionState) -> session_pb2.SessionState:
-    """A state of its own with the same content."""
-    copy = session_pb2.SessionState()
-    copy.CopyFrom(state)
-    return copy
 
 
 def timestamp(nanoseconds: int) -> Timestamp:
