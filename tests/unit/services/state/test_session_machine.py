@@ -438,5 +438,5 @@ def tokens_of(message: models_pb2.Message) -> int:
 
 TestSessionMachine = SessionMachine.TestCase
 TestSessionMachine.settings = settings(
-    max_examples=60, stateful_step_count=50, deadline=None, derandomize=True
+    max_examples=200, stateful_step_count=60, deadline=None, derandomize=True
 )
