@@ -96,7 +96,8 @@ class Transcript:
             self._reveal(completed.text, whole=True)
         self._end_line()
         lines = source_lines(completed.sources)
-        if lines:
+        # An answer that names its sources itself has its own numbers for them.
+        if lines and "\nSources:\n" not in completed.text:
             self._write("\nSources:\n" + "\n".join(lines) + "\n")
         note(usage_line(completed.usage))
 

@@ -392,12 +392,13 @@ class Aggregate(Generic[S]):
     async def _reload(self, known: Head) -> Loaded[S]:
         """The state that won; what was decided on the one that lost is folded in there."""
         loaded = await self._repository.load(self.stream)
-        # Observers are told of what the state holds, no less and no more: what is
-        # stored from here on is a later load's.
-        missed = self._repository.store.read(
-            self.stream, known, until_revision=loaded.head.revision
-        )
-        pages = [page async for page in missed] if self.observers else []
+        pages = []
+        if self.observers and known.revision < loaded.head.revision:
+            # They are told of what the state holds, no less and no more: what is stored
+            # meanwhile is a later load's.
+            until = loaded.head.revision
+            missed = self._repository.store.read(self.stream, known, until_revision=until)
+            pages = [page async for page in missed]
         self._loaded = loaded
         self._stale = False
         for page in pages:

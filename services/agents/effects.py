@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,7 @@ LOOKUP_SECONDS = 5.0
 TOOL_SECONDS = 30.0
 CACHE_ENTRIES_MAX = 4_096
 ERROR_LENGTH_MAX = 1_024
+LeaseHeld = Callable[[], Awaitable[None]]
 
 
 class CallInDoubt(Exception):
@@ -154,9 +155,11 @@ class Effects:
         binding: agent_pb2.ToolBinding,
         epoch: int,
         seconds_left: float,
+        lease_held: LeaseHeld,
     ) -> tool_service_pb2.InvokeToolResponse:
         """The result of a tool call; faults of the tool are results too, for the model.
 
+        `lease_held` is awaited right before each attempt; what it raises prevents it.
         Raises CallInDoubt where an irreversible call may or may not have taken effect.
         """
         tenant = "/".join(session.split("/")[:2])
@@ -168,8 +171,9 @@ class Effects:
         )
         timeout = min(call.timeout.ToMilliseconds() / 1000 or TOOL_SECONDS, seconds_left)
         if call.effect == options_pb2.EFFECT_IRREVERSIBLE:
+            await lease_held()
             return await self._call_once(request, timeout)
-        return await self._call_repeatedly(request, timeout)
+        return await self._call_repeatedly(request, timeout, lease_held)
 
     async def _call_once(
         self, request: tool_service_pb2.InvokeToolRequest, timeout: float
@@ -183,11 +187,12 @@ class Effects:
             raise CallInDoubt from error
 
     async def _call_repeatedly(
-        self, request: tool_service_pb2.InvokeToolRequest, timeout: float
+        self, request: tool_service_pb2.InvokeToolRequest, timeout: float, lease_held: LeaseHeld
     ) -> tool_service_pb2.InvokeToolResponse:
         backoff = self._settings.tool_backoff_seconds
         until = time.monotonic() + timeout
         for attempt in range(self._settings.tool_attempts_max):
+            await lease_held()
             try:
                 remaining = until - time.monotonic()
                 return await self._tools.InvokeTool(request, timeout=max(0.01, remaining))

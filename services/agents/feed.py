@@ -12,18 +12,25 @@ from weft.agents.v1 import turn_pb2
 
 class TurnFeed:
     """The turn's events so far, and those that come. Its length is bounded by the
-    turn's own bounds on steps and tokens. `users` counts who needs it."""
+    turn's own bounds on steps and tokens. `users` counts who needs it; `filling` reads
+    the past of a turn that was there before the feed."""
 
     def __init__(self, session: str, turn: str) -> None:
         self.turn = turn
         self.translator = TurnTranslator(session, turn)
         self.users = 0
+        self.filling: asyncio.Task[None] | None = None
         self.ended = False
         self._events: list[TurnEvent] = []
         self._closed = False
         self._revision = 0
         self._held: list[tuple[int, Timestamp, Message]] | None = None
         self._wake: list[asyncio.Future[None]] = []
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The step whose tokens would come now, and the attempt at it."""
+        return self.translator.step, self.translator.attempt
 
     def fact(self, revision: int, time: Timestamp, fact: Message) -> None:
         """Publishes what a stored fact led to. A fact that came before, or that is of
@@ -54,7 +61,7 @@ class TurnFeed:
         """Publishes what the model wrote in another process, if it goes on where we are;
         what is missed comes with the end of the step."""
         token, translator = event.token, self.translator
-        if (token.step, token.attempt) != (translator.step, translator.attempt):
+        if (token.step, token.attempt) != self.place:
             return
         if token.text_offset == translator.text_length:
             self._publish([translator.token(token.text, event.time)])

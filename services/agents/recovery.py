@@ -80,6 +80,9 @@ class Recovery:
         except WeftError as error:
             _log.warning("turn wasn't resumed", turn=row.turn, error=error.message)
             return
+        except Exception:  # noqa: BLE001 - one session's fault mustn't end the recovery of all
+            _log.exception("turn wasn't resumed", turn=row.turn)
+            return
         if resumed:
             _log.info("turn resumed", session=row.session, turn=row.turn, lost_owner=row.owner)
         else:

@@ -99,8 +99,8 @@ class TurnRunner:
         open: whoever holds its lease then resumes it.
         """
         self._pending = _Pending(pending) if pending is not None else None
-        self._set_call()
         try:
+            self._set_call()
             while await self._advance():
                 continue
             await self._acknowledged()
@@ -194,20 +194,23 @@ class TurnRunner:
         self, request: model_service_pb2.GenerateRequest
     ) -> model_service_pb2.GenerateResponse:
         self._partial_text = ""
-        self._batch.begin()
+        turn = self._owned_turn()
+        self._batch.begin(turn.step_count + 1, turn.resume_count)
         answer = None
         parts = self._effects.stream(request, self._seconds_left())
-        async with contextlib.aclosing(parts):
-            async for part in parts:
-                if part.HasField("completed"):
-                    answer = part.completed
-                    continue
-                # What is shown depends on the commit before it.
-                await self._acknowledged()
-                self._partial_text += part.text_delta
-                await self._batch.add(part.text_delta)
+        try:
+            async with contextlib.aclosing(parts):
+                async for part in parts:
+                    if part.HasField("completed"):
+                        answer = part.completed
+                        continue
+                    # What is shown depends on the commit before it.
+                    await self._acknowledged()
+                    self._partial_text += part.text_delta
+                    await self._batch.add(part.text_delta)
+        finally:
+            self._batch.end()
         await self._acknowledged()
-        await self._batch.flush()
         assert answer is not None, "the stream ends with the whole answer"
         return answer
 
@@ -271,15 +274,18 @@ class TurnRunner:
             completed.content = f"this agent has no tool {call.call.tool}"
             completed.is_error = True
             return completed
+        if call.effect == options_pb2.EFFECT_IRREVERSIBLE:
+            await self._lease_held()
+            await self._commit(domain.StartCall(self.turn, self.epoch, call.call.id))
         if call.effect != options_pb2.EFFECT_READ:
             await self._acknowledged()
-        await self._lease_held()
-        if call.effect == options_pb2.EFFECT_IRREVERSIBLE:
-            await self._commit(domain.StartCall(self.turn, self.epoch, call.call.id))
-            await self._acknowledged()
-            await self._lease_held()
         result = await self._effects.call(
-            self._state.name, call, bound.binding, self.epoch, self._seconds_left()
+            self._state.name,
+            call,
+            bound.binding,
+            self.epoch,
+            self._seconds_left(),
+            self._lease_held,
         )
         completed.content = result.content
         completed.is_error = result.is_error

@@ -32,11 +32,16 @@ class TokenBatch:
         self._texts: list[str] = []
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._place = (0, 0)
 
-    def begin(self) -> None:
+    def begin(self, step: int, attempt: int) -> None:
         """A step begins: its first token isn't delayed."""
-        self._texts.clear()
+        self._place = (step, attempt)
         self._due = 0.0
+
+    def end(self) -> None:
+        """The step's answer ended, or was cut off: what is gathered isn't held back."""
+        self._publish()
 
     async def add(self, text: str) -> None:
         """Takes what the model wrote next."""
@@ -62,7 +67,8 @@ class TokenBatch:
             self._timer = None
         text = "".join(self._texts)
         self._texts.clear()
-        if not text:
+        if not text or self._feed.place != self._place:
+            # Whoever took the turn over begins the step anew: this isn't part of it.
             return
         self._due = self._clock.monotonic() + self._wait_seconds
         time = Timestamp()

@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 
+import structlog
 from google.protobuf.message import Message
 
 from mesh.call import Call
 from mesh.clock import NANOSECONDS, Clock
 from mesh.control.leases import Leases
-from mesh.errors import InvalidArgument, NotFound
+from mesh.errors import InvalidArgument, NotFound, WeftError
 from mesh.events.aggregate import Aggregate, Repository, StoredFacts
 from mesh.events.tokens import TokenStream
 from mesh.ids import new_id
@@ -25,6 +26,7 @@ from weft.agents.v1 import agent_pb2, turn_pb2, turn_service_pb2
 from weft.state.v1 import events_pb2, session_pb2
 
 LEASE_SECONDS = 1.0
+_log = structlog.get_logger()
 _WAITS = (session_pb2.TURN_STATUS_WAITING_APPROVAL, session_pb2.TURN_STATUS_IN_DOUBT)
 Session = Aggregate[session_pb2.SessionState]
 Events = AsyncGenerator[turn_pb2.TurnEvent, None]
@@ -209,12 +211,16 @@ class Turns:
             expected_revision=request.expected_revision,
         )
         turn = domain.find_request(state, request_id, command.request_hash)
+        if turn is not None:
+            # The acceptance may just be on its way, and not arrive.
+            turn = domain.find_request(await session.load(), request_id, command.request_hash)
         if turn is None:
-            turn = await self._accept_new(session, command)
-        feed = self._feeds.get((str(session.stream), turn)) or await self._attach(session, turn)
-        return turn, feed
+            return await self._accept_new(session, command)
+        return turn, await self._attach(session, turn)
 
-    async def _accept_new(self, session: Session, command: domain.AcceptTurn) -> str:
+    async def _accept_new(
+        self, session: Session, command: domain.AcceptTurn
+    ) -> tuple[str, TurnFeed]:
         """Commits the acceptance; the runner starts while its commit is on its way."""
         feed = self._new_feed(session, command.turn)
         try:
@@ -225,14 +231,14 @@ class Turns:
             if await asyncio.shield(pending) is not None:
                 self._ensure_runner(session)
                 feed.users += 1
-                return command.turn
+                return command.turn, feed
         finally:
             self._release(session, feed)
         # Another call with the same request came first.
         turn = domain.find_request(session.state, command.request_id, command.request_hash)
         if turn is None:
             raise NotFound.of("turn", command.turn)
-        return turn
+        return turn, await self._attach(session, turn)
 
     def _timeout_ns(self, request: turn_service_pb2.RunTurnRequest, agent: agent_pb2.Agent) -> int:
         limits = agent.spec.limits
@@ -312,18 +318,22 @@ class Turns:
     async def _attach(self, session: Session, turn: str) -> TurnFeed:
         """The turn's feed; one that is new here begins with what the log has."""
         feed = self._feeds.get((str(session.stream), turn))
-        if feed is not None:
+        if feed is None:
+            feed = self._new_feed(session, turn)
+            feed.filling = asyncio.create_task(self._fill(session, feed))
+        else:
             feed.users += 1
-            return feed
-        feed = self._new_feed(session, turn)
-        feed.hold()
-        try:
-            past = [fact async for fact in facts_of(self._sessions, session.stream)]
-        except BaseException:
-            self._release(session, feed)
-            raise
-        feed.release(past)
+        if feed.filling is not None:
+            try:
+                await asyncio.shield(feed.filling)
+            except BaseException:
+                self._release(session, feed)
+                raise
         return feed
+
+    async def _fill(self, session: Session, feed: TurnFeed) -> None:
+        feed.hold()
+        feed.release([fact async for fact in facts_of(self._sessions, session.stream)])
 
     def _release(self, session: Session, feed: TurnFeed) -> None:
         feed.users -= 1
@@ -350,26 +360,43 @@ class Turns:
         pending: "asyncio.Task[StoredFacts | None] | None",
     ) -> None:
         with _pinned(session):
-            feed = await self._attach(session, key[1])
             try:
-                runner = TurnRunner(
-                    session,
-                    await self._definitions.pinned(session.state),
-                    feed,
-                    epoch=key[2],
-                    effects=self._effects,
-                    leases=self._leases,
-                    tokens=self._tokens,
-                    settings=self._settings,
-                    clock=self._clock,
-                )
-                with _observing(session, runner):
-                    await runner.run(pending)
+                await self._run_attached(session, key, pending)
+                # If the store was away, what it holds isn't what we decided last.
+                turn = (await session.ready()).active_turn
+            except WeftError as error:
+                _log.warning("turn is left open", turn=key[1], error=error.message)
+                return
             finally:
-                self._release(session, feed)
                 self._running.pop(key, None)
-            # A turn that waited behind this one is ours now.
-            self._ensure_runner(session)
+            if (turn.id, turn.epoch) != key[1:]:
+                # A turn that waited behind this one is ours now. One that was left open
+                # is taken up again by the recovery, which counts how often.
+                self._ensure_runner(session)
+
+    async def _run_attached(
+        self,
+        session: Session,
+        key: tuple[str, str, int],
+        pending: "asyncio.Task[StoredFacts | None] | None",
+    ) -> None:
+        feed = await self._attach(session, key[1])
+        try:
+            runner = TurnRunner(
+                session,
+                await self._definitions.pinned(session.state),
+                feed,
+                epoch=key[2],
+                effects=self._effects,
+                leases=self._leases,
+                tokens=self._tokens,
+                settings=self._settings,
+                clock=self._clock,
+            )
+            with _observing(session, runner):
+                await runner.run(pending)
+        finally:
+            self._release(session, feed)
 
 
 @contextlib.contextmanager
