@@ -14,7 +14,8 @@ class Call:
     `method` is `/package.Service/Method`. `deadline` is on the monotonic clock, in
     seconds; every call has one. `request_id` is in the log and in errors. `actor` is
     the principal's name. `traceparent` is W3C trace context, empty where there is
-    none. `metadata` holds the caller's text metadata, keys in lower case.
+    none. `metadata` holds the caller's text metadata, keys in lower case. `validated`
+    says that the request is made of parts which were checked when they came in.
     """
 
     method: str
@@ -24,6 +25,7 @@ class Call:
     traceparent: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     clock: Clock = SYSTEM
+    validated: bool = False
 
     def remaining_seconds(self) -> float:
         """Seconds until the deadline; negative once it passed."""

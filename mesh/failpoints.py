@@ -3,7 +3,8 @@
 `WEFT_FAILPOINTS` names them, parted by commas, each with the pass at which it fires:
 `commit:TurnAccepted:stored@1,tool:calculator:before@2`. Without the variable a pass
 costs one comparison. A place that fires ends the process with SIGKILL: nothing is
-flushed, no handler runs, as in a crash.
+flushed, no handler runs, as in a crash. A process that runs already is given other
+places with `arm`.
 """
 
 import os
@@ -19,6 +20,12 @@ def _parse(text: str) -> dict[str, int]:
 
 
 _places = _parse(os.environ.get("WEFT_FAILPOINTS", ""))
+
+
+def arm(text: str) -> None:
+    """Names other places, as `WEFT_FAILPOINTS` does; passes are counted from here on."""
+    global _places
+    _places = _parse(text)
 
 
 def active() -> bool:

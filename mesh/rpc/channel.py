@@ -87,27 +87,36 @@ class MeshChannel(StubChannel):
     """Nearest first: the handler in this process where there is one, else the server that
     `resolve` names. Each call decides anew, so services may come and go.
 
+    With `validated` the requests are made of parts that were checked when they came in:
+    a handler in this process isn't asked to check them again.
+
     Raises NotServing when nobody serves the method.
     """
 
     def __init__(
-        self, endpoints: Mapping[str, Endpoint], resolve: Resolve, settings: RpcSettings
+        self,
+        endpoints: Mapping[str, Endpoint],
+        resolve: Resolve,
+        settings: RpcSettings,
+        *,
+        validated: bool = False,
     ) -> None:
         self._endpoints = endpoints
+        self._validated = validated
         self._resolve = resolve
         self._settings = settings
         self._channels: dict[str, RemoteChannel] = {}
         self._remote: dict[tuple[str, str], Callable[..., Any]] = {}
 
     def callable_of(self, method: str) -> Callable[..., Any]:
-        endpoints = self._endpoints
+        endpoints, validated = self._endpoints, self._validated
 
         def call(
             request: Any, *, timeout: float | None = None, metadata: Metadata | None = None
         ) -> Any:
             endpoint = endpoints.get(method)
             if endpoint is not None:
-                return call_endpoint(endpoint, request, timeout, metadata)
+                return call_endpoint(endpoint, request, timeout, metadata, validated=validated)
             return self._remote_callable(method)(request, timeout=timeout, metadata=metadata)
 
         return call

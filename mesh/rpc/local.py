@@ -62,7 +62,10 @@ def call_endpoint(
     request: Any,
     timeout: float | None,
     metadata: Iterable[tuple[str, str | bytes]] | None,
+    *,
+    validated: bool = False,
 ) -> Any:
     """Starts a call of a handler in this process: an awaitable, or an async generator."""
     call = outgoing_call(endpoint.spec.path, endpoint.deadline_seconds, timeout, metadata)
+    call.validated = validated
     return endpoint.invoke(request, call)

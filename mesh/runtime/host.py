@@ -62,7 +62,12 @@ class Host:
         self._store: JetStreamEventStore
         self._leases: NatsLeases
         self._tokens: JetStreamTokenStream
-        self._channel = MeshChannel(self.endpoints, lambda service: None, self.rpc_settings)
+        self._channels = {
+            validated: MeshChannel(
+                self.endpoints, lambda service: None, self.rpc_settings, validated=validated
+            )
+            for validated in (False, True)
+        }
         self._ready: dict[str, bool] = {entry.name: False for entry in self._catalogue}
         self._stack = AsyncExitStack()
 
@@ -114,9 +119,9 @@ class Host:
             self._repositories[id(fold)] = Repository(self._store, fold, clock=self.clock)
         return self._repositories[id(fold)]
 
-    def stub(self, stub_class: Callable[[aio.Channel], T]) -> T:
+    def stub(self, stub_class: Callable[[aio.Channel], T], *, validated: bool = False) -> T:
         """A generated stub over the channel that finds the nearest handler."""
-        return stub_class(cast(aio.Channel, self._channel))
+        return stub_class(cast(aio.Channel, self._channels[validated]))
 
     def announce(self, name: str, wanted_port: int, port: int) -> None:
         """Says where a part of this process listens, and so that it isn't the port that
@@ -139,7 +144,8 @@ class Host:
         if traces.start(self._instance):
             self._stack.push_async_callback(asyncio.to_thread, traces.stop, TRACE_FLUSH_SECONDS)
         await self._connect(directory.previous_instance)
-        self._stack.push_async_callback(self._channel.close)
+        for channel in self._channels.values():
+            self._stack.push_async_callback(channel.close)
         telemetry = TelemetryServer(self.registry, self.readiness)
         for entry in self._catalogue:
             await self._start_service(entry)

@@ -87,9 +87,12 @@ class Mesh(Protocol):
         """Says where a part of this process listens."""
         ...
 
-    def stub(self, stub_class: Callable[[aio.Channel], T]) -> T:
+    def stub(self, stub_class: Callable[[aio.Channel], T], *, validated: bool = False) -> T:
         """A generated stub: `mesh.stub(ModelServiceStub)`. Nearest first: the handler in
-        this process when the service lives here, else gRPC. Raises WeftError either way."""
+        this process when the service lives here, else gRPC. Raises WeftError either way.
+
+        With `validated` the requests are made of parts that were checked when they came
+        in, such as a session's facts: the handler in this process doesn't check again."""
         ...
 
 

@@ -28,8 +28,12 @@ class AgentsService:
         path = mesh.data_dir / "agents.sqlite3"
         self._read_model = AgentsReadModel(mesh.events, path, self._observe)
         self._definitions = AgentDefinitions(self._agents, self._read_model)
+        # What goes to models and tools is in the log already, and was checked before.
         effects = Effects(
-            mesh.stub(ModelServiceStub), mesh.stub(ToolServiceStub), settings, mesh.clock
+            mesh.stub(ModelServiceStub, validated=True),
+            mesh.stub(ToolServiceStub, validated=True),
+            settings,
+            mesh.clock,
         )
         self._turns = Turns(
             self._sessions,

@@ -64,11 +64,11 @@ class ScriptedModels:
 
 def next_step(messages: Sequence[models_pb2.Message]) -> dict[str, Any]:
     """The step of the last question's plan that comes after the answers given to it."""
-    questions = [i for i, m in enumerate(messages) if m.role == models_pb2.ROLE_USER]
-    question = messages[questions[-1]].text
-    answers = sum(
-        message.role == models_pb2.ROLE_ASSISTANT for message in messages[questions[-1] :]
-    )
+    answers, place = 0, len(messages) - 1
+    while messages[place].role != models_pb2.ROLE_USER:
+        answers += messages[place].role == models_pb2.ROLE_ASSISTANT
+        place -= 1
+    question = messages[place].text
     try:
         steps: list[dict[str, Any]] = json.loads(question)["steps"]
     except (json.JSONDecodeError, KeyError, TypeError):

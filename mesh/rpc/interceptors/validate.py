@@ -29,7 +29,8 @@ class Validate:
         # Neither is a coroutine or generator itself: what `inner` returns is passed on,
         # so that this layer costs a stream's messages nothing.
         def validated(request: Any, call: Call) -> Any:
-            _check(spec, request)
+            if not call.validated:
+                _check(spec, request)
             return inner(request, call)
 
         def validated_stream(requests: AsyncIterator[Any], call: Call) -> Any:
