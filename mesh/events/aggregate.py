@@ -202,7 +202,8 @@ class Repository(Generic[S]):
 
     def _evict(self) -> None:
         excess = len(self._open) - self._aggregates_max
-        for stream, aggregate in list(self._open.items()):
+        # Not the newest: who asked for it is about to use it.
+        for stream, aggregate in list(self._open.items())[:-1]:
             if excess <= 0:
                 return
             if aggregate.idle():
@@ -293,6 +294,7 @@ class Aggregate(Generic[S]):
                 # Somebody else's commit may have made it possible, or said it better.
                 if not await self._catch_up(loaded):
                     raise
+                loaded = await self._ensure()
                 events = list(decide(loaded.state))
             draft = self._draft(events, request_id)
             self._evolve(loaded, draft)
@@ -316,9 +318,9 @@ class Aggregate(Generic[S]):
                     draft = self._draft(list(decide(loaded.state)), draft.request_id)
                     self._evolve(loaded, draft)
                     continue
-                self._acknowledge(loaded, draft, first_revision)
                 # What a fork begins with is another stream's: it is read as stored.
                 self._stale = self._repository.fold.origin(draft.events[0].payload) is not None
+                self._acknowledge(loaded, draft, first_revision)
                 return StoredFacts(self.stream, first_revision, draft)
         except BaseException:
             # What is stored is unknown now: the next use reads it.
@@ -359,7 +361,7 @@ class Aggregate(Generic[S]):
             for revision, event in enumerate(draft.events, first_revision):
                 self._observe(revision, time, event.payload)
         loaded.commits += 1
-        if loaded.commits >= self._repository.snapshot_commits:
+        if loaded.commits >= self._repository.snapshot_commits and not self._stale:
             loaded.commits = 0
             snapshot = events_pb2.Snapshot(
                 stream=str(self.stream),
@@ -429,9 +431,14 @@ class Aggregate(Generic[S]):
         before = loaded.head
         if before is START:
             return (await self._reload(before)).head is not START
-        async for page in self._repository.store.read(self.stream, before):
-            self._repository._fold_page(loaded, page, None)
-            self._observe_page(page)
+        try:
+            async for page in self._repository.store.read(self.stream, before):
+                self._repository._fold_page(loaded, page, None)
+                self._observe_page(page)
+        except BaseException:
+            # Half a commit may be folded in: the next use reads the log again.
+            self._stale = True
+            raise
         return loaded.head != before
 
 

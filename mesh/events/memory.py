@@ -20,6 +20,7 @@ from mesh.events.store import (
     StoredCommit,
     StreamName,
 )
+from mesh.ids import new_id
 from weft.events.v1 import events_pb2
 
 READ_PAGE_COMMITS = 1000
@@ -42,6 +43,7 @@ class MemoryLog:
     A second store on the same log finds all that the first one stored.
     """
 
+    id: str = field(default_factory=new_id)
     entries: list[LogEntry] = field(default_factory=list)
     snapshots: dict[str, deque[bytes]] = field(
         default_factory=lambda: defaultdict(lambda: deque(maxlen=SNAPSHOTS_KEPT))
@@ -128,6 +130,10 @@ class MemoryEventStore:
             if entry.time_ns >= time_ns:
                 return index
         return len(self._log.entries)
+
+    async def log_id(self) -> str:
+        """See EventStore."""
+        return self._log.id
 
     async def last_position(self, selection: Selection = EVERYTHING) -> int:
         """See EventStore."""

@@ -55,14 +55,16 @@ class Projection:
 
     async def start(self) -> None:
         """Opens the file, and returns once it holds all that is in the log by now."""
-        self.connection = _open(self._path, self._tables)
+        # What was read from another log is built anew, as with other tables.
+        tables = f"{self._tables}\n-- of the log {await self._store.log_id()}"
+        self.connection = _open(self._path, tables)
         row = self.connection.execute("SELECT position FROM checkpoint").fetchone()
         self.position = row[0]
         if self.position > await self._store.last_position():
-            # The file belongs to a log that is gone.
+            # The log lost its end, as when it was restored from a backup.
             self.connection.close()
             _delete(self._path)
-            self.connection = _open(self._path, self._tables)
+            self.connection = _open(self._path, tables)
             self.position = 0
         self._task = asyncio.create_task(self._follow())
         await self.catch_up(seconds_max=None)

@@ -138,6 +138,10 @@ class EventStore(Protocol):
     passed, and reads raise DataDamaged where the hash chain or a payload is broken.
     """
 
+    async def log_id(self) -> str:
+        """Names the log: what was read from another one says nothing of this one."""
+        ...
+
     async def append(self, stream: StreamName, draft: CommitDraft, head: Head) -> Head:
         """Stores `draft` after `head` and returns the new head.
 

@@ -567,3 +567,10 @@ def assert_whole(seen: list[StoredCommit], streams: list[StreamName], commits: i
                 assert each.commit.previous_hash == head.hash
                 head, count = each.head, count + 1
         assert count == commits
+
+
+async def test_a_log_keeps_its_id(store: EventStore) -> None:
+    first = await store.log_id()
+    assert first
+    assert await store.log_id() == first
+    assert await MemoryEventStore().log_id() != first

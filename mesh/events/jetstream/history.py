@@ -107,11 +107,18 @@ class History:
                 positions.append(last.position)
         return max(positions)
 
+    async def created(self) -> str:
+        """When the stream was made, to the nanosecond: no other one has the same."""
+        return str((await retried(self._information))["created"])
+
     async def _last_sequence(self) -> int:
+        return int((await self._information())["state"]["last_seq"])
+
+    async def _information(self) -> Mapping[str, Any]:
         answer = await self._connection.api(f"STREAM.INFO.{EVENTS}", {})
         if "error" in answer:
             raise NoReply("the event store isn't ready")
-        return int(answer["state"]["last_seq"])
+        return answer
 
     async def _messages(
         self, subject: str, position: int, until: int

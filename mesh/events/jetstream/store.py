@@ -69,6 +69,10 @@ class JetStreamEventStore:
             await self._tail.close()
         await self.connection.close()
 
+    async def log_id(self) -> str:
+        """See EventStore."""
+        return await self._history.created()
+
     async def append(self, stream: StreamName, draft: CommitDraft, head: Head) -> Head:
         """See EventStore."""
         data = await self._envelope.seal(stream, draft, head)
