@@ -50,21 +50,27 @@ class Projection:
         self._moved = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
         self._follow_failed: WeftError | None = None
+        self._connection: sqlite3.Connection | None = None
         self.position = 0
-        self.connection: sqlite3.Connection
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The tables, to read from; only while it is started."""
+        assert self._connection is not None, "start first"
+        return self._connection
 
     async def start(self) -> None:
         """Opens the file, and returns once it holds all that is in the log by now."""
         # What was read from another log is built anew, as with other tables.
         tables = f"{self._tables}\n-- of the log {await self._store.log_id()}"
-        self.connection = _open(self._path, tables)
+        self._connection = _open(self._path, tables)
         row = self.connection.execute("SELECT position FROM checkpoint").fetchone()
         self.position = row[0]
         if self.position > await self._store.last_position():
             # The log lost its end, as when it was restored from a backup.
             self.connection.close()
             _delete(self._path)
-            self.connection = _open(self._path, tables)
+            self._connection = _open(self._path, tables)
             self.position = 0
         self._task = asyncio.create_task(self._follow())
         await self.catch_up(seconds_max=None)
@@ -75,7 +81,8 @@ class Projection:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        self.connection.close()
+        if self._connection is not None:
+            self._connection.close()
 
     async def catch_up(self, seconds_max: float | None = CATCH_UP_SECONDS_MAX) -> None:
         """Returns once all that is stored by now is in the tables, so that a caller

@@ -212,7 +212,7 @@ def in_call_order(catalogue: Sequence[ServiceEntry]) -> list[ServiceEntry]:
 
     def visit(name: str, path: tuple[str, ...]) -> None:
         if name in path:
-            raise ValueError(f"services call each other in a circle: {' -> '.join(path)}")
+            raise ValueError(f"services call each other in a circle: {' -> '.join((*path, name))}")
         if name not in entries:
             raise ValueError(f"{path[-1]} calls {name}, which isn't in the catalogue")
         for called in entries[name].calls:

@@ -37,7 +37,8 @@ class Service(Protocol):
         ...
 
     async def stop(self) -> None:
-        """Ends its work in order; called once, after the last call was drained."""
+        """Ends its work in order; called once, after the last call was drained, and also
+        where `start` failed in the middle."""
         ...
 
 
