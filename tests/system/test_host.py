@@ -71,7 +71,7 @@ async def test_a_start_that_fails_stops_what_was_started_and_frees_the_folder(
     with pytest.raises(FailedPrecondition, match="top can't start"):
         async with Host(catalogue, settings(tmp_path / "data")):
             raise AssertionError("it must not start")
-    assert log == ["start base", "stop base"]
+    assert log == ["start base", "stop top", "stop base"]
     async with Host([recorded("base", log)], settings(tmp_path / "data")):
         assert log[-1] == "start base"
 
@@ -96,7 +96,7 @@ async def test_health_names_every_service(tmp_path: Path) -> None:
         Host(CATALOGUE, settings(tmp_path / "data")) as host,
         grpc.aio.insecure_channel(host.addresses["grpc"]) as channel,
     ):
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         names = [contract.full_name for entry in CATALOGUE for contract in entry.contracts]
         for name in ["", *names]:
             answer = await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
@@ -140,7 +140,6 @@ async def test_a_turn_is_one_trace_with_genai_spans(tmp_path: Path) -> None:
         tmp_path / "data",
         {
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
-            "OTEL_BSP_SCHEDULE_DELAY": "100",
         },
         configured_models=True,
     )
@@ -175,6 +174,6 @@ async def _get(url: str) -> tuple[int, bytes]:
 
 async def _until_not_ready(url: str) -> tuple[int, bytes]:
     async with asyncio.timeout(10):
-        while (answer := await _get(url))[0] == 200:
+        while (answer := await _get(url))[0] == 200:  # noqa: ASYNC110 - it is asked over HTTP
             await asyncio.sleep(0.1)
     return answer
