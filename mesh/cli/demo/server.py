@@ -4,6 +4,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._ports = ("0", "0")
         self.address = ""
+        self._addresses: list[str] = []
 
     def start(self) -> None:
         """Starts it, on the ports of its last start, and returns once it serves."""
@@ -39,6 +41,7 @@ class Server:
             )
         addresses = json.loads(self._first_line())
         self.address = addresses["grpc"]
+        self._addresses += [addresses[name] for name in ("grpc", "http", "nats")]
         self._ports = (_port(addresses["grpc"]), _port(addresses["http"]))
 
     @property
@@ -62,6 +65,16 @@ class Server:
             self._process.wait(STOP_SECONDS_MAX)
         except subprocess.TimeoutExpired:
             self.kill()
+
+    def listens(self) -> bool:
+        """Whether anything still listens where it, or its nats-server, ever did."""
+        for address in self._addresses:
+            host, _, port = address.rpartition(":")
+            with socket.socket() as probe:
+                probe.settimeout(1)
+                if probe.connect_ex((host, int(port))) == 0:
+                    return True
+        return False
 
     def _first_line(self) -> bytes:
         assert self._process is not None

@@ -58,11 +58,13 @@ def demo(
     """
     with tempfile.TemporaryDirectory(prefix="weft-demo-") as folder:
         server, notebook = Server(Path(folder) / "data"), Notebook()
+        tour = _Tour(server, notebook, docs, ask)
         try:
-            failed = _Tour(server, notebook, docs, ask).run()
+            tour.run()
         finally:
             server.stop()
             notebook.stop()
+        failed = tour.summary()
     if failed:
         raise CommandFailed(f"{len(failed)} of the demo's checks failed", notes=failed)
 
@@ -76,8 +78,8 @@ class _Tour:
         self._checks: list[tuple[bool, str]] = []
         self._began = time.monotonic()
 
-    def run(self) -> list[str]:
-        """Takes every step; returns the checks that failed."""
+    def run(self) -> None:
+        """Takes every step."""
         self._step("Start: gRPC services, an embedded nats-server, no account, no key")
         self._server.start()
         _say(f"serving on {self._server.address}, process {self._server.pid}")
@@ -92,7 +94,16 @@ class _Tour:
             self._killed_turn(client, session)
             self._step("Rebuild the session from its log, fork it, verify it")
             self._rebuild(client, session)
-        return self._summary()
+
+    def summary(self) -> list[str]:
+        """Says what held, once all was stopped; returns the checks that failed."""
+        self._step("Summary")
+        self._check(not self._server.listens(), "everything that was started has ended")
+        failed = [what for holds, what in self._checks if not holds]
+        seconds = time.monotonic() - self._began
+        held = len(self._checks) - len(failed)
+        _say(f"{held} of {len(self._checks)} checks held, in {seconds:.0f} s")
+        return failed
 
     def _client(self) -> Client:
         return Client(Address(self._server.address, "the demo"), PARENT, Output.TABLE, None)
@@ -241,16 +252,6 @@ class _Tour:
     def _check(self, holds: bool, what: str) -> None:
         self._checks.append((holds, what))
         _say(f"{'ok  ' if holds else 'FAIL'} {what}")
-
-    def _summary(self) -> list[str]:
-        self._step("Summary")
-        failed = [what for holds, what in self._checks if not holds]
-        seconds = time.monotonic() - self._began
-        _say(
-            f"{len(self._checks) - len(failed)} of {len(self._checks)} checks held, "
-            f"in {seconds:.0f} s; everything that was started has ended"
-        )
-        return failed
 
 
 def _say(line: str) -> None:
