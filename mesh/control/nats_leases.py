@@ -16,7 +16,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 import structlog
-from nats.aio.msg import Msg
 
 from mesh.clock import SYSTEM, Clock
 from mesh.errors import EventStoreUnavailable
@@ -46,6 +45,13 @@ _NEVER = float("-inf")
 _log = structlog.get_logger(__name__)
 
 
+class Reply(Protocol):
+    """An answer of NATS."""
+
+    @property
+    def data(self) -> bytes: ...
+
+
 class Connection(Protocol):
     """What is needed of `mesh.events.jetstream.connection.Connection`; both calls raise
     EventStoreUnavailable where no answer came."""
@@ -57,7 +63,7 @@ class Connection(Protocol):
         headers: Mapping[str, str] | None = None,
         *,
         timeout: float,
-    ) -> Msg: ...
+    ) -> Reply: ...
 
     async def api(
         self, call: str, request: Mapping[str, Any], *, timeout: float

@@ -73,6 +73,7 @@ class Envelope:
             traceparent=draft.traceparent,
             previous_hash=head.hash,
             codec=codec.name,
+            previous_position=head.position,
         )
         commit.time.seconds, commit.time.nanos = divmod(draft.time_ns, NANOSECONDS)
         for revision, new in enumerate(draft.events, head.revision + 1):
@@ -83,13 +84,17 @@ class Envelope:
             event.payload.value = codec.seal(name, revision, event.type, plain)
         return commit
 
-    async def open(self, stream: str, position: int, data: bytes) -> StoredCommit:
+    async def open(
+        self, stream: str, position: int, data: bytes, commit: events_pb2.Commit | None = None
+    ) -> StoredCommit:
         """The commit that `data`, found in `stream`, holds, with its payloads opened.
+        `commit` is what `parse_commit` made of `data`, where that was done.
 
         Raises DataDamaged where `data` isn't a commit of this stream, the codec is
         unknown or refuses, or a blob is missing or has changed.
         """
-        commit = parse_commit(stream, data)
+        if commit is None:
+            commit = parse_commit(stream, data)
         opened = StoredCommit(commit, position, hashlib.sha256(data).digest())
         codec = self._codecs.named(commit.codec)
         sealed = not isinstance(codec, PlainCodec)
@@ -153,13 +158,18 @@ def head_of(stream: str, position: int, data: bytes) -> Head:
     return StoredCommit(parse_commit(stream, data), position, hashlib.sha256(data).digest()).head
 
 
-def check_link(head: Head, stored: StoredCommit) -> None:
-    """DataDamaged unless `stored` is the commit that follows `head` in its stream."""
-    commit = stored.commit
-    if commit.revision != head.revision + 1:
-        raise _damaged(commit.stream, f"revision {head.revision + 1} is missing")
-    if commit.previous_hash != head.hash:
-        raise _damaged(commit.stream, f"the hash chain breaks at revision {commit.revision}")
+def check_chain(head: Head, page: Sequence[StoredCommit]) -> Head:
+    """The head behind `page`; DataDamaged unless its commits follow `head` in their stream,
+    link by link."""
+    revision, digest = head.revision, head.hash
+    for commit, _, own_digest in page:
+        if commit.revision != revision + 1:
+            raise _damaged(commit.stream, f"revision {revision + 1} is missing")
+        if commit.previous_hash != digest:
+            raise _damaged(commit.stream, f"the hash chain breaks at revision {commit.revision}")
+        revision += len(commit.events)
+        digest = own_digest
+    return page[-1].head if page else head
 
 
 def _outsized(sizes: Sequence[int]) -> list[int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from mesh.clock import SYSTEM, Clock
 from mesh.events.blobs import BlobStore, MemoryBlobStore
 from mesh.events.codec import PLAIN, Codecs
-from mesh.events.envelope import Envelope, check_link, head_of, parse_snapshot
+from mesh.events.envelope import Envelope, check_chain, head_of, parse_snapshot
 from mesh.events.store import (
     EVERYTHING,
     START,
@@ -96,8 +96,7 @@ class MemoryEventStore:
                 if until_revision is not None and head.revision >= until_revision:
                     break
                 stored = await self._open(position)
-                check_link(head, stored)
-                head = stored.head
+                head = check_chain(head, [stored])
                 page.append(stored)
             if not page:
                 return

@@ -21,6 +21,8 @@ _log = structlog.get_logger()
 BATCH_COMMITS_MAX = 256
 RETRY_SECONDS = 0.5
 CATCH_UP_SECONDS_MAX = 5.0
+PAUSE_SECONDS = 0.005
+"""Between two batches, so that a transaction holds what comes within it."""
 
 Apply = Callable[[sqlite3.Connection, StoredCommit], None]
 Observe = Callable[[Sequence[StoredCommit]], None]
@@ -105,6 +107,7 @@ class Projection:
                     self._store_batch(batch)
                     async with self._moved:
                         self._moved.notify_all()
+                    await asyncio.sleep(PAUSE_SECONDS)
             except EventStoreUnavailable:
                 await asyncio.sleep(RETRY_SECONDS)
             except WeftError as error:

@@ -8,7 +8,7 @@ Positions order commits over the whole store, and grow with gaps.
 import re
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from google.protobuf.message import Message
 
@@ -76,8 +76,7 @@ EVERYTHING = Selection()
 """Every stream."""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """Where a stream ends: its last event's revision, its last commit's position, and
     the SHA-256 of that commit's stored bytes."""
 
@@ -111,8 +110,7 @@ class CommitDraft:
     traceparent: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredCommit:
+class StoredCommit(NamedTuple):
     """A commit as it was stored, with its payloads opened: `commit.events[i].payload`
     holds the plain message, wherever it lay."""
 

@@ -8,12 +8,12 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from mesh.call import Call
 from mesh.errors import DeadlineExceeded, FailedPrecondition, WeftError
 from mesh.rpc.pipeline import Endpoint
 from mesh.rpc.propagation import REQUEST_ID_KEY, incoming_call
+from mesh.rpc.reflection import add_reflection
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.status import DETAILS_KEY, code_of, to_status
 from mesh.sockets import bind_first_free
@@ -40,9 +40,7 @@ class RpcServer:
         handlers = {path: _wire_handler(endpoint) for path, endpoint in endpoints.items()}
         self._server.add_generic_rpc_handlers((_Endpoints(handlers),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(
-            [*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
-        )
+        add_reflection([*self._services, health.SERVICE_NAME], self._server)
 
     async def start(self, host: str, port: int) -> int:
         """Listens on `port`, or the next one that is free; returns which it became.

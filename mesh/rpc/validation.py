@@ -88,6 +88,8 @@ def _field_check(field: FieldDescriptor) -> Check | None:
         return _message_check(field.name, bounds.required, inner)
     if field.has_presence:
         return _present_check(field, bounds.required, problem)
+    if field.type == FieldDescriptor.TYPE_STRING and not (bounds.pattern or bounds.resource):
+        return _text_check(field.name, bounds.required, bounds.length_max)
     return _scalar_check(field.name, bounds.required, problem)
 
 
@@ -103,6 +105,21 @@ def _nested(field: FieldDescriptor) -> _MessageCheck | None:
     recurring = message_type.full_name in _compiled
     check = _check_of(message_type)
     return check if check.checks or recurring else None
+
+
+def _text_check(name: str, required: bool, length_max: int) -> Check:
+    """As `_scalar_check`, for what most fields are: a string of bounded length."""
+    too_long = f"must be at most {length_max} characters long"
+
+    def check(message: Any, found: Found) -> None:
+        length = len(getattr(message, name))
+        if not length:
+            if required:
+                found.append(FieldViolation(name, "is required"))
+        elif length_max and length > length_max:
+            found.append(FieldViolation(name, too_long))
+
+    return check
 
 
 def _scalar_check(name: str, required: bool, problem: Problem | None) -> Check:
@@ -168,9 +185,11 @@ def _repeated_check(
             # Entries beyond the bound aren't worth looking at.
             found.append(FieldViolation(name, f"must have at most {items_max} entries"))
             return
-        if inner is not None or problem is not None:
+        if inner is not None:
+            _check_messages(items, inner, name, found)
+        elif problem is not None:
             entries = ((f"{name}[{index}]", item) for index, item in enumerate(items))
-            _check_entries(entries, inner, problem, found)
+            _check_entries(entries, None, problem, found)
 
     return check
 
@@ -197,6 +216,21 @@ def _map_check(field: FieldDescriptor, bounds: Any) -> Check | None:
     return check
 
 
+def _check_messages(items: Iterable[Any], inner: _MessageCheck, name: str, found: Found) -> None:
+    """As `_check_entries`, for the one list that may be long: a conversation's messages,
+    which are checked at every step of a turn."""
+    checks = inner.checks
+    before = len(found)
+    for index, item in enumerate(items):
+        for check in checks:
+            check(item, found)
+        if len(found) > before:
+            _prefix(found, before, f"{name}[{index}].")
+            before = len(found)
+            if before >= VIOLATIONS_MAX:
+                return
+
+
 def _check_entries(
     entries: Iterable[tuple[str, Any]],
     inner: _MessageCheck | None,
@@ -215,8 +249,13 @@ def _check_entries(
 def _check_inside(inner: _MessageCheck, message: Any, prefix: str, found: Found) -> None:
     before = len(found)
     inner(message, found)
+    if len(found) > before:
+        _prefix(found, before, prefix)
+
+
+def _prefix(found: Found, begin: int, prefix: str) -> None:
     # Paths are put together on the way out, so that a good message costs none.
-    for index in range(before, len(found)):
+    for index in range(begin, len(found)):
         violation = found[index]
         found[index] = FieldViolation(prefix + violation.field, violation.description)
 

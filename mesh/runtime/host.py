@@ -69,6 +69,7 @@ class Host:
             for validated in (False, True)
         }
         self._ready: dict[str, bool] = {entry.name: False for entry in self._catalogue}
+        self._stopping = False
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> "Host":
@@ -80,6 +81,7 @@ class Host:
         return self
 
     async def __aexit__(self, *raised: object) -> None:
+        self._stopping = True
         self._ready = dict.fromkeys(self._ready, False)
         await self._stack.aclose()
 
@@ -87,6 +89,11 @@ class Host:
     def instance(self) -> str:
         """Id of this process's run."""
         return self._instance
+
+    @property
+    def stopping(self) -> bool:
+        """Whether this process is ending."""
+        return self._stopping
 
     @property
     def events(self) -> JetStreamEventStore:

@@ -51,6 +51,12 @@ class Mesh(Protocol):
         ...
 
     @property
+    def stopping(self) -> bool:
+        """Whether this process is ending: calls that are cut off now are cut off by it,
+        not by their callers."""
+        ...
+
+    @property
     def events(self) -> EventStore: ...
 
     @property

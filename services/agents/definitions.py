@@ -125,7 +125,10 @@ class AgentDefinitions:
         key = (name, session.agent_revision)
         agent = self._pinned.get(key)
         if agent is None:
-            state = await self._open(name).load()
+            definition = self._open(name)
+            state = await definition.ready()
+            if len(state.revisions) < session.agent_revision:
+                state = await definition.load()
             agent = self._pinned[key] = agent_pb2.Agent()
             agent.CopyFrom(domain.revision(state, name, session.agent_revision))
             if len(self._pinned) > PINNED_MAX:

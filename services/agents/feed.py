@@ -61,7 +61,7 @@ class TurnFeed:
         """Publishes what the model wrote in another process, if it goes on where we are;
         what is missed comes with the end of the step."""
         token, translator = event.token, self.translator
-        if (token.step, token.attempt) != self.place:
+        if self.ended or (token.step, token.attempt) != self.place:
             return
         if token.text_offset == translator.text_length:
             self._publish([translator.token(token.text, event.time)])

@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from mesh.errors import NotFound
+from mesh.errors import NotFound, RequestIdReused
 from mesh.events.aggregate import Repository
 from mesh.events.store import StreamName
-from services.state.domain import turn_name
+from services.state.domain import DecideApproval, Decision, ResolveCall, turn_name
 from weft.agents.v1 import turn_pb2
 from weft.state.v1 import events_pb2, session_pb2
 
@@ -25,6 +25,40 @@ async def facts_of(
                 fact = sessions.fold.open(event)
                 if fact is not None:
                     yield revision, stored.commit.time, fact
+
+
+async def decided_before(
+    sessions: Repository[session_pb2.SessionState],
+    stream: StreamName,
+    request_id: str,
+    decision: Decision,
+) -> bool:
+    """Whether this very request made the decision. Raises RequestIdReused where it made
+    another one."""
+    if not request_id:
+        return False
+    async for page in sessions.store.read(stream):
+        for stored in page:
+            if stored.commit.request_id == request_id:
+                facts = (sessions.fold.open(event) for event in stored.commit.events)
+                if any(_says(fact, decision) for fact in facts):
+                    return True
+                raise RequestIdReused(f"request_id {request_id} came before with another body")
+    return False
+
+
+def _says(fact: Message | None, decision: Decision) -> bool:
+    said: tuple[object, ...]
+    asked: tuple[object, ...]
+    if isinstance(fact, events_pb2.ApprovalDecided) and isinstance(decision, DecideApproval):
+        said = (fact.approved, fact.comment)
+        asked = (decision.approved, decision.comment)
+    elif isinstance(fact, events_pb2.ToolCallResolved) and isinstance(decision, ResolveCall):
+        said = (fact.resolution, fact.content)
+        asked = (decision.resolution, decision.content)
+    else:
+        return False
+    return (fact.turn, fact.call_id, *said) == (decision.turn, decision.call_id, *asked)
 
 
 class TurnHistory:

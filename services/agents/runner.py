@@ -337,8 +337,15 @@ class TurnRunner:
             return domain.decide(state, command)
 
         async with self._committing:
-            await self._acknowledged()
-            self._pending = _Pending(await self._aggregate.send(decide), decide)
+            while True:
+                await self._acknowledged()
+                try:
+                    self._pending = _Pending(await self._aggregate.send(decide), decide)
+                    return
+                except EventStoreUnavailable:
+                    # It couldn't be read what others did to the session meanwhile.
+                    if not self._time_left():
+                        raise
 
     async def _acknowledged(self) -> None:
         """Waits until the last commit is stored. While the store is away it is tried

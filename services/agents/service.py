@@ -43,6 +43,7 @@ class AgentsService:
             mesh.tokens,
             settings,
             mesh.clock,
+            lambda: mesh.stopping,
         )
         self._recovery = Recovery(
             self._read_model, self._turns, mesh.leases, settings.recovery_interval_seconds

@@ -10,15 +10,22 @@ from google.protobuf.message import Message
 from mesh.call import Call
 from mesh.clock import NANOSECONDS, Clock
 from mesh.control.leases import Leases
-from mesh.errors import InvalidArgument, NotFound, WeftError
-from mesh.events.aggregate import Aggregate, Repository, StoredFacts
+from mesh.errors import (
+    EventStoreUnavailable,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    WeftError,
+)
+from mesh.events.aggregate import Repository, StoredFacts
 from mesh.events.tokens import TokenStream
 from mesh.ids import new_id
 from mesh.runtime.requests import request_hash
 from services.agents.definitions import AgentDefinitions
 from services.agents.effects import Effects
 from services.agents.feed import TurnFeed
-from services.agents.history import TurnHistory, facts_of
+from services.agents.feeds import Session, TurnFeeds
+from services.agents.history import TurnHistory, decided_before, facts_of
 from services.agents.runner import TurnRunner
 from services.agents.settings import AgentsSettings
 from services.state import domain
@@ -28,7 +35,6 @@ from weft.state.v1 import events_pb2, session_pb2
 LEASE_SECONDS = 1.0
 _log = structlog.get_logger()
 _WAITS = (session_pb2.TURN_STATUS_WAITING_APPROVAL, session_pb2.TURN_STATUS_IN_DOUBT)
-Session = Aggregate[session_pb2.SessionState]
 Events = AsyncGenerator[turn_pb2.TurnEvent, None]
 
 
@@ -44,6 +50,7 @@ class Turns:
         tokens: TokenStream,
         settings: AgentsSettings,
         clock: Clock,
+        process_stops: Callable[[], bool],
     ) -> None:
         self._sessions = sessions
         self._definitions = definitions
@@ -52,7 +59,8 @@ class Turns:
         self._tokens = tokens
         self._settings = settings
         self._clock = clock
-        self._feeds: dict[tuple[str, str], TurnFeed] = {}
+        self._process_stops = process_stops
+        self._feeds = TurnFeeds(sessions)
         self._running: dict[tuple[str, str, int], asyncio.Task[None]] = {}
         self._stopping = False
 
@@ -71,8 +79,8 @@ class Turns:
                         yield turn_service_pb2.RunTurnResponse(event=event)
                 done = True
             finally:
-                self._release(session, feed)
-                if request.cancel_on_disconnect and not done and not self._stopping:
+                self._feeds.release(session, feed)
+                if request.cancel_on_disconnect and not done and not self._process_stops():
                     reason = "the caller's connection was lost"
                     await asyncio.shield(self._cancel(session, turn, reason))
 
@@ -84,14 +92,14 @@ class Turns:
         session = self._sessions.open(domain.session_stream(name))
         with _pinned(session):
             await self._existing(session, turn)
-            feed = await self._attach(session, turn)
+            feed = await self._feeds.attach(session, turn)
             try:
                 follow = self._follow(session, feed, request.offset, until_it_waits=False)
                 async with contextlib.aclosing(follow):
                     async for event in follow:
                         yield turn_service_pb2.WatchTurnResponse(event=event)
             finally:
-                self._release(session, feed)
+                self._feeds.release(session, feed)
 
     async def get_turn(
         self, request: turn_service_pb2.GetTurnRequest, call: Call
@@ -115,7 +123,7 @@ class Turns:
     ) -> turn_service_pb2.DecideApprovalResponse:
         """Takes a person's decision, and goes on with the turn if it waited for it."""
         await self._decide(
-            request.name,
+            request,
             lambda turn: domain.DecideApproval(
                 turn=turn,
                 call_id=request.call_id,
@@ -135,7 +143,7 @@ class Turns:
         if retried and request.content:
             raise InvalidArgument.of("content", "must be empty with RESOLUTION_RETRY")
         await self._decide(
-            request.name,
+            request,
             lambda turn: domain.ResolveCall(
                 turn=turn,
                 call_id=request.call_id,
@@ -186,8 +194,7 @@ class Turns:
             task.cancel()
         if abandoned:
             await asyncio.wait(abandoned)
-        for feed in self._feeds.values():
-            feed.close()
+        self._feeds.close()
 
     async def _accept(
         self, session: Session, request: turn_service_pb2.RunTurnRequest, call: Call
@@ -216,13 +223,13 @@ class Turns:
             turn = domain.find_request(await session.load(), request_id, command.request_hash)
         if turn is None:
             return await self._accept_new(session, command)
-        return turn, await self._attach(session, turn)
+        return turn, await self._feeds.attach(session, turn)
 
     async def _accept_new(
         self, session: Session, command: domain.AcceptTurn
     ) -> tuple[str, TurnFeed]:
         """Commits the acceptance; the runner starts while its commit is on its way."""
-        feed = self._new_feed(session, command.turn)
+        feed = self._feeds.begin(session, command.turn)
         try:
             pending = await session.send(
                 lambda state: domain.decide(state, command), command.request_id
@@ -233,12 +240,12 @@ class Turns:
                 feed.users += 1
                 return command.turn, feed
         finally:
-            self._release(session, feed)
+            self._feeds.release(session, feed)
         # Another call with the same request came first.
         turn = domain.find_request(session.state, command.request_id, command.request_hash)
         if turn is None:
             raise NotFound.of("turn", command.turn)
-        return turn, await self._attach(session, turn)
+        return turn, await self._feeds.attach(session, turn)
 
     def _timeout_ns(self, request: turn_service_pb2.RunTurnRequest, agent: agent_pb2.Agent) -> int:
         limits = agent.spec.limits
@@ -262,12 +269,25 @@ class Turns:
         await session.execute(decide)
         self._ensure_runner(session)
 
-    async def _decide(self, name: str, command: Callable[[str], domain.Command]) -> None:
-        session_name, turn = name.rsplit("/turns/", 1)
+    async def _decide(
+        self,
+        request: turn_service_pb2.DecideApprovalRequest | turn_service_pb2.ResolveInDoubtRequest,
+        command: Callable[[str], domain.Decision],
+    ) -> None:
+        session_name, turn = request.name.rsplit("/turns/", 1)
         session = self._sessions.open(domain.session_stream(session_name))
         with _pinned(session):
             await session.load()
-            await session.execute(lambda state: domain.decide(state, command(turn)))
+            try:
+                await session.execute(
+                    lambda state: domain.decide(state, command(turn)), request.request_id
+                )
+            except (FailedPrecondition, NotFound):
+                # Once decided, it can't be decided again; the same request is answered again.
+                if not await decided_before(
+                    self._sessions, session.stream, request.request_id, command(turn)
+                ):
+                    raise
             self._ensure_runner(session)
 
     async def _view(self, name: str) -> turn_pb2.Turn:
@@ -303,44 +323,11 @@ class Turns:
 
     async def _follow_tokens(self, session: Session, feed: TurnFeed) -> None:
         """Tokens that another process writes; ours go to the feed directly."""
-        async for data in self._tokens.follow(session.stream, feed.turn):
-            if not self.runs(str(session.stream), feed.turn):
-                feed.remote_token(turn_pb2.TurnEvent.FromString(data))
-
-    def _new_feed(self, session: Session, turn: str) -> TurnFeed:
-        feed = TurnFeed(domain.session_name(session.stream), turn)
-        feed.users = 1
-        session.pins += 1
-        session.observers.append(feed.fact)
-        self._feeds[str(session.stream), turn] = feed
-        return feed
-
-    async def _attach(self, session: Session, turn: str) -> TurnFeed:
-        """The turn's feed; one that is new here begins with what the log has."""
-        feed = self._feeds.get((str(session.stream), turn))
-        if feed is None:
-            feed = self._new_feed(session, turn)
-            feed.filling = asyncio.create_task(self._fill(session, feed))
-        else:
-            feed.users += 1
-        if feed.filling is not None:
-            try:
-                await asyncio.shield(feed.filling)
-            except BaseException:
-                self._release(session, feed)
-                raise
-        return feed
-
-    async def _fill(self, session: Session, feed: TurnFeed) -> None:
-        feed.hold()
-        feed.release([fact async for fact in facts_of(self._sessions, session.stream)])
-
-    def _release(self, session: Session, feed: TurnFeed) -> None:
-        feed.users -= 1
-        if feed.users == 0:
-            session.pins -= 1
-            session.observers.remove(feed.fact)
-            del self._feeds[str(session.stream), feed.turn]
+        with contextlib.suppress(EventStoreUnavailable):
+            # Without them, a step's text comes as a whole when it ends.
+            async for data in self._tokens.follow(session.stream, feed.turn):
+                if not self.runs(str(session.stream), feed.turn):
+                    feed.remote_token(turn_pb2.TurnEvent.FromString(data))
 
     def _ensure_runner(
         self, session: Session, pending: "asyncio.Task[StoredFacts | None] | None" = None
@@ -380,7 +367,7 @@ class Turns:
         key: tuple[str, str, int],
         pending: "asyncio.Task[StoredFacts | None] | None",
     ) -> None:
-        feed = await self._attach(session, key[1])
+        feed = await self._feeds.attach(session, key[1])
         try:
             runner = TurnRunner(
                 session,
@@ -396,7 +383,7 @@ class Turns:
             with _observing(session, runner):
                 await runner.run(pending)
         finally:
-            self._release(session, feed)
+            self._feeds.release(session, feed)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """What the JetStream store does when NATS is slow, gone, full, or loses an answer."""
 
 import asyncio
+import hashlib
 import os
 import secrets
 import signal
@@ -13,13 +14,17 @@ import nats
 import pytest
 
 from mesh.errors import EventStoreUnavailable, Internal, LimitExceeded
+from mesh.events.blobs import MemoryBlobStore
+from mesh.events.envelope import Envelope
 from mesh.events.jetstream.assets import BLOBS_BUCKET, EVENTS, SNAPSHOTS, ensure_assets
-from mesh.events.jetstream.connection import NoReply, NotSent, connect
+from mesh.events.jetstream.connection import BATCH_BYTES_MAX, NoReply, NotSent, connect
+from mesh.events.jetstream.history import PAGE_COMMITS
 from mesh.events.jetstream.store import JetStreamEventStore, connect_store
 from mesh.events.store import START, Head, HeadConflict, Selection, StreamName
 from tests.support.events import appended, commits_of, draft, texts_of
 from tests.support.nats import LossyProxy, NatsServer, running_nats
 from tests.support.processes import ROOT, until
+from weft.events.v1 import events_pb2
 
 STREAM = StreamName("state", "acme", ("bot", "s1"))
 
@@ -59,6 +64,53 @@ async def commits_until(store: JetStreamEventStore, count: int) -> None:
     async with aclosing(store.watch(Selection(), 0)) as watch:
         for _ in range(count):
             await anext(watch)
+
+
+class TestRead:
+    """Positions aren't stored with a commit: the one behind it tells, or the end."""
+
+    async def test_positions_are_those_of_the_appends(self, store: JetStreamEventStore) -> None:
+        other, heads, head = StreamName("state", "acme", ("bot", "s2")), [], START
+        other_head = START
+        for number in range(PAGE_COMMITS + 3):
+            head = await store.append(STREAM, draft(str(number)), head)
+            heads.append(head)
+            if number % 100 == 0:
+                other_head = await store.append(other, draft("x"), other_head)
+
+        assert [stored.head for stored in await commits_of(store, STREAM)] == heads
+        assert [stored.head for stored in await commits_of(store, STREAM, heads[1])] == heads[2:]
+        assert [stored.head for stored in await commits_of(store, STREAM, head)] == []
+
+    async def test_a_page_that_is_cut_off_by_its_size_goes_on(
+        self, store: JetStreamEventStore
+    ) -> None:
+        texts = [secrets.token_hex(100_000) for _ in range(3)]
+        head, heads = START, []
+        while len(heads) * 600_000 < 2 * BATCH_BYTES_MAX:
+            head = await store.append(STREAM, draft(*texts), head)
+            heads.append(head)
+
+        assert [stored.head for stored in await commits_of(store, STREAM)] == heads
+
+    async def test_commits_that_dont_tell_of_the_position_before_them_are_read(
+        self, store: JetStreamEventStore
+    ) -> None:
+        (first,) = await appended(store, STREAM, "a")
+        envelope = Envelope(MemoryBlobStore())
+        sealed = await envelope.seal(STREAM, draft("b"), first)
+        old = events_pb2.Commit.FromString(sealed)
+        old.ClearField("previous_position")
+        data = old.SerializeToString()
+        await appended(store, StreamName("state", "acme", ("bot", "s2")), "x")
+        await store.connection.request(STREAM.subject, data, timeout=5)
+        second = Head(2, first.position + 2, hashlib.sha256(data).digest())
+        (third,) = await appended(store, STREAM, "c", head=second)
+
+        commits = await commits_of(store, STREAM)
+
+        assert [stored.head for stored in commits] == [first, second, third]
+        assert texts_of(commits) == ["a", "b", "c"]
 
 
 class TestAppend:

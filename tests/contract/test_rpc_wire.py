@@ -224,6 +224,7 @@ async def test_reflection_lists_all_services(channel: Any) -> None:
     response = await reflected(channel, list_services="")
     assert {service.name for service in response.list_services_response.service} == {
         "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
         "weft.agents.v1.TurnService",
         "weft.vectors.v1.VectorService",
@@ -231,7 +232,12 @@ async def test_reflection_lists_all_services(channel: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "symbol", ["weft.vectors.v1.VectorService", "weft.vectors.v1.SearchRequest"]
+    "symbol",
+    [
+        "weft.vectors.v1.VectorService",
+        "weft.vectors.v1.VectorService.Search",
+        "weft.vectors.v1.SearchRequest",
+    ],
 )
 async def test_reflection_describes_services_and_messages_with_all_they_need(
     channel: Any, symbol: str

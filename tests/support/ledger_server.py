@@ -69,6 +69,8 @@ class Ledger:
         self._delay_after_seconds = delay_after_seconds
         self._balances: defaultdict[str, int] = defaultdict(int)
         self._keys: set[str] = set()
+        self.calls: Counter[str] = Counter()
+        """How often this server was called with each key, whatever came of it."""
         for entry in read_entries(path):
             self._count(entry)
 
@@ -83,6 +85,7 @@ class Ledger:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the amount must not be 0")
         metadata = dict(context.invocation_metadata())
         key = metadata.get("idempotency-key", "")
+        self.calls[key] += 1
         await asyncio.sleep(self._delay_before_seconds)
         if not (self._deduplicates and key in self._keys):
             epoch = metadata.get("x-weft-epoch", "")

@@ -35,11 +35,13 @@ START_SECONDS_MAX = 30.0
 class Platform:
     """`python -m tests.support.serve` on `data_dir`; `environment` is added to ours.
 
+    With `configured_models` the models service is as it is, instead of the scripted one.
     What it logs goes to `data_dir`'s sibling `<name>.log`.
     """
 
     data_dir: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    configured_models: bool = False
     addresses: dict[str, str] = field(default_factory=dict)
     process: asyncio.subprocess.Process | None = None
     channel: grpc.aio.Channel | None = None
@@ -58,6 +60,7 @@ class Platform:
                 "tests.support.serve",
                 "--data-dir",
                 str(self.data_dir),
+                *(["--configured-models"] if self.configured_models else []),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 cwd=ROOT,
@@ -87,10 +90,20 @@ class Platform:
         """Returns its exit code once it has ended, however that came."""
         assert self.process is not None
         code = await asyncio.wait_for(self.process.wait(), seconds_max)
-        if self.channel is not None:
-            await self.channel.close()
-            self.channel = None
+        channel, self.channel = self.channel, None
+        if channel is not None:
+            # Calls under way hear that the connection broke, not that they were cancelled.
+            await channel.close(grace=1.0)
         return code
+
+    async def arm(self, failpoints: str) -> None:
+        """Lets it die at a failpoint, whose passes are counted from here on."""
+        assert self.process is not None
+        assert self.process.stdout is not None
+        self.data_dir.with_name(f"{self.data_dir.name}.failpoints").write_text(failpoints)
+        self.process.send_signal(signal.SIGUSR1)
+        line = await asyncio.wait_for(self.process.stdout.readline(), START_SECONDS_MAX)
+        assert line == b"armed\n"
 
     def signal(self, number: signal.Signals) -> None:
         """Sends it a signal, such as SIGSTOP."""

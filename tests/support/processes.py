@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -49,3 +50,25 @@ async def until(condition: Callable[[], bool], seconds_max: float = 10.0) -> Non
     async with asyncio.timeout(seconds_max):
         while not condition():  # noqa: ASYNC110 - other processes set no event of ours
             await asyncio.sleep(0.02)
+
+
+def finished(
+    command: Sequence[str | Path],
+    *,
+    cwd: Path = ROOT,
+    stdin: str = "",
+    environment: Mapping[str, str] | None = None,
+    seconds_max: float = 120.0,
+) -> subprocess.CompletedProcess[str]:
+    """The command once it has ended; subprocess.TimeoutExpired past `seconds_max`."""
+    return subprocess.run(
+        [str(part) for part in command],
+        input=stdin,
+        env=environment,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=seconds_max,
+        check=False,
+    )

@@ -29,11 +29,13 @@ READ, IDEMPOTENT, IRREVERSIBLE = (
 @dataclass(slots=True)
 class SessionLog:
     """Facts with their places, and what they fold into; `inherited` are those of the
-    sessions that it was forked from. `now_ns` moves on by a second with every command."""
+    sessions that it was forked from. `commits` are the facts of each command that had any,
+    with its time. `now_ns` moves on by a second with every command."""
 
     state: session_pb2.SessionState = field(default_factory=session_pb2.SessionState)
     facts: list[tuple[Place, Message]] = field(default_factory=list)
     inherited: list[tuple[Place, Message]] = field(default_factory=list)
+    commits: list[tuple[int, list[Message]]] = field(default_factory=list)
     now_ns: int = START_NS
 
     def do(self, command: domain.Command) -> list[Message]:
@@ -43,6 +45,8 @@ class SessionLog:
         assert self.state.SerializeToString(deterministic=True) == before
         for fact in facts:
             self._fold(fact)
+        if facts:
+            self.commits.append((self.now_ns, list(facts)))
         self.now_ns += NANOSECONDS
         return list(facts)
 
@@ -55,7 +59,7 @@ class SessionLog:
     def forked_at(self, revision: int, session: str) -> "SessionLog":
         """The log of a fork of this session at one of its revisions."""
         inherited = self.inherited + self.facts[:revision]
-        fork = SessionLog(folded(inherited), [], inherited, self.now_ns)
+        fork = SessionLog(folded(inherited), inherited=inherited, now_ns=self.now_ns)
         origin = session_pb2.ForkOrigin(session=self.state.name, revision=revision)
         (fact,) = domain.decide(self.state, domain.ForkSession(session, origin, b"fork"))
         fork._fold(fact)

@@ -3,24 +3,26 @@
 import asyncio
 import base64
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from mesh.errors import EventStoreUnavailable
+from mesh.events.envelope import parse_commit
 from mesh.events.jetstream.assets import EVENTS
 from mesh.events.jetstream.connection import (
     PAUSE_SECONDS,
     READ_ATTEMPT_SECONDS,
+    Batch,
     Connection,
     NoReply,
     NotSent,
     StoredMessage,
     retried,
 )
-from mesh.events.store import EVERYTHING, Selection
+from mesh.events.store import EVERYTHING, Selection, StreamName
 
 PAGE_COMMITS = 1000
 
@@ -71,10 +73,27 @@ class History:
         self, subject: str, position: int, page_commits: int = PAGE_COMMITS
     ) -> AsyncGenerator[list[StoredMessage], None]:
         """Messages of `subject`, which may hold wildcards, behind `position`."""
+        get = partial(self._batch, subject, page_commits)
+        async with aclosing(self._pages(get, subject, position)) as pages:
+            async for page in pages:
+                yield page
+
+    async def stream_pages(
+        self, stream: StreamName, position: int, page_commits: int = PAGE_COMMITS
+    ) -> AsyncGenerator[list[StoredMessage], None]:
+        """Messages of one stream behind `position`, with their commits parsed. DataDamaged
+        where one doesn't parse."""
+        get = partial(self._bare_batch, stream, page_commits)
+        async with aclosing(self._pages(get, stream.subject, position)) as pages:
+            async for page in pages:
+                yield page
+
+    async def _pages(
+        self, get: Callable[[int], Awaitable[Batch]], subject: str, position: int
+    ) -> AsyncGenerator[list[StoredMessage], None]:
         stalls = 0
         while True:
-            request = {"batch": page_commits, "seq": position + 1, "next_by_subj": subject}
-            batch = await retried(partial(self._connection.direct_get, EVENTS, request))
+            batch = await retried(partial(get, position))
             if batch.messages:
                 position = batch.messages[-1].position
                 yield batch.messages
@@ -85,6 +104,30 @@ class History:
                 if stalls > _STALLS_MAX:
                     raise EventStoreUnavailable("the event store's followers lag behind")
                 await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _batch(self, subject: str, page_commits: int, position: int) -> Batch:
+        request = {"batch": page_commits, "seq": position + 1, "next_by_subj": subject}
+        return await self._connection.direct_get(EVENTS, request)
+
+    async def _bare_batch(self, stream: StreamName, page_commits: int, position: int) -> Batch:
+        """Where a commit stands is told by the one behind it, and of the last one by the
+        end of the batch."""
+        name, subject = str(stream), stream.subject
+        request = {"batch": page_commits, "seq": position + 1, "next_by_subj": subject}
+        bare = await self._connection.bare_get(EVENTS, request)
+        if not bare.messages:
+            return Batch([], bare.pending)
+        commits = [parse_commit(name, data) for data in bare.messages]
+        positions = [commit.previous_position for commit in commits[1:]]
+        positions.append(bare.last_position)
+        if not all(positions):
+            # Written before commits told it.
+            return await self._batch(subject, page_commits, position)
+        messages = [
+            StoredMessage(position, subject, data, commit)
+            for position, data, commit in zip(positions, bare.messages, commits, strict=True)
+        ]
+        return Batch(messages, bare.pending)
 
     async def selected(
         self, selection: Selection, position: int, until: int

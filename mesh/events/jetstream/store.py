@@ -11,7 +11,7 @@ from pathlib import Path
 from mesh import failpoints
 from mesh.clock import NANOSECONDS
 from mesh.events.codec import PLAIN, Codecs
-from mesh.events.envelope import Envelope, check_link, head_of, parse_snapshot
+from mesh.events.envelope import Envelope, check_chain, head_of, parse_snapshot
 from mesh.events.jetstream.append import Bounds, Publisher
 from mesh.events.jetstream.assets import (
     EVENTS,
@@ -27,7 +27,6 @@ from mesh.events.jetstream.connection import (
     StoredMessage,
     connect,
     retried,
-    status_of,
 )
 from mesh.events.jetstream.history import PAGE_COMMITS, History
 from mesh.events.jetstream.objects import ObjectBlobStore
@@ -100,19 +99,21 @@ class JetStreamEventStore:
             page_commits = min(PAGE_COMMITS, until_revision - after.revision)
         if page_commits < 1:
             return
-        pages = self._history.pages(stream.subject, after.position, page_commits)
+        pages = self._history.stream_pages(stream, after.position, page_commits)
         async with aclosing(pages):
             async for messages in pages:
                 page = []
                 for message in messages:
-                    stored = await self._envelope.open(name, message.position, message.data)
-                    check_link(head, stored)
-                    head = stored.head
+                    stored = await self._envelope.open(
+                        name, message.position, message.data, message.commit
+                    )
                     page.append(stored)
-                    if until_revision is not None and head.revision >= until_revision:
-                        yield page
-                        return
+                    if until_revision is not None and stored.head.revision >= until_revision:
+                        break
+                head = check_chain(head, page)
                 yield page
+                if until_revision is not None and head.revision >= until_revision:
+                    return
 
     async def head_at(self, stream: StreamName, time_ns: int) -> Head:
         """See EventStore."""
@@ -185,7 +186,7 @@ class JetStreamEventStore:
             timeout=READ_ATTEMPT_SECONDS,
         )
         message = await retried(get)
-        return None if status_of(message) else message.data
+        return None if message.status else message.data
 
     async def _snapshot_until(
         self, stream: StreamName, subject: str, revision: int

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import structlog
-from nats.aio.msg import Msg
 
 from mesh.errors import EventStoreUnavailable
 from mesh.events.jetstream.assets import LIVE_PREFIX
@@ -87,19 +86,23 @@ class LogTail:
         self._feeds: dict[str, set[Feed]] = defaultdict(set)
         self._lock = asyncio.Lock()
         self._heard = False
-        self._ticking: asyncio.Task[None] | None = None
+        self._missing = asyncio.Event()
+        # What comes while the history is read; what doesn't fit, the history has.
+        self._early: deque[StoredMessage] = deque(maxlen=FEED_COMMITS_MAX)
+        self._looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Follows the log from its present end; EventStoreUnavailable while NATS is away."""
         async with self._lock:
-            live = await self._connection.subscribe(f"{LIVE_PREFIX}.>", self._on_live)
+            live = await self._connection.follow_stored(f"{LIVE_PREFIX}.>", self._on_live)
             try:
                 self.position = await self._history.last_position()
             except EventStoreUnavailable:
                 await live.unsubscribe()
                 raise
+        self._take_early()
         self._connection.on_reconnect(self._check)
-        self._ticking = asyncio.create_task(self._tick())
+        self._looking = asyncio.create_task(self._look())
 
     async def close(self) -> None:
         """Ends all watches."""
@@ -107,10 +110,10 @@ class LogTail:
         for feeds in self._feeds.values():
             for feed in feeds:
                 feed.wake()
-        if self._ticking is not None:
-            self._ticking.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
             with suppress(asyncio.CancelledError):
-                await self._ticking
+                await self._looking
 
     @contextmanager
     def follow(self, selection: Selection) -> Iterator[Feed]:
@@ -124,27 +127,36 @@ class LogTail:
             if not self._feeds[selection.prefix]:
                 del self._feeds[selection.prefix]
 
-    async def _on_live(self, published: Msg) -> None:
-        headers = published.headers or {}
-        position = int(headers["Nats-Sequence"])
-        message = StoredMessage(position, headers["Nats-Subject"], published.data)
-        async with self._lock:
-            self._heard = True
-            if position == self.position + 1:
-                self._hand_on(message)
-            elif position > self.position:
-                await self._catch_up()
+    def _on_live(self, message: StoredMessage) -> None:
+        self._heard = True
+        if message.position <= self.position:
+            return
+        if self._lock.locked():
+            self._early.append(message)
+        elif message.position == self.position + 1:
+            self._hand_on(message)
+        else:
+            self._missing.set()
 
-    async def _tick(self) -> None:
+    async def _look(self) -> None:
+        """Catches up where a message is missing, or none came for a while."""
         while True:
-            await asyncio.sleep(SILENCE_SECONDS)
-            if not self._heard:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SILENCE_SECONDS):
+                    await self._missing.wait()
+            if self._missing.is_set() or not self._heard:
+                self._missing.clear()
                 await self._check()
             self._heard = False
 
     async def _check(self) -> None:
         async with self._lock:
             await self._catch_up()
+        self._take_early()
+
+    def _take_early(self) -> None:
+        while self._early and not self._lock.locked():
+            self._on_live(self._early.popleft())
 
     async def _catch_up(self) -> None:
         try:

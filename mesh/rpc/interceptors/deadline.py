@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from types import TracebackType
 from typing import Any
 
 from mesh.call import Call
@@ -29,19 +30,67 @@ class Deadline:
 
     def stream(self, spec: MethodSpec, inner: Handler) -> Handler:
         async def limited(request: Any, call: Call) -> AsyncGenerator[Any, None]:
-            async with aclosing(inner(request, call)) as messages:
-                while True:
-                    limit = _limit(call)
-                    try:
-                        async with limit:
-                            message = await anext(messages)
-                    except StopAsyncIteration:
-                        return
-                    except TimeoutError:
-                        raise _passed(limit, call) from None
-                    yield message
+            alarm = _Alarm(call)
+            try:
+                async with aclosing(inner(request, call)) as messages:
+                    while True:
+                        with alarm:
+                            message = await anext(messages, _END)
+                        if message is _END:
+                            return
+                        yield message
+            finally:
+                alarm.stop()
 
         return limited
+
+
+_END = object()
+
+
+class _Alarm:
+    """Cancels the step under way when the deadline passes, and any later one.
+
+    One timer serves all steps of a stream: an `asyncio.timeout` for each would cost more
+    than most steps do.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelling = 0
+        self._cancelled = False
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(call.remaining_seconds(), self._ring)
+
+    def stop(self) -> None:
+        """The stream ended."""
+        self._timer.cancel()
+
+    def __enter__(self) -> None:
+        if self._call.remaining_seconds() <= 0:
+            raise DeadlineExceeded("the call's deadline passed")
+        self._task = asyncio.current_task()
+        self._cancelling = self._task.cancelling() if self._task else 0
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        task, self._task = self._task, None
+        if not self._cancelled or task is None:
+            return
+        self._cancelled = False
+        # As asyncio.timeout does: somebody else's cancellation goes before ours.
+        if task.uncancel() <= self._cancelling and isinstance(error, asyncio.CancelledError):
+            raise DeadlineExceeded("the call's deadline passed") from None
+
+    def _ring(self) -> None:
+        if self._task is not None:
+            self._cancelled = True
+            self._task.cancel()
 
 
 def _limit(call: Call) -> asyncio.Timeout:

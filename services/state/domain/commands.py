@@ -188,3 +188,6 @@ Command = (
     | FailTurn
     | CompactContext
 )
+
+Decision = DecideApproval | ResolveCall
+"""What a person says of a call that waits."""

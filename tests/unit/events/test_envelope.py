@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.events.blobs import MemoryBlobStore
-from mesh.events.envelope import COMMIT_BYTES_MAX, Envelope, check_link
+from mesh.events.envelope import COMMIT_BYTES_MAX, Envelope, check_chain
 from mesh.events.store import START, CommitDraft, NewEvent, Selection, StreamName
 
 TOKENS = st.text("abcXYZ019_-", min_size=1, max_size=64)
@@ -30,10 +30,11 @@ async def test_what_is_sealed_comes_back(stream: StreamName, drafts: list[Commit
     for position, draft in enumerate(drafts, 1):
         data = await envelope.seal(stream, draft, head)
         stored = await envelope.open(str(stream), position, data)
-        check_link(head, stored)
+        head_behind = check_chain(head, [stored])
 
         commit = stored.commit
         assert len(data) <= COMMIT_BYTES_MAX
+        assert head_behind == stored.head
         assert stored.head.revision == head.revision + len(draft.events)
         assert commit.time.ToNanoseconds() == draft.time_ns
         assert (commit.stream, commit.tenant, commit.codec) == (str(stream), stream.tenant, "plain")

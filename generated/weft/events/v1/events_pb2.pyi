@@ -113,6 +113,7 @@ class Commit(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     PREVIOUS_HASH_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
+    PREVIOUS_POSITION_FIELD_NUMBER: _builtins.int
     stream: _builtins.str
     """The aggregate's stream, as `<area>.<tenant>.<key>...`."""
     revision: _builtins.int
@@ -133,6 +134,10 @@ class Commit(_message.Message):
     """
     codec: _builtins.str
     """Name of the codec that made the payloads, such as `plain`."""
+    previous_position: _builtins.int
+    """Position of the stream's commit before this one; 0 in the first. So a
+    commit's successor tells where the commit stands.
+    """
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
         """The facts, in order; never empty."""
@@ -155,10 +160,11 @@ class Commit(_message.Message):
         traceparent: _builtins.str = ...,
         previous_hash: _builtins.bytes = ...,
         codec: _builtins.str = ...,
+        previous_position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "causation_id", b"causation_id", "codec", b"codec", "events", b"events", "previous_hash", b"previous_hash", "request_id", b"request_id", "revision", b"revision", "stream", b"stream", "tenant", b"tenant", "time", b"time", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "causation_id", b"causation_id", "codec", b"codec", "events", b"events", "previous_hash", b"previous_hash", "previous_position", b"previous_position", "request_id", b"request_id", "revision", b"revision", "stream", b"stream", "tenant", b"tenant", "time", b"time", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -41,6 +41,17 @@ UNITS = word_set(
 )
 """Words that a question of quantity asks in; they tell little of its subject."""
 
+LIGHT_WORDS = word_set(
+    """
+    able allowed available back become big bring call called case cause come contain current
+    currently do exist exactly find first following force full general have help high hold
+    important include keep kind known last latest list long low main mean name necessary need
+    new next number offer old order part place possible provide put receive require rule
+    see set small sort special stand start take thing total try type value way whole work
+    """
+)
+"""Words of everyday use that tell less of a subject than others do."""
+
 PRONOUNS = word_set(
     """
     he her his it its she that their theirs them these they this those
@@ -74,9 +85,12 @@ IRREGULAR = {
         "bring": "brought",
         "build": "built",
         "buy": "bought",
+        "catch": "caught",
         "child": "children",
-        "choose": "chose chosen",
+        "choose": "chose chosen choice choices",
         "come": "came",
+        "draw": "drew drawn",
+        "drink": "drank drunk",
         "drive": "drove driven",
         "eat": "ate eaten",
         "fall": "fell fallen",
@@ -84,15 +98,17 @@ IRREGULAR = {
         "find": "found",
         "foot": "feet",
         "forget": "forgot forgotten",
+        "freeze": "froze frozen",
         "give": "gave given",
         "go": "went gone",
-        "grow": "grew grown",
+        "grow": "grew grown growth",
+        "hide": "hid hidden",
         "hold": "held",
         "keep": "kept",
         "know": "knew known",
         "lead": "led",
         "leave": "left",
-        "lose": "lost",
+        "lose": "lost loss losses",
         "man": "men",
         "meet": "met",
         "pay": "paid",
@@ -101,10 +117,12 @@ IRREGULAR = {
         "run": "ran running",
         "sell": "sold",
         "send": "sent",
+        "shut": "shuts shutting",
         "speak": "spoke spoken",
         "spend": "spent",
         "stand": "stood",
         "steal": "stole stolen",
+        "swim": "swam swum",
         "take": "took taken",
         "teach": "taught",
         "tell": "told",
@@ -144,7 +162,7 @@ SYNONYMS: tuple[str, ...] = (
     "duration long time length period",
     "employee staff worker colleague personnel",
     "encrypt cipher seal encode",
-    "end finish stop close terminate complete expire",
+    "end finish stop close terminate complete expire cancel",
     "entitled eligible entitlement allowance get receive",
     "fast quick rapid speed",
     "fix repair correct resolve",
@@ -158,7 +176,14 @@ SYNONYMS: tuple[str, ...] = (
     "inform notify tell report announce notice",
     "invoke call",
     "job position role post",
-    "keep store retain save hold preserve retention storage",
+    "absent excused missing away",
+    "attend present participate participant attendee",
+    "fridge refrigerator freezer",
+    "keep store retain save hold preserve retention storage last",
+    "lawyer attorney counsel",
+    "licence license",
+    "lifetime ttl retention",
+    "log journal logfile",
     "kid child",
     "limit maximum max most cap bound ceiling quota",
     "location place site where situated located",
@@ -179,6 +204,7 @@ SYNONYMS: tuple[str, ...] = (
     "send submit deliver transmit",
     "show display list",
     "sign signature signed",
+    "single individual separate sole",
     "small little tiny",
     "stage phase step",
     "start found establish",
@@ -192,7 +218,8 @@ SYNONYMS: tuple[str, ...] = (
     "travel trip journey",
     "type kind sort",
     "vacation holiday leave",
-    "verify check validate confirm",
+    "valid validity lifetime lifespan expire expiry expiration last",
+    "verify check confirm",
     "version release",
     "weigh weight heavy kg gram",
     "yearly annual year annually",

@@ -1,12 +1,14 @@
 """A question: its clauses, its terms, and the kind of answer that it wants."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
 
+from services.models.providers.extractive.hints import Expects, expected
 from services.models.providers.extractive.lexicon import (
     IMPERATIVES,
     INTERROGATIVES,
+    IRREGULAR,
     PRONOUNS,
     word_list,
 )
@@ -14,6 +16,7 @@ from services.models.providers.extractive.text import content_words, synonym_wor
 
 CLAUSES_MAX = 4
 _CONTENT_WORDS_FEW = 2
+_CONTENT_WORDS_SOME = 4
 _CONTEXT_WORDS_MAX = 8
 _WIDER_WORDS_MAX = 16
 
@@ -33,6 +36,10 @@ _JOINT = re.compile(
 )
 
 
+_GOES_ON = re.compile(
+    r"^(?:and|but|or|so|what about|how about)\b|\b(?:then|there|too|as well|instead)\s*\??$",
+    re.IGNORECASE,
+)
 _FILLERS = r"(?:(?:and|so|please|then|also|now|but|first|ok|hi|hello|hey|next|finally),?\s+)*"
 _REQUEST = re.compile(
     rf"^{_FILLERS}(?:{'|'.join(sorted(IMPERATIVES))})\b(?:\s+me\b)?", re.IGNORECASE
@@ -40,51 +47,16 @@ _REQUEST = re.compile(
 _START = re.compile(rf"^{_FILLERS}(?:{_STARTS})\b", re.IGNORECASE)
 
 
-class Expects(Enum):
-    """What kind of answer a question wants."""
-
-    ANYTHING = auto()
-    NUMBER = auto()
-    DURATION = auto()
-    DATE = auto()
-    PERSON = auto()
-    PLACE = auto()
-    REASON = auto()
-    DEFINITION = auto()
-
-
-_KINDS: tuple[tuple[str, Expects], ...] = (
-    (r"\bhow (?:long|often|old|soon|late|early)\b", Expects.DURATION),
-    (
-        r"\bhow (?:many|much|far|fast|high|hot|large|big|tall|wide|deep|heavy|warm)\b",
-        Expects.NUMBER,
-    ),
-    (
-        r"\b(?:what|which)(?:'s| is| are| was)? (?:\w+ ){0,3}"
-        r"(?:port|number|percentage|percent|rate|price|cost|limit|maximum|minimum|temperature|size|amount|salary|score|ratio|version)\b",
-        Expects.NUMBER,
-    ),
-    (r"\b(?:when|(?:what|which) (?:time|date|day|year|month))\b", Expects.DATE),
-    (r"\b(?:who|whom|whose)\b", Expects.PERSON),
-    (r"\b(?:where|(?:what|which) (?:file|folder|path|directory|room|place|city))\b", Expects.PLACE),
-    (r"\b(?:why|reason for|what causes)\b", Expects.REASON),
-    (
-        r"\b(?:what(?:'s| is| are) (?:an? |the )?[\w-]+\s*\??$|define|definition of"
-        r"|what does [\w-]+ mean)",
-        Expects.DEFINITION,
-    ),
-)
-
-
 @dataclass(frozen=True, slots=True)
 class Clause:
     """A part of the question that asks one thing.
 
-    `context` are content words of what came before, for a clause that leans on it.
+    `context` are content words of what came `before`, for a clause that leans on it.
     """
 
     text: str
     context: tuple[str, ...] = ()
+    before: str = ""
 
     @property
     def subject(self) -> str:
@@ -103,12 +75,24 @@ class Clause:
         return tuple(term for term in found if term not in self.terms)
 
     @property
+    def names(self) -> frozenset[str]:
+        """Stems of words that are likely names: capitalised within the text, or with a digit."""
+        found = [word for word in words(self.text)[1:] if word[0].isupper()]
+        found += [word for word in words(self.text) if any(letter.isdigit() for letter in word)]
+        return frozenset(term for word in found for term in terms(word))
+
+    @property
+    def last_participle(self) -> frozenset[str]:
+        """The stem of `stored` in `Where are logs stored?`; such a verb says little."""
+        last = (words(self.text) or [""])[-1].lower()
+        is_one = last.endswith("ed") or last in IRREGULAR
+        return frozenset(terms(last)) if is_one and len(self.terms) > 1 else frozenset()
+
+    @property
     def expects(self) -> Expects:
-        """The kind of answer, by the asking words."""
-        lowered = self.text.lower()
-        return next(
-            (kind for pattern, kind in _KINDS if re.search(pattern, lowered)), Expects.ANYTHING
-        )
+        """The kind of answer, by the asking words; `And the other?` asks as before."""
+        own = expected(self.text)
+        return expected(self.before) if own is Expects.ANYTHING and self.before else own
 
     def search_query(self, length_max: int) -> str:
         """The words to search with, at most `length_max` characters."""
@@ -130,22 +114,31 @@ class Clause:
         return query
 
 
-def read_clauses(text: str, previous: str = "") -> tuple[Clause, ...]:
+def read_clauses(text: str, earlier: Sequence[str] = ()) -> tuple[Clause, ...]:
     """What `text` asks, in at most CLAUSES_MAX clauses.
 
     Sentences that only tell something lend their words to what is asked. A clause with
-    few words of its own, or with a pronoun, takes words from the clause before it, or
-    from `previous`, the user's message before.
+    few words of its own, with a pronoun, or that goes on with `And ...?` takes words from
+    the clause before it, or from `earlier`, the user's messages before, oldest first.
     """
     sentences = [part.strip() for part in _SENTENCE.split(text) if part.strip()]
     asked = [part for part in sentences if part.endswith("?") or _START.match(part)] or sentences
     told = [] if asked == sentences else [part for part in sentences if part not in asked]
     clauses: list[Clause] = []
-    before = told[-1] if told else previous
+    before = told[-1] if told else _meant(earlier)
     for part in [piece for sentence in asked for piece in _pieces(sentence)][:CLAUSES_MAX]:
-        clauses.append(Clause(part, _context(part, before)))
+        context = _context(part, before)
+        clauses.append(Clause(part, context, before if context else ""))
         before = part if len(content_words(part)) > 1 else f"{part} {before}"
     return tuple(clauses)
+
+
+def _meant(earlier: Sequence[str]) -> str:
+    """The last of the earlier messages, with those that it leans on itself."""
+    before = ""
+    for text in earlier:
+        before = f"{text} {before}" if before and _leans(text) else text
+    return before
 
 
 def _pieces(sentence: str) -> list[str]:
@@ -154,13 +147,18 @@ def _pieces(sentence: str) -> list[str]:
     ]
 
 
+def _leans(part: str) -> bool:
+    """Whether a clause says too little alone."""
+    own = len(content_words(part))
+    pointing = not PRONOUNS.isdisjoint(word.lower() for word in words(part))
+    goes_on = _GOES_ON.search(part) is not None
+    return own < _CONTENT_WORDS_FEW or ((pointing or goes_on) and own < _CONTENT_WORDS_SOME)
+
+
 def _context(part: str, before: str) -> tuple[str, ...]:
-    own = content_words(part)
-    lowered = {word.lower() for word in words(part)}
-    leans = len(own) < _CONTENT_WORDS_FEW or (bool(lowered & PRONOUNS) and len(own) < 4)
-    if not leans:
+    if not _leans(part):
         return ()
-    known = {word.lower() for word in own}
+    known = {word.lower() for word in content_words(part)}
     return tuple(word for word in content_words(before) if word.lower() not in known)[
         :_CONTEXT_WORDS_MAX
     ]

@@ -1,80 +1,46 @@
 """Ranks sentences by how well they answer a clause.
 
-Coverage of the clause's terms, weighted by how rare a term is among the sentences at
-hand (as the inverse document frequency of BM25 does), found in the sentence itself, in
-its headings or in what introduces it; then hints from the kind of answer that is
-wanted. Coverage alone decides whether anything fits at all.
+Coverage is the share of the clause's terms that a sentence speaks of, each weighing as
+much as it is rare among the sentences at hand (as the inverse document frequency of
+BM25 does), and the kind of answer that is wanted counting as one term more. A term is
+found in the sentence itself, in its headings, in what introduces it or stands before
+it, or, weakest, elsewhere in its passage. Coverage alone decides whether anything fits
+at all; the score adds how near the terms stand to each other and to the answer.
 """
 
 import math
-import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
-from services.models.providers.extractive.lexicon import UNITS
+from services.models.providers.extractive.hints import HINTS, Expects, Hint
+from services.models.providers.extractive.lexicon import LIGHT_WORDS, PRONOUNS, UNITS
 from services.models.providers.extractive.markdown import Sentence
-from services.models.providers.extractive.questions import Clause, Expects
-from services.models.providers.extractive.text import akin, stem, synonyms, terms
+from services.models.providers.extractive.questions import Clause
+from services.models.providers.extractive.text import (
+    akin,
+    stem,
+    synonyms,
+    term_positions,
+    terms,
+    words,
+)
 
 FITTING_MIN = 0.5
 """Least coverage, from 0 to 1, at which a sentence counts as an answer."""
 
-_IN_SENTENCE, _SYNONYM, _AKIN = 1.0, 0.75, 0.7
-_IN_HEADING, _IN_LEAD = 0.75, 0.6
-_CONTEXT_WEIGHT = 0.6
-_UNIT_WEIGHT = 0.5
-_UNITS = frozenset(stem(word) for word in UNITS)
-_LENGTH_TERMS = 30
+_SYNONYM, _AKIN = 0.8, 0.75
+_HEADING, _OUTER_HEADING, _TITLE = 0.8, 0.6, 0.5
+_LEAD, _ASKED, _BEFORE, _MEANT, _NEAR = 0.6, 0.95, 0.4, 0.75, 0.25
+"""How surely a sentence speaks of a term that is not in itself, by where it is instead."""
 
-_NUMBER = re.compile(
-    r"\d|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|thirty"
-    r"|hundred|thousand|once|twice|none|zero|half)\b",
-    re.IGNORECASE,
-)
-_DURATION = re.compile(
-    r"\b(?:seconds?|minutes?|hours?|days?|weeks?|months?|quarters?|years?|nights?|daily"
-    r"|weekly|monthly|yearly|annually|hourly|every|ms|min|forever|once|twice"
-    r"|overnight)\b",
-    re.IGNORECASE,
-)
-_DATE = re.compile(
-    r"\b(?:\d{4}|\d{1,2}:\d{2}|\d{1,2}\s?[ap]\.?m\.?|january|february|march|april|may|june"
-    r"|july|august|september|october|november|december|monday|tuesday|wednesday"
-    r"|thursday|friday|saturday|sunday|noon|midnight|before|after|until|within|days?"
-    r"|weeks?|first|end of)\b",
-    re.IGNORECASE,
-)
-_PERSON = re.compile(
-    r"(?<=[\w,;:] )[A-Z][a-z]+(?: [A-Z][a-z]+)*|^[A-Z][a-z]+ [A-Z][a-z]+|\b(?:team|manager"
-    r"|director|officer|department|staff|lead|owner|head|engineer|administrator)\b"
-)
-_PLACE = re.compile(
-    r"[\w.-]+/[\w./-]+|\.\w{2,4}\b|\b(?:in|at|on|under|near|behind|room|floor|street|building"
-    r"|folder|directory)\b",
-    re.IGNORECASE,
-)
-_REASON = re.compile(
-    r"\b(?:because|since|so that|so as to|to avoid|due to|therefore|reason|otherwise|in order"
-    r"|prevents?|ensures?|lets?|keeps?|as it|for the)\b",
-    re.IGNORECASE,
-)
-_DEFINITION = re.compile(
-    r"^(?:an? |the )?[\w\s-]{2,50}? (?:is|are|means|refers to|stands for)\b"
-    r"|^[\w -]{2,40}:\s",
-    re.IGNORECASE,
-)
-_HINTS = {
-    Expects.NUMBER: (_NUMBER, 0.2, 0.12),
-    Expects.DURATION: (_DURATION, 0.25, 0.12),
-    Expects.DATE: (_DATE, 0.2, 0.08),
-    Expects.PERSON: (_PERSON, 0.15, 0.1),
-    Expects.PLACE: (_PLACE, 0.12, 0.0),
-    Expects.REASON: (_REASON, 0.2, 0.0),
-    Expects.DEFINITION: (_DEFINITION, 0.2, 0.0),
-}
-"""Per kind of answer: what shows it, what it adds, and what its absence takes."""
+_CONTEXT_WEIGHT, _ASKING_WEIGHT, _LIGHT_WEIGHT, _KIND_WEIGHT = 0.6, 0.3, 0.5, 0.5
+_UNKNOWN, _UNKNOWN_NAME = 0.75, 1.5
+_UNITS = frozenset(stem(word) for word in UNITS)
+_LIGHT = frozenset(stem(word) for word in LIGHT_WORDS)
+_FAR = 0.6
+_NEAR_CHARACTERS, _FAR_CHARACTERS = 60, 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,20 +55,32 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A candidate's coverage of the clause, from 0 to 1, and its score with the hints."""
+    """A candidate's coverage of the clause, from 0 to 1, and its score with the hints.
+
+    `matched` are the terms that the sentence itself has or that are in its headings, its
+    lead or before it; `focus` is where in its text the best part of the answer stands.
+    """
 
     candidate: Candidate
     coverage: float
     score: float
     matched: frozenset[str]
+    focus: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Indexed:
+    """A candidate with its stems. `around` gives those that aren't its own a strength."""
+
     candidate: Candidate
-    own: tuple[str, ...]
-    heading: frozenset[str]
-    lead: frozenset[str]
+    own: tuple[tuple[str, int], ...]
+    stems: frozenset[str]
+    key: frozenset[str]
+    around: dict[str, float] = field(default_factory=dict)
+
+    def add(self, found: Iterable[str], strength: float) -> None:
+        for term in found:
+            self.around[term] = max(strength, self.around.get(term, 0.0))
 
 
 class Ranking:
@@ -111,84 +89,141 @@ class Ranking:
     def __init__(self, candidates: Sequence[Candidate]) -> None:
         self._items = [_index(candidate) for candidate in candidates]
         self._frequency = Counter(
-            term for item in self._items for term in {*item.own, *item.heading}
+            term for item in self._items for term in {*item.stems, *item.around}
         )
+        nearby: dict[int, set[str]] = {}
+        for item in self._items:
+            nearby.setdefault(item.candidate.rank, set()).update(item.stems)
+        for item in self._items:
+            item.add(nearby[item.candidate.rank], _NEAR)
 
     def best(self, clause: Clause) -> list[Ranked]:
         """All sentences that share a term with `clause`, best first; ties keep their order."""
-        weights = self._weights(clause)
+        kind = clause.expects
+        weights = self._weights(clause, kind)
         if not weights:
             return []
-        ranked = [self._rank(item, clause, weights) for item in self._items]
+        ranked = [_rank(item, kind, weights) for item in self._items]
         return sorted(
             (one for one in ranked if one.matched), key=lambda one: one.score, reverse=True
         )
 
-    def _weights(self, clause: Clause) -> dict[str, float]:
-        weights = {
-            term: self._rarity(term) * (_UNIT_WEIGHT if term in _UNITS else 1.0)
-            for term in clause.terms
-        }
+    def _weights(self, clause: Clause, kind: Expects) -> dict[str, float]:
+        hint = HINTS.get(kind)
+        asking = hint.asking if hint else frozenset()
+        weights: dict[str, float] = {}
+        for term in clause.terms:
+            factor = _LIGHT_WEIGHT if term in _LIGHT or term in clause.last_participle else 1.0
+            if term in asking or (hint and term in _UNITS):
+                factor = _ASKING_WEIGHT
+            weights[term] = self._rarity(term, clause) * factor
         for term in clause.context_terms:
-            weights[term] = _CONTEXT_WEIGHT * self._rarity(term)
+            weights[term] = _CONTEXT_WEIGHT * self._rarity(term, clause)
         return weights
 
-    def _rarity(self, term: str) -> float:
-        """Between 0.4 for a term of every sentence and 1.4 for a term of one or none."""
+    def _rarity(self, term: str, clause: Clause) -> float:
+        """Between 0.4 for a term of every sentence and 1 for a term of one."""
         count = max(len(self._items), 2)
-        frequency = max(1, self._frequency[term])
-        return 0.4 + math.log(1 + (count - frequency) / frequency) / math.log(count)
-
-    def _rank(self, item: _Indexed, clause: Clause, weights: dict[str, float]) -> Ranked:
-        strengths = {term: _strength(term, item) for term in weights}
-        total = sum(weights.values())
-        coverage = sum(weights[term] * strengths[term] for term in weights) / total
-        score = coverage + _closeness(item.own, weights) + _hint(item, clause)
-        score -= 0.12 * max(0.0, len(item.own) / _LENGTH_TERMS - 1)
-        score -= 0.01 * min(item.candidate.rank, 10)
-        if item.candidate.sentence.text.endswith((":", "?")):
-            score -= 0.15
-        matched = frozenset(term for term, strength in strengths.items() if strength > 0)
-        return Ranked(item.candidate, coverage, score, matched)
+        frequency = min(self._frequency[term], count)
+        if frequency:
+            return 0.4 + 0.6 * math.log(count / frequency) / math.log(count)
+        is_known = not synonyms(term).isdisjoint(self._frequency) or any(
+            akin(term, other) for other in self._frequency
+        )
+        # What has a name or a number is asked about; another word may be said otherwise.
+        return _UNKNOWN_NAME if term in clause.names and not is_known else _UNKNOWN
 
 
 def _index(candidate: Candidate) -> _Indexed:
     sentence = candidate.sentence
-    heading = terms(" ".join((candidate.title, *sentence.headings)))
-    return _Indexed(
-        candidate, tuple(terms(sentence.text)), frozenset(heading), frozenset(terms(sentence.lead))
+    own = tuple(term_positions(sentence.text))
+    item = _Indexed(
+        candidate, own, frozenset(term for term, _ in own), frozenset(terms(sentence.key))
     )
+    item.add(terms(candidate.title), _TITLE)
+    item.add(terms(" ".join(sentence.headings[:-1])), _OUTER_HEADING)
+    item.add(terms(" ".join(sentence.headings[-1:])), _HEADING)
+    first = next(iter(words(sentence.text)), "").lower()
+    item.add(terms(sentence.before), _MEANT if first in PRONOUNS else _BEFORE)
+    item.add(terms(sentence.lead), _ASKED if sentence.lead.endswith("?") else _LEAD)
+    return item
 
 
-def _strength(term: str, item: _Indexed) -> float:
-    """How surely `item` speaks of `term`, from 0 to 1."""
-    if term in item.own:
-        return _IN_SENTENCE
+def _rank(item: _Indexed, kind: Expects, weights: dict[str, float]) -> Ranked:
+    hint, text = HINTS.get(kind), item.candidate.sentence.text
+    answers = [match.start() for match in hint.shown.finditer(text)] if hint else []
+    own = _own_positions(item, weights)
+    nearness, focus = _nearness(answers, own)
+    strengths = {term: _strength(term, item, focus) for term in weights}
+    total = sum(weights.values())
+    found = sum(weights[term] * strengths[term] for term in weights)
+    if hint and hint.is_needed:
+        total += _KIND_WEIGHT
+        found += _KIND_WEIGHT if answers else 0.0
+    score = found / total + _closeness(item, weights, own) + _key_bonus(item, weights)
+    if hint:
+        score += hint.bonus * nearness if answers else -0.15
+    score -= 0.01 * min(item.candidate.rank, 10)
+    if text.endswith((":", "?")):
+        score -= 0.15
+    if item.candidate.sentence.is_code:
+        score -= 0.05
+    matched = frozenset(term for term, strength in strengths.items() if strength > _NEAR)
+    return Ranked(item.candidate, found / total, score, matched, focus)
+
+
+def _strength(term: str, item: _Indexed, focus: int) -> float:
+    """How surely `item` speaks of `term`, from 0 to 1, where the answer is at `focus`."""
+    found = item.around.get(term, 0.0)
     others = synonyms(term)
-    found = 0.0
-    if not others.isdisjoint(item.own):
-        found = _SYNONYM
-    elif any(akin(term, own) for own in item.own):
-        found = _AKIN
-    if term in item.heading:
-        found = max(found, _IN_HEADING)
-    elif term in item.lead:
-        found = max(found, _IN_LEAD)
-    elif not others.isdisjoint(item.heading) or not others.isdisjoint(item.lead):
-        found = max(found, _IN_LEAD * _SYNONYM)
+    for own, position in item.own:
+        likeness = 1.0 if own == term else _SYNONYM if own in others else 0.0
+        likeness = likeness or (_AKIN if akin(term, own) else 0.0)
+        if likeness and abs(position - focus) > _FAR_CHARACTERS and own not in item.key:
+            likeness *= _FAR
+        found = max(found, likeness)
+    if found >= _AKIN * _FAR:
+        return found
+    for other in others & item.around.keys():
+        found = max(found, _SYNONYM * item.around[other])
     return found
 
 
-def _closeness(own: tuple[str, ...], weights: dict[str, float]) -> float:
-    """A little more where the clause's terms stand next to each other, in its order."""
-    asked = list(weights)
-    pairs = set(pairwise(asked))
-    found = pairs & set(pairwise(own))
-    return min(0.15, 0.08 * len(found))
+def _own_positions(item: _Indexed, weights: dict[str, float]) -> list[tuple[str, int]]:
+    """The clause's terms, or their kin, where they stand in the sentence itself."""
+    found: list[tuple[str, int]] = []
+    for own, position in item.own:
+        for term in weights:
+            if own == term or own in synonyms(term) or akin(own, term):
+                found.append((term, position))
+                break
+    return found
 
 
-def _hint(item: _Indexed, clause: Clause) -> float:
-    if clause.expects not in _HINTS:
+def _closeness(item: _Indexed, weights: dict[str, float], own: Sequence[tuple[str, int]]) -> float:
+    """More where the clause's terms stand next to each other, in its order or another."""
+    asked = set(pairwise(weights))
+    stems = [term for term, _ in item.own]
+    pairs = asked & set(pairwise(stems))
+    close = sum(
+        1
+        for (one, at), (other, to) in pairwise(own)
+        if one != other and to - at <= _NEAR_CHARACTERS
+    )
+    return min(0.12, 0.08 * len(pairs)) + min(0.1, 0.04 * close)
+
+
+def _key_bonus(item: _Indexed, weights: dict[str, float]) -> float:
+    """More where the sentence's key names what the clause asks about."""
+    if not item.key:
         return 0.0
-    pattern, bonus, malus = _HINTS[clause.expects]
-    return bonus if pattern.search(item.candidate.sentence.text) else -malus
+    named = sum(1 for key in item.key if key in weights or not synonyms(key).isdisjoint(weights))
+    return 0.2 * named / len(item.key)
+
+
+def _nearness(answers: Sequence[int], own: Sequence[tuple[str, int]]) -> tuple[float, int]:
+    """How near the likely answer stands to one of the terms, from 0 to 1, and where."""
+    if not answers or not own:
+        return 0.3 if answers else 0.0, own[0][1] if own else 0
+    gap, at = min((abs(answer - position), answer) for answer in answers for _, position in own)
+    return max(0.3, 1.0 - gap / (2 * _NEAR_CHARACTERS)), at

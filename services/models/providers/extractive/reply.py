@@ -56,7 +56,7 @@ def _message(
         return _said(text), models_pb2.FINISH_REASON_STOP
     transcript = Transcript(
         transcript.question[:QUESTION_CHARACTERS_MAX],
-        transcript.previous[:QUESTION_CHARACTERS_MAX],
+        tuple(text[:QUESTION_CHARACTERS_MAX] for text in transcript.previous),
         transcript.steps,
         transcript.earlier,
     )

@@ -99,6 +99,15 @@ def terms(text: str) -> list[str]:
     return [term for word in words(text) for term in _terms_of_word(word)]
 
 
+def term_positions(text: str) -> list[tuple[str, int]]:
+    """The stems as in `terms`, each with where its word begins."""
+    return [
+        (term, match.start())
+        for match in _WORD.finditer(text)
+        for term in _terms_of_word(match.group())
+    ]
+
+
 def content_words(text: str) -> list[str]:
     """The words that say what `text` is about, as written, each once."""
     kept: dict[str, str] = {}

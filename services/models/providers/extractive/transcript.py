@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from services.models.providers.extractive.results import Result, read_result
 from weft.models.v1 import models_pb2
 
+PREVIOUS_MAX = 4
 _CALLS_MAX = 256
 
 
@@ -23,13 +24,14 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """The last question, the user's message before it, and this turn's calls.
+    """The last question, what the user said before it, and this turn's calls.
 
+    `previous` are the user's last messages, oldest first, at most PREVIOUS_MAX.
     `arguments` of a step are canonical JSON, so that equal calls compare equal.
     """
 
     question: str
-    previous: str
+    previous: tuple[str, ...]
     steps: tuple[Step, ...]
     earlier: tuple[models_pb2.Message, ...]
 
@@ -58,9 +60,9 @@ def read_transcript(messages: Sequence[models_pb2.Message]) -> Transcript:
     """The transcript of a conversation; its turn begins with the last user message."""
     asked = [at for at, one in enumerate(messages) if one.role == models_pb2.ROLE_USER]
     if not asked:
-        return Transcript("", "", (), tuple(messages))
+        return Transcript("", (), (), tuple(messages))
     start = asked[-1]
-    previous = messages[asked[-2]].text if len(asked) > 1 else ""
+    previous = tuple(messages[at].text for at in asked[:-1][-PREVIOUS_MAX:])
     return Transcript(
         question=messages[start].text,
         previous=previous,

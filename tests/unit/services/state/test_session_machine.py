@@ -167,9 +167,9 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(calls=CALLS)
     def ask_for_calls(self, calls: list[tuple["options_pb2.Effect.ValueType", bool]]) -> None:
         now_ns = self.log.now_ns
-        count = len(self.log.facts)
+        self.made += 1
         plans = [
-            planned(f"c{count}-{index}", effect, requires_approval=asks)
+            planned(f"c{self.made}-{index}", effect, requires_approval=asks)
             for index, (effect, asks) in enumerate(calls)
         ]
         self.log.step(*plans, text="let me see")

@@ -1,0 +1,171 @@
+"""The kind of answer that a question wants, and how such an answer shows in a text."""
+
+import re
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from services.models.providers.extractive.lexicon import word_list, word_set
+from services.models.providers.extractive.text import stem
+
+
+class Expects(Enum):
+    """What kind of answer a question wants."""
+
+    ANYTHING = auto()
+    NUMBER = auto()
+    MONEY = auto()
+    DURATION = auto()
+    DATE = auto()
+    PERSON = auto()
+    PLACE = auto()
+    REASON = auto()
+    DEFINITION = auto()
+    METHOD = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """How an answer of a kind shows. Where it `is_needed`, a text without it is none.
+
+    `asking` are stems of words that ask for the kind rather than name a subject; `bonus`
+    is what an answer of the kind adds to a score.
+    """
+
+    shown: re.Pattern[str]
+    is_needed: bool = False
+    asking: frozenset[str] = frozenset()
+    bonus: float = 0.2
+
+
+_MONEY_WORDS = "cost costs price prices fee fees charge rent fare pay paid expensive salary earn"
+
+_QUESTIONS: tuple[tuple[str, Expects], ...] = (
+    (r"\bhow (?:long|often|old|soon|late|early|quickly|frequently)\b", Expects.DURATION),
+    (r"\bhow (?:much|many) (?:time|seconds|minutes|hours|days|weeks|months|years)\b"
+     r"|\b(?:after|within|for|in) (?:how many|what|which) "
+     r"(?:time|seconds|minutes|hours|days|weeks|months|years)\b", Expects.DURATION),
+    (rf"\bhow (?:much|expensive)\b.*\b(?:{'|'.join(word_list(_MONEY_WORDS))})\b"
+     r"|\b(?:what|which)\b.*\b(?:price|costs?|fee|fare|rent)\b", Expects.MONEY),
+    (r"\bhow (?:many|much|far|fast|high|hot|large|big|tall|wide|deep|heavy|warm|loud|close|thick)\b",
+     Expects.NUMBER),
+    (r"\b(?:what|which)(?:'s| is| are| was)? (?:[\w-]+ ){0,3}"
+     r"(?:port|number|percentage|percent|rate|limit|maximum|minimum|temperature|size|amount|score"
+     r"|ratio|version|speed|height|weight|length|width|depth|distance|capacity)\b", Expects.NUMBER),
+    (r"\b(?:when|(?:what|which) (?:time|date|day|year|month))\b", Expects.DATE),
+    (r"\b(?:who|whom|whose)\b", Expects.PERSON),
+    (r"\b(?:where|(?:what|which) (?:file|folder|path|directory|room|place|city|country|town))\b",
+     Expects.PLACE),
+    (r"\b(?:why|reason for|what causes)\b", Expects.REASON),
+    (r"\b(?:what(?:'s| is| are) (?:an? |the )?[\w-]+\s*\??$|define|definition of"
+     r"|what (?:does|do) \S+ (?:mean|stand for))", Expects.DEFINITION),
+    (r"\bhow (?:do|can|should|would|to)\b|\bwhat (?:do|should|can|must) (?:i|we|you|one) do\b",
+     Expects.METHOD),
+)  # fmt: skip
+
+_NUMBER_WORDS = (
+    "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen"
+    "|sixteen|seventeen|eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety"
+    "|hundred|thousand|million|half|dozen|a few|several"
+)
+_COUNTED = rf"(?:\d[\d.,]*|(?<!\w)(?:an?|{_NUMBER_WORDS})(?:-\w+)?)"
+_MONTHS = (
+    "january|february|march|april|may|june|july|august|september|october|november|december"
+    "|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec"
+)
+_TIMES = (
+    r"(?:milli|micro|nano)?seconds?|minutes?|hours?|(?:business |working |calendar )?days?|weeks?"
+    r"|months?|quarters?|years?|nights?|ms|us|s|sec|min|h|d|m"
+)
+
+
+def _pattern(text: str, *, cased: bool = False) -> re.Pattern[str]:
+    return re.compile(text, 0 if cased else re.IGNORECASE)
+
+
+def _stems(text: str) -> frozenset[str]:
+    return frozenset(stem(word) for word in word_set(text))
+
+
+HINTS = {
+    Expects.NUMBER: Hint(
+        _pattern(rf"\d|\b(?:{_NUMBER_WORDS}|once|twice|none|zero|no|unlimited|all|any)\b"),
+        is_needed=True,
+        asking=_stems("number amount count size figure value"),
+    ),
+    Expects.MONEY: Hint(
+        _pattern(
+            r"[$€£¥]\s?\d|\d\s?(?:[$€£¥]|euros?|dollars?|pounds?|francs?|cents?|pence|usd|eur|gbp"
+            r"|chf)\b|\d\s?[€£$]|\bfree\b|\bno charge\b|\bat cost\b"
+        ),
+        is_needed=True,
+        asking=_stems(_MONEY_WORDS + " much money amount"),
+    ),
+    Expects.DURATION: Hint(
+        _pattern(
+            rf"(?:{_COUNTED}|every|each|per|once a|twice a)[\s-]?(?:{_TIMES})\b|\b\d+(?:{_TIMES})\b"
+            r"|\bP?T?\d+[hms]\b|\b(?:daily|weekly|monthly|yearly|annually|hourly|quarterly|nightly"
+            r"|forever|indefinitely|permanently|once|twice|overnight|immediately|always|never"
+            r"|until|as long as|every|times)\b"
+        ),
+        is_needed=True,
+        asking=_stems("time duration period long often frequently length frequency interval age"),
+    ),
+    Expects.DATE: Hint(
+        _pattern(
+            rf"\b(?:\d{{4}}|\d{{1,2}}[:.]\d{{2}}|\d{{1,2}}\s?[ap]\.?m\b|{_MONTHS}"
+            r"|(?:mon|tues|wednes|thurs|fri|satur|sun)days?|noon|midnight|morning|evening|dusk|dawn"
+            r"|christmas|easter|winter|summer|spring|autumn|before|after|until|within|once|when"
+            r"|if|days?|weeks?|months?|first|last|start|end|begin\w*|on|at)\b"
+        ),
+        asking=_stems("time date day year month"),
+    ),
+    Expects.PERSON: Hint(
+        _pattern(
+            r"(?<=[\w,;:] )[A-Z][a-z]+(?: [A-Z][a-z]+)*|^[A-Z][a-z]+ [A-Z][a-z]+|\b(?i:team|manager"
+            r"|director|officer|department|staff|lead|owner|head|engineer|administrator|admin|council"
+            r"|board|user|committee|member|chair|customer|client|employee|everyone|anyone|nobody)s?\b",
+            cased=True,
+        ),
+        asking=_stems("person name people"),
+    ),
+    Expects.PLACE: Hint(
+        _pattern(
+            r"[\w.~%-]*/[\w./{}-]+|%\w+%|\.\w{2,4}\b|\b(?:in|at|on|under|near|behind|between|beside"
+            r"|from|stored|located|location|path|room|floor|street|building|folder|directory)\b"
+        ),
+        asking=_stems("place location file folder path directory located"),
+    ),
+    Expects.REASON: Hint(
+        _pattern(
+            r"\b(?:because|since|so that|so as to|to avoid|due to|therefore|reason|otherwise"
+            r"|in order|prevents?|ensures?|lets?|keeps?|as it|for the|hence|thus|would|so)\b|:"
+        ),
+        asking=_stems("reason cause"),
+    ),
+    Expects.DEFINITION: Hint(
+        _pattern(
+            r"^(?:an? |the )?\S(?:[\w\s`'-]{0,50}?)[ ](?:is|are|means?|refers to|stands for"
+            r"|represents?|describes?|defines?)\b|^[\S ]{2,40}(?:: | [→–—-] )"
+        ),
+        asking=_stems("mean definition define stand meaning"),
+    ),
+    Expects.METHOD: Hint(
+        _pattern(
+            r"^(?:[^:]{1,40}: )?(?:add|ask|call|change|check|choose|clean|click|configure|copy"
+            r"|create|delete|disable|edit|enable|enter|execute|fill|go|hold|install|let|open|pass|place"
+            r"|press|put|remove|replace|restart|run|select|send|set|start|stop|switch|turn|type"
+            r"|unplug|update|use|wait|write)\b|(?:^|\s)--?\w|\bby \w+ing\b|\byou can\b|\bcan be\b"
+            r"|\b(?:use|using|run|set|with)\b"
+        ),
+        bonus=0.1,
+    ),
+}
+"""Per kind of answer, how it shows; a question for anything has none."""
+
+
+def expected(question: str) -> Expects:
+    """The kind of answer, by the asking words."""
+    lowered = question.lower()
+    return next(
+        (kind for pattern, kind in _QUESTIONS if re.search(pattern, lowered)), Expects.ANYTHING
+    )

@@ -1,0 +1,78 @@
+"""Resident memory of Weft's process at rest, as `weft up` starts it, offline."""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+
+from tests.benchmarks.measure import alternate
+from tests.benchmarks.results import Baseline, Goal, Result
+from tests.support.processes import ROOT, line_of, running
+
+ROUNDS = 3
+REST_SECONDS = 3.0
+START_SECONDS_MAX = 30.0
+OFFLINE = ("OPENAI_BASE_URL", "OPENAI_API_KEY", "NATS_URL")
+
+
+async def weft_megabytes() -> float:
+    """Of a fresh instance that did nothing yet."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with _up(Path(folder)) as process:
+            await asyncio.sleep(REST_SECONDS)
+            return _resident_megabytes(process.pid)
+
+
+async def echo_megabytes() -> float:
+    """Of Python with a bare grpc.aio server."""
+    async with running("tests.benchmarks.echo_server") as process:
+        await line_of(process)
+        return _resident_megabytes(process.pid)
+
+
+@contextlib.asynccontextmanager
+async def _up(folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    arguments = ["up", "--data-dir", str(folder), "-o", "json"]
+    environment = {key: value for key, value in os.environ.items() if key not in OFFLINE}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "services",
+        *arguments,
+        cwd=ROOT,
+        env=environment,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        address = folder / "run" / "address.json"
+        async with asyncio.timeout(START_SECONDS_MAX):
+            while not address.exists():
+                assert process.returncode is None, "weft up ended at its start"
+                await asyncio.sleep(0.05)
+        assert json.loads(address.read_text())["pid"] == process.pid
+        yield process
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+def _resident_megabytes(pid: int) -> float:
+    resident: int = psutil.Process(pid).memory_info().rss
+    return resident / 1e6
+
+
+async def run() -> list[Result]:
+    """The results of the rounds."""
+    values = await alternate(ROUNDS, {"echo": echo_megabytes, "weft": weft_megabytes})
+    baseline = Baseline("MB, bare grpc.aio server", values["echo"])
+    return [
+        Result("memory at rest", "MB", values["weft"], baseline, Goal(150, at_most=True)),
+    ]

@@ -1,0 +1,73 @@
+"""A client of turns in a process of its own: `python -m tests.benchmarks.turn_client ADDRESS`.
+
+It does the jobs that come as lines of JSON, and answers each with one line. Messages are
+sent and taken as bytes, so that the client costs the machine little.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from typing import Any
+
+import grpc.aio
+import uvloop
+
+from weft.agents.v1 import turn_service_pb2
+
+PATH = "/weft.agents.v1.TurnService/RunTurn"
+
+
+async def serve(address: str) -> None:
+    """Does jobs until the end of its input.
+
+    A job has `workers`, lists of sessions: each worker takes its sessions in rotation, one
+    turn after the other, all workers at the same time; `question`; `turns_max` per worker,
+    `seconds_max`; and `until`, `token` or `completed`: the event at which a turn's time
+    ends. The answer has `seconds`, and by worker the `times` of its turns in seconds.
+    """
+    async with grpc.aio.insecure_channel(address) as channel:
+        run_turn: Any = channel.unary_stream(PATH)
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            job = json.loads(line)
+            started = time.perf_counter()
+            times = await asyncio.gather(
+                *(work(run_turn, sessions, job, started) for sessions in job["workers"])
+            )
+            seconds = time.perf_counter() - started
+            print(json.dumps({"seconds": seconds, "times": times}), flush=True)
+
+
+async def work(
+    run_turn: Any, sessions: list[str], job: dict[str, Any], started: float
+) -> list[float]:
+    """The times of one worker's turns."""
+    requests = [
+        turn_service_pb2.RunTurnRequest(session=session, input=job["question"]).SerializeToString()
+        for session in sessions
+    ]
+    times: list[float] = []
+    while len(times) < job["turns_max"] and time.perf_counter() - started < job["seconds_max"]:
+        times.append(await turn_seconds(run_turn, requests[len(times) % len(requests)], job))
+    return times
+
+
+async def turn_seconds(run_turn: Any, request: bytes, job: dict[str, Any]) -> float:
+    """The time of one turn, which must complete."""
+    reached, message = 0.0, b""
+    started = time.perf_counter()
+    async for message in run_turn(request, timeout=30):
+        if job["until"] == "token" and not reached and kind(message) == "token":
+            reached = time.perf_counter()
+    ended = time.perf_counter()
+    assert kind(message) == "completed", message
+    return (reached or ended) - started
+
+
+def kind(message: bytes) -> str | None:
+    """Which event a response carries."""
+    return turn_service_pb2.RunTurnResponse.FromString(message).event.WhichOneof("event")
+
+
+if __name__ == "__main__":
+    uvloop.run(serve(sys.argv[1]))

@@ -1,0 +1,64 @@
+"""What is there to be harmed: a nats-server, two instances of Weft on it, a ledger."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.grpc_server import serving
+from tests.support.ledger_server import LEDGER, Ledger
+from tests.support.ledger_tools import register_credit
+from tests.support.nats import NatsServer, running_nats
+from tests.support.platform import Platform, platform
+from weft.agents.v1 import agent_pb2
+from weft.options.v1 import options_pb2
+
+INSTANCES = 2
+# A turn may meet more than one round's harm.
+RESUMES_MAX = "50"
+
+
+class InstanceAway(Exception):
+    """No instance runs just now."""
+
+
+@dataclass
+class World:
+    """The servers, and the agent that uses the ledger through the tool `credit`."""
+
+    nats: NatsServer
+    instances: list[Platform]
+    agent: str
+    ledger_file: Path
+
+    def any_instance(self, chance: random.Random) -> Platform:
+        """One that runs. Raises InstanceAway."""
+        running = [instance for instance in self.instances if instance.channel is not None]
+        if not running:
+            raise InstanceAway
+        return chance.choice(running)
+
+
+@asynccontextmanager
+async def world(folder: Path) -> AsyncIterator[World]:
+    """All of it, gone at the end however it was treated."""
+    async with AsyncExitStack() as stack:
+        nats = await stack.enter_async_context(running_nats(folder))
+        ledger_file = folder / "ledger"
+        # It deduplicates by key, as an idempotent tool does: so a key with two effects
+        # is a fault of the ledger, and one effect under two keys a fault of Weft.
+        ledger = Ledger(ledger_file, deduplicates=True, delay_before_seconds=0.02)
+        address = await stack.enter_async_context(serving({LEDGER: ledger.handlers}))
+        environment = {"NATS_URL": nats.url, "WEFT_AGENTS_RESUMES_MAX": RESUMES_MAX}
+        instances = await asyncio.gather(
+            *(
+                stack.enter_async_context(platform(folder / f"instance{n}", **environment))
+                for n in range(INSTANCES)
+            )
+        )
+        await register_credit(instances[0], "credit", address, options_pb2.EFFECT_IDEMPOTENT)
+        bindings = [agent_pb2.ToolBinding(tool=tool) for tool in ("calculator", "credit")]
+        agent = await instances[0].apply("bot", agent_pb2.AgentSpec(tools=bindings))
+        yield World(nats, list(instances), agent, ledger_file)

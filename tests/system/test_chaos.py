@@ -1,0 +1,31 @@
+"""Rounds of random kills, as many as a suite has time for; `make chaos` runs more."""
+
+import asyncio
+import json
+import sys
+
+from tests.support.processes import ROOT
+
+ROUNDS = 25
+SEED = 20_261_123
+"""Fixes the load and what is harmed; what is hit there is different each time."""
+
+
+async def test_nothing_is_lost_or_doubled_while_processes_are_killed_at_random() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.chaos", "--rounds", str(ROUNDS), "--seed", str(SEED)),
+        stdout=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+    )
+    try:
+        output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    summary = json.loads(output.splitlines()[-1])
+    print(summary)
+    assert process.returncode == 0
+    assert summary["rounds"] == ROUNDS
+    assert summary["lost"] == summary["doubled"] == summary["stuck"] == summary["differing"] == 0
+    assert summary["acknowledged"] > ROUNDS

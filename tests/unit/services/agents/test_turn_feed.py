@@ -1,0 +1,285 @@
+"""Who watches a turn gets its events as they come; its tokens come in few messages."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from mesh.clock import SYSTEM
+from mesh.events.store import StreamName
+from services.agents.feed import TurnFeed
+from services.agents.settings import AgentsSettings
+from services.agents.token_batch import BATCH_LENGTH_MAX, TokenBatch
+from services.state import domain
+from services.state.domain import session_stream
+from tests.support.session_log import READ, SESSION, SessionLog, planned, timestamp
+from tests.unit.services.agents.turn_script import TURN, Events, events_behind
+from weft.agents.v1 import turn_pb2
+from weft.errors.v1 import errors_pb2
+from weft.models.v1 import models_pb2
+from weft.state.v1 import events_pb2
+from weft.tools.v1 import tools_pb2
+
+BEGINNING = turn_pb2.TurnOffset()
+NOW = timestamp(1)
+SECONDS_MAX = 10.0
+
+
+def accepted_log() -> SessionLog:
+    log = SessionLog()
+    log.create()
+    log.accept(TURN)
+    return log
+
+
+def fed(log: SessionLog) -> TurnFeed:
+    feed = TurnFeed(SESSION, TURN)
+    for place, fact in log.facts:
+        feed.fact(place.revision, place.time, fact)
+    return feed
+
+
+def kinds(events: Events) -> list[str | None]:
+    return [event.WhichOneof("event") for event in events]
+
+
+class TestTranslation:
+    async def test_a_step_is_followed_by_the_calls_that_may_run(self) -> None:
+        log = accepted_log()
+        log.step(planned("a"), planned("b", READ, requires_approval=True))
+        log.approve("b")
+        assert kinds(await events_behind(fed(log), BEGINNING)) == [
+            "accepted",
+            "model_step",
+            "tool_call",
+            "approval_required",
+            "approval_given",
+            "tool_call",
+        ]
+
+    async def test_a_denied_call_is_not_announced_as_made(self) -> None:
+        log = accepted_log()
+        log.step(planned("b", READ, requires_approval=True))
+        log.approve("b", approved=False)
+        assert kinds(await events_behind(fed(log), BEGINNING))[-1] == "approval_given"
+
+    async def test_the_end_tells_what_the_turn_used_and_where_its_answer_is_from(self) -> None:
+        log = accepted_log()
+        log.step(planned("a"))
+        source = tools_pb2.Source(uri="file:notes.md")
+        for call_id in "ab":
+            if call_id == "b":
+                log.step(planned("b"))
+            completed = events_pb2.ToolCallCompleted(turn=TURN, call_id=call_id, sources=[source])
+            feed_result(log, completed)
+        log.step(text="so")
+        end = (await events_behind(fed(log), BEGINNING))[-1].completed
+        assert end.text == "so"
+        assert end.usage == models_pb2.Usage(input_tokens=30, output_tokens=15)
+        assert list(end.sources) == [source]
+
+    async def test_a_failure_says_why(self) -> None:
+        log = accepted_log()
+        log.resume("two", resumes_max=0)
+        error = (await events_behind(fed(log), BEGINNING))[-1].failed.error
+        assert error.reason == errors_pb2.REASON_LIMIT_EXCEEDED
+        assert "died" in error.message
+
+    async def test_another_turns_facts_lead_to_nothing(self) -> None:
+        log = accepted_log()
+        log.step(text="so")
+        log.accept("t2")
+        log.step(text="and so")
+        assert kinds(await events_behind(fed(log), BEGINNING)) == [
+            "accepted",
+            "token",
+            "model_step",
+            "completed",
+        ]
+
+
+def feed_result(log: SessionLog, completed: events_pb2.ToolCallCompleted) -> None:
+    log.do(domain.CompleteCalls(log.active.id, log.active.epoch, [completed]))
+
+
+class TestFollowing:
+    async def test_a_fact_that_comes_twice_is_shown_once(self) -> None:
+        log = accepted_log()
+        feed = fed(log)
+        for place, fact in log.facts:
+            feed.fact(place.revision, place.time, fact)
+        assert kinds(await events_behind(feed, BEGINNING)) == ["accepted"]
+
+    async def test_what_comes_while_the_past_is_read_is_shown_behind_it(self) -> None:
+        log = accepted_log()
+        log.step(text="so")
+        feed = TurnFeed(SESSION, TURN)
+        feed.hold()
+        place, fact = log.facts[-1]
+        feed.fact(place.revision, place.time, fact)
+        assert await events_behind(feed, BEGINNING) == []
+        feed.release([(place.revision, place.time, fact) for place, fact in log.facts])
+        assert kinds(await events_behind(feed, BEGINNING))[-1] == "completed"
+
+    async def test_watchers_get_what_comes_until_the_turn_ends(self) -> None:
+        log = accepted_log()
+        feed = fed(log)
+        watchers = [asyncio.create_task(everything(feed)) for _ in range(3)]
+        await asyncio.sleep(0)
+        feed.token("so", NOW)
+        log.step(text="so")
+        for place, fact in log.facts[-2:]:
+            feed.fact(place.revision, place.time, fact)
+        seen = await asyncio.wait_for(asyncio.gather(*watchers), SECONDS_MAX)
+        assert [kinds(each) for each in seen] == [
+            ["accepted", "token", "model_step", "completed"]
+        ] * 3
+
+    async def test_watchers_are_let_go_when_the_process_stops(self) -> None:
+        feed = fed(accepted_log())
+        watcher = asyncio.create_task(everything(feed))
+        await asyncio.sleep(0)
+        feed.close()
+        assert kinds(await asyncio.wait_for(watcher, SECONDS_MAX)) == ["accepted"]
+
+
+async def everything(feed: TurnFeed) -> Events:
+    return [event async for event in feed.follow(BEGINNING, lambda: False)]
+
+
+class TestRemoteTokens:
+    def token(self, text: str, text_offset: int, *, attempt: int = 0) -> turn_pb2.TurnEvent:
+        token = turn_pb2.TurnEvent.Token(
+            step=1, attempt=attempt, text_offset=text_offset, text=text
+        )
+        return turn_pb2.TurnEvent(time=NOW, token=token)
+
+    async def test_they_are_shown_where_they_follow_and_the_step_brings_the_rest(self) -> None:
+        log = accepted_log()
+        feed = fed(log)
+        feed.remote_token(self.token("so ", 0))
+        feed.remote_token(self.token("it", 5))
+        feed.remote_token(self.token("so ", 0))
+        log.step(text="so be it")
+        for place, fact in log.facts[-2:]:
+            feed.fact(place.revision, place.time, fact)
+        events = await events_behind(feed, BEGINNING)
+        assert [e.token.text for e in events if e.HasField("token")] == ["so ", "be it"]
+
+    async def test_those_of_another_attempt_or_behind_the_end_are_not_shown(self) -> None:
+        log = accepted_log()
+        feed = fed(log)
+        feed.remote_token(self.token("late", 0, attempt=1))
+        log.cancel(TURN)
+        log.finish_cancel()
+        for place, fact in log.facts[-2:]:
+            feed.fact(place.revision, place.time, fact)
+        feed.remote_token(self.token("late", 0))
+        assert kinds(await events_behind(feed, BEGINNING)) == [
+            "accepted",
+            "cancel_requested",
+            "cancelled",
+        ]
+
+
+class SentTokens:
+    """A token stream that keeps what was sent."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def publish(self, stream: StreamName, turn: str, data: bytes) -> None:
+        self.texts.append(turn_pb2.TurnEvent.FromString(data).token.text)
+
+    async def follow(self, stream: StreamName, turn: str) -> AsyncIterator[bytes]:
+        return
+        yield b""
+
+
+class TestTokenBatches:
+    @pytest.fixture
+    def log(self) -> SessionLog:
+        return accepted_log()
+
+    @pytest.fixture
+    def feed(self, log: SessionLog) -> TurnFeed:
+        return fed(log)
+
+    @pytest.fixture
+    def sent(self) -> SentTokens:
+        return SentTokens()
+
+    def batch(self, feed: TurnFeed, sent: SentTokens, *, seconds: float) -> TokenBatch:
+        settings = AgentsSettings(token_flush_seconds=seconds)
+        batch = TokenBatch(feed, sent, session_stream(SESSION), SYSTEM, settings)
+        batch.begin(1, 0)
+        return batch
+
+    async def test_the_first_token_is_sent_at_once_and_the_next_ones_together(
+        self, feed: TurnFeed, sent: SentTokens
+    ) -> None:
+        batch = self.batch(feed, sent, seconds=60)
+        for text in ("a", "b", "", "c"):
+            await batch.add(text)
+        assert sent.texts == ["a"]
+        await batch.flush()
+        await batch.flush()
+        assert sent.texts == ["a", "bc"]
+
+    async def test_what_is_gathered_is_sent_when_its_time_has_come(
+        self, feed: TurnFeed, sent: SentTokens
+    ) -> None:
+        batch = self.batch(feed, sent, seconds=0.01)
+        await batch.add("a")
+        await batch.add("b")
+        async with asyncio.timeout(SECONDS_MAX):
+            while "".join(sent.texts) != "ab":  # noqa: ASYNC110 - a timer sets no event
+                await asyncio.sleep(0.005)
+
+    async def test_much_is_sent_before_its_time(self, feed: TurnFeed, sent: SentTokens) -> None:
+        batch = self.batch(feed, sent, seconds=60)
+        await batch.add("a")
+        await batch.add("b" * BATCH_LENGTH_MAX)
+        assert sent.texts == ["a", "b" * BATCH_LENGTH_MAX]
+
+    async def test_watchers_here_and_elsewhere_get_the_same(
+        self, feed: TurnFeed, sent: SentTokens
+    ) -> None:
+        batch = self.batch(feed, sent, seconds=60)
+        await batch.add("a")
+        await batch.add("b")
+        await batch.flush()
+        events = await events_behind(feed, BEGINNING)
+        assert [event.token.text for event in events[1:]] == sent.texts
+
+    async def test_what_another_owner_cut_off_is_not_sent_any_more(
+        self, log: SessionLog, feed: TurnFeed, sent: SentTokens
+    ) -> None:
+        batch = self.batch(feed, sent, seconds=60)
+        await batch.add("a")
+        await batch.add("b")
+        log.resume("two")
+        for place, fact in log.facts[2:]:
+            feed.fact(place.revision, place.time, fact)
+        batch.end()
+        assert sent.texts == ["a"]
+        assert kinds(await events_behind(feed, BEGINNING)) == ["accepted", "token", "resumed"]
+
+    async def test_the_end_of_an_answer_is_not_held_back(
+        self, feed: TurnFeed, sent: SentTokens
+    ) -> None:
+        batch = self.batch(feed, sent, seconds=60)
+        await batch.add("a")
+        await batch.add("b")
+        batch.end()
+        batch.end()
+        assert sent.texts == ["a", "b"]
+
+    async def test_the_first_token_of_every_step_is_sent_at_once(
+        self, feed: TurnFeed, sent: SentTokens
+    ) -> None:
+        batch = self.batch(feed, sent, seconds=60)
+        await batch.add("a")
+        batch.begin(1, 0)
+        await batch.add("b")
+        assert sent.texts == ["a", "b"]
