@@ -124,15 +124,18 @@ class Projection:
         queue: asyncio.Queue[StoredCommit | None] = asyncio.Queue(BATCH_COMMITS_MAX)
         reader = asyncio.create_task(self._read_into(queue))
         try:
-            while (first := await queue.get()) is not None:
-                batch = [first]
+            stored = await queue.get()
+            while stored is not None:
+                batch = [stored]
                 while not queue.empty() and len(batch) < BATCH_COMMITS_MAX:
                     stored = queue.get_nowait()
                     if stored is None:
                         break
                     batch.append(stored)
                 yield batch
-            reader.result()
+                if stored is not None:
+                    stored = await queue.get()
+            await reader
         finally:
             reader.cancel()
             with contextlib.suppress(asyncio.CancelledError, WeftError):

@@ -7,6 +7,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from mesh.clock import Clock
 from mesh.events.store import StreamName
 from mesh.events.tokens import TokenStream
+from services.agents.events import TurnEvent
 from services.agents.feed import TurnFeed
 from services.agents.settings import AgentsSettings
 
@@ -14,7 +15,8 @@ BATCH_LENGTH_MAX = 512
 
 
 class TokenBatch:
-    """Publishes the tokens of one turn to its feed and to the token stream."""
+    """Publishes the tokens of one turn: to its feed, and a little later, for watchers in
+    other processes, to the token stream."""
 
     def __init__(
         self,
@@ -33,6 +35,8 @@ class TokenBatch:
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._place = (0, 0)
+        self._unsent: TurnEvent | None = None
+        self._sending: asyncio.TimerHandle | None = None
 
     def begin(self, step: int, attempt: int) -> None:
         """A step begins: its first token isn't delayed."""
@@ -40,8 +44,13 @@ class TokenBatch:
         self._due = 0.0
 
     def end(self) -> None:
-        """The step's answer ended, or was cut off: what is gathered isn't held back."""
+        """The step's answer ended, or was cut off: what is gathered isn't held back. What
+        wasn't sent to other processes yet comes there with the fact that is next."""
         self._publish()
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
+        self._unsent = None
 
     async def add(self, text: str) -> None:
         """Takes what the model wrote next."""
@@ -73,5 +82,21 @@ class TokenBatch:
         self._due = self._clock.monotonic() + self._wait_seconds
         time = Timestamp()
         time.FromNanoseconds(self._clock.now_ns())
-        event = self._feed.token(text, time)
-        self._tokens.publish(self._stream, self._feed.turn, event.SerializeToString())
+        self._send_soon(self._feed.token(text, time))
+
+    def _send_soon(self, event: TurnEvent) -> None:
+        if self._unsent is not None:
+            self._unsent.token.text += event.token.text
+            self._unsent.offset.CopyFrom(event.offset)
+            return
+        self._unsent = TurnEvent()
+        self._unsent.CopyFrom(event)
+        loop = asyncio.get_running_loop()
+        self._sending = loop.call_later(self._wait_seconds, self._send)
+
+    def _send(self) -> None:
+        self._sending = None
+        if self._unsent is not None:
+            data = self._unsent.SerializeToString()
+            self._tokens.publish(self._stream, self._feed.turn, data)
+            self._unsent = None

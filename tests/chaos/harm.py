@@ -26,6 +26,26 @@ async def kill_instance(world: World, chance: random.Random) -> float:
     return healing
 
 
+async def restart_instance(world: World, chance: random.Random) -> float:
+    """SIGTERM of one instance, as in an upgrade; it is started again once it has ended."""
+    victim = chance.choice(world.instances)
+    await victim.stop()
+    healing = time.monotonic()
+    await victim.start()
+    return healing
+
+
+async def kill_instance_without_nats(world: World, chance: random.Random) -> float:
+    """kill -9 of one instance, which is started again before the nats-server is back."""
+    victim = chance.choice(world.instances)
+    await asyncio.gather(world.nats.kill(), victim.kill())
+    starting = asyncio.create_task(victim.start())
+    await asyncio.sleep(chance.uniform(0.0, ABSENCE_SECONDS_MAX))
+    healing = time.monotonic()
+    await asyncio.gather(world.nats.start(), starting)
+    return healing
+
+
 async def kill_all_instances(world: World, chance: random.Random) -> float:
     """kill -9 of all instances, which are started again at once."""
     await asyncio.gather(*(instance.kill() for instance in world.instances))
@@ -71,10 +91,12 @@ async def kill_everything(world: World, chance: random.Random) -> float:
 
 HARMS: dict[str, Harm] = {
     "kill an instance": kill_instance,
+    "kill an instance without nats": kill_instance_without_nats,
+    "restart an instance": restart_instance,
     "kill all instances": kill_all_instances,
     "stop an instance": stop_instance,
     "kill nats": kill_nats,
     "stop nats": stop_nats,
     "kill everything": kill_everything,
 }
-LIKELIHOODS = (4, 2, 2, 3, 1, 1)
+LIKELIHOODS = (4, 1, 1, 2, 2, 3, 1, 1)

@@ -1,7 +1,7 @@
 """The command `weft` as a person types it, against `weft up` with its offline model."""
 
+import asyncio
 import json
-import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.command_line import Ran
 from tests.support.ledger_server import LEDGER, read_entries
+from tests.support.platform import platform
 from tests.support.processes import running, until
 from tests.support.weft_up import WeftUp, weft, weft_up
 
@@ -26,6 +27,16 @@ The ferry Aurora carries 240 passengers and 30 cars.
 The ferry leaves the harbour at 7 in the morning.
 """
 QUESTION = "How many passengers does the ferry Aurora carry?"
+
+CLERK = "agent: clerk\ntools:\n  - tool: credit\n"
+CREDIT = json.dumps(
+    {
+        "steps": [
+            {"calls": [{"tool": "credit", "arguments": {"account": "ada", "amount": 5}}]},
+            {"text": "done"},
+        ]
+    }
+)
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -317,6 +328,45 @@ class TestWaitingTurns:
         typed("turn", "cancel", turn)
 
 
+class TestCallsInDoubt:
+    """The scripted model asks for what the offline one wouldn't: an irreversible call."""
+
+    @pytest.mark.parametrize(
+        ("resolution", "effects"),
+        [(("--completed", "credited"), 1), (("--failed", "lost"), 1), (("--retry",), 2)],
+    )
+    async def test_a_person_says_what_became_of_one(
+        self, tmp_path: Path, resolution: tuple[str, ...], effects: int
+    ) -> None:
+        file, address_file = tmp_path / "ledger", tmp_path / "address"
+        slow = ("--file", file, "--address-file", address_file, "--delay-after-seconds", 30)
+        async with (
+            platform(tmp_path / "data") as scripted,
+            running("tests.support.ledger_server", *slow),
+        ):
+            await until(address_file.exists)
+
+            def typed(*arguments: str, stdin: str = "") -> Ran:
+                ran = weft(*arguments, stdin=stdin, WEFT_ADDRESS=scripted.addresses["grpc"])
+                assert "Traceback" not in ran.err
+                return ran
+
+            added = ("tool", "add-grpc", address_file.read_text(), f"{LEDGER}/Credit")
+            assert typed(*added, "--effect", "irreversible", "--timeout", "0.5").code == 0
+            assert typed("agent", "apply", "-f", "-", stdin=CLERK).code == 0
+            asked = typed("ask", "clerk", CREDIT, "-o", "json")
+            assert asked.code == 1
+            assert "turn resolve" in asked.err
+            turn = short_name(asked.items[0]["accepted"]["turn"])
+
+            # Until the call's timeout and a lease are over it may still be running.
+            await until(lambda: typed("turn", "resolve", turn, *resolution).code == 0, 30.0)
+
+            if resolution != ("--retry",):
+                assert "done" in typed("turn", "watch", turn).out
+            await until(lambda: len(read_entries(file)) == effects)
+
+
 class TestTools:
     def test_they_are_listed_and_called(self, typed: Typed) -> None:
         names = [tool["name"] for tool in typed("tool", "list", "-o", "json").data]
@@ -330,8 +380,8 @@ class TestTools:
         file, address_file = tmp_path / "ledger", tmp_path / "address"
         options = ("--port", 0, "--file", file, "--address-file", address_file)
         async with running("tests.support.ledger_server", *options):
-            await until(lambda: bool(address_in(address_file)))
-            address = address_in(address_file)
+            await until(address_file.exists)
+            address = await asyncio.to_thread(address_file.read_text)
             method = f"{LEDGER}/Credit"
             typed("tool", "add-grpc", address, method, "--effect", "irreversible", "--id", "credit")
             request = json.dumps({"account": "ada", "amount": 5})
@@ -554,9 +604,3 @@ class TestUp:
             assert list(tmp_path.glob("weft-*"))
             assert up.stop() == 0
         assert not list(tmp_path.glob("weft-*"))
-
-
-def address_in(file: Path) -> str:
-    """The address that a server wrote; empty before it did."""
-    text = file.read_text().strip() if file.exists() else ""
-    return text if re.search(r":\d+$", text) else ""

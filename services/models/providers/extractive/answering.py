@@ -109,7 +109,7 @@ def _need_paragraphs(
     searched = [step for step in own if step.tool in searches and not step.is_error]
     if need.phrases and figures(need, steps):
         found = _figure_quotes(need, steps, sources) + found
-    elif need.phrases:
+    elif need.phrases and not (need.calculation and need.calculation.is_implied):
         for phrase in need.phrases:
             found += _quotes(Clause(phrase), ranking, sources)
         found.append("I found no figure to calculate with.")

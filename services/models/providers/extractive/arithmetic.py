@@ -36,10 +36,19 @@ _TAIL = re.compile(r",?\s+(?:according to|as stated in|in the doc|please\b|then\
 
 @dataclass(frozen=True, slots=True)
 class Calculation:
-    """An expression; `{0}`, `{1}` stand for the figures that `phrases` name."""
+    """An expression; `{0}`, `{1}` stand for the figures that `phrases` name.
+
+    `is_money`: they are prices. An implied calculation is made only where the figures
+    bear it: each `per` that unit, where one is given, and not already for the number
+    `counted`.
+    """
 
     expression: str
     phrases: tuple[str, ...] = ()
+    per: str = ""
+    counted: str = ""
+    is_money: bool = False
+    is_implied: bool = False
 
     def filled(self, figures: list[str]) -> str:
         """The expression with a figure for each phrase."""

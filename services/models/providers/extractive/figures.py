@@ -4,17 +4,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from services.models.providers.extractive.arithmetic import Calculation
 from services.models.providers.extractive.lexicon import SMALL_NUMBERS
 from services.models.providers.extractive.markdown import SENTENCES_MAX, sentences
 from services.models.providers.extractive.questions import Clause
 from services.models.providers.extractive.ranking import FITTING_MIN, Candidate, Ranked, Ranking
 from services.models.providers.extractive.results import Passage
-from services.models.providers.extractive.text import stem
+from services.models.providers.extractive.text import synonyms, terms
 
 _CANDIDATES_MAX = 3
 _NUMBER = re.compile(
-    r"(?<![\w.-])[$€£]?(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)(?=[\s.,;:!?)%°]|[a-zA-Z]{1,3}\b|$)"
+    r"(?<![\w.-])[$€£]?(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)(?=[\s.,;:!?)%°`\"'/€$£]|[a-zA-Z]{1,3}\b|$)"
 )
+_PRICE = re.compile(r"[$€£¥]\s?\d|\d[\d.,]*\s?(?:[$€£¥]|euros?|dollars?|pounds?|francs?|cents?|EUR|USD|GBP|CHF)")
+_PART_END = re.compile(r"[,;()]\s|\. ")
+_PART = 40
 _FORMER = re.compile(r"\bfrom\s+(\S+)(?:\s+\w+)?\s+to\s+\S*\d")
 _WORD = re.compile(r"[\w'\u2019-]+")
 
@@ -39,28 +43,46 @@ def candidates(passages: Sequence[Passage]) -> list[Candidate]:
     return list(found.values())[:SENTENCES_MAX]
 
 
-def find_figure(phrase: str, passages: Sequence[Passage]) -> Figure | None:
+def find_figure(phrase: str, calculation: Calculation, ranking: Ranking) -> Figure | None:
     """The number that stands for `phrase`, from the sentence that fits it best; else None."""
-    clause = Clause(f"how much {phrase}")
-    ranked = Ranking(candidates(passages)).best(clause)
-    for one in ranked[:_CANDIDATES_MAX]:
-        value = _nearest_number(one, clause) if one.coverage >= FITTING_MIN else None
+    asked = f"what is the price: {phrase}" if calculation.is_money else f"what is the number: {phrase}"
+    clause = Clause(asked)
+    for one in ranking.best(clause)[:_CANDIDATES_MAX]:
+        if one.coverage < FITTING_MIN or not _bears(one.candidate.sentence.text, calculation):
+            continue
+        value = _nearest_number(one, clause, is_money=calculation.is_money)
         if value is not None:
             return Figure(value, one.candidate)
     return None
 
 
-def _nearest_number(ranked: Ranked, clause: Clause) -> str | None:
-    """The number that is nearest to the phrase's words; the one after them wins a tie."""
+def _bears(text: str, calculation: Calculation) -> bool:
+    """Whether a figure of `text` may be multiplied as an implied calculation does."""
+    unit = calculation.per
+    if unit:
+        adverb = {"day": "daily", "hour": "hourly"}.get(unit, f"{unit}ly")
+        return re.search(rf"(?:\bper|\ban?|\beach|\bevery|/) ?{unit}\b|\b{adverb}\b", text, re.I) is not None
+    counted = calculation.counted
+    return not counted or re.search(rf"(?<![\w.,]){counted}\b(?![.,]\d)", text) is None
+
+
+def _nearest_number(ranked: Ranked, clause: Clause, *, is_money: bool) -> str | None:
+    """The number that is nearest to the phrase's words, those within the same part of the
+    sentence first; the one after them wins a tie."""
     text = ranked.candidate.sentence.text
     asked = set(clause.terms)
-    named = [match.end() for match in _WORD.finditer(text) if stem(match.group()) in asked]
+    alike = asked.union(*(synonyms(term) for term in asked))
+    named = [match.end() for match in _WORD.finditer(text) if alike & set(terms(match.group()))]
     found = [(match.start(), match[1].replace(",", "")) for match in _NUMBER.finditer(text)]
-    found += [
-        (match.start(), str(SMALL_NUMBERS[match.group().lower()]))
-        for match in _WORD.finditer(text)
-        if match.group().lower() in SMALL_NUMBERS
-    ]
+    if is_money:
+        priced = {match.start() for match in _PRICE.finditer(text)}
+        found = [one for one in found if one[0] in priced]
+    else:
+        found += [
+            (match.start(), str(SMALL_NUMBERS[match.group().lower()]))
+            for match in _WORD.finditer(text)
+            if match.group().lower() in SMALL_NUMBERS
+        ]
     # Of `moved from 7400 to 7420` the second is what holds now.
     former = {match.start(1) for match in _FORMER.finditer(text)}
     found = [one for one in found if one[0] not in former]
@@ -68,6 +90,11 @@ def _nearest_number(ranked: Ranked, clause: Clause) -> str | None:
         return None
 
     def distance(at: int) -> float:
-        return min((abs(at - end) + (0.5 if at < end else 0) for end in named), default=0.0)
+        return min((_distance(text, end, at) for end in named), default=0.0)
 
     return min(found, key=lambda one: distance(one[0]))[1]
+
+
+def _distance(text: str, end: int, at: int) -> float:
+    between = text[min(end, at) : max(end, at)]
+    return len(between) + (0.5 if at < end else 0) + _PART * len(_PART_END.findall(between))

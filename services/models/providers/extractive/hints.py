@@ -16,6 +16,7 @@ class Expects(Enum):
     MONEY = auto()
     DURATION = auto()
     DATE = auto()
+    DAY = auto()
     PERSON = auto()
     PLACE = auto()
     REASON = auto()
@@ -51,7 +52,9 @@ _QUESTIONS: tuple[tuple[str, Expects], ...] = (
     (r"\b(?:what|which)(?:'s| is| are| was)? (?:[\w-]+ ){0,3}"
      r"(?:port|number|percentage|percent|rate|limit|maximum|minimum|temperature|size|amount|score"
      r"|ratio|version|speed|height|weight|length|width|depth|distance|capacity)\b", Expects.NUMBER),
-    (r"\b(?:when|(?:what|which) (?:time|date|day|year|month))\b", Expects.DATE),
+    (r"^(?:\w+,? ){0,2}(?<!happens )(?<!happen )when (?:was|were|did)\b"
+     r"|\b(?:what|which) (?:date|day|year|month)\b", Expects.DAY),
+    (r"^(?:\w+,? ){0,2}(?<!happens )(?<!happen )when\b(?! i\b| we\b)|\b(?:what|which) time\b", Expects.DATE),
     (r"\b(?:who|whom|whose)\b", Expects.PERSON),
     (r"\b(?:where|(?:what|which) (?:file|folder|path|directory|room|place|city|country|town))\b",
      Expects.PLACE),
@@ -63,15 +66,16 @@ _QUESTIONS: tuple[tuple[str, Expects], ...] = (
 )  # fmt: skip
 
 _NUMBER_WORDS = (
-    "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen"
+    "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen"
     "|sixteen|seventeen|eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety"
     "|hundred|thousand|million|half|dozen|a few|several"
 )
-_COUNTED = rf"(?:\d[\d.,]*|(?<!\w)(?:an?|{_NUMBER_WORDS})(?:-\w+)?)"
+_COUNTED = rf"(?:\d[\d.,]*|(?<!\w)(?:an?|one|{_NUMBER_WORDS})(?:-\w+)?)"
 _MONTHS = (
     "january|february|march|april|may|june|july|august|september|october|november|december"
     "|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec"
 )
+_WEEKDAYS = "(?:mon|tues|wednes|thurs|fri|satur|sun)days?"
 _TIMES = (
     r"(?:milli|micro|nano)?seconds?|minutes?|hours?|(?:business |working |calendar )?days?|weeks?"
     r"|months?|quarters?|years?|nights?|ms|us|s|sec|min|h|d|m"
@@ -88,7 +92,7 @@ def _stems(text: str) -> frozenset[str]:
 
 HINTS = {
     Expects.NUMBER: Hint(
-        _pattern(rf"\d|\b(?:{_NUMBER_WORDS}|once|twice|none|zero|no|unlimited|all|any)\b"),
+        _pattern(rf"(?<![A-Za-z_/])\d|\b(?:{_NUMBER_WORDS}|once|twice|none|zero|no|unlimited)\b"),
         is_needed=True,
         asking=_stems("number amount count size figure value"),
     ),
@@ -113,19 +117,30 @@ HINTS = {
     Expects.DATE: Hint(
         _pattern(
             rf"\b(?:\d{{4}}|\d{{1,2}}[:.]\d{{2}}|\d{{1,2}}\s?[ap]\.?m\b|{_MONTHS}"
-            r"|(?:mon|tues|wednes|thurs|fri|satur|sun)days?|noon|midnight|morning|evening|dusk|dawn"
-            r"|christmas|easter|winter|summer|spring|autumn|before|after|until|within|once|when"
-            r"|if|days?|weeks?|months?|first|last|start|end|begin\w*|on|at)\b"
+            rf"|{_WEEKDAYS}|noon|midnight|morning|evening|dusk|dawn"
+            r"|christmas|easter|winter|summer|spring|autumn|before|after|until|till|within|once|when"
+            r"|daily|weekly|monthly|yearly|immediately|as soon as|\d+ (?:days?|weeks?|months?)"
+            r"|(?:start|end|beginning) of)\b"
         ),
+        is_needed=True,
+        asking=_stems("time date day year month"),
+    ),
+    Expects.DAY: Hint(
+        _pattern(rf"\b(?:[12]\d{{3}}|\d{{1,2}}/\d{{1,2}}|{_MONTHS}|{_WEEKDAYS})\b|\b\d+th\b"),
+        is_needed=True,
         asking=_stems("time date day year month"),
     ),
     Expects.PERSON: Hint(
         _pattern(
+            r"^(?!(?:A|An|All|At|By|Each|Every|For|From|He|How|If|In|It|No|On|She|The|There|These|They"
+            r"|This|To|We|What|When|Where|With|You|Your|Our)\b)[A-Z][a-z]+ (?:and\b|[a-z]+(?:s|ed)\b)|"
             r"(?<=[\w,;:] )[A-Z][a-z]+(?: [A-Z][a-z]+)*|^[A-Z][a-z]+ [A-Z][a-z]+|\b(?i:team|manager"
             r"|director|officer|department|staff|lead|owner|head|engineer|administrator|admin|council"
-            r"|board|user|committee|member|chair|customer|client|employee|everyone|anyone|nobody)s?\b",
+            r"|board|user|committee|member|chair|customer|client|employee|everyone|anyone|nobody|party|parties|provider|supplier|landlord|tenant|contractor"
+            r"|visitor|guest|parent|student|teacher|doctor|nurse|desk|office|court|company)s?\b",
             cased=True,
         ),
+        is_needed=True,
         asking=_stems("person name people"),
     ),
     Expects.PLACE: Hint(

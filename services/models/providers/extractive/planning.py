@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from services.models.providers.extractive.amounts import find_amount
 from services.models.providers.extractive.arguments import Arguments, fill
 from services.models.providers.extractive.arithmetic import (
     Calculation,
@@ -73,7 +74,7 @@ def plan(transcript: Transcript, tools: Sequence[Tool]) -> tuple[Need, ...]:
 
 def _calculation(clause: Clause, before: Calculation | None) -> Calculation | None:
     """The clause's calculation; `it` stands for the one before, or for what was asked."""
-    found = find_calculation(clause.text)
+    found = find_calculation(clause.text) or find_amount(clause.text)
     if found is not None or not clause.context:
         return found
     if before is not None:
@@ -91,8 +92,10 @@ def next_calls(needs: Sequence[Need], steps: Sequence[Step]) -> list[PlannedCall
 
 def figures(need: Need, steps: Sequence[Step]) -> list[Figure] | None:
     """The figures that the need's phrases name, out of the results; None if one is missing."""
-    passages = [passage for step in steps for passage in step.result.passages]
-    found = [find_figure(phrase, passages) for phrase in need.phrases]
+    if need.calculation is None:
+        return None
+    ranking = Ranking(candidates([one for step in steps for one in step.result.passages]))
+    found = [find_figure(phrase, need.calculation, ranking) for phrase in need.phrases]
     present = [figure for figure in found if figure is not None]
     return present if len(present) == len(need.phrases) else None
 
@@ -137,6 +140,8 @@ def _need(clause: Clause, tools: Sequence[Tool], calculation: Calculation | None
         return Need(clause, (specific,))
     if calculation and calculator and searches:
         lookups = [Clause(phrase) for phrase in calculation.phrases]
+        if calculation.is_implied:
+            lookups.append(clause)
         calls = [call for lookup in lookups for call in _search_calls(lookup, searches)]
         return Need(clause, tuple(calls), (), calculation, calculator)
     calls = list(_search_calls(clause, searches))

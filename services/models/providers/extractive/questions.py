@@ -1,7 +1,7 @@
 """A question: its clauses, its terms, and the kind of answer that it wants."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from services.models.providers.extractive.hints import Expects, expected
@@ -12,7 +12,13 @@ from services.models.providers.extractive.lexicon import (
     PRONOUNS,
     word_list,
 )
-from services.models.providers.extractive.text import content_words, synonym_words, terms, words
+from services.models.providers.extractive.text import (
+    content_words,
+    stem,
+    synonym_words,
+    terms,
+    words,
+)
 
 CLAUSES_MAX = 4
 _CONTENT_WORDS_FEW = 2
@@ -36,6 +42,11 @@ _JOINT = re.compile(
 )
 
 
+_COUNTED = re.compile(
+    r"\b(?:how many|number of|how much(?! (?:does|do|is|are|can|will|would|did|may|must|of)\b))"
+    r" ((?:[\w-]+ ?){1,3})",
+    re.IGNORECASE,
+)
 _GOES_ON = re.compile(
     r"^(?:and|but|or|so|what about|how about)\b|\b(?:then|there|too|as well|instead)\s*\??$",
     re.IGNORECASE,
@@ -75,11 +86,17 @@ class Clause:
         return tuple(term for term in found if term not in self.terms)
 
     @property
-    def names(self) -> frozenset[str]:
-        """Stems of words that are likely names: capitalised within the text, or with a digit."""
+    def names(self) -> Mapping[str, str]:
+        """Words that are likely names, capitalised within the text or with a digit, by stem."""
         found = [word for word in words(self.text)[1:] if word[0].isupper()]
         found += [word for word in words(self.text) if any(letter.isdigit() for letter in word)]
-        return frozenset(term for word in found for term in terms(word))
+        return {stem(word): word for word in found if terms(word)}
+
+    @property
+    def counted(self) -> frozenset[str]:
+        """Stems of what `How many ...` counts: of the first word of a subject after it."""
+        match = _COUNTED.search(self.text)
+        return frozenset(terms(content_words(match[1])[0])) if match and terms(match[1]) else frozenset()
 
     @property
     def last_participle(self) -> frozenset[str]:

@@ -10,11 +10,11 @@ at all; the score adds how near the terms stand to each other and to the answer.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from services.models.providers.extractive.hints import HINTS, Expects, Hint
+from services.models.providers.extractive.hints import HINTS, Hint
 from services.models.providers.extractive.lexicon import LIGHT_WORDS, PRONOUNS, UNITS
 from services.models.providers.extractive.markdown import Sentence
 from services.models.providers.extractive.questions import Clause
@@ -39,7 +39,8 @@ _CONTEXT_WEIGHT, _ASKING_WEIGHT, _LIGHT_WEIGHT, _KIND_WEIGHT = 0.6, 0.3, 0.5, 0.
 _UNKNOWN, _UNKNOWN_NAME = 0.75, 1.5
 _UNITS = frozenset(stem(word) for word in UNITS)
 _LIGHT = frozenset(stem(word) for word in LIGHT_WORDS)
-_FAR = 0.6
+_FAR, _COUNTED_CHARACTERS, _OWN_TERMS_MIN = 0.6, 30, 2
+_WITHOUT_KIND = 0.8
 _NEAR_CHARACTERS, _FAR_CHARACTERS = 60, 150
 
 
@@ -66,6 +67,33 @@ class Ranked:
     score: float
     matched: frozenset[str]
     focus: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A clause as it is ranked by: the weights of its terms and of its context's, names
+    that occur nowhere, and what is to be counted."""
+
+    hint: Hint | None
+    weights: Mapping[str, float]
+    context: Mapping[str, float]
+    unknown: frozenset[str]
+    counted: frozenset[str]
+
+    @property
+    def all(self) -> dict[str, float]:
+        return {**self.context, **self.weights}
+
+    @property
+    def leans(self) -> bool:
+        """Whether the clause says too little without its context."""
+        return len(self.weights) < _OWN_TERMS_MIN
+
+    @property
+    def total(self) -> float:
+        kind = _KIND_WEIGHT if self.hint and self.hint.is_needed else 0.0
+        own = sum(self.weights.values()) + kind
+        return own + sum(self.context.values()) if self.leans else own
 
 
 @dataclass(slots=True)
@@ -96,42 +124,52 @@ class Ranking:
             nearby.setdefault(item.candidate.rank, set()).update(item.stems)
         for item in self._items:
             item.add(nearby[item.candidate.rank], _NEAR)
+        self._written = frozenset(
+            word for candidate in candidates for word in words(_whole(candidate))
+        )
+        self._lowered = frozenset(word.lower() for word in self._written)
+        self._capitalised = frozenset(stem(word) for word in self._written if word[0].isupper())
 
     def best(self, clause: Clause) -> list[Ranked]:
         """All sentences that share a term with `clause`, best first; ties keep their order."""
-        kind = clause.expects
-        weights = self._weights(clause, kind)
-        if not weights:
+        asked = self._asked(clause)
+        if not asked.weights:
             return []
-        ranked = [_rank(item, kind, weights) for item in self._items]
+        ranked = [_rank(item, asked) for item in self._items]
         return sorted(
             (one for one in ranked if one.matched), key=lambda one: one.score, reverse=True
         )
 
-    def _weights(self, clause: Clause, kind: Expects) -> dict[str, float]:
-        hint = HINTS.get(kind)
+    def _asked(self, clause: Clause) -> _Asked:
+        hint = HINTS.get(clause.expects)
         asking = hint.asking if hint else frozenset()
         weights: dict[str, float] = {}
         for term in clause.terms:
             factor = _LIGHT_WEIGHT if term in _LIGHT or term in clause.last_participle else 1.0
             if term in asking or (hint and term in _UNITS):
                 factor = _ASKING_WEIGHT
-            weights[term] = self._rarity(term, clause) * factor
-        for term in clause.context_terms:
-            weights[term] = _CONTEXT_WEIGHT * self._rarity(term, clause)
-        return weights
+            weights[term] = self._rarity(term) * factor
+        unknown = {term for term, word in clause.names.items() if not self._knows(term, word)}
+        weights |= {term: _UNKNOWN_NAME for term in unknown & weights.keys()}
+        context = {term: _CONTEXT_WEIGHT * self._rarity(term) for term in clause.context_terms}
+        return _Asked(hint, weights, context, frozenset(unknown), clause.counted - _UNITS)
 
-    def _rarity(self, term: str, clause: Clause) -> float:
+    def _knows(self, term: str, name: str) -> bool:
+        """Whether a name occurs: as it is written, or another form of it as a name too."""
+        return name.lower() in self._lowered or term in self._capitalised
+
+    def _rarity(self, term: str) -> float:
         """Between 0.4 for a term of every sentence and 1 for a term of one."""
         count = max(len(self._items), 2)
         frequency = min(self._frequency[term], count)
-        if frequency:
-            return 0.4 + 0.6 * math.log(count / frequency) / math.log(count)
-        is_known = not synonyms(term).isdisjoint(self._frequency) or any(
-            akin(term, other) for other in self._frequency
-        )
-        # What has a name or a number is asked about; another word may be said otherwise.
-        return _UNKNOWN_NAME if term in clause.names and not is_known else _UNKNOWN
+        if not frequency:
+            return _UNKNOWN
+        return 0.4 + 0.6 * math.log(count / frequency) / math.log(count)
+
+
+def _whole(candidate: Candidate) -> str:
+    sentence = candidate.sentence
+    return " ".join((candidate.title, *sentence.headings, sentence.text, candidate.uri))
 
 
 def _index(candidate: Candidate) -> _Indexed:
@@ -149,18 +187,24 @@ def _index(candidate: Candidate) -> _Indexed:
     return item
 
 
-def _rank(item: _Indexed, kind: Expects, weights: dict[str, float]) -> Ranked:
-    hint, text = HINTS.get(kind), item.candidate.sentence.text
+def _rank(item: _Indexed, asked: _Asked) -> Ranked:
+    hint, text = asked.hint, item.candidate.sentence.text
     answers = [match.start() for match in hint.shown.finditer(text)] if hint else []
-    own = _own_positions(item, weights)
+    own = _own_positions(item, asked)
     nearness, focus = _nearness(answers, own)
-    strengths = {term: _strength(term, item, focus) for term in weights}
-    total = sum(weights.values())
-    found = sum(weights[term] * strengths[term] for term in weights)
+    strengths = {term: _strength(term, item, focus) for term in asked.all}
+    strengths |= dict.fromkeys(asked.unknown, 0.0)
+    total, found = asked.total, sum(asked.weights[term] * strengths[term] for term in asked.weights)
+    extra = sum(asked.context[term] * strengths[term] for term in asked.context)
+    if asked.leans:
+        found += extra
     if hint and hint.is_needed:
-        total += _KIND_WEIGHT
-        found += _KIND_WEIGHT if answers else 0.0
-    score = found / total + _closeness(item, weights, own) + _key_bonus(item, weights)
+        found += _KIND_WEIGHT * _kind_share(item, asked, answers, own)
+    coverage = found / total
+    if hint and hint.is_needed and not answers:
+        coverage *= _WITHOUT_KIND
+    score = coverage + _closeness(item, asked.all, own) + _key_bonus(item, asked.all)
+    score += 0.0 if asked.leans else 0.3 * extra / total
     if hint:
         score += hint.bonus * nearness if answers else -0.15
     score -= 0.01 * min(item.candidate.rank, 10)
@@ -169,7 +213,20 @@ def _rank(item: _Indexed, kind: Expects, weights: dict[str, float]) -> Ranked:
     if item.candidate.sentence.is_code:
         score -= 0.05
     matched = frozenset(term for term, strength in strengths.items() if strength > _NEAR)
-    return Ranked(item.candidate, found / total, score, matched, focus)
+    return Ranked(item.candidate, coverage, score, matched, focus)
+
+
+def _kind_share(
+    item: _Indexed, asked: _Asked, answers: Sequence[int], own: Sequence[tuple[str, int]]
+) -> float:
+    """How surely the likely answers are of the kind: a number has to count what is asked."""
+    if not answers or not asked.counted:
+        return 1.0 if answers else 0.0
+    places = [position for term, position in own if term in asked.counted]
+    if any(abs(answer - place) <= _COUNTED_CHARACTERS for answer in answers for place in places):
+        return 1.0
+    known = max(item.around.get(term, 0.0) for term in asked.counted)
+    return 0.6 if places or known >= _BEFORE else 0.0
 
 
 def _strength(term: str, item: _Indexed, focus: int) -> float:
@@ -189,11 +246,12 @@ def _strength(term: str, item: _Indexed, focus: int) -> float:
     return found
 
 
-def _own_positions(item: _Indexed, weights: dict[str, float]) -> list[tuple[str, int]]:
+def _own_positions(item: _Indexed, asked: _Asked) -> list[tuple[str, int]]:
     """The clause's terms, or their kin, where they stand in the sentence itself."""
     found: list[tuple[str, int]] = []
+    terms_asked = [term for term in asked.all if term not in asked.unknown]
     for own, position in item.own:
-        for term in weights:
+        for term in terms_asked:
             if own == term or own in synonyms(term) or akin(own, term):
                 found.append((term, position))
                 break
