@@ -36,14 +36,14 @@ class TurnFollower:
     def events(self) -> "Iterator[turn_pb2.TurnEvent]":
         """The events until the final one. CommandFailed or RpcError once it can't go on."""
         for response in reattached(self._client, self._open):
-            event = response.event
-            if event.HasField("offset"):
-                self._offset = event.offset
-            if event.WhichOneof("event") == "accepted":
-                self.turn = event.accepted.turn
-            yield event
-            if event.WhichOneof("event") in FINAL_EVENTS:
-                return
+            for event in response.events:
+                if event.HasField("offset"):
+                    self._offset = event.offset
+                if event.WhichOneof("event") == "accepted":
+                    self.turn = event.accepted.turn
+                yield event
+                if event.WhichOneof("event") in FINAL_EVENTS:
+                    return
 
     def _open(
         self, seconds: float

@@ -9,6 +9,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.agents.events import ENDS, TurnEvent, TurnTranslator, behind
 from weft.agents.v1 import turn_pb2
 
+TOGETHER_MAX = 64
+"""Most events of one message, as the contract has it."""
+
 
 class TurnFeed:
     """The turn's events so far, and those that come. Its length is bounded by the
@@ -73,16 +76,17 @@ class TurnFeed:
 
     async def follow(
         self, offset: turn_pb2.TurnOffset, until: Callable[[], bool]
-    ) -> AsyncGenerator[TurnEvent, None]:
-        """Events behind `offset`, until the turn ended, `until` says so when all there
-        is was sent, or this process stops."""
+    ) -> AsyncGenerator[list[TurnEvent], None]:
+        """Events behind `offset`, those that are there already together, until the turn
+        ended, `until` says so when all there is was sent, or this process stops."""
         index = 0
         while True:
             while index < len(self._events):
-                event = behind(offset, self._events[index])
-                index += 1
-                if event is not None:
-                    yield event
+                some = self._events[index : index + TOGETHER_MAX]
+                index += len(some)
+                unseen = [event for one in some if (event := behind(offset, one)) is not None]
+                if unseen:
+                    yield unseen
             if self.ended or self._closed or until():
                 return
             waiter = asyncio.get_running_loop().create_future()

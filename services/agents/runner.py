@@ -368,6 +368,9 @@ class TurnRunner:
             else:
                 if self._pending is pending:
                     self._pending = None
+                if pending.decide is None:
+                    # Decided again after a conflict, it gave the turn to another runner.
+                    self._owned_turn()
 
     async def _lease_held(self) -> None:
         """An instance that couldn't renew its lease starts no effect. Once it holds

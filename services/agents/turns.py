@@ -35,7 +35,7 @@ from weft.state.v1 import events_pb2, session_pb2
 LEASE_SECONDS = 1.0
 _log = structlog.get_logger()
 _WAITS = (session_pb2.TURN_STATUS_WAITING_APPROVAL, session_pb2.TURN_STATUS_IN_DOUBT)
-Events = AsyncGenerator[turn_pb2.TurnEvent, None]
+Events = AsyncGenerator[list[turn_pb2.TurnEvent], None]
 
 
 class Turns:
@@ -75,8 +75,8 @@ class Turns:
             try:
                 follow = self._follow(session, feed, turn_pb2.TurnOffset(), until_it_waits=True)
                 async with contextlib.aclosing(follow):
-                    async for event in follow:
-                        yield turn_service_pb2.RunTurnResponse(event=event)
+                    async for events in follow:
+                        yield turn_service_pb2.RunTurnResponse(events=events)
                 done = True
             finally:
                 self._feeds.release(session, feed)
@@ -96,8 +96,8 @@ class Turns:
             try:
                 follow = self._follow(session, feed, request.offset, until_it_waits=False)
                 async with contextlib.aclosing(follow):
-                    async for event in follow:
-                        yield turn_service_pb2.WatchTurnResponse(event=event)
+                    async for events in follow:
+                        yield turn_service_pb2.WatchTurnResponse(events=events)
             finally:
                 self._feeds.release(session, feed)
 
@@ -315,8 +315,8 @@ class Turns:
         if not self.runs(str(session.stream), feed.turn) and not feed.ended:
             remote = asyncio.create_task(self._follow_tokens(session, feed))
         try:
-            async for event in feed.follow(offset, waits):
-                yield event
+            async for events in feed.follow(offset, waits):
+                yield events
         finally:
             if remote is not None:
                 remote.cancel()

@@ -24,6 +24,7 @@ QUIET_SECONDS_MAX = 0.4
 """How long a round's load runs at most before it is harmed."""
 ROUND_SECONDS_MAX = 30.0
 """A turn that hasn't ended by then is stuck."""
+LOG_LINES = 50
 SESSION_ROUNDS = 20
 """Rounds for which sessions are used: enough for their snapshots to be taken."""
 
@@ -32,6 +33,7 @@ SESSION_ROUNDS = 20
 class Tally:
     """What the rounds came to."""
 
+    rounds: int = 0
     acknowledged: int = 0
     """Commits that clients saw acknowledged."""
     turns: int = 0
@@ -48,12 +50,12 @@ class Tally:
                 after = next(seen for seen in request.seen_times if seen > healing)
                 self.resumed_seconds.append(after - healing)
 
-    def summary(self, rounds: int, seed: int) -> dict[str, object]:
+    def summary(self, seed: int) -> dict[str, object]:
         """For programs."""
         kinds = Counter(fault.kind for fault in self.faults)
         seconds = self.resumed_seconds or [0.0]
         return {
-            "rounds": rounds,
+            "rounds": self.rounds,
             "turns": self.turns,
             "acknowledged": self.acknowledged,
             "lost": kinds["lost"],
@@ -72,7 +74,7 @@ async def run_round(world: World, sessions: list[str], chance: random.Random, ta
     """One round: load, harm, and when all turns have ended, what must hold. Returns what
     was done."""
     requests = new_requests(sessions, chance)
-    running = [asyncio.create_task(request.run(world, chance)) for request in requests]
+    running = [asyncio.create_task(request.run(world)) for request in requests]
     await asyncio.sleep(chance.uniform(0.0, QUIET_SECONDS_MAX))
     (name,) = chance.choices(list(HARMS), LIKELIHOODS)
     healing = await HARMS[name](world, chance)
@@ -83,20 +85,25 @@ async def run_round(world: World, sessions: list[str], chance: random.Random, ta
     for request, task in zip(requests, running, strict=True):
         if task in stuck:
             faults.append(Fault("open", f"{request.client.turn}: {request.client.kinds}"))
-        elif error := task.exception():
-            assert isinstance(error, grpc.aio.AioRpcError)
-            faults.append(Fault("lost", f"{request.client.session}: {error.details()}"))
+        elif isinstance(error := task.exception(), grpc.aio.AioRpcError):
+            faults.append(Fault("differs", f"{request.client.session}: {error.details()}"))
+        else:
+            task.result()
     if not faults:
         tally.count(requests, healing)
-        faults = await faults_of_round(world, requests)
+        try:
+            faults = await faults_of_round(world, requests)
+        except grpc.aio.AioRpcError as error:
+            faults = [Fault("differs", f"after {name}: {error.details()}")]
     tally.faults += faults
+    tally.rounds += 1
     return name
 
 
 async def faults_of_round(world: World, requests: list[Request]) -> list[Fault]:
     """What doesn't hold once all turns have ended, on any instance."""
     counted = effects_in(world)
-    faults = [fault for request in requests for fault in request.faults_of_effects(counted)]
+    faults = [fault for request in requests for fault in request.faults(counted)]
     for instance in world.instances:
         for request in requests:
             faults += await faults_of_view(instance, request.client)
@@ -119,12 +126,18 @@ async def run(rounds: int, seed: int) -> Tally:
                 seconds = time.monotonic() - began
                 print(f"round {number}: {name}, {seconds:.1f} s", file=sys.stderr, flush=True)
                 if tally.faults:
-                    for fault in tally.faults:
-                        print(f"{fault.kind}: {fault.what}", file=sys.stderr)
-                    for instance in harmed.instances:
-                        print(instance.log_file.read_text()[-4000:], file=sys.stderr)
+                    show(tally.faults, harmed)
                     break
     return tally
+
+
+def show(faults: list[Fault], world: World) -> None:
+    """What is wrong, and what the instances logged last."""
+    for fault in faults:
+        print(f"{fault.kind}: {fault.what}", file=sys.stderr)
+    for instance in world.instances:
+        lines = instance.log_file.read_text().splitlines()
+        print(*lines[-LOG_LINES:], sep="\n", file=sys.stderr)
 
 
 def main() -> int:
@@ -135,7 +148,7 @@ def main() -> int:
     options = parser.parse_args()
     seed = secrets.randbits(32) if options.seed is None else options.seed
     tally = asyncio.run(run(options.rounds, seed))
-    print(json.dumps(tally.summary(options.rounds, seed)))
+    print(json.dumps(tally.summary(seed)))
     return 1 if tally.faults else 0
 
 

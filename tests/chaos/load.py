@@ -22,6 +22,8 @@ SESSIONS = 6
 TURNS_MAX = 2
 """Turns that a session gets in a round; the second one waits behind the first."""
 CANCELLED_SHARE = 0.1
+STEP_TEXT = "let me see "
+ANSWER = "it is done, and here is why"
 CALL_SECONDS_MAX = 10.0
 RETRY_SECONDS = 0.05
 # What a client may meet when its server dies, stops or can't store.
@@ -38,18 +40,19 @@ class Request:
 
     client: TurnClient
     effects: int
-    """Effects that it has, if it isn't cancelled."""
+    text: str
+    """Effects that it has and what it writes in all its steps, if it isn't cancelled."""
     cancel_after_seconds: float | None
     seen_times: list[float] = field(default_factory=list)
     """When, on the monotonic clock, each of its events came."""
 
-    async def run(self, world: World, chance: random.Random) -> None:
+    async def run(self, world: World) -> None:
         """Follows the turn to its end. AioRpcError where it's refused."""
-        cancelling = asyncio.create_task(self._cancel(world, chance))
+        cancelling = asyncio.create_task(self._cancel(world))
         try:
             while not self.client.ended:
                 try:
-                    async with aclosing(self.client.follow(world.any_instance(chance))) as events:
+                    async with aclosing(self.client.follow(world.any_instance())) as events:
                         async for _ in events:
                             self.seen_times.append(time.monotonic())
                 except InstanceAway:
@@ -61,7 +64,7 @@ class Request:
         finally:
             cancelling.cancel()
 
-    async def _cancel(self, world: World, chance: random.Random) -> None:
+    async def _cancel(self, world: World) -> None:
         """Asks once; an answer that is lost isn't asked for again."""
         if self.cancel_after_seconds is None:
             return
@@ -69,21 +72,26 @@ class Request:
         if self.client.turn:
             request = turn_service_pb2.CancelTurnRequest(name=self.client.turn, reason="chaos")
             with suppress(grpc.aio.AioRpcError, InstanceAway):
-                turns = world.any_instance(chance).turns
+                turns = world.any_instance().turns
                 await turns.CancelTurn(request, timeout=CALL_SECONDS_MAX)
 
-    def faults_of_effects(self, counted: Counter[str]) -> list[Fault]:
-        """What is wrong with the turn's end and with its effects in the ledger."""
-        turn = self.client.turn
+    def faults(self, counted: Counter[str]) -> list[Fault]:
+        """What is wrong with the turn's end, its text, and its effects in the ledger."""
+        turn, end = self.client.turn, self.client.kinds[-1]
         own = {key: n for key, n in counted.items() if key.startswith(f"{turn}/")}
-        faults = [Fault("doubled", f"{key}: {n} effects") for key, n in own.items() if n > 1]
-        end = self.client.kinds[-1]
-        if end == "completed" and len(own) != self.effects:
-            kind = "doubled" if len(own) > self.effects else "lost"
-            faults.append(Fault(kind, f"{turn}: {len(own)} effects instead of {self.effects}"))  # type: ignore[arg-type]
-        if end == "failed" or (end == "cancelled" and self.cancel_after_seconds is None):
-            faults.append(Fault("differs", f"{turn} {end}: {self.client.events[-1]}"))
-        return faults
+        what = f"{turn}: {sum(own.values())} effects under {len(own)} keys, not {self.effects}"
+        if sum(own.values()) > self.effects:
+            return [Fault("doubled", what)]
+        if end == "cancelled" and self.cancel_after_seconds is not None:
+            return []
+        if end != "completed":
+            return [Fault("differs", f"{turn}: {self.client.events[-1]}")]
+        if sum(own.values()) < self.effects:
+            return [Fault("lost", what)]
+        if self.client.text != self.text:
+            shown = "; ".join(str(event).replace("\n", " ") for event in self.client.events)
+            return [Fault("differs", f"{turn}: was shown {self.client.text!r}: {shown}")]
+        return []
 
 
 def effects_in(world: World) -> Counter[str]:
@@ -116,11 +124,12 @@ def new_request(session: str, chance: random.Random) -> Request:
         effects += credited
         calls = [credit("credit")] * credited
         calls += [sums] * chance.randint(0 if credited else 1, 2)
-        steps.append({"calls": calls, "text": "let me see", "delay_seconds": chance.random() / 20})
-    steps.append({"text": "it is done, and here is why", "tokens": 5, "delay_seconds": 0.01})
+        steps.append({"calls": calls, "text": STEP_TEXT, "delay_seconds": chance.random() / 20})
+    steps.append({"text": ANSWER, "tokens": 5, "delay_seconds": 0.01})
     cancelled = chance.random() < CANCELLED_SHARE
     return Request(
         TurnClient(session, plan(*steps)),
         effects,
+        STEP_TEXT * (len(steps) - 1) + ANSWER,
         chance.uniform(0.05, 0.5) if cancelled else None,
     )

@@ -1,8 +1,8 @@
 """What is there to be harmed: a nats-server, two instances of Weft on it, a ledger."""
 
 import asyncio
-import random
-from collections.abc import AsyncIterator
+import itertools
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +32,15 @@ class World:
     instances: list[Platform]
     agent: str
     ledger_file: Path
+    turn_about: Iterator[Platform]
 
-    def any_instance(self, chance: random.Random) -> Platform:
-        """One that runs. Raises InstanceAway."""
-        running = [instance for instance in self.instances if instance.channel is not None]
-        if not running:
-            raise InstanceAway
-        return chance.choice(running)
+    def any_instance(self) -> Platform:
+        """One that runs, each in turn. Raises InstanceAway."""
+        for _ in self.instances:
+            instance = next(self.turn_about)
+            if instance.channel is not None:
+                return instance
+        raise InstanceAway
 
 
 @asynccontextmanager
@@ -61,4 +63,4 @@ async def world(folder: Path) -> AsyncIterator[World]:
         await register_credit(instances[0], "credit", address, options_pb2.EFFECT_IDEMPOTENT)
         bindings = [agent_pb2.ToolBinding(tool=tool) for tool in ("calculator", "credit")]
         agent = await instances[0].apply("bot", agent_pb2.AgentSpec(tools=bindings))
-        yield World(nats, list(instances), agent, ledger_file)
+        yield World(nats, instances, agent, ledger_file, itertools.cycle(instances))

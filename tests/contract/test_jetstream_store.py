@@ -66,12 +66,13 @@ async def commits_until(store: JetStreamEventStore, count: int) -> None:
             await anext(watch)
 
 
-class TestRead:
+class TestPositions:
     """Positions aren't stored with a commit: the one behind it tells, or the end."""
 
     async def test_positions_are_those_of_the_appends(self, store: JetStreamEventStore) -> None:
-        other, heads, head = StreamName("state", "acme", ("bot", "s2")), [], START
-        other_head = START
+        other = StreamName("state", "acme", ("bot", "s2"))
+        heads: list[Head] = []
+        head = other_head = START
         for number in range(PAGE_COMMITS + 3):
             head = await store.append(STREAM, draft(str(number)), head)
             heads.append(head)
@@ -86,7 +87,8 @@ class TestRead:
         self, store: JetStreamEventStore
     ) -> None:
         texts = [secrets.token_hex(100_000) for _ in range(3)]
-        head, heads = START, []
+        head = START
+        heads: list[Head] = []
         while len(heads) * 600_000 < 2 * BATCH_BYTES_MAX:
             head = await store.append(STREAM, draft(*texts), head)
             heads.append(head)

@@ -78,7 +78,7 @@ def turn(words: str) -> turn_service_pb2.RunTurnRequest:
 
 async def read(stream: Any, take: Callable[[str], object]) -> None:
     async for response in stream:
-        take(response.event.token.text)
+        take(response.events[0].token.text)
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
@@ -101,7 +101,7 @@ async def test_a_call_is_answered(path: Path) -> None:
 
 
 async def test_a_stream_is_answered_in_order(path: Path) -> None:
-    words = [response.event.token.text async for response in path.turns.RunTurn(turn("a b c"))]
+    words = [response.events[0].token.text async for response in path.turns.RunTurn(turn("a b c"))]
     assert words == ["a", "b", "c"]
 
 
@@ -297,7 +297,7 @@ async def test_the_nearest_handler_is_taken_and_else_the_server_that_is_named() 
     await path.create()
     assert list(here.vectors.collections) == [NAME]
     assert not there.vectors.collections
-    words = [response.event.token.text async for response in path.turns.RunTurn(turn("a"))]
+    words = [response.events[0].token.text async for response in path.turns.RunTurn(turn("a"))]
     assert words == ["a"]
     assert there.turns.calls
     assert not here.turns.calls

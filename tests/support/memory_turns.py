@@ -89,7 +89,7 @@ class MemoryTurns:
                     raise NotServing("draining")
                 self._restart_soon()
                 await asyncio.Event().wait()
-            yield pb.RunTurnResponse(event=event)
+            yield pb.RunTurnResponse(events=[event])
 
     async def watch_turn(
         self, request: pb.WatchTurnRequest, _: Call
@@ -102,7 +102,7 @@ class MemoryTurns:
             grew = turn.grew
             for event in turn.events[begin:]:
                 begin += 1
-                yield pb.WatchTurnResponse(event=event)
+                yield pb.WatchTurnResponse(events=[event])
             if turn.ended:
                 return
             await grew.wait()

@@ -73,7 +73,7 @@ class CountingTurns:
                 if word == "wait":
                     await asyncio.sleep(60)
                 yield turn_service_pb2.RunTurnResponse(
-                    event=turn_pb2.TurnEvent(token=turn_pb2.TurnEvent.Token(text=word))
+                    events=[turn_pb2.TurnEvent(token=turn_pb2.TurnEvent.Token(text=word))]
                 )
         finally:
             self.calls.append(current_call.get())

@@ -50,7 +50,8 @@ class TurnClient:
 
     @property
     def text(self) -> str:
-        """All tokens of the last attempt at each step, as a person would see them."""
+        """All tokens of the last attempt at each step, as a person would see them; with
+        `<gap>` before one that doesn't go on where the one before it ended."""
         steps: dict[int, tuple[int, str]] = {}
         for event in self.events:
             if event.HasField("token"):
@@ -58,8 +59,8 @@ class TurnClient:
                 attempt, text = steps.get(token.step, (-1, ""))
                 if token.attempt > attempt:
                     attempt, text = token.attempt, ""
-                assert token.text_offset == len(text), "a token is missing or came twice"
-                steps[token.step] = (attempt, text + token.text)
+                gap = "" if token.text_offset == len(text) else "<gap>"
+                steps[token.step] = (attempt, text + gap + token.text)
         return "".join(text for _, text in steps.values())
 
     @property
@@ -81,8 +82,9 @@ class TurnClient:
     async def _take(self, call: Any) -> AsyncGenerator[turn_pb2.TurnEvent, None]:
         try:
             async for response in call:
-                self.events.append(response.event)
-                yield response.event
+                for event in response.events:
+                    self.events.append(event)
+                    yield event
         finally:
             # Who leaves early closes the connection.
             call.cancel()
@@ -112,4 +114,4 @@ async def events_of(
     """What a watcher gets of a turn that has ended."""
     request = turn_service_pb2.WatchTurnRequest(name=turn, offset=offset)
     calls = platform.turns.WatchTurn(request, timeout=SECONDS)
-    return [response.event async for response in calls]
+    return [event async for response in calls for event in response.events]

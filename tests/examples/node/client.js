@@ -45,8 +45,10 @@ function print(document) {
 
 async function runTurn(turns, session, input) {
   const stream = turns.RunTurn({ session, input }, { deadline: deadline() });
-  for await (const { event } of stream) {
-    print({ turn_event: event.event, offset: event.offset, [event.event]: event[event.event] });
+  for await (const { events } of stream) {
+    for (const event of events) {
+      print({ turn_event: event.event, offset: event.offset, [event.event]: event[event.event] });
+    }
   }
 }
 

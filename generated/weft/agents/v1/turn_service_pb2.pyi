@@ -3,9 +3,11 @@
 isort:skip_file
 Running turns."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from weft.agents.v1 import turn_pb2 as _turn_pb2
 from weft.state.v1 import events_pb2 as _events_pb2
 import builtins as _builtins
@@ -71,23 +73,23 @@ Global___RunTurnRequest: _TypeAlias = RunTurnRequest  # noqa: Y015
 
 @_typing.final
 class RunTurnResponse(_message.Message):
-    """What happened."""
+    """What happened since the message before."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    EVENT_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def event(self) -> _turn_pb2.TurnEvent:
-        """What happened."""
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_turn_pb2.TurnEvent]:
+        """The events, in their order; at least one."""
 
     def __init__(
         self,
         *,
-        event: _turn_pb2.TurnEvent | None = ...,
+        events: _abc.Iterable[_turn_pb2.TurnEvent] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -123,23 +125,23 @@ Global___WatchTurnRequest: _TypeAlias = WatchTurnRequest  # noqa: Y015
 
 @_typing.final
 class WatchTurnResponse(_message.Message):
-    """What happened."""
+    """What happened since the message before."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    EVENT_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def event(self) -> _turn_pb2.TurnEvent:
-        """What happened."""
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_turn_pb2.TurnEvent]:
+        """The events, in their order; at least one."""
 
     def __init__(
         self,
         *,
-        event: _turn_pb2.TurnEvent | None = ...,
+        events: _abc.Iterable[_turn_pb2.TurnEvent] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,15 +11,12 @@ from services.models.providers.extractive.planning import (
     figures,
 )
 from services.models.providers.extractive.questions import Clause
-from services.models.providers.extractive.ranking import FITTING_MIN, Candidate, Ranked, Ranking
+from services.models.providers.extractive.quoting import Quote, quote, quoted
+from services.models.providers.extractive.ranking import Candidate, Ranking
 from services.models.providers.extractive.results import relevant_facts
 from services.models.providers.extractive.schema import Tool
 from services.models.providers.extractive.transcript import Step, made
 
-QUOTES_MAX = 4
-QUOTE_CHARACTERS_MAX = 400
-
-_NEXT_SHARE = 0.8
 _ERROR_CHARACTERS_MAX = 500
 
 
@@ -62,32 +59,6 @@ def answer(needs: Sequence[Need], steps: Sequence[Step], tools: Sequence[Tool]) 
     return "\n\n".join(paragraphs)
 
 
-def quote(
-    clause: Clause, ranking: Ranking, sources: Sequence[Ranked] | None = None
-) -> list[Ranked]:
-    """The sentences to quote for `clause`, best first; none where nothing fits."""
-    ranked = list(sources) if sources is not None else ranking.best(clause)
-    fitting = [one for one in ranked if one.coverage >= FITTING_MIN]
-    if not fitting:
-        return []
-    chosen = [fitting[0]]
-    for one in fitting[1:]:
-        if len(chosen) == QUOTES_MAX or one.score < _NEXT_SHARE * chosen[0].score:
-            break
-        if _adds(one, chosen):
-            chosen.append(one)
-    return chosen
-
-
-def _adds(one: Ranked, chosen: Sequence[Ranked]) -> bool:
-    """Whether a sentence isn't nearly said already by the chosen ones."""
-    own = set(one.candidate.sentence.text.lower().split())
-    return all(
-        len(own & set(other.candidate.sentence.text.lower().split())) < 0.7 * len(own)
-        for other in chosen
-    )
-
-
 def _steps_of(need: Need, steps: Sequence[Step]) -> list[Step]:
     calls = [*need.calls]
     call = calculation_call(need, steps) if need.phrases else None
@@ -125,22 +96,16 @@ def _quotes(clause: Clause, ranking: Ranking, sources: _Sources) -> list[str]:
             f"I found nothing in the documents that answers “{clause.subject.strip(' ?.!')}”. "
             "As an offline extractive model I can only quote what the tools return."
         ]
-    return [" ".join(_quoted(one.candidate, sources) for one in chosen)]
+    return [" ".join(_quoted(one, sources) for one in chosen)]
 
 
-def _quoted(candidate: Candidate, sources: _Sources) -> str:
-    text = candidate.sentence.text
-    if len(text) > QUOTE_CHARACTERS_MAX:
-        text = text[:QUOTE_CHARACTERS_MAX].rsplit(" ", 1)[0] + " …"
-    lead = candidate.sentence.lead
-    if lead.endswith(":"):
-        text = f"{lead} {text}"
-    return f"{text} [{sources.number(candidate)}]"
+def _quoted(one: Quote, sources: _Sources) -> str:
+    return f"{one.text} [{sources.number(one.candidate)}]"
 
 
 def _figure_quotes(need: Need, steps: Sequence[Step], sources: _Sources) -> list[str]:
     found = figures(need, steps) or []
-    return [" ".join(dict.fromkeys(_quoted(figure.source, sources) for figure in found))]
+    return [" ".join(dict.fromkeys(_quoted(quoted(figure.source), sources) for figure in found))]
 
 
 def _calculated(step: Step, need: Need) -> list[str]:

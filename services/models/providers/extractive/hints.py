@@ -70,15 +70,15 @@ _NUMBER_WORDS = (
     "|sixteen|seventeen|eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety"
     "|hundred|thousand|million|half|dozen|a few|several"
 )
-_COUNTED = rf"(?:\d[\d.,]*|(?<!\w)(?:an?|one|{_NUMBER_WORDS})(?:-\w+)?)"
+_COUNTED = rf"(?:\d[\d.,]*[\s-]?|(?<!\w)(?:an?|one|{_NUMBER_WORDS})(?:-\w+)?[\s-](?:\w+ )?)"
 _MONTHS = (
-    "january|february|march|april|may|june|july|august|september|october|november|december"
+    "january|february|(?-i:March)|april|(?-i:May)|june|july|august|september|october|november|december"
     "|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec"
 )
 _WEEKDAYS = "(?:mon|tues|wednes|thurs|fri|satur|sun)days?"
 _TIMES = (
     r"(?:milli|micro|nano)?seconds?|minutes?|hours?|(?:business |working |calendar )?days?|weeks?"
-    r"|months?|quarters?|years?|nights?|ms|us|s|sec|min|h|d|m"
+    r"|months?|quarters?|years?|nights?"
 )
 
 
@@ -92,9 +92,9 @@ def _stems(text: str) -> frozenset[str]:
 
 HINTS = {
     Expects.NUMBER: Hint(
-        _pattern(rf"(?<![A-Za-z_/])\d|\b(?:{_NUMBER_WORDS}|once|twice|none|zero|no|unlimited)\b"),
+        _pattern(rf"(?<![A-Za-z_/@])\d|\b(?:{_NUMBER_WORDS}|once|twice|none|zero|no|unlimited)\b"),
         is_needed=True,
-        asking=_stems("number amount count size figure value"),
+        asking=_stems("number amount count size figure value memory space storage power much many"),
     ),
     Expects.MONEY: Hint(
         _pattern(
@@ -106,10 +106,10 @@ HINTS = {
     ),
     Expects.DURATION: Hint(
         _pattern(
-            rf"(?:{_COUNTED}|every|each|per|once a|twice a)[\s-]?(?:{_TIMES})\b|\b\d+(?:{_TIMES})\b"
-            r"|\bP?T?\d+[hms]\b|\b(?:daily|weekly|monthly|yearly|annually|hourly|quarterly|nightly"
+            rf"(?:{_COUNTED}|\b(?:every|each|per|once a|twice a)\s)(?:{_TIMES})\b"
+            r"|\d\s?(?:us|ms|s|h|d|m|min|sec)\b|\b(?:daily|weekly|monthly|yearly|annually|hourly|quarterly|nightly"
             r"|forever|indefinitely|permanently|once|twice|overnight|immediately|always|never"
-            r"|until|as long as|every|times)\b"
+            r"|until|as long as|every|\w+ times)\b"
         ),
         is_needed=True,
         asking=_stems("time duration period long often frequently length frequency interval age"),

@@ -47,6 +47,10 @@ _COUNTED = re.compile(
     r" ((?:[\w-]+ ?){1,3})",
     re.IGNORECASE,
 )
+_HEAD = re.compile(
+    r"\b(?:is|are|was|were) (?:the|an?) ((?:[\w-]+ ){1,3}?)(?:of|for|on|in|at|to|from|with|like)\b",
+    re.IGNORECASE,
+)
 _GOES_ON = re.compile(
     r"^(?:and|but|or|so|what about|how about)\b|\b(?:then|there|too|as well|instead)\s*\??$",
     re.IGNORECASE,
@@ -97,6 +101,17 @@ class Clause:
         """Stems of what `How many ...` counts: of the first word of a subject after it."""
         match = _COUNTED.search(self.text)
         return frozenset(terms(content_words(match[1])[0])) if match and terms(match[1]) else frozenset()
+
+    @property
+    def head(self) -> frozenset[str]:
+        """Stems of the words between `the` and `of` in `What is the speed of the car?`."""
+        match = _HEAD.search(self.text)
+        return frozenset(terms(match[1])) if match else frozenset()
+
+    @property
+    def part_terms(self) -> frozenset[str]:
+        """Stems of the parts of words such as `logs-max`, which are terms as a whole too."""
+        return frozenset(term for word in words(self.subject) for term in terms(word)[1:])
 
     @property
     def last_participle(self) -> frozenset[str]:

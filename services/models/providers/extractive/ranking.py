@@ -20,6 +20,7 @@ from services.models.providers.extractive.markdown import Sentence
 from services.models.providers.extractive.questions import Clause
 from services.models.providers.extractive.text import (
     akin,
+    parts,
     stem,
     synonyms,
     term_positions,
@@ -27,7 +28,7 @@ from services.models.providers.extractive.text import (
     words,
 )
 
-FITTING_MIN = 0.5
+FITTING_MIN = 0.56
 """Least coverage, from 0 to 1, at which a sentence counts as an answer."""
 
 _SYNONYM, _AKIN = 0.8, 0.75
@@ -35,12 +36,14 @@ _HEADING, _OUTER_HEADING, _TITLE = 0.8, 0.6, 0.5
 _LEAD, _ASKED, _BEFORE, _MEANT, _NEAR = 0.6, 0.95, 0.4, 0.75, 0.25
 """How surely a sentence speaks of a term that is not in itself, by where it is instead."""
 
-_CONTEXT_WEIGHT, _ASKING_WEIGHT, _LIGHT_WEIGHT, _KIND_WEIGHT = 0.6, 0.3, 0.5, 0.5
-_UNKNOWN, _UNKNOWN_NAME = 0.75, 1.5
+_CONTEXT_WEIGHT, _ASKING_WEIGHT, _LIGHT_WEIGHT, _KIND_WEIGHT = 0.6, 0.2, 0.5, 0.5
+_PART_WEIGHT = 0.5
+_UNKNOWN, _UNKNOWN_HEAD, _UNKNOWN_NAME = 0.75, 1.1, 1.5
 _UNITS = frozenset(stem(word) for word in UNITS)
 _LIGHT = frozenset(stem(word) for word in LIGHT_WORDS)
 _FAR, _COUNTED_CHARACTERS, _OWN_TERMS_MIN = 0.6, 30, 2
-_WITHOUT_KIND = 0.8
+_WITHOUT_KIND, _WITHOUT_SUBJECT = 0.75, 0.6
+_SENTENCES_FEW = 20
 _NEAR_CHARACTERS, _FAR_CHARACTERS = 60, 150
 
 
@@ -59,25 +62,28 @@ class Ranked:
     """A candidate's coverage of the clause, from 0 to 1, and its score with the hints.
 
     `matched` are the terms that the sentence itself has or that are in its headings, its
-    lead or before it; `focus` is where in its text the best part of the answer stands.
+    lead or before it, `own` those in itself alone; `focus` is where in its text the
+    likely answer stands.
     """
 
     candidate: Candidate
     coverage: float
     score: float
     matched: frozenset[str]
+    own: frozenset[str] = frozenset()
     focus: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """A clause as it is ranked by: the weights of its terms and of its context's, names
-    that occur nowhere, and what is to be counted."""
+    that occur nowhere, the terms that name its subject, and what is to be counted."""
 
     hint: Hint | None
     weights: Mapping[str, float]
     context: Mapping[str, float]
     unknown: frozenset[str]
+    subject: frozenset[str]
     counted: frozenset[str]
 
     @property
@@ -115,20 +121,22 @@ class Ranking:
     """Sentences, indexed once, to rank for several clauses."""
 
     def __init__(self, candidates: Sequence[Candidate]) -> None:
+        self.candidates = candidates
         self._items = [_index(candidate) for candidate in candidates]
-        self._frequency = Counter(
-            term for item in self._items for term in {*item.stems, *item.around}
-        )
+        self._frequency = Counter(term for item in self._items for term in item.stems)
+        self._headings = Counter(term for item in self._items for term in item.around)
         nearby: dict[int, set[str]] = {}
         for item in self._items:
             nearby.setdefault(item.candidate.rank, set()).update(item.stems)
         for item in self._items:
+            _add_before(item)
             item.add(nearby[item.candidate.rank], _NEAR)
-        self._written = frozenset(
-            word for candidate in candidates for word in words(_whole(candidate))
+        self._lowered = frozenset(
+            part.lower()
+            for candidate in candidates
+            for word in words(_whole(candidate))
+            for part in (word, *parts(word))
         )
-        self._lowered = frozenset(word.lower() for word in self._written)
-        self._capitalised = frozenset(stem(word) for word in self._written if word[0].isupper())
 
     def best(self, clause: Clause) -> list[Ranked]:
         """All sentences that share a term with `clause`, best first; ties keep their order."""
@@ -144,24 +152,35 @@ class Ranking:
         hint = HINTS.get(clause.expects)
         asking = hint.asking if hint else frozenset()
         weights: dict[str, float] = {}
+        subject: set[str] = set()
         for term in clause.terms:
             factor = _LIGHT_WEIGHT if term in _LIGHT or term in clause.last_participle else 1.0
             if term in asking or (hint and term in _UNITS):
                 factor = _ASKING_WEIGHT
+            elif term in clause.part_terms:
+                factor *= _PART_WEIGHT
             weights[term] = self._rarity(term) * factor
-        unknown = {term for term, word in clause.names.items() if not self._knows(term, word)}
+            if factor == 1.0:
+                subject.add(term)
+            if term in clause.head and not self._is_known(term):
+                weights[term] = _UNKNOWN_HEAD
+        unknown = {term for term, word in clause.names.items() if not self._knows(word)}
         weights |= {term: _UNKNOWN_NAME for term in unknown & weights.keys()}
         context = {term: _CONTEXT_WEIGHT * self._rarity(term) for term in clause.context_terms}
-        return _Asked(hint, weights, context, frozenset(unknown), clause.counted - _UNITS)
+        return _Asked(hint, weights, context, frozenset(unknown), frozenset(subject), clause.counted - _UNITS - asking)
 
-    def _knows(self, term: str, name: str) -> bool:
-        """Whether a name occurs: as it is written, or another form of it as a name too."""
-        return name.lower() in self._lowered or term in self._capitalised
+    def _knows(self, name: str) -> bool:
+        """Whether a name occurs as it is written, an acronym also in the singular."""
+        acronym = name[:-1] if name.endswith("s") and name[:-1].isupper() else name
+        return name.lower() in self._lowered or acronym.lower() in self._lowered
+
+    def _is_known(self, term: str) -> bool:
+        return any(self._frequency[one] or self._headings[one] for one in (term, *synonyms(term)))
 
     def _rarity(self, term: str) -> float:
         """Between 0.4 for a term of every sentence and 1 for a term of one."""
-        count = max(len(self._items), 2)
-        frequency = min(self._frequency[term], count)
+        count = max(len(self._items), _SENTENCES_FEW)
+        frequency = min(max(self._frequency[term], self._headings[term]), count)
         if not frequency:
             return _UNKNOWN
         return 0.4 + 0.6 * math.log(count / frequency) / math.log(count)
@@ -181,10 +200,15 @@ def _index(candidate: Candidate) -> _Indexed:
     item.add(terms(candidate.title), _TITLE)
     item.add(terms(" ".join(sentence.headings[:-1])), _OUTER_HEADING)
     item.add(terms(" ".join(sentence.headings[-1:])), _HEADING)
+    return item
+
+
+def _add_before(item: _Indexed) -> None:
+    """What leads to the sentence; a pronoun at its beginning points there."""
+    sentence = item.candidate.sentence
     first = next(iter(words(sentence.text)), "").lower()
     item.add(terms(sentence.before), _MEANT if first in PRONOUNS else _BEFORE)
     item.add(terms(sentence.lead), _ASKED if sentence.lead.endswith("?") else _LEAD)
-    return item
 
 
 def _rank(item: _Indexed, asked: _Asked) -> Ranked:
@@ -203,17 +227,20 @@ def _rank(item: _Indexed, asked: _Asked) -> Ranked:
     coverage = found / total
     if hint and hint.is_needed and not answers:
         coverage *= _WITHOUT_KIND
+    if asked.subject and all(strengths[term] <= _NEAR for term in asked.subject):
+        coverage *= _WITHOUT_SUBJECT
     score = coverage + _closeness(item, asked.all, own) + _key_bonus(item, asked.all)
     score += 0.0 if asked.leans else 0.3 * extra / total
     if hint:
         score += hint.bonus * nearness if answers else -0.15
     score -= 0.01 * min(item.candidate.rank, 10)
-    if text.endswith((":", "?")):
+    if text.endswith("?"):
         score -= 0.15
     if item.candidate.sentence.is_code:
         score -= 0.05
     matched = frozenset(term for term, strength in strengths.items() if strength > _NEAR)
-    return Ranked(item.candidate, coverage, score, matched, focus)
+    said = frozenset(term for term, _ in own)
+    return Ranked(item.candidate, coverage, score, matched, said, focus)
 
 
 def _kind_share(
@@ -226,7 +253,7 @@ def _kind_share(
     if any(abs(answer - place) <= _COUNTED_CHARACTERS for answer in answers for place in places):
         return 1.0
     known = max(item.around.get(term, 0.0) for term in asked.counted)
-    return 0.6 if places or known >= _BEFORE else 0.0
+    return 0.6 if known >= _BEFORE else 0.3 if places else 0.0
 
 
 def _strength(term: str, item: _Indexed, focus: int) -> float:

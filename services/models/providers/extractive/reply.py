@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from services.models.providers.extractive.answering import answer, quote
+from services.models.providers.extractive.answering import answer
 from services.models.providers.extractive.figures import candidates
 from services.models.providers.extractive.planning import next_calls, plan
 from services.models.providers.extractive.questions import read_clauses
+from services.models.providers.extractive.quoting import quote
 from services.models.providers.extractive.ranking import Ranking
 from services.models.providers.extractive.results import Passage
 from services.models.providers.extractive.schema import Tool, read_tool

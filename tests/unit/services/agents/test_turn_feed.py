@@ -144,7 +144,7 @@ class TestFollowing:
 
 
 async def everything(feed: TurnFeed) -> Events:
-    return [event async for event in feed.follow(BEGINNING, lambda: False)]
+    return [event async for events in feed.follow(BEGINNING, lambda: False) for event in events]
 
 
 class TestRemoteTokens:

@@ -106,7 +106,7 @@ def played(seed: int) -> TurnScript:
 
 async def events_behind(feed: TurnFeed, offset: turn_pb2.TurnOffset) -> Events:
     """What a watcher at `offset` gets of a feed as it is now."""
-    return [event async for event in feed.follow(offset, lambda: True)]
+    return [event async for events in feed.follow(offset, lambda: True) for event in events]
 
 
 def facts_of(events: Events) -> list[tuple[int, int, str]]:
