@@ -1,12 +1,13 @@
 """The RPCs of agents: their definitions and revisions."""
 
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 import orjson
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from mesh.call import Call
-from mesh.errors import FailedPrecondition, InvalidArgument
+from mesh.errors import FailedPrecondition, InvalidArgument, NotFound
 from mesh.events.aggregate import Aggregate, Repository
 from mesh.ids import new_id
 from mesh.rpc.pages import read_page_token, write_page_token
@@ -15,6 +16,10 @@ from services.agents import domain
 from services.agents.read_model import AgentsReadModel
 from weft.agents.v1 import agent_pb2, agent_service_pb2
 from weft.state.v1 import session_pb2
+from weft.tools.v1 import tool_service_pb2
+
+if TYPE_CHECKING:
+    from weft.tools.v1.tool_service_pb2_grpc import ToolServiceAsyncStub
 
 PAGE_SIZE = 100
 PINNED_MAX = 4_096
@@ -25,10 +30,14 @@ class AgentDefinitions:
     """`weft.agents.v1.AgentService`."""
 
     def __init__(
-        self, agents: Repository[agent_pb2.AgentState], read_model: AgentsReadModel
+        self,
+        agents: Repository[agent_pb2.AgentState],
+        read_model: AgentsReadModel,
+        tools: "ToolServiceAsyncStub",
     ) -> None:
         self._agents = agents
         self._read_model = read_model
+        self._tools = tools
         self._pinned: OrderedDict[tuple[str, int], agent_pb2.Agent] = OrderedDict()
 
     async def get_agent(
@@ -63,6 +72,7 @@ class AgentDefinitions:
             request_id=request.request_id or new_id(),
             request_hash=request_hash(request),
         )
+        await self._check_tools(command, request.spec, "spec")
         return agent_service_pb2.CreateAgentResponse(agent=await self._change(name, command))
 
     async def update_agent(
@@ -88,6 +98,7 @@ class AgentDefinitions:
             request_id=request.request_id or new_id(),
             request_hash=request_hash(request),
         )
+        await self._check_tools(command, request.agent.spec, "agent.spec")
         return agent_service_pb2.UpdateAgentResponse(agent=await self._change(name, command))
 
     async def delete_agent(
@@ -143,6 +154,34 @@ class AgentDefinitions:
                 f"agent {agent.name} was deleted", metadata={"resource": agent.name}
             )
         return agent
+
+    async def _check_tools(
+        self,
+        command: domain.CreateAgent | domain.UpdateAgent,
+        spec: agent_pb2.AgentSpec,
+        path: str,
+    ) -> None:
+        """Raises InvalidArgument where a bound tool isn't registered, or has no such
+        argument as is fixed. A request that was answered before isn't checked again."""
+        state = await self._open(command.agent).load()
+        if domain.find_request(state, command.request_id) is not None:
+            return
+        tenant = command.agent.rsplit("/agents/", 1)[0]
+        for index, binding in enumerate(spec.tools):
+            field = f"{path}.tools[{index}]"
+            request = tool_service_pb2.GetToolRequest(name=f"{tenant}/tools/{binding.tool}")
+            try:
+                tool = (await self._tools.GetTool(request)).tool
+            except NotFound:
+                raise InvalidArgument.of(
+                    f"{field}.tool", f"no tool {binding.tool} is registered"
+                ) from None
+            known = orjson.loads(tool.parameters_json_schema or b"{}").get("properties", {})
+            for name in orjson.loads(binding.fixed_arguments_json or b"{}"):
+                if name not in known:
+                    raise InvalidArgument.of(
+                        f"{field}.fixed_arguments_json", f"{binding.tool} takes no {name}"
+                    )
 
     def _open(self, name: str) -> Definition:
         return self._agents.open(domain.agent_stream(name))

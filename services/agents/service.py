@@ -27,7 +27,9 @@ class AgentsService:
         self._sessions = mesh.repository(SESSION_FOLD)
         path = mesh.data_dir / "agents.sqlite3"
         self._read_model = AgentsReadModel(mesh.events, path, self._observe)
-        self._definitions = AgentDefinitions(self._agents, self._read_model)
+        self._definitions = AgentDefinitions(
+            self._agents, self._read_model, mesh.stub(ToolServiceStub)
+        )
         # What goes to models and tools is in the log already, and was checked before.
         effects = Effects(
             mesh.stub(ModelServiceStub, validated=True),

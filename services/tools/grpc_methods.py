@@ -17,6 +17,7 @@ from services.tools.lru import Lru
 from services.tools.message_schema import message_schema
 from services.tools.reflection import ReflectionBounds, build_pool, describe_service
 from services.tools.results import ToolResult, cut, failed
+from services.tools.schema import ArgumentsRefused
 from services.tools.settings import ToolsSettings
 from weft.tools.v1 import tools_pb2
 
@@ -112,7 +113,8 @@ class GrpcMethods:
     ) -> ToolResult:
         """Calls the tool's method once.
 
-        A status that the server answers is a result with `is_error`; ToolUnavailable
+        Raises ArgumentsRefused where the request's type can't hold the arguments. A status
+        that the server answers is a result with `is_error`; ToolUnavailable
         where it can't be reached or didn't answer in time: then it may have run.
         """
         method = self._compiled.get(tool.etag, lambda: _compile(tool.grpc))
@@ -120,7 +122,8 @@ class GrpcMethods:
         try:
             json_format.ParseDict(arguments, request, descriptor_pool=method.pool)
         except (json_format.ParseError, TypeError, ValueError) as error:
-            return failed(cut(f"the arguments don't fit the request: {error}", STATUS_LENGTH_MAX))
+            text = cut(f"the arguments don't fit the request: {error}", STATUS_LENGTH_MAX)
+            raise ArgumentsRefused(text) from None
         try:
             async with self._channels.use(tool.grpc.address) as channel:
                 call = channel.unary_unary(

@@ -1,6 +1,7 @@
 """Checks arguments against a tool's JSON Schema (draft 2020-12)."""
 
 import json
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any, NoReturn
 
@@ -8,16 +9,23 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 from referencing import Registry
 
+from mesh.errors import FieldViolation, InvalidArgument
 from services.tools.lru import Lru
 from services.tools.results import cut
 from weft.tools.v1 import tools_pb2
 
+FIELD = "arguments_json"
 ERRORS_MAX = 8
 ERROR_LENGTH_MAX = 300
 
 
-class ArgumentsRefused(ValueError):
-    """What is wrong with the arguments, in words that let a model do better."""
+class ArgumentsRefused(InvalidArgument):
+    """What is wrong with the arguments, in words that let a model do better. Paths are
+    those of the arguments, under the request's `arguments_json`."""
+
+    def __init__(self, message: str, violations: Sequence[FieldViolation] = ()) -> None:
+        whole = FieldViolation(FIELD, message)
+        super().__init__(message, violations=violations or [whole])
 
 
 class ArgumentChecker:
@@ -35,8 +43,10 @@ class ArgumentChecker:
         except RecursionError:
             raise ArgumentsRefused("the arguments are nested too deep") from None
         if errors:
-            lines = "\n".join(f"- {_described(error)}" for error in errors)
-            raise ArgumentsRefused(f"the arguments don't fit the tool's schema:\n{lines}")
+            violations = [_violation(error) for error in errors]
+            lines = "\n".join(f"- {_described(violation)}" for violation in violations)
+            message = f"the arguments don't fit the tool's schema:\n{lines}"
+            raise ArgumentsRefused(message, violations)
         return arguments
 
 
@@ -74,6 +84,11 @@ def _compiled(schema: str) -> Draft202012Validator:
     return Draft202012Validator(json.loads(schema), registry=Registry())
 
 
-def _described(error: ValidationError) -> str:
+def _violation(error: ValidationError) -> FieldViolation:
     path = "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in error.path)
-    return cut(f"{path.removeprefix('.') or 'arguments'}: {error.message}", ERROR_LENGTH_MAX)
+    return FieldViolation(FIELD + path, cut(error.message, ERROR_LENGTH_MAX))
+
+
+def _described(violation: FieldViolation) -> str:
+    path = violation.field.removeprefix(FIELD).removeprefix(".") or "arguments"
+    return cut(f"{path}: {violation.description}", ERROR_LENGTH_MAX)

@@ -26,8 +26,8 @@ from services.tools.domain import (
 )
 from services.tools.grpc_methods import GrpcMethods, Invocation
 from services.tools.registry import ToolRegistry
-from services.tools.results import ToolResult, cut, failed
-from services.tools.schema import ArgumentChecker, ArgumentsRefused
+from services.tools.results import ToolResult, cut
+from services.tools.schema import ArgumentChecker
 from services.tools.settings import ToolsSettings
 from weft.options.v1 import options_pb2
 from weft.tools.v1 import tool_service_pb2 as pb
@@ -131,19 +131,16 @@ class ToolsService:
     async def invoke_tool(self, request: pb.InvokeToolRequest, call: Call) -> pb.InvokeToolResponse:
         """Checks the arguments and runs the tool once.
 
-        What goes wrong within the tool is a result with `is_error`, for the model to
-        read; ToolUnavailable where its server can't be reached or didn't answer in time.
+        Raises ArgumentsRefused, an InvalidArgument, before anything is run, and
+        ToolUnavailable where its server can't be reached or didn't answer in time. What
+        goes wrong within the tool is a result with `is_error`, for the model to read.
         """
         key = request.idempotency_key
         if not (key.isascii() and key.isprintable()):
             raise InvalidArgument.of("idempotency_key", "must be printable ASCII")
         tool = self._tool(request.name)
-        try:
-            arguments = self._arguments.check(tool, request.arguments_json)
-        except ArgumentsRefused as error:
-            result = failed(str(error))
-        else:
-            result = await self._run(tool, arguments, request, call)
+        arguments = self._arguments.check(tool, request.arguments_json)
+        result = await self._run(tool, arguments, request, call)
         return pb.InvokeToolResponse(
             content=cut(result.content, self._settings.content_length_max),
             is_error=result.is_error,

@@ -18,6 +18,8 @@ _FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})")
 _HEADING = re.compile(r" {0,3}(#{1,6})(?=[ \t]|$)")
 _UNDERLINE = re.compile(r" {0,3}(=+|--+)[ \t]*")
 _PARAGRAPH_START = re.compile(r" {0,3}[^\s>|*+-]")
+_FRONT_MATTER = re.compile(r"\ufeff?---[ \t]*\r?\n(.{0,10000}?)\n---", re.DOTALL)
+_MATTER_TITLE = re.compile(r"^title:[ \t]*(\S.*?)[ \t\r]*$", re.MULTILINE | re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?…][\"')\]]*\s")
 
 
@@ -61,6 +63,13 @@ def split_markdown(text: str) -> list[Passage]:
 def first_heading(passages: Iterable[Passage]) -> str:
     """The first heading above any passage; empty where there is none."""
     return next((passage.headings[0] for passage in passages if passage.headings), "")
+
+
+def front_matter_title(text: str) -> str:
+    """The `title:` of the front matter that a Markdown text begins with; empty without."""
+    matter = _FRONT_MATTER.match(text)
+    title = _MATTER_TITLE.search(matter[1]) if matter else None
+    return title[1].strip("\"' ") if title else ""
 
 
 def _lines(text: str) -> list[str]:

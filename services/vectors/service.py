@@ -11,7 +11,13 @@ from mesh.clock import SYSTEM, Clock
 from mesh.errors import FieldViolation, InvalidArgument
 from mesh.rpc.pages import read_page_token, write_page_token
 from services.vectors.backends.fts import FtsIndex
-from services.vectors.chunking import Passage, first_heading, split_markdown, split_plain
+from services.vectors.chunking import (
+    Passage,
+    first_heading,
+    front_matter_title,
+    split_markdown,
+    split_plain,
+)
 from services.vectors.index import CollectionKey, PassageIndex, Request, SplitDocument
 from services.vectors.settings import VectorsSettings
 from weft.vectors.v1 import collections_pb2
@@ -128,7 +134,9 @@ class VectorsService:
 
 
 def _title(document: collections_pb2.Document, passages: Sequence[Passage]) -> str:
-    title = document.title or first_heading(passages) or document.uri
+    is_markdown = document.media_type == collections_pb2.MEDIA_TYPE_MARKDOWN
+    matter = front_matter_title(document.text) if is_markdown else ""
+    title = document.title or matter or first_heading(passages) or document.uri
     return title[:TITLE_LENGTH_MAX]
 
 

@@ -387,7 +387,7 @@ class TestTools:
             request = json.dumps({"account": "ada", "amount": 5})
             typed("tool", "call", "credit", "-d", request)
             assert [entry.amount for entry in read_entries(file)] == [5]
-            typed("tool", "call", "credit", "-d", '{"account": 5}', code=1)
+            typed("tool", "call", "credit", "-d", '{"account": 5}', code=2)
             typed("tool", "add-grpc", address, f"{LEDGER}/Nothing", "--effect", "read", code=3)
         typed("tool", "call", "credit", "-d", request, code=5)
         typed("tool", "delete", "credit")

@@ -31,6 +31,9 @@ _LEAD = re.compile(
     r"how\s+(?:much|many)(?:\s+\w+(?=\s+(?:is|are|does|do|will)\b))?)\s+)+",
     re.IGNORECASE,
 )
+_ASKS_OTHERWISE = re.compile(
+    r"(?:who|whom|why|where|when|which|how (?:do|does|can|could|should|to)|can|may|must|should)\b", re.I
+)
 _TAIL = re.compile(r",?\s+(?:according to|as stated in|in the doc|please\b|then\b).*$", re.I)
 
 
@@ -113,6 +116,8 @@ def _find_plain(tokens: list[Token]) -> Calculation | None:
 
 def _find_with_phrases(text: str) -> Calculation | None:
     """A calculation with figures to look up; only where all of `text` is one."""
+    if _ASKS_OTHERWISE.match(text):
+        return None
     text = _LEAD.sub("", text.strip().rstrip("?!. "))
     tokens = _join_phrases(tokenise(text))
     parser = _Parser(tokens, 0, with_phrases=True)

@@ -13,12 +13,16 @@ from services.models.providers.extractive.results import Passage
 from services.models.providers.extractive.text import synonyms, terms
 
 _CANDIDATES_MAX = 3
+_RATE_FITTING_MIN = 0.35
+"""A figure per the unit that is asked for needs less else to fit."""
 _NUMBER = re.compile(
     r"(?<![\w.-])[$€£]?(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)(?=[\s.,;:!?)%°`\"'/€$£]|[a-zA-Z]{1,3}\b|$)"
 )
-_PRICE = re.compile(r"[$€£¥]\s?\d|\d[\d.,]*\s?(?:[$€£¥]|euros?|dollars?|pounds?|francs?|cents?|EUR|USD|GBP|CHF)")
+_PRICE = re.compile(
+    r"[$€£¥]\s?\d|\d(?:[\d.,]*\d)?\s?(?:[$€£¥](?!\d)|euros?|dollars?|pounds?|francs?|cents?|EUR|USD"
+    r"|GBP|CHF)"
+)
 _PART_END = re.compile(r"[,;()]\s|\. ")
-_PART = 40
 _FORMER = re.compile(r"\bfrom\s+(\S+)(?:\s+\w+)?\s+to\s+\S*\d")
 _WORD = re.compile(r"[\w'\u2019-]+")
 
@@ -48,7 +52,8 @@ def find_figure(phrase: str, calculation: Calculation, ranking: Ranking) -> Figu
     asked = f"what is the price: {phrase}" if calculation.is_money else f"what is the number: {phrase}"
     clause = Clause(asked)
     for one in ranking.best(clause)[:_CANDIDATES_MAX]:
-        if one.coverage < FITTING_MIN or not _bears(one.candidate.sentence.text, calculation):
+        fitting = _RATE_FITTING_MIN if calculation.per else FITTING_MIN
+        if one.coverage < fitting or not _bears(one.candidate.sentence.text, calculation):
             continue
         value = _nearest_number(one, clause, is_money=calculation.is_money)
         if value is not None:
@@ -89,12 +94,23 @@ def _nearest_number(ranked: Ranked, clause: Clause, *, is_money: bool) -> str | 
     if not found:
         return None
 
-    def distance(at: int) -> float:
-        return min((_distance(text, end, at) for end in named), default=0.0)
+    def fit(at: int) -> tuple[int, float]:
+        in_part = [end for end in named if _same_part(text, end, at) and end > len(_shared(ranked))]
+        return -len(in_part), min((_distance(text, end, at) for end in named), default=0.0)
 
-    return min(found, key=lambda one: distance(one[0]))[1]
+    return min(found, key=lambda one: fit(one[0]))[1]
+
+
+def _shared(ranked: Ranked) -> str:
+    """What stands before the colon and so counts for all parts of the sentence."""
+    sentence = ranked.candidate.sentence
+    return sentence.key if sentence.text.startswith(f"{sentence.key}:") else ""
+
+
+def _same_part(text: str, one: int, other: int) -> bool:
+    return _PART_END.search(text[min(one, other) : max(one, other)]) is None
 
 
 def _distance(text: str, end: int, at: int) -> float:
     between = text[min(end, at) : max(end, at)]
-    return len(between) + (0.5 if at < end else 0) + _PART * len(_PART_END.findall(between))
+    return len(between) + (0.5 if at < end else 0)

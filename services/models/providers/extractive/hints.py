@@ -14,6 +14,8 @@ class Expects(Enum):
     ANYTHING = auto()
     NUMBER = auto()
     MONEY = auto()
+    SIZE = auto()
+    VERSION = auto()
     DURATION = auto()
     DATE = auto()
     DAY = auto()
@@ -45,13 +47,17 @@ _QUESTIONS: tuple[tuple[str, Expects], ...] = (
     (r"\bhow (?:much|many) (?:time|seconds|minutes|hours|days|weeks|months|years)\b"
      r"|\b(?:after|within|for|in) (?:how many|what|which) "
      r"(?:time|seconds|minutes|hours|days|weeks|months|years)\b", Expects.DURATION),
+    (r"\bhow (?:far|long|much|many \w+) (?:ahead|in advance|beforehand|before)\b", Expects.DURATION),
+    (r"\b(?:what|which) (?:\w+ ){0,3}(?:version|release)\b", Expects.VERSION),
+    (r"\bby how (?:much|many)\b", Expects.NUMBER),
+    (r"\bhow much (?:\w+ )?(?:memory|ram|storage|space|disk|bandwidth)\b", Expects.SIZE),
     (rf"\bhow (?:much|expensive)\b.*\b(?:{'|'.join(word_list(_MONEY_WORDS))})\b"
      r"|\b(?:what|which)\b.*\b(?:price|costs?|fee|fare|rent)\b", Expects.MONEY),
     (r"\bhow (?:many|much|far|fast|high|hot|large|big|tall|wide|deep|heavy|warm|loud|close|thick)\b",
      Expects.NUMBER),
     (r"\b(?:what|which)(?:'s| is| are| was)? (?:[\w-]+ ){0,3}"
      r"(?:port|number|percentage|percent|rate|limit|maximum|minimum|temperature|size|amount|score"
-     r"|ratio|version|speed|height|weight|length|width|depth|distance|capacity)\b", Expects.NUMBER),
+     r"|ratio|speed|height|length|width|depth|distance|capacity|weight)\b", Expects.NUMBER),
     (r"^(?:\w+,? ){0,2}(?<!happens )(?<!happen )when (?:was|were|did)\b"
      r"|\b(?:what|which) (?:date|day|year|month)\b", Expects.DAY),
     (r"^(?:\w+,? ){0,2}(?<!happens )(?<!happen )when\b(?! i\b| we\b)|\b(?:what|which) time\b", Expects.DATE),
@@ -94,7 +100,7 @@ HINTS = {
     Expects.NUMBER: Hint(
         _pattern(rf"(?<![A-Za-z_/@])\d|\b(?:{_NUMBER_WORDS}|once|twice|none|zero|no|unlimited)\b"),
         is_needed=True,
-        asking=_stems("number amount count size figure value memory space storage power much many"),
+        asking=_stems("number amount count size figure value"),
     ),
     Expects.MONEY: Hint(
         _pattern(
@@ -103,6 +109,16 @@ HINTS = {
         ),
         is_needed=True,
         asking=_stems(_MONEY_WORDS + " much money amount"),
+    ),
+    Expects.SIZE: Hint(
+        _pattern(r"\d\s?(?:[kmgtp]i?b|bytes?|bits?|[kmg]bit/s|[mg]bps|%)(?!\w)|\bunlimited\b"),
+        is_needed=True,
+        asking=_stems("memory ram storage space disk bandwidth much use take need"),
+    ),
+    Expects.VERSION: Hint(
+        _pattern(r"\bv?\d+(?:\.\d+)+\b|\bv\d+\b|\b(?:version|release) \d+|(?<=\w )\d+(?:\.\d+)*\b"),
+        is_needed=True,
+        asking=_stems("version release number"),
     ),
     Expects.DURATION: Hint(
         _pattern(

@@ -136,6 +136,12 @@ IRREGULAR = {
 }
 """Irregular forms and the word that they are forms of."""
 
+NOT_SUPERLATIVES = word_set(
+    "arrest contest digest forest guest harvest honest interest invest manifest modest protest"
+    " request suggest"
+)
+"""Words that end in `est` and aren't the highest degree of another."""
+
 SYNONYMS: tuple[str, ...] = (
     "allow permit let authorise authorize",
     "answer reply respond response",
@@ -143,33 +149,39 @@ SYNONYMS: tuple[str, ...] = (
     "ask request apply",
     "begin start commence launch open",
     "big large huge size",
+    "breach incident violation leak",
     "boss manager supervisor head lead",
     "bug defect fault issue problem error failure",
     "buy purchase order acquire",
+    "cancel terminate termination notice revoke",
     "car vehicle automobile",
     "change modify edit alter update adjust",
     "choose select pick",
     "company firm employer organisation organization business",
+    "contract agreement",
     "cook bake boil simmer roast fry",
     "cost price fee charge expense pay expensive",
     "country nation state",
     "create make build produce add generate",
     "customer client buyer user",
     "danger risk hazard dangerous",
+    "deep depth",
     "default standard normal usual",
-    "delete remove erase drop discard destroy",
+    "delete remove erase drop discard destroy uninstall",
     "doctor physician medical",
     "duration long time length period",
     "employee staff worker colleague personnel",
     "encrypt cipher seal encode",
     "end finish stop close terminate complete expire cancel",
     "entitled eligible entitlement allowance get receive",
-    "fast quick rapid speed",
+    "fast quick rapid speed quickly",
     "fix repair correct resolve",
+    "far distance",
     "forbid prohibit ban disallow deny",
     "frequency often every daily weekly monthly yearly",
     "get obtain fetch receive retrieve read",
     "help support assist assistance aid",
+    "high height tall",
     "home remote house",
     "ill sick sickness illness disease",
     "include contain hold comprise",
@@ -186,7 +198,9 @@ SYNONYMS: tuple[str, ...] = (
     "log journal logfile",
     "kid child",
     "limit maximum max most cap bound ceiling quota",
+    "live reside inhabit inhabitant resident population people",
     "location place site where situated located",
+    "loud noise volume",
     "method function procedure operation endpoint",
     "minimum min least",
     "money cash",
@@ -197,6 +211,7 @@ SYNONYMS: tuple[str, ...] = (
     "photo picture image",
     "reimburse refund repay reimbursement claim",
     "repeat retry again",
+    "rise raise increase grow growth climb",
     "replace substitute swap alternative instead",
     "resign quit leave resignation",
     "run execute start",
@@ -216,12 +231,13 @@ SYNONYMS: tuple[str, ...] = (
     "timeout expire deadline",
     "trash bin waste garbage",
     "travel trip journey",
-    "type kind sort",
+    "type kind sort category",
     "vacation holiday leave",
     "valid validity lifetime lifespan expire expiry expiration last",
     "verify check confirm",
     "version release",
     "weigh weight heavy kg gram",
+    "wide width broad",
     "yearly annual year annually",
 )
 """Groups of words that may stand for each other; matched after stemming."""

@@ -13,8 +13,9 @@ _BULLET = re.compile(r"^\s*(?:[-*+•]|\d{1,3}[.)])\s+(?:\[[ xX]\]\s+)?")
 _TABLE_RULE = re.compile(r"^\s*\|?[\s:|-]*-{2,}[\s:|-]*\|?\s*$")
 _BOX_RULE = re.compile(r"^\s*[─-▟+=|-]*[─-▟]{3}[─-▟+=|-]*\s*$")
 _CELL_END = re.compile(r"(?<!\\)\|")
-_KEY = re.compile(r"^((?:[^\s:.;]+ ){0,5}[^\s:.;]*[^\s:;])(?::| -| –| —)(?=\s)")
-_KEY_LINE = re.compile(r"^\s*[A-Z`*_\d][^:.]{0,40}:\s+\S")
+_KEY = re.compile(r"^((?:[^\s:.;]+ ){0,5}[^\s:.;]*[^\s:;])(?::| -| –| —| →)(?=\s)")
+_BREAK = re.compile(r"^\s*(?:-{3,}|\*{3,}|_{3,}|={3,})\s*$")
+_KEY_LINE = re.compile(r"^\s*[A-Za-z`*_\d][^:.]{0,40}:\s+\S")
 _TITLE_LINE = re.compile(r"[A-Z\d][^.!?:;,|]{1,60}[^\s.!?:;,|]")
 _TITLE_LEVEL, _TERM_LEVEL = 7, 8
 _TERM_LINES_MAX = 3
@@ -129,7 +130,7 @@ class _Reader:
             self._take_heading(len(heading[1]), clean(heading[2]))
         elif not line.strip():
             self._end_block()
-        elif _BOX_RULE.match(line):
+        elif _BOX_RULE.match(line) or _BREAK.match(line):
             self.end_paragraph()
         elif line.count("|") >= 2 and line.strip().startswith("|"):
             self._take_row(line)

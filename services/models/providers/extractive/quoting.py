@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.models.providers.extractive.hints import Expects
+from services.models.providers.extractive.hints import HINTS, Expects
 from services.models.providers.extractive.lexicon import PRONOUNS
 from services.models.providers.extractive.questions import Clause
 from services.models.providers.extractive.ranking import FITTING_MIN, Candidate, Ranked, Ranking
@@ -52,9 +52,9 @@ def quoted(candidate: Candidate, focus: int = 0) -> Quote:
     text = _part(sentence.text, focus)
     lead = sentence.lead
     if lead.endswith(":"):
-        text = f"{lead} {text}"
-    elif lead and not lead.endswith("?") and not set(terms(lead)) <= set(terms(text)):
-        text = f"{lead.rstrip('.')}: {text}"
+        text = text if sentence.before else f"{lead} {text}"
+    elif lead and not sentence.key and not lead.endswith("?"):
+        text = text if set(terms(lead)) <= set(terms(text)) else f"{lead.rstrip('.')}: {text}"
     return Quote(text, candidate)
 
 
@@ -108,6 +108,8 @@ def _listed(best: Ranked, items: Sequence[Candidate]) -> str:
 def _with_neighbours(one: Ranked, clause: Clause, ranking: Ranking) -> Quote:
     """The quote, after the sentence that its pronoun means, before the one that goes on."""
     found = quoted(one.candidate, one.focus)
+    if sections := _telling_sections(one, clause):
+        found = Quote(f"{sections}: {found.text}", one.candidate)
     sentence = one.candidate.sentence
     first = next(iter(words(sentence.text)), "").lower()
     if first in PRONOUNS and sentence.before:
@@ -124,6 +126,20 @@ def _with_neighbours(one: Ranked, clause: Clause, ranking: Ranking) -> Quote:
     )
     text = f"{found.text} {following}"
     return Quote(text, one.candidate) if len(text) <= _WITH_NEXT_CHARACTERS_MAX else found
+
+
+def _telling_sections(one: Ranked, clause: Clause) -> str:
+    """The headings that say something of the question which the sentence doesn't."""
+    sentence = one.candidate.sentence
+    hint = HINTS.get(clause.expects)
+    is_shown = hint is None or hint.shown.search(sentence.text) is not None
+    telling = [
+        heading
+        for heading in sentence.headings[1:]
+        if (one.matched - one.own) & set(terms(heading))
+        or (hint and not is_shown and hint.shown.search(heading))
+    ]
+    return " > ".join(telling)
 
 
 def _adds(one: Ranked, chosen: Sequence[Ranked]) -> bool:

@@ -36,13 +36,13 @@ _HEADING, _OUTER_HEADING, _TITLE = 0.8, 0.6, 0.5
 _LEAD, _ASKED, _BEFORE, _MEANT, _NEAR = 0.6, 0.95, 0.4, 0.75, 0.25
 """How surely a sentence speaks of a term that is not in itself, by where it is instead."""
 
-_CONTEXT_WEIGHT, _ASKING_WEIGHT, _LIGHT_WEIGHT, _KIND_WEIGHT = 0.6, 0.2, 0.5, 0.5
+_CONTEXT_WEIGHT, _ASKING_WEIGHT, _LIGHT_WEIGHT, _KIND_WEIGHT = 0.6, 0.2, 0.4, 0.5
 _PART_WEIGHT = 0.5
 _UNKNOWN, _UNKNOWN_HEAD, _UNKNOWN_NAME = 0.75, 1.1, 1.5
 _UNITS = frozenset(stem(word) for word in UNITS)
 _LIGHT = frozenset(stem(word) for word in LIGHT_WORDS)
 _FAR, _COUNTED_CHARACTERS, _OWN_TERMS_MIN = 0.6, 30, 2
-_WITHOUT_KIND, _WITHOUT_SUBJECT = 0.75, 0.6
+_WITHOUT_KIND, _WITHOUT_SUBJECT, _WITHOUT_NAME = 0.75, 0.6, 0.8
 _SENTENCES_FEW = 20
 _NEAR_CHARACTERS, _FAR_CHARACTERS = 60, 150
 
@@ -76,15 +76,21 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A clause as it is ranked by: the weights of its terms and of its context's, names
-    that occur nowhere, the terms that name its subject, and what is to be counted."""
+    """A clause as it is ranked by: the weights of its terms and of its context's.
+
+    `unknown` are names that occur nowhere, `names` the others; `subject` the terms that
+    name its subject; `counted` what is to be counted. `misses_head`: what it asks for of
+    something occurs nowhere.
+    """
 
     hint: Hint | None
     weights: Mapping[str, float]
     context: Mapping[str, float]
     unknown: frozenset[str]
     subject: frozenset[str]
+    names: frozenset[str]
     counted: frozenset[str]
+    misses_head: bool
 
     @property
     def all(self) -> dict[str, float]:
@@ -162,12 +168,23 @@ class Ranking:
             weights[term] = self._rarity(term) * factor
             if factor == 1.0:
                 subject.add(term)
-            if term in clause.head and not self._is_known(term):
+            if factor == 1.0 and term in clause.head and not self._is_known(term):
                 weights[term] = _UNKNOWN_HEAD
         unknown = {term for term, word in clause.names.items() if not self._knows(word)}
-        weights |= {term: _UNKNOWN_NAME for term in unknown & weights.keys()}
+        weights |= dict.fromkeys(unknown & weights.keys(), _UNKNOWN_NAME)
+        names = clause.names.keys() & weights.keys() - unknown
+        heads = [term for term in weights if weights[term] == _UNKNOWN_HEAD]
         context = {term: _CONTEXT_WEIGHT * self._rarity(term) for term in clause.context_terms}
-        return _Asked(hint, weights, context, frozenset(unknown), frozenset(subject), clause.counted - _UNITS - asking)
+        return _Asked(
+            hint,
+            weights,
+            context,
+            frozenset(unknown),
+            frozenset(subject),
+            frozenset(names),
+            clause.counted - _UNITS - asking,
+            bool(heads),
+        )
 
     def _knows(self, name: str) -> bool:
         """Whether a name occurs as it is written, an acronym also in the singular."""
@@ -197,7 +214,7 @@ def _index(candidate: Candidate) -> _Indexed:
     item = _Indexed(
         candidate, own, frozenset(term for term, _ in own), frozenset(terms(sentence.key))
     )
-    item.add(terms(candidate.title), _TITLE)
+    item.add(terms(f"{candidate.title} {candidate.uri}"), _TITLE)
     item.add(terms(" ".join(sentence.headings[:-1])), _OUTER_HEADING)
     item.add(terms(" ".join(sentence.headings[-1:])), _HEADING)
     return item
@@ -214,6 +231,7 @@ def _add_before(item: _Indexed) -> None:
 def _rank(item: _Indexed, asked: _Asked) -> Ranked:
     hint, text = asked.hint, item.candidate.sentence.text
     answers = [match.start() for match in hint.shown.finditer(text)] if hint else []
+    is_shown = bool(answers) or bool(hint and hint.shown.search(_sections(item)))
     own = _own_positions(item, asked)
     nearness, focus = _nearness(answers, own)
     strengths = {term: _strength(term, item, focus) for term in asked.all}
@@ -222,13 +240,16 @@ def _rank(item: _Indexed, asked: _Asked) -> Ranked:
     extra = sum(asked.context[term] * strengths[term] for term in asked.context)
     if asked.leans:
         found += extra
+    share = _kind_share(item, asked, answers, own) if answers else float(is_shown)
     if hint and hint.is_needed:
-        found += _KIND_WEIGHT * _kind_share(item, asked, answers, own)
+        found += _KIND_WEIGHT * share
     coverage = found / total
-    if hint and hint.is_needed and not answers:
+    if hint and hint.is_needed and share < _BEFORE:
         coverage *= _WITHOUT_KIND
     if asked.subject and all(strengths[term] <= _NEAR for term in asked.subject):
         coverage *= _WITHOUT_SUBJECT
+    if asked.misses_head or any(strengths[term] <= _NEAR for term in asked.names):
+        coverage *= _WITHOUT_NAME
     score = coverage + _closeness(item, asked.all, own) + _key_bonus(item, asked.all)
     score += 0.0 if asked.leans else 0.3 * extra / total
     if hint:
@@ -241,6 +262,10 @@ def _rank(item: _Indexed, asked: _Asked) -> Ranked:
     matched = frozenset(term for term, strength in strengths.items() if strength > _NEAR)
     said = frozenset(term for term, _ in own)
     return Ranked(item.candidate, coverage, score, matched, said, focus)
+
+
+def _sections(item: _Indexed) -> str:
+    return " ".join(item.candidate.sentence.headings[1:])
 
 
 def _kind_share(

@@ -3,11 +3,16 @@
 import re
 from functools import lru_cache
 
-from services.models.providers.extractive.lexicon import IRREGULAR, STOP_WORDS, SYNONYMS
+from services.models.providers.extractive.lexicon import (
+    IRREGULAR,
+    NOT_SUPERLATIVES,
+    STOP_WORDS,
+    SYNONYMS,
+)
 
 _WORD = re.compile(r"\w+(?:['\u2019./:@-]\w+)*")
 _PARTS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+(?:\.\d+)*|[^\W\d_a-zA-Z]+")
-_DOUBLED = re.compile(r"([bdfgmnprt])\1$")
+_DOUBLED = re.compile(r"([bdfgmnprt])\1$|(?<=\w{3}el)l()$")
 _VOWEL = re.compile(r"[aeiouy]")
 
 _SUFFIXES = (
@@ -27,6 +32,7 @@ _SUFFIXES = (
     ("ions", 4),
     ("ion", 4),
     ("ing", 3),
+    ("est", 4),
     ("ers", 3),
     ("er", 3),
     ("ors", 4),
@@ -51,6 +57,8 @@ def stem(word: str) -> str:
     if len(word) <= 3 or not word.isalpha():
         return word
     word = _singular(word)
+    if word in NOT_SUPERLATIVES:
+        return word
     for suffix, kept in _SUFFIXES:
         if word.endswith(suffix):
             base = word.removesuffix(suffix)
@@ -77,7 +85,10 @@ def parts(word: str) -> list[str]:
 
 
 def is_stop_word(word: str) -> bool:
-    """Whether `word` says nothing of a subject; `I'm` and `what's` count by their first part."""
+    """Whether `word` says nothing of a subject; `I'm` and `what's` count by their first part,
+    and `GET` or `IT` are names."""
+    if len(word) > 1 and word.isupper() and word != "OK":
+        return False
     lowered = word.lower().replace("\u2019", "'")
     return lowered in STOP_WORDS or ("'" in lowered and lowered.split("'")[0] in STOP_WORDS)
 

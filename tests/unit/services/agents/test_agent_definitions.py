@@ -3,20 +3,30 @@
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
+from prometheus_client import CollectorRegistry
 
 from mesh.call import Call
+from mesh.clock import SYSTEM
 from mesh.errors import FailedPrecondition, InvalidArgument, NotFound, RequestIdReused
 from mesh.events.aggregate import Repository
 from mesh.events.memory import MemoryEventStore
+from mesh.rpc.local import LocalChannel
+from mesh.rpc.pipeline import Endpoint, bind, server_interceptors
+from mesh.rpc.settings import RpcSettings
 from services.agents.definitions import AgentDefinitions
 from services.agents.domain import AGENT_FOLD
 from services.agents.read_model import AgentsReadModel
+from services.tools.service import ToolsService
+from services.tools.settings import ToolsSettings
 from weft.agents.v1 import agent_pb2, agent_service_pb2
 from weft.models.v1 import models_pb2
 from weft.state.v1 import session_pb2
+from weft.tools.v1.tool_service_pb2_grpc import ToolServiceStub
+from weft.vectors.v1.vector_service_pb2_grpc import VectorServiceStub
 
 PARENT = "tenants/default"
 BOT = f"{PARENT}/agents/bot"
@@ -33,8 +43,20 @@ async def definitions(tmp_path: Path) -> AsyncIterator[AgentDefinitions]:
     store = MemoryEventStore()
     read_model = AgentsReadModel(store, tmp_path / "agents.sqlite", lambda commits: None)
     await read_model.start()
-    yield AgentDefinitions(Repository(store, AGENT_FOLD), read_model)
+    yield AgentDefinitions(Repository(store, AGENT_FOLD), read_model, tools_of(store))
     await read_model.stop()
+
+
+def tools_of(store: MemoryEventStore) -> Any:
+    """A stub of the real tools service, which has the built-in ones."""
+    endpoints: dict[str, Endpoint] = {}
+    channel: Any = LocalChannel(endpoints)
+    vectors: Any = VectorServiceStub(channel)
+    service = ToolsService(ToolsSettings(), store, SYSTEM, vectors)
+    endpoints.update(
+        bind(service.handlers, server_interceptors(CollectorRegistry()), RpcSettings())
+    )
+    return ToolServiceStub(channel)
 
 
 async def create(

@@ -224,9 +224,10 @@ async def test_arguments_that_do_not_fit_never_reach_the_method(
     service: ToolsService, address: str, ledger_file: Path, arguments: object, says: str
 ) -> None:
     await register(service, address)
-    result = await invoke(service, "credit", arguments)
-    assert result.is_error
-    assert says in result.content
+    with pytest.raises(InvalidArgument) as refused:
+        await invoke(service, "credit", arguments)
+    assert says in refused.value.message
+    assert all(item.field.startswith("arguments_json") for item in refused.value.violations)
     assert not read_entries(ledger_file)
 
 
@@ -546,7 +547,8 @@ async def test_the_calculator_answers_or_says_why_not(service: ToolsService) -> 
     assert (result.content, result.is_error) == ("40.8", False)
     result = await invoke(service, "calculator", {"expression": "1/0"})
     assert (result.content, result.is_error) == ("division by zero", True)
-    assert (await invoke(service, "calculator", {})).is_error
+    with pytest.raises(InvalidArgument, match="expression"):
+        await invoke(service, "calculator", {})
 
 
 async def test_the_time_comes_from_the_clock(service: ToolsService) -> None:
