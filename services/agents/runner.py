@@ -77,7 +77,10 @@ class TurnRunner:
         self._batch = TokenBatch(feed, tokens, aggregate.stream, clock, settings)
         self._pending: _Pending | None = None
         self._committing = asyncio.Lock()
-        self._cancelled = asyncio.Event()
+        self._cancelled = False
+        self._interrupted = False
+        self._working: asyncio.Task[Any] | None = None
+        self._tools: dict[str, BoundTool] | None = None
         self._partial_text = ""
         self._deadline_ns = 0
 
@@ -117,17 +120,17 @@ class TurnRunner:
         """Is told of the session's facts, whoever wrote them."""
         if isinstance(fact, events_pb2.TurnCancelRequested):
             if fact.turn == self.turn:
-                self._cancelled.set()
+                self._interrupt()
         elif isinstance(fact, events_pb2.TurnResumed) and fact.epoch > self.epoch:
             # Taken over: what is being done here is in vain.
-            self._cancelled.set()
+            self._interrupt()
 
     async def _advance(self) -> bool:
         """Does the next thing; False once there is nothing left to do here."""
         turn = self._turn
         if turn is None or turn.status in _WAITS:
             return False
-        if turn.cancel_requested or self._cancelled.is_set():
+        if turn.cancel_requested or self._cancelled:
             return await self._finish_cancel()
         if any(call.status in _RUNNABLE for call in turn.calls):
             await self._until_cancelled(self._run_calls(turn))
@@ -140,30 +143,33 @@ class TurnRunner:
 
     async def _until_cancelled(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs `work` until it's done, somebody cancels, or the turn's time is over."""
-        task = asyncio.create_task(work)
-        stop = asyncio.create_task(self._cancelled.wait())
+        self._working = asyncio.current_task()
+        limit = asyncio.timeout(self._seconds_left())
         try:
-            done, _ = await asyncio.wait(
-                (task, stop),
-                timeout=self._seconds_left(),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if task not in done:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, WeftError, CallInDoubt):
-                    await task
-            if task in done:
-                task.result()
-            elif not done:
-                raise DeadlineExceeded("the turn's time is over")
+            async with limit:
+                await work
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded("the turn's time is over") from None
+        except asyncio.CancelledError:
+            # Another cancellation beside our own means that this process stops.
+            if not self._interrupted or asyncio.current_task().uncancel():  # type: ignore[union-attr]
+                raise
         finally:
-            stop.cancel()
-            if not task.done():
-                task.cancel()
+            self._working = None
+            self._interrupted = False
+
+    def _interrupt(self) -> None:
+        """Ends what is being done, so that the runner looks at the turn again."""
+        self._cancelled = True
+        if self._working is not None and not self._interrupted:
+            self._interrupted = True
+            self._working.cancel()
 
     async def _step(self) -> None:
         """One model step, from the context to its commit."""
-        tools = await self._effects.bound_tools(self._agent)
+        tools = await self._bound_tools()
         definitions = [tool.definition for tool in tools.values()]
         budget = await self._budget(definitions)
         if self._state.context_tokens > budget * self._settings.context_share:
@@ -248,17 +254,16 @@ class TurnRunner:
     async def _run_calls(self, turn: session_pb2.OpenTurn) -> None:
         """Runs the calls that may be run, and commits each result as it lands, those
         that are there already together."""
-        tools = await self._effects.bound_tools(self._agent)
-        runnable = [call for call in turn.calls if call.status in _RUNNABLE]
-        tasks = {
-            asyncio.create_task(self._run_call(_copy(call), tools)): call.call.id
-            for call in runnable
-        }
+        tools = await self._bound_tools()
+        runnable = [_copy(call) for call in turn.calls if call.status in _RUNNABLE]
+        if len(runnable) == 1:
+            await self._commit_results([await self._run_call(runnable[0], tools)])
+            return
+        tasks = {asyncio.create_task(self._run_call(call, tools)) for call in runnable}
         try:
             while tasks:
-                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                ids = {task: tasks.pop(task) for task in done}
-                await self._commit_results(ids)
+                done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                await self._commit_results([task.result() for task in done])
         finally:
             for task in tasks:
                 task.cancel()
@@ -267,7 +272,8 @@ class TurnRunner:
 
     async def _run_call(
         self, call: session_pb2.CallState, tools: dict[str, BoundTool]
-    ) -> events_pb2.ToolCallCompleted:
+    ) -> events_pb2.ToolCallCompleted | events_pb2.ToolCallInDoubt:
+        """What became of a call."""
         completed = events_pb2.ToolCallCompleted(turn=self.turn, call_id=call.call.id)
         bound = tools.get(call.call.tool)
         if bound is None:
@@ -279,32 +285,38 @@ class TurnRunner:
             await self._commit(domain.StartCall(self.turn, self.epoch, call.call.id))
         if call.effect != options_pb2.EFFECT_READ:
             await self._acknowledged()
-        result = await self._effects.call(
-            self._state.name,
-            call,
-            bound.binding,
-            self.epoch,
-            self._seconds_left(),
-            self._lease_held,
-        )
+        try:
+            result = await self._effects.call(
+                self._state.name,
+                call,
+                bound.binding,
+                self.epoch,
+                self._seconds_left(),
+                self._lease_held,
+            )
+        except CallInDoubt:
+            return events_pb2.ToolCallInDoubt(turn=self.turn, call_id=call.call.id)
         completed.content = result.content
         completed.is_error = result.is_error
         completed.sources.extend(result.sources)
         return completed
 
     async def _commit_results(
-        self, tasks: dict["asyncio.Task[events_pb2.ToolCallCompleted]", str]
+        self,
+        outcomes: Sequence[events_pb2.ToolCallCompleted | events_pb2.ToolCallInDoubt],
     ) -> None:
-        results, doubted = [], []
-        for task, call_id in tasks.items():
-            try:
-                results.append(task.result())
-            except CallInDoubt:
-                doubted.append(call_id)
+        results = [one for one in outcomes if isinstance(one, events_pb2.ToolCallCompleted)]
+        doubted = [one.call_id for one in outcomes if isinstance(one, events_pb2.ToolCallInDoubt)]
         if results:
             await self._commit(domain.CompleteCalls(self.turn, self.epoch, results))
         if doubted:
             await self._commit(domain.DoubtCalls(self.turn, self.epoch, doubted))
+
+    async def _bound_tools(self) -> dict[str, BoundTool]:
+        """The agent's tools, as they were when this process began to work on the turn."""
+        if self._tools is None:
+            self._tools = await self._effects.bound_tools(self._agent)
+        return self._tools
 
     async def _doubt(self, turn: session_pb2.OpenTurn) -> None:
         started = [

@@ -121,10 +121,12 @@ async def run(rounds: int, seed: int) -> Tally:
             for number in range(1, rounds + 1):
                 if number % SESSION_ROUNDS == 1:
                     sessions = await new_sessions(harmed)
-                began = time.monotonic()
+                began, before = time.monotonic(), len(tally.resumed_seconds)
                 name = await run_round(harmed, sessions, chance, tally)
                 seconds = time.monotonic() - began
-                print(f"round {number}: {name}, {seconds:.1f} s", file=sys.stderr, flush=True)
+                resumed = max(tally.resumed_seconds[before:], default=0.0)
+                line = f"round {number}: {name}; {seconds:.1f} s, resumed within {resumed:.2f} s"
+                print(line, file=sys.stderr, flush=True)
                 if tally.faults:
                     show(tally.faults, harmed)
                     break

@@ -201,6 +201,16 @@ async def test_the_policy_interrupt_cancels_the_turn_that_runs(pair: Pair) -> No
     await check(pair, first, second)
 
 
+async def test_an_instance_that_lags_behind_writes_each_text_once(pair: Pair) -> None:
+    session = await new_session(pair[0])
+    for number in range(20):
+        # It just ran on the other instance: this one decides on what was before, and again.
+        client = TurnClient(session, plan({"text": "one two three", "tokens": 3}))
+        await client.run(pair[number % 2])
+        assert client.text == "one two three"
+    await check(pair, client)
+
+
 async def test_one_request_sent_many_times_at_once_is_one_turn(pair: Pair) -> None:
     session = await new_session(pair[0])
     request_id = new_id()

@@ -14,12 +14,14 @@ from services.models.providers.extractive.lexicon import SMALL_NUMBERS
 _COST = r"(?:costs?|prices?|priced|fees?|charges?|charged|rent|pay|expensive)"
 _UNIT = r"(?:second|minute|hour|day|night|week|month|quarter|year)"
 _COUNT = rf"(?P<count>\d+(?:\.\d+)?|{'|'.join(SMALL_NUMBERS)})"
-_ASKS = re.compile(
-    rf"^(?:and |so |then )*(?:how much|how many|what)\b|\b{_COST}\b", re.IGNORECASE
-)
+_ASKS = re.compile(rf"^(?:and |so |then )*(?:how much|how many|what)\b|\b{_COST}\b", re.IGNORECASE)
 _MONEY = re.compile(rf"\bhow much (?!\w+ (?:does|do|is|are|can)\b)|\b{_COST}\b", re.IGNORECASE)
-_SPAN = re.compile(rf"\b(?:(?:for|in|over|within|during|after) )?{_COUNT} (?P<unit>{_UNIT})s?\b", re.I)
-_ITEMS = re.compile(rf"(?<!\d )(?<![\w.-]){_COUNT} (?=(?:[a-z][\w-]* ){{0,4}}?[\w-]+s\b)", re.IGNORECASE)
+_SPAN = re.compile(
+    rf"\b(?:(?:for|in|over|within|during|after) )?{_COUNT} (?P<unit>{_UNIT})s?\b", re.I
+)
+_ITEMS = re.compile(
+    rf"(?<!\d )(?<![\w.-]){_COUNT} (?=(?:[a-z][\w-]* ){{0,4}}?[\w-]+s\b)", re.IGNORECASE
+)
 _DIFFERENCE = re.compile(
     rf"\bdifference (?:in|of) {_COST} between (?P<a>.+?) and (?P<b>.+?)[?.]*$"
     rf"|\b{_COST} difference between (?P<c>.+?) and (?P<d>.+?)[?.]*$"
@@ -62,4 +64,3 @@ def find_amount(text: str) -> Calculation | None:
         is_money=is_money,
         is_implied=True,
     )
-

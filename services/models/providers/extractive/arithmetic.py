@@ -32,8 +32,11 @@ _LEAD = re.compile(
     re.IGNORECASE,
 )
 _ASKS_OTHERWISE = re.compile(
-    r"(?:who|whom|why|where|when|which|how (?:do|does|can|could|should|to)|can|may|must|should)\b", re.I
+    r"(?:who|whom|why|where|when|which|how (?:do|does|can|could|should|to)|can|may|must|should)\b",
+    re.I,
 )
+_OPTION = re.compile(r"(?<!\S)--?(?=[A-Za-z])")
+"""The sign of `-k`, which subtracts nothing."""
 _TAIL = re.compile(r",?\s+(?:according to|as stated in|in the doc|please\b|then\b).*$", re.I)
 
 
@@ -118,7 +121,7 @@ def _find_with_phrases(text: str) -> Calculation | None:
     """A calculation with figures to look up; only where all of `text` is one."""
     if _ASKS_OTHERWISE.match(text):
         return None
-    text = _LEAD.sub("", text.strip().rstrip("?!. "))
+    text = _LEAD.sub("", _OPTION.sub(" ", text).strip().rstrip("?!. "))
     tokens = _join_phrases(tokenise(text))
     parser = _Parser(tokens, 0, with_phrases=True)
     node = parser.sum()

@@ -16,7 +16,7 @@ _CANDIDATES_MAX = 3
 _RATE_FITTING_MIN = 0.35
 """A figure per the unit that is asked for needs less else to fit."""
 _NUMBER = re.compile(
-    r"(?<![\w.-])[$€£]?(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)(?=[\s.,;:!?)%°`\"'/€$£]|[a-zA-Z]{1,3}\b|$)"
+    r"(?<![\w.-])[$€£]?(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)(?!\.\d)(?=[\s.,;:!?)%°`\"'/€$£]|[a-zA-Z]{1,3}\b|$)"
 )
 _PRICE = re.compile(
     r"[$€£¥]\s?\d|\d(?:[\d.,]*\d)?\s?(?:[$€£¥](?!\d)|euros?|dollars?|pounds?|francs?|cents?|EUR|USD"
@@ -49,7 +49,9 @@ def candidates(passages: Sequence[Passage]) -> list[Candidate]:
 
 def find_figure(phrase: str, calculation: Calculation, ranking: Ranking) -> Figure | None:
     """The number that stands for `phrase`, from the sentence that fits it best; else None."""
-    asked = f"what is the price: {phrase}" if calculation.is_money else f"what is the number: {phrase}"
+    asked = (
+        f"what is the price: {phrase}" if calculation.is_money else f"what is the number: {phrase}"
+    )
     clause = Clause(asked)
     for one in ranking.best(clause)[:_CANDIDATES_MAX]:
         fitting = _RATE_FITTING_MIN if calculation.per else FITTING_MIN
@@ -66,7 +68,10 @@ def _bears(text: str, calculation: Calculation) -> bool:
     unit = calculation.per
     if unit:
         adverb = {"day": "daily", "hour": "hourly"}.get(unit, f"{unit}ly")
-        return re.search(rf"(?:\bper|\ban?|\beach|\bevery|/) ?{unit}\b|\b{adverb}\b", text, re.I) is not None
+        return (
+            re.search(rf"(?:\bper|\ban?|\beach|\bevery|/) ?{unit}\b|\b{adverb}\b", text, re.I)
+            is not None
+        )
     counted = calculation.counted
     return not counted or re.search(rf"(?<![\w.,]){counted}\b(?![.,]\d)", text) is None
 
@@ -79,6 +84,8 @@ def _nearest_number(ranked: Ranked, clause: Clause, *, is_money: bool) -> str | 
     alike = asked.union(*(synonyms(term) for term in asked))
     named = [match.end() for match in _WORD.finditer(text) if alike & set(terms(match.group()))]
     found = [(match.start(), match[1].replace(",", "")) for match in _NUMBER.finditer(text)]
+    own = _key_span(ranked)
+    found = [one for one in found if not own[0] <= one[0] < own[1]] or found
     if is_money:
         priced = {match.start() for match in _PRICE.finditer(text)}
         found = [one for one in found if one[0] in priced]
@@ -99,6 +106,13 @@ def _nearest_number(ranked: Ranked, clause: Clause, *, is_money: bool) -> str | 
         return -len(in_part), min((_distance(text, end, at) for end in named), default=0.0)
 
     return min(found, key=lambda one: fit(one[0]))[1]
+
+
+def _key_span(ranked: Ranked) -> tuple[int, int]:
+    """Where the sentence's key stands, whose numbers are part of a name."""
+    sentence = ranked.candidate.sentence
+    start = sentence.text.find(sentence.key)
+    return start, start + len(sentence.key)
 
 
 def _shared(ranked: Ranked) -> str:

@@ -17,6 +17,7 @@ class Expects(Enum):
     SIZE = auto()
     VERSION = auto()
     DURATION = auto()
+    AGE = auto()
     DATE = auto()
     DAY = auto()
     PERSON = auto()
@@ -31,19 +32,23 @@ class Hint:
     """How an answer of a kind shows. Where it `is_needed`, a text without it is none.
 
     `asking` are stems of words that ask for the kind rather than name a subject; `bonus`
-    is what an answer of the kind adds to a score.
+    is what an answer of the kind adds to a score. What is `weak` may be an answer too.
+    `is_in_headings`: it may stand in a heading, as the date of a release does.
     """
 
     shown: re.Pattern[str]
     is_needed: bool = False
     asking: frozenset[str] = frozenset()
     bonus: float = 0.2
+    weak: re.Pattern[str] | None = None
+    is_in_headings: bool = False
 
 
 _MONEY_WORDS = "cost costs price prices fee fees charge rent fare pay paid expensive salary earn"
 
 _QUESTIONS: tuple[tuple[str, Expects], ...] = (
-    (r"\bhow (?:long|often|old|soon|late|early|quickly|frequently)\b", Expects.DURATION),
+    (r"\bhow old\b|\bwhat age\b", Expects.AGE),
+    (r"\bhow (?:long|often|soon|late|early|quickly|frequently)\b", Expects.DURATION),
     (r"\bhow (?:much|many) (?:time|seconds|minutes|hours|days|weeks|months|years)\b"
      r"|\b(?:after|within|for|in) (?:how many|what|which) "
      r"(?:time|seconds|minutes|hours|days|weeks|months|years)\b", Expects.DURATION),
@@ -51,6 +56,8 @@ _QUESTIONS: tuple[tuple[str, Expects], ...] = (
     (r"\b(?:what|which) (?:\w+ ){0,3}(?:version|release)\b", Expects.VERSION),
     (r"\bby how (?:much|many)\b", Expects.NUMBER),
     (r"\bhow much (?:\w+ )?(?:memory|ram|storage|space|disk|bandwidth)\b", Expects.SIZE),
+    (r"\bhow much money\b|\bhow much (?:do|does|will|must|can|should) \w+ (?:get|pay|earn|owe|receive)\b"
+     r"|\b(?:what|which)\b.*\b(?:salary|wage)\b", Expects.MONEY),
     (rf"\bhow (?:much|expensive)\b.*\b(?:{'|'.join(word_list(_MONEY_WORDS))})\b"
      r"|\b(?:what|which)\b.*\b(?:price|costs?|fee|fare|rent)\b", Expects.MONEY),
     (r"\bhow (?:many|much|far|fast|high|hot|large|big|tall|wide|deep|heavy|warm|loud|close|thick)\b",
@@ -119,6 +126,7 @@ HINTS = {
         _pattern(r"\bv?\d+(?:\.\d+)+\b|\bv\d+\b|\b(?:version|release) \d+|(?<=\w )\d+(?:\.\d+)*\b"),
         is_needed=True,
         asking=_stems("version release number"),
+        is_in_headings=True,
     ),
     Expects.DURATION: Hint(
         _pattern(
@@ -128,22 +136,37 @@ HINTS = {
             r"|until|as long as|every|\w+ times)\b"
         ),
         is_needed=True,
-        asking=_stems("time duration period long often frequently length frequency interval age"),
+        asking=_stems(
+            "time duration period long often frequently length frequency interval"
+            " soon late early quickly ahead far"
+        ),
+    ),
+    Expects.AGE: Hint(
+        _pattern(
+            rf"\b(?:1\d{{3}}|20\d{{2}})\b|(?:\d|\b(?:{_NUMBER_WORDS})(?:-\w+)?)[\s-](?:years?|months?)"
+            rf"|\bage\b|\bat (?:the age of )?(?:\d|{_NUMBER_WORDS})|\b(?:under|over) \d"
+        ),
+        is_needed=True,
+        asking=_stems("old age year"),
     ),
     Expects.DATE: Hint(
         _pattern(
             rf"\b(?:\d{{4}}|\d{{1,2}}[:.]\d{{2}}|\d{{1,2}}\s?[ap]\.?m\b|{_MONTHS}"
             rf"|{_WEEKDAYS}|noon|midnight|morning|evening|dusk|dawn"
-            r"|christmas|easter|winter|summer|spring|autumn|before|after|until|till|within|once|when"
-            r"|daily|weekly|monthly|yearly|immediately|as soon as|\d+ (?:days?|weeks?|months?)"
-            r"|(?:start|end|beginning) of)\b"
+            r"|christmas|easter|winter|summer|spring|autumn"
+            r"|daily|weekly|monthly|yearly|immediately|\d+ (?:days?|weeks?|months?))\b|\d\s?%"
         ),
         is_needed=True,
+        weak=_pattern(
+            r"\b(?:before|after|until|till|within|once|when|as soon as|(?:start|end|beginning) of)\b"
+        ),
+        is_in_headings=True,
         asking=_stems("time date day year month"),
     ),
     Expects.DAY: Hint(
         _pattern(rf"\b(?:[12]\d{{3}}|\d{{1,2}}/\d{{1,2}}|{_MONTHS}|{_WEEKDAYS})\b|\b\d+th\b"),
         is_needed=True,
+        is_in_headings=True,
         asking=_stems("time date day year month"),
     ),
     Expects.PERSON: Hint(

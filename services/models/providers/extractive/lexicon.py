@@ -19,7 +19,7 @@ STOP_WORDS = word_set(
     down during each either else etc ever every explain few find for from further get gets
     getting give given gives go goes going good got had happen happened happens has hasn have
     haven having he hello her here hers hey hi him his how however i if in into is isn it its
-    itself just know let lets like ll look lot m made make makes manual many may maybe me mean
+    itself just know let lets like ll longer look lot m made make makes manual many may maybe me mean
     means might more morning most much must my need needs no nor not now of off ok okay on
     once one only or other our ours out own per please question quite rather re really s same
     say says shall she should shouldn show so some somebody someone something such sure t tell
@@ -208,12 +208,13 @@ SYNONYMS: tuple[str, ...] = (
     "password passphrase secret credential",
     "path file folder directory",
     "phone telephone call mobile",
-    "photo picture image",
+    "photo photography photograph picture image",
     "reimburse refund repay reimbursement claim",
     "repeat retry again",
     "rise raise increase grow growth climb",
     "replace substitute swap alternative instead",
-    "resign quit leave resignation",
+    "resign quit resignation",
+    "return back",
     "run execute start",
     "salary wage pay compensation income earning",
     "send submit deliver transmit",
@@ -239,6 +240,7 @@ SYNONYMS: tuple[str, ...] = (
     "weigh weight heavy kg gram",
     "wide width broad",
     "yearly annual year annually",
+    "old age aged",
 )
 """Groups of words that may stand for each other; matched after stemming."""
 

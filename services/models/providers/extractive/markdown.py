@@ -20,7 +20,8 @@ _TITLE_LINE = re.compile(r"[A-Z\d][^.!?:;,|]{1,60}[^\s.!?:;,|]")
 _TITLE_LEVEL, _TERM_LEVEL = 7, 8
 _TERM_LINES_MAX = 3
 _TOPIC_WORDS_MAX = 3
-_FENCE = re.compile(r"^\s*(?:```|~~~)")
+_FENCE = re.compile(r"^\s*(`{3,}|~{3,})\s*(.*)$")
+_CODE_INDENT = 4
 _IMAGE = re.compile(r"!\[([^\]]*)\]\([^)\s]*(?:\s[^)]*)?\)")
 _LINK = re.compile(r"\[([^\]]+)\]\([^)\s]*(?:\s[^)]*)?\)")
 _EMPHASIS = re.compile(r"(?<!\w)(\*\*\*|\*\*|\*|___|__|_)(?=\S)(.+?)(?<=\S)\1(?!\w)")
@@ -118,13 +119,17 @@ class _Reader:
         self._is_item = False
         self._columns: list[str] = []
         self._first_row: list[str] = []
-        self._in_code = False
+        self._fence = ""
+        self._fence_lead = ""
 
     def take(self, line: str) -> None:
-        if _FENCE.match(line):
+        if self._fence:
+            self._take_code(line)
+        elif fence := _FENCE.match(line):
             self.end_paragraph()
-            self._in_code = not self._in_code
-        elif self._in_code:
+            self._fence = fence[1]
+            self._fence_lead = self._lead or " ".join(fence[2].replace("{", "").split("}")).strip()
+        elif self._lead and not self._paragraph and len(line) - len(line.lstrip()) >= _CODE_INDENT:
             self._add(line.strip(), lead=self._lead, is_code=True)
         elif heading := _HEADING.match(line):
             self._take_heading(len(heading[1]), clean(heading[2]))
@@ -136,6 +141,13 @@ class _Reader:
             self._take_row(line)
         else:
             self._take_prose(line)
+
+    def _take_code(self, line: str) -> None:
+        bare = line.strip()
+        if set(bare) == {self._fence[0]} and len(bare) >= len(self._fence):
+            self._fence = ""
+        elif not _FENCE.match(line):
+            self._add(bare, lead=self._fence_lead, is_code=True)
 
     def _take_heading(self, level: int, title: str) -> None:
         self.end_paragraph()

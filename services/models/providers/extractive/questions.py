@@ -100,7 +100,11 @@ class Clause:
     def counted(self) -> frozenset[str]:
         """Stems of what `How many ...` counts: of the first word of a subject after it."""
         match = _COUNTED.search(self.text)
-        return frozenset(terms(content_words(match[1])[0])) if match and terms(match[1]) else frozenset()
+        return (
+            frozenset(terms(content_words(match[1])[0]))
+            if match and terms(match[1])
+            else frozenset()
+        )
 
     @property
     def head(self) -> frozenset[str]:
@@ -131,10 +135,13 @@ class Clause:
         return self._joined([*content_words(self.subject), *self.context], length_max)
 
     def wider_query(self, length_max: int) -> str:
-        """The words of `search_query` and others that may stand for them."""
+        """The words of `search_query`, others that may stand for them, and other forms."""
         own = [*content_words(self.subject), *self.context]
         others = [other for word in own for other in synonym_words(word)]
-        return self._joined([*own, *others[:_WIDER_WORDS_MAX]], length_max)
+        forms = [stem(word) + ending for word in own for ending in ("", "er", "ing", "ion")]
+        return self._joined(
+            [*own, *others[:_WIDER_WORDS_MAX], *forms[:_WIDER_WORDS_MAX]], length_max
+        )
 
     def _joined(self, found: list[str], length_max: int) -> str:
         query = ""

@@ -36,7 +36,9 @@ def quote(clause: Clause, ranking: Ranking) -> list[Quote]:
     best = fitting[0]
     items = _items(best, ranking)
     if items:
-        return [Quote(_listed(best, items), best.candidate)]
+        listed = _listed(best, items)
+        sections = _telling_sections(best, clause)
+        return [Quote(f"{sections}: {listed}" if sections else listed, best.candidate)]
     chosen = [best]
     for one in fitting[1:]:
         if len(chosen) == QUOTES_MAX or one.score < _NEXT_SHARE * best.score:

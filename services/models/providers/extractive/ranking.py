@@ -9,6 +9,7 @@ at all; the score adds how near the terms stand to each other and to the answer.
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,11 @@ _LIGHT = frozenset(stem(word) for word in LIGHT_WORDS)
 _FAR, _COUNTED_CHARACTERS, _OWN_TERMS_MIN = 0.6, 30, 2
 _WITHOUT_KIND, _WITHOUT_SUBJECT, _WITHOUT_NAME = 0.75, 0.6, 0.8
 _SENTENCES_FEW = 20
+_MEASURED = re.compile(
+    r"[\w.,]+\s?(?:%|[$€£]|(?:years?|months?|weeks?|days?|hours?|minutes?|seconds?|m?s|kg|g|[kcm]?m|l"
+    r"|litres?|euros?|pounds?|dollars?)\b)"
+)
+"""A number that measures rather than counts."""
 _NEAR_CHARACTERS, _FAR_CHARACTERS = 60, 150
 
 
@@ -231,7 +237,6 @@ def _add_before(item: _Indexed) -> None:
 def _rank(item: _Indexed, asked: _Asked) -> Ranked:
     hint, text = asked.hint, item.candidate.sentence.text
     answers = [match.start() for match in hint.shown.finditer(text)] if hint else []
-    is_shown = bool(answers) or bool(hint and hint.shown.search(_sections(item)))
     own = _own_positions(item, asked)
     nearness, focus = _nearness(answers, own)
     strengths = {term: _strength(term, item, focus) for term in asked.all}
@@ -240,7 +245,7 @@ def _rank(item: _Indexed, asked: _Asked) -> Ranked:
     extra = sum(asked.context[term] * strengths[term] for term in asked.context)
     if asked.leans:
         found += extra
-    share = _kind_share(item, asked, answers, own) if answers else float(is_shown)
+    share = _kind_share(item, asked, answers, own)
     if hint and hint.is_needed:
         found += _KIND_WEIGHT * share
     coverage = found / total
@@ -264,21 +269,26 @@ def _rank(item: _Indexed, asked: _Asked) -> Ranked:
     return Ranked(item.candidate, coverage, score, matched, said, focus)
 
 
-def _sections(item: _Indexed) -> str:
-    return " ".join(item.candidate.sentence.headings[1:])
-
-
 def _kind_share(
     item: _Indexed, asked: _Asked, answers: Sequence[int], own: Sequence[tuple[str, int]]
 ) -> float:
     """How surely the likely answers are of the kind: a number has to count what is asked."""
-    if not answers or not asked.counted:
-        return 1.0 if answers else 0.0
+    sentence, hint = item.candidate.sentence, asked.hint
+    if hint is None:
+        return 0.0
+    if not answers:
+        sections = " ".join((*sentence.headings[1:], sentence.lead))
+        if hint.is_in_headings and hint.shown.search(sections):
+            return 1.0
+        return 0.5 if hint.weak and hint.weak.search(sentence.text) else 0.0
+    if not asked.counted:
+        return 1.0
+    counts = [at for at in answers if not _MEASURED.match(sentence.text, at)]
     places = [position for term, position in own if term in asked.counted]
-    if any(abs(answer - place) <= _COUNTED_CHARACTERS for answer in answers for place in places):
+    if any(abs(count - place) <= _COUNTED_CHARACTERS for count in counts for place in places):
         return 1.0
     known = max(item.around.get(term, 0.0) for term in asked.counted)
-    return 0.6 if known >= _BEFORE else 0.3 if places else 0.0
+    return 0.6 if counts and known >= _OUTER_HEADING else 0.3 if places else 0.0
 
 
 def _strength(term: str, item: _Indexed, focus: int) -> float:
