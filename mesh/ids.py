@@ -22,12 +22,14 @@ _last = 0
 def new_id() -> str:
     """A fresh id of 26 characters, greater than all that this process made before."""
     global _last
-    value = (time.time_ns() // 1_000_000) << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS)
+    milliseconds = time.time_ns() // 1_000_000
     with _lock:
-        # A clock that stands still or steps back must not break the order.
-        if value <= _last:
-            value = _last + 1
-        _last = value
+        if milliseconds > _last >> _RANDOM_BITS:
+            _last = milliseconds << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS)
+        else:
+            # The same millisecond, or a clock that stepped back, must not break the order.
+            _last += 1
+        value = _last
     return _encode(value)
 
 

@@ -217,7 +217,9 @@ class Turns:
             now_ns=self._clock.now_ns(),
             expected_revision=request.expected_revision,
         )
-        turn = domain.find_request(state, request_id, command.request_hash)
+        turn = None
+        if request.request_id:
+            turn = domain.find_request(state, request_id, command.request_hash)
         if turn is not None:
             # The acceptance may just be on its way, and not arrive.
             turn = domain.find_request(await session.load(), request_id, command.request_hash)
