@@ -25,7 +25,7 @@ run: .venv/runtime ## Show Weft at work, from an empty folder to a killed and re
 up: .venv/runtime ## Start Weft on its own embedded servers, with its data in .weft/
 	@$(BIN)/weft up
 
-test: .venv/development ## Run the whole test suite; ONLY= takes what pytest -k takes
+test: .venv/development $(GOOGLE_API) ## Run the whole test suite; ONLY= takes what pytest -k takes
 	@$(BIN)/pytest $${ONLY:+-k "$$ONLY"}
 
 # Runs the command $(2): one line if it succeeds, else all that it said.

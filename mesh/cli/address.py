@@ -5,6 +5,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from mesh.cli.failures import CommandFailed, ExitCode
+
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_DATA_DIR = ".weft"
 _LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
@@ -60,12 +62,24 @@ def read_running_server(data_dir: Path) -> RunningServer | None:
         return None
 
 
-def find_address(given: str | None, data_dir: Path) -> Address:
-    """The address that was given, else that of the data folder's server, else the default."""
-    running = read_running_server(data_dir)
+def find_address(given: str | None, data_dir: Path | None) -> Address:
+    """The address that was given, else that of the data folder's server.
+
+    Where no folder is named either, that of the usual folder's server, else the default.
+    CommandFailed where a folder is named and no server runs on it: another server's
+    answer would be about something else.
+    """
+    folder = data_dir or Path(DEFAULT_DATA_DIR)
+    running = read_running_server(folder)
     if given:
         same = running is not None and running.grpc == given
         return Address(given, "as given", running if same else None)
     if running is not None:
-        return Address(running.grpc, f"from {address_file(data_dir)}", running)
+        return Address(running.grpc, f"from {address_file(folder)}", running)
+    if data_dir is not None:
+        raise CommandFailed(
+            f"no server runs on the data folder {data_dir}",
+            exit_code=ExitCode.UNAVAILABLE,
+            notes=[f"Start it with `weft up --data-dir {data_dir}`, or use --address."],
+        )
     return Address(DEFAULT_ADDRESS, "the default")

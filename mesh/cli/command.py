@@ -11,7 +11,7 @@ from typing import Annotated, Any, Concatenate, ParamSpec
 
 import typer
 
-from mesh.cli.address import DEFAULT_DATA_DIR, find_address
+from mesh.cli.address import find_address
 from mesh.cli.connection import Client
 from mesh.cli.names import tenant_name
 from mesh.cli.output import Output
@@ -43,9 +43,8 @@ class SharedOptions:
 
     def client(self) -> Client:
         """The connection that they describe."""
-        data_dir = self.data_dir or Path(DEFAULT_DATA_DIR)
         return Client(
-            address=find_address(self.address, data_dir),
+            address=find_address(self.address, self.data_dir),
             parent=tenant_name(self.tenant or "default"),
             output=self.output or Output.TABLE,
             timeout_seconds=self.timeout,

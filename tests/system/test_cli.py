@@ -397,9 +397,9 @@ class TestTools:
         ("arguments", "code"),
         [
             (("call", "nothing"), 3),
-            (("call", "calculator", "-d", "{"), 1),
-            (("call", "calculator", "-d", "[]"), 1),
-            (("call", "calculator", "-d", '{"nonsense": 1}'), 1),
+            (("call", "calculator", "-d", "{"), 2),
+            (("call", "calculator", "-d", "[]"), 2),
+            (("call", "calculator", "-d", '{"nonsense": 1}'), 2),
             (("call", "calculator", "-d", '{"expression": "1/0"}'), 1),
             (("add-grpc", "127.0.0.1:1", "a.v1.B/C", "--effect", "read"), 5),
             (("add-grpc", "127.0.0.1:1", "no-method", "--effect", "read"), 2),
@@ -473,7 +473,7 @@ class TestCalls:
         session = f"{TENANT}/agents/captain/sessions/talk"
         request = {"session": session, "input": QUESTION, "request_id": "first"}
         lines = typed.rpc("TurnService/RunTurn", request).items
-        assert "completed" in lines[-1]["event"]
+        assert "completed" in lines[-1]["events"][-1]
 
     @pytest.mark.parametrize(
         ("method", "request_", "code", "said"),

@@ -79,9 +79,12 @@ def documents(text: str) -> list[dict[str, object]]:
 
 def kinds_of(answers: list[dict[str, object]]) -> list[str]:
     """The kinds of the turn events in the answers of RunTurn."""
-    events = [answer["event"] for answer in answers]
-    assert all(isinstance(event, dict) for event in events)
-    return [next(k for k in event if k not in ("offset", "time")) for event in events]  # type: ignore[attr-defined]
+    events: list[dict[str, object]] = [
+        event
+        for answer in answers
+        for event in answer["events"]  # type: ignore[attr-defined]
+    ]
+    return [next(kind for kind in event if kind not in ("offset", "time")) for event in events]
 
 
 @pytest.fixture(scope="session")

@@ -29,9 +29,10 @@ _DIFFERENCE = re.compile(
     rf"|\bhow much more (?:expensive is|(?:does|do)) (?P<g>.+?) (?:cost )?than (?P<h>.+?)[?.]*$",
     re.IGNORECASE,
 )
+_IN_ALL = r"(?:together|in total|altogether|combined)[?.]*$"
 _TOGETHER = re.compile(
-    rf"\b{_COST}\b.*\bof (?P<a>.+?) and (?P<b>.+?) (?:together|in total|altogether|combined)[?.]*$"
-    rf"|\bdo(?:es)? (?P<c>.+?) and (?P<d>.+?) {_COST} (?:together|in total|altogether|combined)[?.]*$",
+    rf"\b{_COST}\b.*\bof (?P<a>.+?) and (?P<b>.+?) {_IN_ALL}"
+    rf"|\bdo(?:es)? (?P<c>.+?) and (?P<d>.+?) {_COST} {_IN_ALL}",
     re.IGNORECASE,
 )
 

@@ -52,22 +52,25 @@ _QUESTIONS: tuple[tuple[str, Expects], ...] = (
     (r"\bhow (?:much|many) (?:time|seconds|minutes|hours|days|weeks|months|years)\b"
      r"|\b(?:after|within|for|in) (?:how many|what|which) "
      r"(?:time|seconds|minutes|hours|days|weeks|months|years)\b", Expects.DURATION),
-    (r"\bhow (?:far|long|much|many \w+) (?:ahead|in advance|beforehand|before)\b", Expects.DURATION),
+    (r"\bhow (?:far|long|much|many \w+) (?:ahead|in advance|beforehand|before)\b",
+     Expects.DURATION),
     (r"\b(?:what|which) (?:\w+ ){0,3}(?:version|release)\b", Expects.VERSION),
     (r"\bby how (?:much|many)\b", Expects.NUMBER),
     (r"\bhow much (?:\w+ )?(?:memory|ram|storage|space|disk|bandwidth)\b", Expects.SIZE),
-    (r"\bhow much money\b|\bhow much (?:do|does|will|must|can|should) \w+ (?:get|pay|earn|owe|receive)\b"
+    (r"\bhow much money\b"
+     r"|\bhow much (?:do|does|will|must|can|should) \w+ (?:get|pay|earn|owe|receive)\b"
      r"|\b(?:what|which)\b.*\b(?:salary|wage)\b", Expects.MONEY),
     (rf"\bhow (?:much|expensive)\b.*\b(?:{'|'.join(word_list(_MONEY_WORDS))})\b"
      r"|\b(?:what|which)\b.*\b(?:price|costs?|fee|fare|rent)\b", Expects.MONEY),
-    (r"\bhow (?:many|much|far|fast|high|hot|large|big|tall|wide|deep|heavy|warm|loud|close|thick)\b",
+    (r"\bhow (?:many|much|far|fast|high|hot|large|big|tall|wide|deep|heavy|warm|loud|close)\b",
      Expects.NUMBER),
     (r"\b(?:what|which)(?:'s| is| are| was)? (?:[\w-]+ ){0,3}"
      r"(?:port|number|percentage|percent|rate|limit|maximum|minimum|temperature|size|amount|score"
      r"|ratio|speed|height|length|width|depth|distance|capacity|weight)\b", Expects.NUMBER),
     (r"^(?:\w+,? ){0,2}(?<!happens )(?<!happen )when (?:was|were|did)\b"
      r"|\b(?:what|which) (?:date|day|year|month)\b", Expects.DAY),
-    (r"^(?:\w+,? ){0,2}(?<!happens )(?<!happen )when\b(?! i\b| we\b)|\b(?:what|which) time\b", Expects.DATE),
+    (r"^(?:\w+,? ){0,2}(?<!happens )(?<!happen )when\b(?! i\b| we\b)"
+     r"|\b(?:what|which) time\b", Expects.DATE),
     (r"\b(?:who|whom|whose)\b", Expects.PERSON),
     (r"\b(?:where|(?:what|which) (?:file|folder|path|directory|room|place|city|country|town))\b",
      Expects.PLACE),
@@ -92,6 +95,27 @@ _WEEKDAYS = "(?:mon|tues|wednes|thurs|fri|satur|sun)days?"
 _TIMES = (
     r"(?:milli|micro|nano)?seconds?|minutes?|hours?|(?:business |working |calendar )?days?|weeks?"
     r"|months?|quarters?|years?|nights?"
+)
+_STARTERS = "|".join(
+    word_list(
+        """A An All At By Each Every For From He How If In It No On She The There These They This
+        To We What When Where With You Your Our"""
+    )
+)
+_ROLES = "|".join(
+    word_list(
+        """team manager director officer department staff lead owner head engineer administrator
+        admin council board user committee member chair customer client employee everyone anyone
+        nobody party parties provider supplier landlord tenant contractor visitor guest parent
+        student teacher doctor nurse desk office court company"""
+    )
+)
+_STEPS = "|".join(
+    word_list(
+        """add ask call change check choose clean click configure copy create delete disable edit
+        enable enter execute fill go hold install let open pass place press put remove replace
+        restart run select send set start stop switch turn type unplug update use wait write"""
+    )
 )
 
 
@@ -158,7 +182,8 @@ HINTS = {
         ),
         is_needed=True,
         weak=_pattern(
-            r"\b(?:before|after|until|till|within|once|when|as soon as|(?:start|end|beginning) of)\b"
+            r"\b(?:before|after|until|till|within|once|when|as soon as"
+            r"|(?:start|end|beginning) of)\b"
         ),
         is_in_headings=True,
         asking=_stems("time date day year month"),
@@ -171,12 +196,9 @@ HINTS = {
     ),
     Expects.PERSON: Hint(
         _pattern(
-            r"^(?!(?:A|An|All|At|By|Each|Every|For|From|He|How|If|In|It|No|On|She|The|There|These|They"
-            r"|This|To|We|What|When|Where|With|You|Your|Our)\b)[A-Z][a-z]+ (?:and\b|[a-z]+(?:s|ed)\b)|"
-            r"(?<=[\w,;:] )[A-Z][a-z]+(?: [A-Z][a-z]+)*|^[A-Z][a-z]+ [A-Z][a-z]+|\b(?i:team|manager"
-            r"|director|officer|department|staff|lead|owner|head|engineer|administrator|admin|council"
-            r"|board|user|committee|member|chair|customer|client|employee|everyone|anyone|nobody|party|parties|provider|supplier|landlord|tenant|contractor"
-            r"|visitor|guest|parent|student|teacher|doctor|nurse|desk|office|court|company)s?\b",
+            rf"^(?!(?:{_STARTERS})\b)[A-Z][a-z]+ (?:and\b|[a-z]+(?:s|ed)\b)"
+            r"|(?<=[\w,;:] )[A-Z][a-z]+(?: [A-Z][a-z]+)*|^[A-Z][a-z]+ [A-Z][a-z]+"
+            rf"|\b(?i:{_ROLES})s?\b",
             cased=True,
         ),
         is_needed=True,
@@ -199,19 +221,16 @@ HINTS = {
     Expects.DEFINITION: Hint(
         _pattern(
             r"^(?:an? |the )?\S(?:[\w\s`'-]{0,50}?)[ ](?:is|are|means?|refers to|stands for"
-            r"|represents?|describes?|defines?)\b|^[\S ]{2,40}(?:: | [→–—-] )"
+            r"|represents?|describes?|defines?)\b|^[\S ]{2,40}(?:: | [→\u2013\u2014-] )"
         ),
         asking=_stems("mean definition define stand meaning"),
     ),
     Expects.METHOD: Hint(
         _pattern(
-            r"^(?:[^:]{1,40}: )?(?:add|ask|call|change|check|choose|clean|click|configure|copy"
-            r"|create|delete|disable|edit|enable|enter|execute|fill|go|hold|install|let|open|pass|place"
-            r"|press|put|remove|replace|restart|run|select|send|set|start|stop|switch|turn|type"
-            r"|unplug|update|use|wait|write)\b|(?:^|\s)--?\w|\bby \w+ing\b|\byou can\b|\bcan be\b"
-            r"|\b(?:use|using|run|set|with)\b"
+            rf"^To \w+|^(?:[^:]{{1,40}}: )?(?:{_STEPS})\b|(?:^|\s)--?\w|\bby \w+ing\b"
+            r"|\byou can\b|\bcan be\b|\b(?:use|using|run|set|with)\b"
         ),
-        bonus=0.1,
+        bonus=0.15,
     ),
 }
 """Per kind of answer, how it shows; a question for anything has none."""
@@ -223,3 +242,27 @@ def expected(question: str) -> Expects:
     return next(
         (kind for pattern, kind in _QUESTIONS if re.search(pattern, lowered)), Expects.ANYTHING
     )
+
+
+_UNITS_OF = {
+    "current": r"m?A",
+    "deep depth far distance height high length tall wide width": (
+        r"[kcm]?m|ft|miles?|met(?:re|er)s?"
+    ),
+    "energy": r"k?Wh|[kM]?J|kcal",
+    "fast speed": r"km/h|mph|m/s|[kMG]?(?:B|bit)/s",
+    "frequency": r"[kMG]?Hz",
+    "loud noise volume": r"dB(?:\(A\))?",
+    "power": r"[mkM]?W",
+    "pressure": r"m?bar|[kh]?Pa|psi",
+    "resolution": r"dpi|px|pixels",
+    "hot temperature warm": r"(?:°\s?[CF]?|degrees)",
+    "voltage": r"[mk]?V",
+    "heavy weigh weight": r"(?:[km]?g|t|lb|pounds|grams?|kilos?|tonnes?)",
+}
+MEASURES = {
+    stem(word): re.compile(rf"\d\s?(?:{unit})(?![\w/])")
+    for words, unit in _UNITS_OF.items()
+    for word in word_list(words)
+}
+"""How a figure of what a word names shows, by the word's stem: `230 V` is a voltage."""

@@ -19,7 +19,8 @@ STOP_WORDS = word_set(
     down during each either else etc ever every explain few find for from further get gets
     getting give given gives go goes going good got had happen happened happens has hasn have
     haven having he hello her here hers hey hi him his how however i if in into is isn it its
-    itself just know let lets like ll longer look lot m made make makes manual many may maybe me mean
+    itself just know let lets like ll longer look lot m made make makes manual many may maybe me
+    mean
     means might more morning most much must my need needs no nor not now of off ok okay on
     once one only or other our ours out own per please question quite rather re really s same
     say says shall she should shouldn show so some somebody someone something such sure t tell
@@ -44,10 +45,11 @@ UNITS = word_set(
 LIGHT_WORDS = word_set(
     """
     able allowed available back become big bring call called case cause come contain current
-    currently do exist exactly find first following force full general have help high hold
-    important include keep kind known last latest list long low main mean name necessary need
-    new next number offer old order part place possible provide put receive require rule
-    see set small sort special stand start take thing total try type value way whole work
+    currently data do exist exactly find first following force full general have help high hold
+    important information include keep kind known last latest list long low main mean name
+    necessary need new next number offer old order part place possible provide put receive
+    require rule see set small sort special stand start take thing total try type value way
+    whole work
     """
 )
 """Words of everyday use that tell less of a subject than others do."""
@@ -136,6 +138,20 @@ IRREGULAR = {
 }
 """Irregular forms and the word that they are forms of."""
 
+PHRASAL_VERBS = {
+    "get rid of": "remove",
+    "go down": "fall",
+    "go up": "rise",
+    "set up": "install",
+    "switch off": "disable",
+    "switch on": "enable",
+    "take part": "participate",
+    "throw away": "discard",
+    "turn off": "disable",
+    "turn on": "enable",
+}
+"""Verbs of several words, and the one that says the same."""
+
 NOT_SUPERLATIVES = word_set(
     "arrest contest digest forest guest harvest honest interest invest manifest modest protest"
     " request suggest"
@@ -208,6 +224,7 @@ SYNONYMS: tuple[str, ...] = (
     "password passphrase secret credential",
     "path file folder directory",
     "phone telephone call mobile",
+    "own owner belong",
     "photo photography photograph picture image",
     "reimburse refund repay reimbursement claim",
     "repeat retry again",

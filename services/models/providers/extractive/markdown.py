@@ -13,7 +13,7 @@ _BULLET = re.compile(r"^\s*(?:[-*+•]|\d{1,3}[.)])\s+(?:\[[ xX]\]\s+)?")
 _TABLE_RULE = re.compile(r"^\s*\|?[\s:|-]*-{2,}[\s:|-]*\|?\s*$")
 _BOX_RULE = re.compile(r"^\s*[─-▟+=|-]*[─-▟]{3}[─-▟+=|-]*\s*$")
 _CELL_END = re.compile(r"(?<!\\)\|")
-_KEY = re.compile(r"^((?:[^\s:.;]+ ){0,5}[^\s:.;]*[^\s:;])(?::| -| –| —| →)(?=\s)")
+_KEY = re.compile(r"^((?:[^\s:.;]+ ){0,5}[^\s:.;]*[^\s:;])(?::| -| \u2013| \u2014| →)(?=\s)")
 _BREAK = re.compile(r"^\s*(?:-{3,}|\*{3,}|_{3,}|={3,})\s*$")
 _KEY_LINE = re.compile(r"^\s*[A-Za-z`*_\d][^:.]{0,40}:\s+\S")
 _TITLE_LINE = re.compile(r"[A-Z\d][^.!?:;,|]{1,60}[^\s.!?:;,|]")
@@ -21,6 +21,7 @@ _TITLE_LEVEL, _TERM_LEVEL = 7, 8
 _TERM_LINES_MAX = 3
 _TOPIC_WORDS_MAX = 3
 _FENCE = re.compile(r"^\s*(`{3,}|~{3,})\s*(.*)$")
+_BRACES = re.compile(r"[{}]")
 _CODE_INDENT = 4
 _IMAGE = re.compile(r"!\[([^\]]*)\]\([^)\s]*(?:\s[^)]*)?\)")
 _LINK = re.compile(r"\[([^\]]+)\]\([^)\s]*(?:\s[^)]*)?\)")
@@ -42,9 +43,9 @@ class Sentence:
 
     `headings` are those above it, outermost first. `lead` introduces the list, table or
     code that it is part of, asks the question that it answers, or names the subject of its
-    paragraph; `before` is the sentence before it there. `key` is what it tells about, where its form says so: the
-    first cell of a row, the words before a colon. Empty where there is none. `is_code`
-    marks lines of code.
+    paragraph; `before` is the sentence before it there. `key` is what it tells about,
+    where its form says so: the first cell of a row, the words before a colon. Empty where
+    there is none. `is_code` marks lines of code.
     """
 
     text: str
@@ -128,7 +129,7 @@ class _Reader:
         elif fence := _FENCE.match(line):
             self.end_paragraph()
             self._fence = fence[1]
-            self._fence_lead = self._lead or " ".join(fence[2].replace("{", "").split("}")).strip()
+            self._fence_lead = self._lead or " ".join(_BRACES.sub(" ", fence[2]).split())
         elif self._lead and not self._paragraph and len(line) - len(line.lstrip()) >= _CODE_INDENT:
             self._add(line.strip(), lead=self._lead, is_code=True)
         elif heading := _HEADING.match(line):

@@ -32,6 +32,12 @@ a search could be asked instead."""
 _SHARE_MIN_WITHOUT_SEARCH = 0.4
 _SHARE_MIN_WITHOUT_ARGUMENTS = 0.75
 _SEARCHES_MAX = 3
+_CALCULATES_ON = re.compile(
+    r"\d|\b(?:it|this|that|those|them|(?:the|that) (?:result|number|figure)|twice|double|half of)\b"
+    r"|\b(?:plus|minus|times|divided|multiplied|sum|total|add|subtract|multiply|divide)\b",
+    re.IGNORECASE,
+)
+"""What a clause that leans on the one before has to say to be a calculation."""
 _POINTER = re.compile(r"\b(?:it|this|that|(?:the|that) (?:result|number|figure))\b", re.IGNORECASE)
 
 
@@ -74,6 +80,8 @@ def plan(transcript: Transcript, tools: Sequence[Tool]) -> tuple[Need, ...]:
 
 def _calculation(clause: Clause, before: Calculation | None) -> Calculation | None:
     """The clause's calculation; `it` stands for the one before, or for what was asked."""
+    if clause.context and not _CALCULATES_ON.search(clause.text):
+        return None
     found = find_calculation(clause.text) or find_amount(clause.text)
     if found is not None or not clause.context:
         return found

@@ -9,6 +9,7 @@ from services.models.providers.extractive.lexicon import (
     IMPERATIVES,
     INTERROGATIVES,
     IRREGULAR,
+    PHRASAL_VERBS,
     PRONOUNS,
     word_list,
 )
@@ -51,6 +52,8 @@ _HEAD = re.compile(
     r"\b(?:is|are|was|were) (?:the|an?) ((?:[\w-]+ ){1,3}?)(?:of|for|on|in|at|to|from|with|like)\b",
     re.IGNORECASE,
 )
+_PHRASAL = re.compile(rf"\b(?:{'|'.join(PHRASAL_VERBS)})\b", re.IGNORECASE)
+_WANTED = re.compile(r"\b(?:which|what) ([\w-]+)", re.IGNORECASE)
 _GOES_ON = re.compile(
     r"^(?:and|but|or|so|what about|how about)\b|\b(?:then|there|too|as well|instead)\s*\??$",
     re.IGNORECASE,
@@ -76,7 +79,8 @@ class Clause:
     @property
     def subject(self) -> str:
         """The text without the verb of a request: `List the steps` is about `the steps`."""
-        return _REQUEST.sub("", self.text) or self.text
+        text = _PHRASAL.sub(lambda found: PHRASAL_VERBS[found[0].lower()], self.text)
+        return _REQUEST.sub("", text) or text
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -113,6 +117,12 @@ class Clause:
         return frozenset(terms(match[1])) if match else frozenset()
 
     @property
+    def wanted(self) -> frozenset[str]:
+        """The stem of the word after `which` or `what`: a form in `Which form is needed?`."""
+        match = _WANTED.search(self.text)
+        return frozenset(terms(match[1])) if match else frozenset()
+
+    @property
     def part_terms(self) -> frozenset[str]:
         """Stems of the parts of words such as `logs-max`, which are terms as a whole too."""
         return frozenset(term for word in words(self.subject) for term in terms(word)[1:])
@@ -135,13 +145,10 @@ class Clause:
         return self._joined([*content_words(self.subject), *self.context], length_max)
 
     def wider_query(self, length_max: int) -> str:
-        """The words of `search_query`, others that may stand for them, and other forms."""
+        """The words of `search_query`, and others that may stand for them."""
         own = [*content_words(self.subject), *self.context]
         others = [other for word in own for other in synonym_words(word)]
-        forms = [stem(word) + ending for word in own for ending in ("", "er", "ing", "ion")]
-        return self._joined(
-            [*own, *others[:_WIDER_WORDS_MAX], *forms[:_WIDER_WORDS_MAX]], length_max
-        )
+        return self._joined([*own, *others[:_WIDER_WORDS_MAX]], length_max)
 
     def _joined(self, found: list[str], length_max: int) -> str:
         query = ""

@@ -92,14 +92,15 @@ def _items(best: Ranked, ranking: Ranking) -> list[Candidate]:
         ]
     else:
         items = []
-    return items[:LIST_ITEMS_MAX] if len(items) > 1 else []
+    least = 1 if own.sentence.text.endswith(":") else 2
+    return items[:LIST_ITEMS_MAX] if len(items) >= least else []
 
 
 def _listed(best: Ranked, items: Sequence[Candidate]) -> str:
     text = best.candidate.sentence.text
     introduced = text.endswith(":")
     lead = text if introduced else best.candidate.sentence.lead
-    listed = f"{lead} " if lead.endswith(":") else ""
+    listed = lead if lead.endswith(":") else ""
     for number, item in enumerate(items):
         if len(listed) + len(item.sentence.text) > LIST_CHARACTERS_MAX:
             return f"{listed} …"

@@ -13,21 +13,22 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 
-from services.models.providers.extractive.hints import HINTS, Hint
-from services.models.providers.extractive.lexicon import LIGHT_WORDS, PRONOUNS, UNITS
+from services.models.providers.extractive.hints import MEASURES
+from services.models.providers.extractive.lexicon import PRONOUNS
 from services.models.providers.extractive.markdown import Sentence
 from services.models.providers.extractive.questions import Clause
 from services.models.providers.extractive.text import (
     akin,
     parts,
-    stem,
     synonyms,
     term_positions,
     terms,
     words,
 )
+from services.models.providers.extractive.weighing import Asked, Vocabulary, weigh
 
 FITTING_MIN = 0.56
 """Least coverage, from 0 to 1, at which a sentence counts as an answer."""
@@ -37,19 +38,16 @@ _HEADING, _OUTER_HEADING, _TITLE = 0.8, 0.6, 0.5
 _LEAD, _ASKED, _BEFORE, _MEANT, _NEAR = 0.6, 0.95, 0.4, 0.75, 0.25
 """How surely a sentence speaks of a term that is not in itself, by where it is instead."""
 
-_CONTEXT_WEIGHT, _ASKING_WEIGHT, _LIGHT_WEIGHT, _KIND_WEIGHT = 0.6, 0.2, 0.4, 0.5
-_PART_WEIGHT = 0.5
-_UNKNOWN, _UNKNOWN_HEAD, _UNKNOWN_NAME = 0.75, 1.1, 1.5
-_UNITS = frozenset(stem(word) for word in UNITS)
-_LIGHT = frozenset(stem(word) for word in LIGHT_WORDS)
-_FAR, _COUNTED_CHARACTERS, _OWN_TERMS_MIN = 0.6, 30, 2
 _WITHOUT_KIND, _WITHOUT_SUBJECT, _WITHOUT_NAME = 0.75, 0.6, 0.8
-_SENTENCES_FEW = 20
+"""What remains of the coverage where the kind of answer, all of the subject, a name is missing."""
+
+_CONTEXT_BONUS, _NO_ANSWER, _RANK_COST = 0.3, 0.15, 0.01
+_FAR, _COUNTED_CHARACTERS = 0.6, 30
 _MEASURED = re.compile(
-    r"[\w.,]+\s?(?:%|[$€£]|(?:years?|months?|weeks?|days?|hours?|minutes?|seconds?|m?s|kg|g|[kcm]?m|l"
-    r"|litres?|euros?|pounds?|dollars?)\b)"
+    r"[\w.,]+\s?(?:%|[$€£]|(?:[kmgtp]i?b|years?|months?|weeks?|days?|hours?|minutes?|seconds?"
+    r"|m?s|kg|g|[kcm]?m|l|litres?|euros?|pounds?|dollars?)\b)",
+    re.IGNORECASE,
 )
-"""A number that measures rather than counts."""
 _NEAR_CHARACTERS, _FAR_CHARACTERS = 60, 150
 
 
@@ -80,40 +78,6 @@ class Ranked:
     focus: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """A clause as it is ranked by: the weights of its terms and of its context's.
-
-    `unknown` are names that occur nowhere, `names` the others; `subject` the terms that
-    name its subject; `counted` what is to be counted. `misses_head`: what it asks for of
-    something occurs nowhere.
-    """
-
-    hint: Hint | None
-    weights: Mapping[str, float]
-    context: Mapping[str, float]
-    unknown: frozenset[str]
-    subject: frozenset[str]
-    names: frozenset[str]
-    counted: frozenset[str]
-    misses_head: bool
-
-    @property
-    def all(self) -> dict[str, float]:
-        return {**self.context, **self.weights}
-
-    @property
-    def leans(self) -> bool:
-        """Whether the clause says too little without its context."""
-        return len(self.weights) < _OWN_TERMS_MIN
-
-    @property
-    def total(self) -> float:
-        kind = _KIND_WEIGHT if self.hint and self.hint.is_needed else 0.0
-        own = sum(self.weights.values()) + kind
-        return own + sum(self.context.values()) if self.leans else own
-
-
 @dataclass(slots=True)
 class _Indexed:
     """A candidate with its stems. `around` gives those that aren't its own a strength."""
@@ -135,78 +99,31 @@ class Ranking:
     def __init__(self, candidates: Sequence[Candidate]) -> None:
         self.candidates = candidates
         self._items = [_index(candidate) for candidate in candidates]
-        self._frequency = Counter(term for item in self._items for term in item.stems)
-        self._headings = Counter(term for item in self._items for term in item.around)
+        own = Counter(term for item in self._items for term in item.stems)
+        headings = Counter(term for item in self._items for term in item.around)
         nearby: dict[int, set[str]] = {}
         for item in self._items:
             nearby.setdefault(item.candidate.rank, set()).update(item.stems)
         for item in self._items:
             _add_before(item)
             item.add(nearby[item.candidate.rank], _NEAR)
-        self._lowered = frozenset(
+        written = frozenset(
             part.lower()
             for candidate in candidates
             for word in words(_whole(candidate))
             for part in (word, *parts(word))
         )
+        self._vocabulary = Vocabulary(own | headings, len(candidates), written)
 
     def best(self, clause: Clause) -> list[Ranked]:
         """All sentences that share a term with `clause`, best first; ties keep their order."""
-        asked = self._asked(clause)
+        asked = weigh(clause, self._vocabulary)
         if not asked.weights:
             return []
         ranked = [_rank(item, asked) for item in self._items]
         return sorted(
             (one for one in ranked if one.matched), key=lambda one: one.score, reverse=True
         )
-
-    def _asked(self, clause: Clause) -> _Asked:
-        hint = HINTS.get(clause.expects)
-        asking = hint.asking if hint else frozenset()
-        weights: dict[str, float] = {}
-        subject: set[str] = set()
-        for term in clause.terms:
-            factor = _LIGHT_WEIGHT if term in _LIGHT or term in clause.last_participle else 1.0
-            if term in asking or (hint and term in _UNITS):
-                factor = _ASKING_WEIGHT
-            elif term in clause.part_terms:
-                factor *= _PART_WEIGHT
-            weights[term] = self._rarity(term) * factor
-            if factor == 1.0:
-                subject.add(term)
-            if factor == 1.0 and term in clause.head and not self._is_known(term):
-                weights[term] = _UNKNOWN_HEAD
-        unknown = {term for term, word in clause.names.items() if not self._knows(word)}
-        weights |= dict.fromkeys(unknown & weights.keys(), _UNKNOWN_NAME)
-        names = clause.names.keys() & weights.keys() - unknown
-        heads = [term for term in weights if weights[term] == _UNKNOWN_HEAD]
-        context = {term: _CONTEXT_WEIGHT * self._rarity(term) for term in clause.context_terms}
-        return _Asked(
-            hint,
-            weights,
-            context,
-            frozenset(unknown),
-            frozenset(subject),
-            frozenset(names),
-            clause.counted - _UNITS - asking,
-            bool(heads),
-        )
-
-    def _knows(self, name: str) -> bool:
-        """Whether a name occurs as it is written, an acronym also in the singular."""
-        acronym = name[:-1] if name.endswith("s") and name[:-1].isupper() else name
-        return name.lower() in self._lowered or acronym.lower() in self._lowered
-
-    def _is_known(self, term: str) -> bool:
-        return any(self._frequency[one] or self._headings[one] for one in (term, *synonyms(term)))
-
-    def _rarity(self, term: str) -> float:
-        """Between 0.4 for a term of every sentence and 1 for a term of one."""
-        count = max(len(self._items), _SENTENCES_FEW)
-        frequency = min(max(self._frequency[term], self._headings[term]), count)
-        if not frequency:
-            return _UNKNOWN
-        return 0.4 + 0.6 * math.log(count / frequency) / math.log(count)
 
 
 def _whole(candidate: Candidate) -> str:
@@ -221,8 +138,9 @@ def _index(candidate: Candidate) -> _Indexed:
         candidate, own, frozenset(term for term, _ in own), frozenset(terms(sentence.key))
     )
     item.add(terms(f"{candidate.title} {candidate.uri}"), _TITLE)
-    item.add(terms(" ".join(sentence.headings[:-1])), _OUTER_HEADING)
-    item.add(terms(" ".join(sentence.headings[-1:])), _HEADING)
+    headings = [heading for heading in sentence.headings if heading != candidate.title]
+    item.add(terms(" ".join(headings[:-1])), _OUTER_HEADING)
+    item.add(terms(" ".join(headings[-1:])), _HEADING)
     return item
 
 
@@ -234,43 +152,50 @@ def _add_before(item: _Indexed) -> None:
     item.add(terms(sentence.lead), _ASKED if sentence.lead.endswith("?") else _LEAD)
 
 
-def _rank(item: _Indexed, asked: _Asked) -> Ranked:
+def _rank(item: _Indexed, asked: Asked) -> Ranked:
     hint, text = asked.hint, item.candidate.sentence.text
     answers = [match.start() for match in hint.shown.finditer(text)] if hint else []
     own = _own_positions(item, asked)
     nearness, focus = _nearness(answers, own)
     strengths = {term: _strength(term, item, focus) for term in asked.all}
     strengths |= dict.fromkeys(asked.unknown, 0.0)
-    total, found = asked.total, sum(asked.weights[term] * strengths[term] for term in asked.weights)
-    extra = sum(asked.context[term] * strengths[term] for term in asked.context)
-    if asked.leans:
-        found += extra
-    share = _kind_share(item, asked, answers, own)
-    if hint and hint.is_needed:
-        found += _KIND_WEIGHT * share
-    coverage = found / total
-    if hint and hint.is_needed and share < _BEFORE:
-        coverage *= _WITHOUT_KIND
-    if asked.subject and all(strengths[term] <= _NEAR for term in asked.subject):
-        coverage *= _WITHOUT_SUBJECT
-    if asked.misses_head or any(strengths[term] <= _NEAR for term in asked.names):
-        coverage *= _WITHOUT_NAME
+    coverage = _coverage(strengths, asked, _kind_share(item, asked, answers, own))
     score = coverage + _closeness(item, asked.all, own) + _key_bonus(item, asked.all)
-    score += 0.0 if asked.leans else 0.3 * extra / total
+    if not asked.leans:
+        extra = sum(asked.context[term] * strengths[term] for term in asked.context)
+        score += _CONTEXT_BONUS * extra / asked.total
     if hint:
-        score += hint.bonus * nearness if answers else -0.15
-    score -= 0.01 * min(item.candidate.rank, 10)
-    if text.endswith("?"):
-        score -= 0.15
-    if item.candidate.sentence.is_code:
-        score -= 0.05
+        score += hint.bonus * nearness if answers else -_NO_ANSWER
+    score -= _RANK_COST * min(item.candidate.rank, 10) + _form_cost(item.candidate.sentence)
     matched = frozenset(term for term, strength in strengths.items() if strength > _NEAR)
     said = frozenset(term for term, _ in own)
     return Ranked(item.candidate, coverage, score, matched, said, focus)
 
 
+def _coverage(strengths: Mapping[str, float], asked: Asked, kind_share: float) -> float:
+    """The share of what is asked that is there; less where what matters most isn't."""
+    found = sum(asked.weights[term] * strengths[term] for term in asked.weights)
+    if asked.leans:
+        found += sum(asked.context[term] * strengths[term] for term in asked.context)
+    coverage = (found + asked.kind_weight * kind_share) / asked.total
+    if asked.kind_weight and kind_share < _BEFORE:
+        coverage *= _WITHOUT_KIND
+    if asked.subject and all(strengths[term] <= _NEAR for term in asked.subject):
+        coverage *= _WITHOUT_SUBJECT
+    if asked.misses_head or any(strengths[term] <= _NEAR for term in asked.names):
+        coverage *= _WITHOUT_NAME
+    return coverage
+
+
+def _form_cost(sentence: Sentence) -> float:
+    """What a sentence loses by being a question, an introduction or code."""
+    if sentence.text.endswith("?"):
+        return 0.15
+    return 0.08 if sentence.text.endswith(":") else 0.05 if sentence.is_code else 0.0
+
+
 def _kind_share(
-    item: _Indexed, asked: _Asked, answers: Sequence[int], own: Sequence[tuple[str, int]]
+    item: _Indexed, asked: Asked, answers: Sequence[int], own: Sequence[tuple[str, int]]
 ) -> float:
     """How surely the likely answers are of the kind: a number has to count what is asked."""
     sentence, hint = item.candidate.sentence, asked.hint
@@ -283,38 +208,56 @@ def _kind_share(
         return 0.5 if hint.weak and hint.weak.search(sentence.text) else 0.0
     if not asked.counted:
         return 1.0
-    counts = [at for at in answers if not _MEASURED.match(sentence.text, at)]
+    counts = [at for at in answers if not _is_measure(sentence.text, at)]
     places = [position for term, position in own if term in asked.counted]
-    if any(abs(count - place) <= _COUNTED_CHARACTERS for count in counts for place in places):
+    gap = min((abs(count - place) for count in counts for place in places), default=math.inf)
+    if gap <= _COUNTED_CHARACTERS:
         return 1.0
     known = max(item.around.get(term, 0.0) for term in asked.counted)
-    return 0.6 if counts and known >= _OUTER_HEADING else 0.3 if places else 0.0
+    is_near = gap <= 3 * _COUNTED_CHARACTERS or (counts and known >= _OUTER_HEADING)
+    return 0.6 if is_near else 0.3 if places else 0.0
+
+
+def _is_measure(text: str, at: int) -> bool:
+    """Whether the number at `at` measures or prices rather than counts."""
+    return text[max(0, at - 1) : at] in ("$", "€", "£") or _MEASURED.match(text, at) is not None
 
 
 def _strength(term: str, item: _Indexed, focus: int) -> float:
     """How surely `item` speaks of `term`, from 0 to 1, where the answer is at `focus`."""
     found = item.around.get(term, 0.0)
-    others = synonyms(term)
     for own, position in item.own:
-        likeness = 1.0 if own == term else _SYNONYM if own in others else 0.0
-        likeness = likeness or (_AKIN if akin(term, own) else 0.0)
+        likeness = _likeness(own, term)
         if likeness and abs(position - focus) > _FAR_CHARACTERS and own not in item.key:
             likeness *= _FAR
         found = max(found, likeness)
     if found >= _AKIN * _FAR:
         return found
-    for other in others & item.around.keys():
+    for other in synonyms(term) & item.around.keys():
         found = max(found, _SYNONYM * item.around[other])
+    measure = MEASURES.get(term)
+    if measure and measure.search(item.candidate.sentence.text):
+        found = max(found, _SYNONYM)
     return found
 
 
-def _own_positions(item: _Indexed, asked: _Asked) -> list[tuple[str, int]]:
+@lru_cache(maxsize=65_536)
+def _likeness(own: str, term: str) -> float:
+    """How surely a stem stands for another, from 0 to 1."""
+    if own == term:
+        return 1.0
+    if own in synonyms(term):
+        return _SYNONYM
+    return _AKIN if akin(term, own) else 0.0
+
+
+def _own_positions(item: _Indexed, asked: Asked) -> list[tuple[str, int]]:
     """The clause's terms, or their kin, where they stand in the sentence itself."""
     found: list[tuple[str, int]] = []
     terms_asked = [term for term in asked.all if term not in asked.unknown]
     for own, position in item.own:
         for term in terms_asked:
-            if own == term or own in synonyms(term) or akin(own, term):
+            if _likeness(own, term):
                 found.append((term, position))
                 break
     return found

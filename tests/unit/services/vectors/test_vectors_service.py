@@ -62,6 +62,12 @@ async def search(service: VectorsService, query: str) -> list[collections_pb2.Pa
     return list(response.passages)
 
 
+async def test_the_title_in_the_front_matter_is_the_documents(service: VectorsService) -> None:
+    await make(service)
+    await upsert(service, markdown("a.md", f'---\ntitle: "All of it"\nkind: x\n---\n\n{GUIDE}'))
+    assert {passage.title for passage in await search(service, "whales sing")} == {"All of it"}
+
+
 async def test_a_document_is_found_with_its_place(service: VectorsService) -> None:
     await make(service)
     response = await upsert(service, markdown("guide.md"))
