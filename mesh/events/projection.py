@@ -21,7 +21,7 @@ _log = structlog.get_logger()
 BATCH_COMMITS_MAX = 256
 RETRY_SECONDS = 0.5
 CATCH_UP_SECONDS_MAX = 5.0
-PAUSE_SECONDS = 0.005
+PAUSE_SECONDS = 0.02
 """Between two batches, so that a transaction holds what comes within it."""
 
 Apply = Callable[[sqlite3.Connection, StoredCommit], None]
@@ -50,6 +50,8 @@ class Projection:
         self._apply = apply
         self._observe = observe
         self._moved = asyncio.Condition()
+        self._wanted = asyncio.Event()
+        self._waiting = 0
         self._task: asyncio.Task[None] | None = None
         self._follow_failed: WeftError | None = None
         self._connection: sqlite3.Connection | None = None
@@ -90,6 +92,8 @@ class Projection:
         """Returns once all that is stored by now is in the tables, so that a caller
         reads its own writes. Raises EventStoreUnavailable past `seconds_max`."""
         target = await self._store.last_position()
+        self._waiting += 1
+        self._wanted.set()
         try:
             async with asyncio.timeout(seconds_max), self._moved:
                 await self._moved.wait_for(
@@ -97,6 +101,8 @@ class Projection:
                 )
         except TimeoutError as error:
             raise EventStoreUnavailable("the read model lags behind the log") from error
+        finally:
+            self._waiting -= 1
         if self.position < target and self._follow_failed is not None:
             raise self._follow_failed
 
@@ -107,7 +113,7 @@ class Projection:
                     self._store_batch(batch)
                     async with self._moved:
                         self._moved.notify_all()
-                    await asyncio.sleep(PAUSE_SECONDS)
+                    await self._pause()
             except EventStoreUnavailable:
                 await asyncio.sleep(RETRY_SECONDS)
             except WeftError as error:
@@ -118,6 +124,14 @@ class Projection:
                 async with self._moved:
                     self._moved.notify_all()
                 return
+
+    async def _pause(self) -> None:
+        """Lets commits gather, unless somebody waits for them."""
+        if not self._waiting:
+            self._wanted.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PAUSE_SECONDS):
+                    await self._wanted.wait()
 
     async def _batches(self) -> AsyncIterator[list[StoredCommit]]:
         """Commits as they come, those already there together."""

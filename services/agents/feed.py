@@ -9,6 +9,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.agents.events import ENDS, TurnEvent, TurnTranslator, behind
 from weft.agents.v1 import turn_pb2
 
+GATHER_SECONDS = 0.001
+"""How long watchers aren't told of facts that neither are a token nor end the turn."""
 TOGETHER_MAX = 64
 """Most events of one message, as the contract has it."""
 
@@ -29,6 +31,7 @@ class TurnFeed:
         self._revision = 0
         self._held: list[tuple[int, Timestamp, Message]] | None = None
         self._wake: list[asyncio.Future[None]] = []
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def place(self) -> tuple[int, int]:
@@ -97,10 +100,18 @@ class TurnFeed:
         if events:
             self._events += events
             self.ended = self.ended or events[-1].WhichOneof("event") in ENDS
-        # Facts of the session that aren't shown may still change whether it waits.
-        self._notify()
+        if self.ended or (events and events[-1].HasField("token")):
+            self._notify()
+        elif self._wake and self._timer is None:
+            # What the turn does next comes before telling of what it did, and is often
+            # told with it. Facts that aren't shown may still change whether it waits.
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(GATHER_SECONDS, self._notify)
 
     def _notify(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         waiters, self._wake = self._wake, []
         for waiter in waiters:
             if not waiter.done():
