@@ -76,7 +76,7 @@ class NatsLeases:
     """See the module, and the port `mesh.control.leases.Leases`.
 
     `predecessor` is the run before this one on the same data folder: this process has
-    its lock, so that one is gone from the start.
+    its lock, so that one is gone as soon as its key is, without watching for a lease.
     """
 
     def __init__(
@@ -110,7 +110,9 @@ class NatsLeases:
         if instance == self._instance:
             return False
         if instance == self._predecessor:
-            return True
+            # Dead, unless this folder is a copy of one whose process lives on: then its
+            # key is renewed.
+            return self._looked > _NEVER and instance not in self._present
         now = self._clock.monotonic()
         if len(self._asked) >= _ASKED_MAX:
             self._asked.clear()

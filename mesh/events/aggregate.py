@@ -241,6 +241,11 @@ class Aggregate(Generic[S]):
         """The last head that is known to be stored; START before anything was read."""
         return self._loaded.head if self._loaded is not None else START
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is in flight: `state` is what is stored, and observers know it."""
+        return self._settled()
+
     def idle(self) -> bool:
         """Whether it may be forgotten: nobody pinned it and nothing is in flight."""
         return not self.pins and not self._lock.locked() and self._settled()

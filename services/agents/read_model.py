@@ -1,4 +1,5 @@
-"""Which agents there are, and which turns are open: a read model of the log."""
+"""Which agents there are, which turns are open, and which request made which turn: a
+read model of the log."""
 
 import sqlite3
 from collections.abc import Sequence
@@ -18,6 +19,11 @@ CREATE TABLE agents (name TEXT PRIMARY KEY, parent TEXT NOT NULL, agent BLOB NOT
 CREATE TABLE open_turns (
   session TEXT PRIMARY KEY, turn TEXT NOT NULL, owner TEXT NOT NULL, revision INTEGER NOT NULL
 );
+CREATE TABLE turns (
+  session TEXT NOT NULL, turn TEXT NOT NULL, request_id TEXT NOT NULL, request_hash BLOB NOT NULL,
+  PRIMARY KEY (session, turn)
+);
+CREATE INDEX requests ON turns (session, request_id);
 """
 
 _AGENT_EVENTS: dict[str, type[Message]] = {
@@ -51,6 +57,15 @@ class OpenTurnRow:
     revision: int
 
 
+@dataclass(frozen=True, slots=True)
+class KnownTurn:
+    """A turn, and the request that made it."""
+
+    turn: str
+    request_id: str
+    request_hash: bytes
+
+
 class AgentsReadModel:
     """Follows the log; `observe` is told of commits to agents and sessions."""
 
@@ -81,6 +96,16 @@ class AgentsReadModel:
         )
         return [agent_pb2.Agent.FromString(row[0]) for row in rows]
 
+    def turn(self, session: str, *, turn: str = "", request_id: str = "") -> KnownTurn | None:
+        """The turn of a session's stream with that id, or that request's: also those that
+        the session's state has forgotten."""
+        row = self._projection.connection.execute(
+            "SELECT turn, request_id, request_hash FROM turns"
+            " WHERE session = ? AND (turn = ? OR request_id = ?)",
+            (session, turn, request_id),
+        ).fetchone()
+        return KnownTurn(*row) if row else None
+
     def open_turns(self) -> list[OpenTurnRow]:
         """The turns that aren't ended, as far as the log was followed."""
         rows = self._projection.connection.execute(
@@ -97,7 +122,10 @@ def _apply(connection: sqlite3.Connection, stored: StoredCommit) -> None:
         return
     for event in commit.events:
         if event.type in _TAKES:
-            _take(connection, commit.stream, _TAKES[event.type].FromString(event.payload.value))
+            fact = _TAKES[event.type].FromString(event.payload.value)
+            if isinstance(fact, facts_pb2.TurnAccepted):
+                _know(connection, commit.stream, fact)
+            _take(connection, commit.stream, fact)
         elif event.type in _ENDS:
             ended = _ENDS[event.type].FromString(event.payload.value)
             connection.execute(
@@ -107,6 +135,13 @@ def _apply(connection: sqlite3.Connection, stored: StoredCommit) -> None:
     last = commit.revision + len(commit.events) - 1
     connection.execute(
         "UPDATE open_turns SET revision = ? WHERE session = ?", (last, commit.stream)
+    )
+
+
+def _know(connection: sqlite3.Connection, session: str, fact: facts_pb2.TurnAccepted) -> None:
+    connection.execute(
+        "INSERT OR REPLACE INTO turns VALUES (?, ?, ?, ?)",
+        (session, fact.turn, fact.request_id, fact.request_hash),
     )
 
 

@@ -36,6 +36,8 @@ _log = structlog.get_logger()
 T = TypeVar("T")
 
 LEASE_POLL_SECONDS = 0.05
+RESULTS_TOGETHER_MAX = 32
+"""Results of one commit: so many of those that are too small for blobs fit in one."""
 _WAITS = (session_pb2.TURN_STATUS_WAITING_APPROVAL, session_pb2.TURN_STATUS_IN_DOUBT)
 _RUNNABLE = (session_pb2.CALL_STATUS_PENDING, session_pb2.CALL_STATUS_APPROVED)
 Aggregated = Aggregate[session_pb2.SessionState]
@@ -307,8 +309,9 @@ class TurnRunner:
     ) -> None:
         results = [one for one in outcomes if isinstance(one, events_pb2.ToolCallCompleted)]
         doubted = [one.call_id for one in outcomes if isinstance(one, events_pb2.ToolCallInDoubt)]
-        if results:
-            await self._commit(domain.CompleteCalls(self.turn, self.epoch, results))
+        for first in range(0, len(results), RESULTS_TOGETHER_MAX):
+            some = results[first : first + RESULTS_TOGETHER_MAX]
+            await self._commit(domain.CompleteCalls(self.turn, self.epoch, some))
         if doubted:
             await self._commit(domain.DoubtCalls(self.turn, self.epoch, doubted))
 
@@ -376,6 +379,9 @@ class TurnRunner:
                 if pending.decide is None:
                     # What gave us the turn was refused: who asked for it is told.
                     raise OwnerLost(f"turn {self.turn} wasn't taken") from error
+                if self._pending is pending:
+                    # Refused for good: what is next, that the turn failed, can be stored.
+                    self._pending = None
                 raise
             else:
                 if self._pending is pending:

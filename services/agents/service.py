@@ -40,6 +40,7 @@ class AgentsService:
         self._turns = Turns(
             self._sessions,
             self._definitions,
+            self._read_model,
             effects,
             mesh.leases,
             mesh.tokens,

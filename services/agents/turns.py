@@ -15,6 +15,7 @@ from mesh.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    RequestIdReused,
     WeftError,
 )
 from mesh.events.aggregate import Repository, StoredFacts
@@ -26,6 +27,7 @@ from services.agents.effects import Effects
 from services.agents.feed import TurnFeed
 from services.agents.feeds import Session, TurnFeeds
 from services.agents.history import TurnHistory, decided_before, facts_of
+from services.agents.read_model import AgentsReadModel
 from services.agents.runner import TurnRunner
 from services.agents.settings import AgentsSettings
 from services.state import domain
@@ -45,6 +47,7 @@ class Turns:
         self,
         sessions: Repository[session_pb2.SessionState],
         definitions: AgentDefinitions,
+        read_model: AgentsReadModel,
         effects: Effects,
         leases: Leases,
         tokens: TokenStream,
@@ -54,6 +57,7 @@ class Turns:
     ) -> None:
         self._sessions = sessions
         self._definitions = definitions
+        self._read_model = read_model
         self._effects = effects
         self._leases = leases
         self._tokens = tokens
@@ -114,8 +118,8 @@ class Turns:
         name, turn = request.name.rsplit("/turns/", 1)
         session = self._sessions.open(domain.session_stream(name))
         with _pinned(session):
-            await self._existing(session, turn)
-            await self._cancel(session, turn, request.reason)
+            if await self._existing(session, turn):
+                await self._cancel(session, turn, request.reason)
         return turn_service_pb2.CancelTurnResponse(turn=await self._view(request.name))
 
     async def decide_approval(
@@ -217,15 +221,23 @@ class Turns:
             now_ns=self._clock.now_ns(),
             expected_revision=request.expected_revision,
         )
-        turn = None
-        if request.request_id:
-            turn = domain.find_request(state, request_id, command.request_hash)
-        if turn is not None:
-            # The acceptance may just be on its way, and not arrive.
-            turn = domain.find_request(await session.load(), request_id, command.request_hash)
+        turn = await self._started_before(session, command) if request.request_id else None
         if turn is None:
             return await self._accept_new(session, command)
         return turn, await self._feeds.attach(session, turn)
+
+    async def _started_before(self, session: Session, command: domain.AcceptTurn) -> str | None:
+        """The turn that this request started, if it came before. Raises RequestIdReused."""
+        request_id, digest = command.request_id, command.request_hash
+        if domain.find_request(session.state, request_id, digest) is not None:
+            # The acceptance may just be on its way, and not arrive.
+            return domain.find_request(await session.load(), request_id, digest)
+        if session.state.turn_count <= domain.ENDED_TURNS_MAX:
+            return None
+        known = self._read_model.turn(str(session.stream), request_id=request_id)
+        if known is not None and known.request_hash != digest:
+            raise RequestIdReused(f"request_id {request_id} came before with another body")
+        return known.turn if known is not None else None
 
     async def _accept_new(
         self, session: Session, command: domain.AcceptTurn
@@ -256,12 +268,17 @@ class Turns:
         )
         return min(request.timeout.ToNanoseconds() or longest, longest)
 
-    async def _existing(self, session: Session, turn: str) -> None:
+    async def _existing(self, session: Session, turn: str) -> bool:
+        """Whether the session's state knows the turn; False where it ended too long ago.
+        Raises NotFound."""
         state = await session.load()
         known = {state.active_turn.id, *(queued.id for queued in state.queued_turns)}
         if turn not in known and all(ended.id != turn for ended in state.ended_turns):
-            name = domain.turn_name(domain.session_name(session.stream), turn)
-            raise NotFound.of("turn", name)
+            if self._read_model.turn(str(session.stream), turn=turn) is None:
+                name = domain.turn_name(domain.session_name(session.stream), turn)
+                raise NotFound.of("turn", name)
+            return False
+        return True
 
     async def _cancel(self, session: Session, turn: str, reason: str) -> None:
         def decide(state: session_pb2.SessionState) -> Sequence[Message]:
@@ -311,7 +328,9 @@ class Turns:
     ) -> Events:
         def waits() -> bool:
             turn = session.state.active_turn
-            return until_it_waits and turn.id == feed.turn and turn.status in _WAITS
+            waiting = turn.id == feed.turn and turn.status in _WAITS
+            # What is on its way isn't shown yet: the stream must not end before it.
+            return until_it_waits and waiting and session.settled
 
         remote = None
         if not self.runs(str(session.stream), feed.turn) and not feed.ended:

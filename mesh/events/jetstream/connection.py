@@ -112,7 +112,13 @@ class _FastClient(Client):
     ) -> None:
         follower = self.followers.get(sid)
         if follower is not None:
-            follower(_stored(data, headers))
+            try:
+                message = _stored(data, headers)
+            except ValueError:
+                # Not JetStream's: whoever published it must not end our reading.
+                _log.warning("a live message without its position was dropped")
+                return
+            follower(message)
             return
         expected = self.expected.get(subject)
         if expected is None:
@@ -124,6 +130,12 @@ class _FastClient(Client):
             expected.take(data, found)
         elif not expected.reply.done():
             expected.reply.set_result(Reply(data, status, found))
+
+    async def _process_pong(self) -> None:
+        # nats-py ends its read loop for good over a flush that nobody waits for any more.
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
 
     async def _send_publish(
         self,

@@ -1,0 +1,117 @@
+"""Turns at the edge: clients that vanish, models without delay, results by the dozen."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.grpc_server import serving
+from tests.support.plans import plan, writing
+from tests.support.platform import TENANT, Platform, platform
+from tests.support.protos import message_type
+from tests.support.turn_client import TurnClient
+from weft.agents.v1 import agent_pb2, turn_service_pb2
+from weft.options.v1 import options_pb2
+from weft.state.v1 import session_pb2
+from weft.tools.v1 import tool_service_pb2, tools_pb2
+
+ECHO = "kinds.v1.Echo"
+VANISHING_WATCHERS = 150
+OTHER_TURN_SECONDS_MAX = 3.0
+"""Far above what a turn takes, and below what a lost connection to NATS costs."""
+
+
+@pytest.fixture(scope="module")
+async def weft(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Platform]:
+    async with platform(tmp_path_factory.mktemp("edges") / "data") as running:
+        yield running
+
+
+async def test_watchers_that_vanish_do_not_cut_anybody_off_from_nats(weft: Platform) -> None:
+    agent = await weft.apply("watched", agent_pb2.AgentSpec())
+    busy = await weft.session(agent, session_pb2.SUBMIT_POLICY_ENQUEUE)
+    slow = TurnClient(busy, plan(writing(seconds=20)))
+    await slow.until(weft, "accepted")
+    queued = TurnClient(busy, plan({"text": "later"}))
+    await queued.until(weft, "accepted")
+    worst, stop = 0.0, asyncio.Event()
+
+    async def others() -> None:
+        nonlocal worst
+        session = await weft.session(agent)
+        while not stop.is_set():
+            began = time.monotonic()
+            await TurnClient(session, plan({"text": "ping"})).run(weft)
+            worst = max(worst, time.monotonic() - began)
+
+    probe = asyncio.create_task(others())
+    for number in range(VANISHING_WATCHERS):
+        request = turn_service_pb2.WatchTurnRequest(name=queued.turn)
+        watch: Any = weft.turns.WatchTurn(request)
+        await asyncio.sleep(0.0005 + number % 40 * 0.0002)
+        watch.cancel()
+    await asyncio.sleep(0.5)
+    stop.set()
+    await probe
+    assert worst < OTHER_TURN_SECONDS_MAX
+    assert "nats_disconnected" not in weft.log_file.read_text()
+
+
+async def test_a_turn_that_waits_at_once_says_for_what(weft: Platform) -> None:
+    binding = agent_pb2.ToolBinding(tool="calculator", requires_approval=True)
+    agent = await weft.apply("careful", agent_pb2.AgentSpec(tools=[binding]))
+    call = {"tool": "calculator", "arguments": {"expression": "1 + 1"}}
+    for _ in range(20):
+        request = turn_service_pb2.RunTurnRequest(
+            session=await weft.session(agent), input=plan({"calls": [call]}, {"text": "two"})
+        )
+        kinds = [
+            event.WhichOneof("event")
+            async for response in weft.turns.RunTurn(request, timeout=10)
+            for event in response.events
+        ]
+        assert kinds == ["accepted", "model_step", "approval_required"]
+
+
+async def test_results_that_land_together_are_each_recorded_once(weft: Platform) -> None:
+    calls = 0
+
+    async def grow(request: Any, context: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return message_type("kinds.v1.Kinds")(string_field="x" * request.length)
+
+    async with serving({ECHO: {"Grow": grow}}) as address:
+        register = tool_service_pb2.RegisterToolRequest(
+            parent=TENANT,
+            tool_id="grow",
+            grpc=tools_pb2.GrpcTool(address=address, method=f"{ECHO}/Grow"),
+            effect=options_pb2.EFFECT_READ,
+        )
+        await weft.tools.RegisterTool(register, timeout=10)
+        tools = [agent_pb2.ToolBinding(tool="grow")]
+        agent = await weft.apply("grower", agent_pb2.AgentSpec(tools=tools))
+        many = [{"tool": "grow", "arguments": {"length": 15_000 + n}} for n in range(64)]
+        client = TurnClient(await weft.session(agent), plan({"calls": many}, {"text": "grown"}))
+        await client.run(weft)
+    assert client.kinds.count("tool_result") == 64
+    assert client.kinds[-1] == "completed"
+    assert calls == 64
+
+
+async def test_a_turn_that_ended_long_ago_is_still_watched_and_not_run_again(
+    tmp_path: Path, weft: Platform
+) -> None:
+    agent = await weft.apply("old", agent_pb2.AgentSpec())
+    session = await weft.session(agent)
+    first = TurnClient(session, plan({"text": "first"}), request_id="the-first")
+    await first.run(weft)
+    for _ in range(260):
+        await TurnClient(session, plan({"text": "more"})).run(weft)
+    again = TurnClient(session, plan({"text": "first"}), request_id="the-first")
+    await again.run(weft)
+    assert again.turn == first.turn
+    assert again.kinds == first.kinds
