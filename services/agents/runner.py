@@ -36,6 +36,7 @@ _log = structlog.get_logger()
 T = TypeVar("T")
 
 LEASE_POLL_SECONDS = 0.05
+WIRE_PASSES = 2
 RESULTS_TOGETHER_MAX = 32
 """Results of one commit: so many of those that are too small for blobs fit in one."""
 _WAITS = (session_pb2.TURN_STATUS_WAITING_APPROVAL, session_pb2.TURN_STATUS_IN_DOUBT)
@@ -106,6 +107,7 @@ class TurnRunner:
         self._pending = _Pending(pending) if pending is not None else None
         try:
             self._set_call()
+            await _leave_for_the_wire()
             while await self._advance():
                 continue
             await self._acknowledged()
@@ -356,11 +358,12 @@ class TurnRunner:
                 await self._acknowledged()
                 try:
                     self._pending = _Pending(await self._aggregate.send(decide), decide)
-                    return
+                    break
                 except EventStoreUnavailable:
                     # It couldn't be read what others did to the session meanwhile.
                     if not self._time_left():
                         raise
+        await _leave_for_the_wire()
 
     async def _acknowledged(self) -> None:
         """Waits until the last commit is stored. While the store is away it is tried
@@ -430,6 +433,13 @@ class TurnRunner:
                 clock=self._clock,
             )
         )
+
+
+async def _leave_for_the_wire() -> None:
+    """Gives a commit that was just decided the passes of the event loop that it takes to
+    be on its way, so that what is done next goes on beside it and not before it."""
+    for _ in range(WIRE_PASSES):
+        await asyncio.sleep(0)
 
 
 def _copy(call: session_pb2.CallState) -> session_pb2.CallState:
