@@ -44,6 +44,10 @@ def up(
     http_port: Annotated[
         int | None, typer.Option(help="Port of /healthz, /readyz and /metrics.")
     ] = None,
+    accept_loss: Annotated[
+        bool,
+        typer.Option("--accept-loss", help="Start on an event log that lost its end or a part."),
+    ] = False,
     output: Annotated[
         Output, typer.Option("-o", "--output", help="Form of what is printed.")
     ] = Output.TABLE,
@@ -62,6 +66,7 @@ def up(
         "data_dir": data_dir,
         "grpc_port": port,
         "http_port": http_port,
+        "accept_loss": accept_loss or None,
         "log_level": log_level,
     }
     with _folder(ephemeral, data_dir) as folder:

@@ -11,12 +11,20 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+import structlog
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from mesh.call import current_call
 from mesh.clock import SYSTEM, Clock
-from mesh.errors import Conflict, DataDamaged, EventStoreUnavailable, NotFound, WeftError
+from mesh.errors import (
+    Conflict,
+    DataDamaged,
+    EventStoreUnavailable,
+    LimitExceeded,
+    NotFound,
+    WeftError,
+)
 from mesh.events.store import (
     START,
     CommitDraft,
@@ -37,6 +45,8 @@ SNAPSHOT_COMMITS = 100
 CONFLICTS_MAX = 32
 FORK_DEPTH_MAX = 64
 AGGREGATES_MAX = 1_000
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -145,10 +155,22 @@ class Repository(Generic[S]):
         """The writer of the stream, if this process has one."""
         return self._open.get(stream)
 
+    async def fork_depth(self, stream: StreamName) -> int:
+        """How many streams in a row it goes on from: 0 where it is no fork, and counted up
+        to FORK_DEPTH_MAX, beyond which none can be loaded."""
+        for depth in range(FORK_DEPTH_MAX):
+            origin = None
+            async for page in self.store.read(stream, until_revision=1):
+                origin = self._origin(page[0])
+            if origin is None:
+                return depth
+            stream = origin[0]
+        return FORK_DEPTH_MAX
+
     async def _load(
         self, stream: StreamName, until_revision: int | None, snapshots: bool, depth: int
     ) -> Loaded[S]:
-        if not depth:
+        if depth < 0:
             raise DataDamaged(f"{stream} was forked more than {FORK_DEPTH_MAX} times in a row")
         loaded = None
         if snapshots:
@@ -164,23 +186,28 @@ class Repository(Generic[S]):
     async def _from_snapshot(
         self, stream: StreamName, until_revision: int | None
     ) -> Loaded[S] | None:
-        snapshot = await self.store.snapshot(stream, until_revision=until_revision)
-        if snapshot is None or snapshot.fold_version != self.fold.version:
-            return None
         try:
+            snapshot = await self.store.snapshot(stream, until_revision=until_revision)
+            if snapshot is None or snapshot.fold_version != self.fold.version:
+                return None
             state = self.fold.decode(snapshot.state)
-        except DecodeError as error:
-            raise DataDamaged(f"the snapshot of {stream} doesn't parse") from error
+        except (DataDamaged, DecodeError) as error:
+            # It only shortens what the log has from its start.
+            _log.warning("snapshot_damaged", stream=str(stream), error=str(error))
+            return None
         head = Head(snapshot.revision, snapshot.position, snapshot.head_hash)
         return Loaded(state, head, snapshot_revision=snapshot.revision)
 
     async def _begin_at_origin(
         self, loaded: Loaded[S], first: StoredCommit, snapshots: bool, depth: int
     ) -> None:
-        event = self.fold.open(first.commit.events[0])
-        origin = self.fold.origin(event) if event is not None else None
+        origin = self._origin(first)
         if origin is not None:
             loaded.state = (await self._load(*origin, snapshots, depth - 1)).state
+
+    def _origin(self, first: StoredCommit) -> tuple[StreamName, int] | None:
+        event = self.fold.open(first.commit.events[0])
+        return self.fold.origin(event) if event is not None else None
 
     def _fold_page(
         self, loaded: Loaded[S], page: Iterable[StoredCommit], until_revision: int | None
@@ -381,7 +408,7 @@ class Aggregate(Generic[S]):
     async def _save(self, snapshot: events_pb2.Snapshot) -> None:
         try:
             await self._repository.store.save_snapshot(snapshot)
-        except EventStoreUnavailable:
+        except (EventStoreUnavailable, LimitExceeded):
             # A snapshot only shortens loads; the next one is due soon.
             return
 

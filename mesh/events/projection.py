@@ -8,7 +8,7 @@ deleted at any time: it is built again from the log.
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 
 import structlog
@@ -109,12 +109,17 @@ class Projection:
     async def _follow(self) -> None:
         while True:
             try:
-                async for batch in self._batches():
-                    self._store_batch(batch)
-                    async with self._moved:
-                        self._moved.notify_all()
-                    await self._pause()
+                async with contextlib.aclosing(self._batches()) as batches:
+                    async for batch in batches:
+                        self._store_batch(batch)
+                        async with self._moved:
+                            self._moved.notify_all()
+                        await self._pause()
             except EventStoreUnavailable:
+                await asyncio.sleep(RETRY_SECONDS)
+            except sqlite3.OperationalError as error:
+                # As on a full disk: what wasn't stored is read again.
+                _log.warning("read model not written", path=self._path.name, error=str(error))
                 await asyncio.sleep(RETRY_SECONDS)
             except WeftError as error:
                 # The log is damaged where the read model would go on: it stays behind,
@@ -133,7 +138,7 @@ class Projection:
                 async with asyncio.timeout(PAUSE_SECONDS):
                     await self._wanted.wait()
 
-    async def _batches(self) -> AsyncIterator[list[StoredCommit]]:
+    async def _batches(self) -> AsyncGenerator[list[StoredCommit]]:
         """Commits as they come, those already there together."""
         queue: asyncio.Queue[StoredCommit | None] = asyncio.Queue(BATCH_COMMITS_MAX)
         reader = asyncio.create_task(self._read_into(queue))

@@ -24,5 +24,22 @@ def read_page_token(token: str, parent: str) -> str:
         text = ""
     found, _, last = text.partition("\n")
     if not last or found != parent:
-        raise InvalidArgument.of("page_token", "isn't a next_page_token of this list")
+        raise _refused()
     return last
+
+
+def read_page_number(token: str, parent: str, number_max: int) -> int | None:
+    """As `read_page_token` for a list whose entries have numbers from 1 to `number_max`;
+    None for the first page."""
+    last = read_page_token(token, parent)
+    if not last:
+        return None
+    # isdigit is true of figures such as ² too, and int takes more than figures.
+    number = int(last) if last.isascii() and last.isdigit() else 0
+    if not 1 <= number <= number_max:
+        raise _refused()
+    return number
+
+
+def _refused() -> InvalidArgument:
+    return InvalidArgument.of("page_token", "isn't a next_page_token of this list")

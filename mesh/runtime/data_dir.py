@@ -3,6 +3,7 @@
 lock       locked while a process uses the folder; holds that process's id
 VERSION    what the folder's format is
 instance   id of the run that used it last
+log_mark   how far the embedded server's event log is known to reach
 """
 
 import fcntl
@@ -40,7 +41,7 @@ class DataDirectory:
             self._lock = self._take_lock()
             self._check_format()
             self.previous_instance = self._read_instance()
-            _write_durably(self.path / "instance", instance)
+            write_durably(self.path / "instance", instance)
         except OSError as error:
             self.close()
             raise FailedPrecondition(
@@ -96,7 +97,7 @@ class DataDirectory:
         if not marker.exists():
             if _is_foreign(self.path):
                 raise DataDamaged(f"{marker} is missing, but the folder isn't empty")
-            _write_durably(marker, FORMAT)
+            write_durably(marker, FORMAT)
             return
         found = _read_short(marker, _MARKER_BYTES_MAX)
         if found == FORMAT:
@@ -122,7 +123,7 @@ def _read_short(path: Path, bytes_max: int) -> str:
         return file.read(bytes_max).decode(errors="replace").strip()
 
 
-def _write_durably(path: Path, text: str) -> None:
+def write_durably(path: Path, text: str) -> None:
     """Replaces the file as a whole: after a crash it holds the old text or the new one."""
     new = path.with_name(path.name + ".new")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

@@ -27,6 +27,7 @@ from mesh.rpc.channel import MeshChannel
 from mesh.rpc.pipeline import Endpoint, bind, server_interceptors
 from mesh.rpc.settings import RpcSettings
 from mesh.runtime.data_dir import DataDirectory
+from mesh.runtime.log_mark import LogMark, check_complete
 from mesh.runtime.nats_server import EmbeddedNats
 from mesh.runtime.service import Service, ServiceEntry
 from mesh.runtime.settings import RuntimeSettings
@@ -141,7 +142,7 @@ class Host:
         """Which parts are ready: each service, and what they stand on."""
         return {
             **self._ready,
-            "events": self._store.connection.connected,
+            "events": self._store.connection.connected and not self._disk_full(),
             "lease": self._leases.held(),
         }
 
@@ -179,14 +180,32 @@ class Host:
             name=f"weft-{self._instance}",
             seed_file=seed_file,
             replicas=settings.nats_replicas,
+            disk_full=self._disk_full,
         )
         self._stack.push_async_callback(self._store.close)
+        await self._check_log()
         self._tokens = JetStreamTokenStream(self._store.connection)
         self._leases = NatsLeases(
             self._store.connection, self._instance, predecessor=predecessor, clock=self.clock
         )
         self._stack.push_async_callback(self._leases.stop)
         await self._leases.start()
+
+    async def _check_log(self) -> None:
+        """Raises DataDamaged where commits are gone, unless that is accepted."""
+        accept_loss = self.settings.accept_loss
+        if self._nats is not None:
+            mark = LogMark(self.settings.data_dir, self._store)
+            await mark.start(accept_loss=accept_loss)
+            self._stack.push_async_callback(mark.stop)
+        elif not accept_loss:
+            await check_complete(self._store)
+        if accept_loss:
+            # Those of commits that are gone would pass for the present.
+            await self._store.forget_snapshots()
+
+    def _disk_full(self) -> bool:
+        return self._nats is not None and self._nats.disk_full
 
     async def _start_service(self, entry: ServiceEntry) -> None:
         service: Service = entry.build(self)

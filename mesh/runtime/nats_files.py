@@ -139,7 +139,7 @@ max_connections: {limits.connections_max}
 jetstream {{
   store_dir: {store}
   sync_interval: always
-  max_file: {_store_bytes(folder / "jetstream", limits)}
+  max_file: {store_bytes_max(folder / "jetstream", limits)}
   max_mem: {limits.memory_bytes_max}
   limits {{
     duplicate_window: "10m"
@@ -158,14 +158,15 @@ system_account: SYS
 """
 
 
-def _store_bytes(store: Path, limits: NatsLimits) -> int:
+def store_bytes_max(store: Path, limits: NatsLimits) -> int:
+    """How much may lie in `store`. LimitExceeded where the disk has too little for it."""
     if limits.store_bytes_max is not None:
         return limits.store_bytes_max
     used = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
-    bytes_max = int((shutil.disk_usage(store).free + used) * _DISK_SHARE)
-    if bytes_max < _STORE_BYTES_MIN:
+    share = int((shutil.disk_usage(store).free + used) * _DISK_SHARE)
+    if share < _STORE_BYTES_MIN:
         raise LimitExceeded(f"the disk that holds {store} is full")
-    return bytes_max
+    return share
 
 
 def stored_streams(folder: Path) -> set[str]:

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nats
@@ -18,6 +19,7 @@ from mesh.runtime.nats_files import (
     ensure_seed,
     find_binary,
     last_complaint,
+    store_bytes_max,
     stored_streams,
     write_private,
 )
@@ -33,6 +35,11 @@ _FAILED_STARTS_MAX = 5
 _PAUSE_SECONDS_MIN = 0.1
 _PAUSE_SECONDS_MAX = 5.0
 _STEADY_SECONDS = 5.0
+_LOOK_SECONDS = 1.0
+# Well above the largest message, so that a full disk is known before or as writes fail;
+# the second one further up, so that a disk at the edge doesn't mean a restart each second.
+_FREE_BYTES_MIN = 16 * 1024 * 1024
+_FREE_BYTES_AGAIN = 32 * 1024 * 1024
 
 _log = structlog.get_logger(__name__)
 
@@ -56,6 +63,8 @@ class EmbeddedNats:
     disk before it acknowledges. One that a killed owner left behind is ended first.
     When it dies it is started again on the same port: at once, then after growing
     pauses; after five failed starts in a row, or with damaged data, it stays down.
+    A stream that had no room for a message takes none until the server starts again, so
+    it is restarted once a full disk has room again.
     """
 
     _binary: Path
@@ -80,7 +89,9 @@ class EmbeddedNats:
         self._log_file = self._folder / "server.log"
         self._output_file = self._folder / "output.log"
         self._child: ChildProcess | None = None
-        self._supervisor: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Event()
+        self._room.set()
 
     async def start(self) -> NatsEndpoint:
         """Starts it, once; returns when it serves, and raises where it doesn't in 10 s.
@@ -95,22 +106,34 @@ class EmbeddedNats:
         self._user = ensure_seed(self._seed_file)
         # Before a port is looked for: the server that was left behind has ours.
         await end_left_behind(self._lock_file, self._config_file)
+        bytes_max = store_bytes_max(self._folder / "jetstream", self._limits)
+        # Kept over restarts: one that follows a full disk mustn't be refused for that.
+        self._limits = replace(self._limits, store_bytes_max=bytes_max)
         self._port = await self._launch_on_free_port()
-        self._supervisor = asyncio.create_task(self._supervise(), name="nats-server supervisor")
+        self._tasks = {
+            asyncio.create_task(self._supervise(), name="nats-server supervisor"),
+            asyncio.create_task(self._watch_room(), name="nats-server disk"),
+        }
         taken = self._wanted_port if self._wanted_port not in (0, self._port) else None
         return NatsEndpoint(f"nats://{_HOST}:{self._port}", self._seed_file, taken)
 
     async def stop(self) -> None:
         """Ends it, by force once it had 10 s. Safe to call again, and without a start."""
-        if self._supervisor:
-            self._supervisor.cancel()
-            await asyncio.wait({self._supervisor})
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         if self._child:
             await self._child.stop()
 
     def healthy(self) -> bool:
         """Whether it runs and got ready. False for good once its restarts were used up."""
         return self._child is not None and self._child.alive
+
+    @property
+    def disk_full(self) -> bool:
+        """Whether the disk of its store was full a second ago, so that writes may fail."""
+        return not self._room.is_set()
 
     @property
     def pid(self) -> int | None:
@@ -204,6 +227,8 @@ class EmbeddedNats:
         """The new process; None where five starts in a row failed or data is damaged."""
         pause_seconds = 0.0
         for attempt in range(1, _FAILED_STARTS_MAX + 1):
+            self._look_at_disk()
+            await self._room.wait()
             try:
                 child = await self._launch(self._port)
             except DataDamaged as error:
@@ -219,6 +244,29 @@ class EmbeddedNats:
                 return child
         _log.error("nats_server_given_up", attempts=_FAILED_STARTS_MAX)
         return None
+
+    async def _watch_room(self) -> None:
+        """Restarts the server when a full disk has room again."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            was_full = self.disk_full
+            self._look_at_disk()
+            if was_full and not self.disk_full and self._child and self._child.alive:
+                # The supervisor starts the next one.
+                await self._child.stop()
+
+    def _look_at_disk(self) -> None:
+        try:
+            free_bytes = shutil.disk_usage(self._folder).free
+        except OSError as error:
+            _log.warning("nats_disk_unknown", folder=str(self._folder), message=error.strerror)
+            return
+        if free_bytes < _FREE_BYTES_MIN and not self.disk_full:
+            _log.error("nats_disk_full", folder=str(self._folder), free_bytes=free_bytes)
+            self._room.clear()
+        elif free_bytes >= _FREE_BYTES_AGAIN and self.disk_full:
+            _log.info("nats_disk_has_room", folder=str(self._folder), free_bytes=free_bytes)
+            self._room.set()
 
 
 def _longer(pause_seconds: float) -> float:

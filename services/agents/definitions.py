@@ -10,7 +10,7 @@ from mesh.call import Call
 from mesh.errors import FailedPrecondition, InvalidArgument, NotFound
 from mesh.events.aggregate import Aggregate, Repository
 from mesh.ids import new_id
-from mesh.rpc.pages import read_page_token, write_page_token
+from mesh.rpc.pages import read_page_number, read_page_token, write_page_token
 from mesh.runtime.requests import request_hash
 from services.agents import domain
 from services.agents.read_model import AgentsReadModel
@@ -120,8 +120,8 @@ class AgentDefinitions:
         """A page of the agent's revisions, newest first."""
         state = await self._open(request.name).load()
         domain.revision(state, request.name, min(1, len(state.revisions)))
-        last = read_page_token(request.page_token, request.name)
-        below = int(last) if last.isdigit() else len(state.revisions) + 1
+        latest = len(state.revisions)
+        below = read_page_number(request.page_token, request.name, latest) or latest + 1
         size = request.page_size or PAGE_SIZE
         first = max(0, below - 1 - size)
         page = state.revisions[first : below - 1]

@@ -13,6 +13,8 @@ GATHER_SECONDS = 0.001
 """How long watchers aren't told of facts that neither are a token nor end the turn."""
 TOGETHER_MAX = 64
 """Most events of one message, as the contract has it."""
+TOGETHER_BYTES_MAX = 2_000_000
+"""Most bytes of several: gRPC's clients receive 4 MiB where they aren't told else."""
 
 
 class TurnFeed:
@@ -85,7 +87,7 @@ class TurnFeed:
         index = 0
         while True:
             while index < len(self._events):
-                some = self._events[index : index + TOGETHER_MAX]
+                some = _together(self._events[index : index + TOGETHER_MAX])
                 index += len(some)
                 unseen = [event for one in some if (event := behind(offset, one)) is not None]
                 if unseen:
@@ -116,3 +118,15 @@ class TurnFeed:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+
+def _together(events: list[TurnEvent]) -> list[TurnEvent]:
+    """The first of them that fit in one message; at least one."""
+    if len(events) == 1:
+        return events
+    size_bytes = 0
+    for count, event in enumerate(events):
+        size_bytes += event.ByteSize()
+        if count and size_bytes > TOGETHER_BYTES_MAX:
+            return events[:count]
+    return events

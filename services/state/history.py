@@ -6,12 +6,14 @@ from mesh.call import Call
 from mesh.errors import DataDamaged, InvalidArgument, NotFound
 from mesh.events.aggregate import Loaded, Repository
 from mesh.events.store import EVERYTHING, START, Selection, StoredCommit, StreamName
-from mesh.rpc.pages import read_page_token, write_page_token
+from mesh.rpc.pages import read_page_number, write_page_token
 from services.state import domain
 from weft.events.v1 import events_pb2
 from weft.state.v1 import session_pb2, state_service_pb2
 
 PAGE_SIZE = 100
+PAGE_BYTES_MAX = 2_000_000
+"""A page ends before it has more: gRPC's clients read 4 MiB where they aren't told else."""
 Events = AsyncIterator[state_service_pb2.WatchEventsResponse]
 
 
@@ -42,18 +44,20 @@ class StateHistory:
         self, request: state_service_pb2.ListEventsRequest, call: Call
     ) -> state_service_pb2.ListEventsResponse:
         """A page of the session's own events; a fork's begin with SessionForked."""
-        await self._existing(request.parent)
+        revision = (await self._existing(request.parent)).head.revision
         stream = domain.session_stream(request.parent)
-        last = read_page_token(request.page_token, request.parent)
-        after = max(request.after_revision, int(last) if last.isdigit() else 0)
+        last = read_page_number(request.page_token, request.parent, revision)
+        after = max(request.after_revision, last or 0)
         size = request.page_size or PAGE_SIZE
         types = frozenset(request.types)
         response = state_service_pb2.ListEventsResponse()
+        room_bytes = PAGE_BYTES_MAX
         async for page in self._repository.store.read(stream):
             for event in _recorded(page, types):
                 if event.revision <= after:
                     continue
-                if len(response.events) == size:
+                room_bytes -= event.ByteSize()
+                if response.events and (len(response.events) == size or room_bytes < 0):
                     token = write_page_token(str(response.events[-1].revision), request.parent)
                     response.next_page_token = token
                     return response

@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING
 
 from mesh.call import Call
-from mesh.errors import AlreadyExists, NotFound, RequestIdReused
-from mesh.events.aggregate import Repository
+from mesh.errors import AlreadyExists, LimitExceeded, NotFound, RequestIdReused
+from mesh.events.aggregate import FORK_DEPTH_MAX, Repository
 from mesh.ids import id_from, new_id
-from mesh.rpc.pages import read_page_token, write_page_token
+from mesh.rpc.pages import read_page_number, write_page_token
 from mesh.runtime.requests import request_hash
 from services.state import domain
 from services.state.read_model import SessionsReadModel
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from weft.agents.v1.agent_service_pb2_grpc import AgentServiceAsyncStub
 
 PAGE_SIZE = 100
+POSITION_MAX = 2**63 - 1
+"""What SQLite holds in an integer."""
 
 
 class Sessions:
@@ -69,8 +71,7 @@ class Sessions:
         """A page of sessions, newest first."""
         _, tenant, _, agent = request.parent.split("/")
         size = request.page_size or PAGE_SIZE
-        last = read_page_token(request.page_token, request.parent)
-        before = int(last) if last.isdigit() else None
+        before = read_page_number(request.page_token, request.parent, POSITION_MAX)
         rows = await self._read_model.sessions(tenant, agent, before, size + 1)
         response = session_service_pb2.ListSessionsResponse(sessions=[s for _, s in rows[:size]])
         if len(rows) > size:
@@ -95,6 +96,10 @@ class Sessions:
                 f"session {request.name} is at revision {state.revision}, before {revision}",
                 metadata={"resource": request.name, "revision": str(state.revision)},
             )
+        forked = await self._repository.fork_depth(domain.session_stream(request.name))
+        if forked == FORK_DEPTH_MAX:
+            # It would be stored, and nobody could read it.
+            raise LimitExceeded(f"a session is forked at most {FORK_DEPTH_MAX} times in a row")
         origin = session_pb2.ForkOrigin(session=request.name, revision=revision)
         command = domain.ForkSession(name, origin, digest)
         aggregate = self._repository.open(domain.session_stream(name))

@@ -25,6 +25,27 @@ SCHEMA_LENGTH_MAX = 262_144
 DESCRIPTION_LENGTH_MAX = 8_192
 STATUS_LENGTH_MAX = 1_000
 
+_UNANSWERED = {
+    grpc.StatusCode.UNAVAILABLE: "can't be reached",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "took too long",
+}
+_TOO_LARGE = ("CLIENT: Received message larger", "Received message larger")
+_BROKEN_OFF_CODES = frozenset(
+    (
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.UNKNOWN,
+    )
+)
+# How the texts of grpcio 1.78.2 begin where the server didn't say how the call ended.
+_BROKEN_OFF = (
+    "No status received",
+    "Received RST_STREAM",
+    "Received http2 header with status",
+    "Stream removed",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class DescribedMethod:
@@ -114,8 +135,9 @@ class GrpcMethods:
         """Calls the tool's method once.
 
         Raises ArgumentsRefused where the request's type can't hold the arguments. A status
-        that the server answers is a result with `is_error`; ToolUnavailable
-        where it can't be reached or didn't answer in time: then it may have run.
+        that the server answers is a result with `is_error`. ToolUnavailable where it can't
+        be reached, broke the call off or didn't answer in time, LimitExceeded where its
+        answer is too large to be read: then it may have run.
         """
         method = self._compiled.get(tool.etag, lambda: _compile(tool.grpc))
         request = method.request_type()
@@ -138,10 +160,25 @@ class GrpcMethods:
                     metadata=invocation.metadata(),
                 )
         except grpc.aio.AioRpcError as error:
-            return _failure(tool.grpc.address, error)
+            return self._failure(tool.grpc.address, error)
         if response is None:
             return failed("the tool ran, but its answer isn't the message that it described")
         return _result(response, method.pool)
+
+    def _failure(self, address: str, error: grpc.aio.AioRpcError) -> ToolResult:
+        """What the server said of its failure; raises where grpc said it in its stead."""
+        code, details = error.code(), error.details() or ""
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and details.startswith(_TOO_LARGE):
+            raise LimitExceeded(
+                "the tool ran, but its answer can't be read: it has more than"
+                f" {self._settings.response_bytes_max} bytes"
+            ) from error
+        reason = _UNANSWERED.get(code)
+        if code in _BROKEN_OFF_CODES and details.startswith(_BROKEN_OFF):
+            reason = "broke the call off, and may have run it"
+        if reason is not None:
+            raise ToolUnavailable(f"the tool's server at {address} {reason}") from error
+        return failed(cut(f"{code.name}: {details or 'no message'}", STATUS_LENGTH_MAX))
 
 
 def _method(pool: Any, service: str, name: str) -> MethodDescriptor:
@@ -161,14 +198,6 @@ def _compile(grpc_tool: tools_pb2.GrpcTool) -> _Compiled:
         message_factory.GetMessageClass(method.input_type),
         message_factory.GetMessageClass(method.output_type),
     )
-
-
-def _failure(address: str, error: grpc.aio.AioRpcError) -> ToolResult:
-    code = error.code()
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-        reason = "can't be reached" if code is grpc.StatusCode.UNAVAILABLE else "took too long"
-        raise ToolUnavailable(f"the tool's server at {address} {reason}") from error
-    return failed(cut(f"{code.name}: {error.details() or 'no message'}", STATUS_LENGTH_MAX))
 
 
 def _result(response: Message, pool: Any) -> ToolResult:

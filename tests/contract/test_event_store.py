@@ -5,10 +5,12 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from datetime import UTC, datetime
 from typing import Protocol
 
 import pytest
 
+from mesh.clock import NANOSECONDS
 from mesh.errors import DataDamaged, LimitExceeded
 from mesh.events.blobs import BlobStore, MemoryBlobStore
 from mesh.events.codec import Codecs, PlainCodec
@@ -47,6 +49,11 @@ class ReversingCodec:
 
 
 REVERSING = Codecs(ReversingCodec(), PlainCodec())
+
+
+def nanoseconds(year: int) -> int:
+    """When the year began, in Unix time."""
+    return int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) * NANOSECONDS
 
 
 class BackEnd(Protocol):
@@ -264,6 +271,22 @@ class TestTime:
         assert await store.position_at(0) == 0
         assert first.position <= await store.position_at(between) < second.position
         assert await store.position_at(time.time_ns() + 10**9) == await store.last_position()
+
+    @pytest.mark.parametrize("year", [2263, 9999])
+    async def test_a_time_long_to_come_has_all_commits_before_it(
+        self, store: EventStore, stream: StreamName, year: int
+    ) -> None:
+        heads = await appended(store, stream, "a", "b")
+        assert await store.head_at(stream, nanoseconds(year)) == heads[-1]
+        assert await store.position_at(nanoseconds(year)) == await store.last_position()
+
+    @pytest.mark.parametrize("year", [1, 1969])
+    async def test_a_time_before_any_clock_has_all_commits_behind_it(
+        self, store: EventStore, stream: StreamName, year: int
+    ) -> None:
+        await appended(store, stream, "a", "b")
+        assert await store.head_at(stream, nanoseconds(year)) == START
+        assert await store.position_at(nanoseconds(year)) == 0
 
     async def test_last_position_of_a_selection(
         self, store: EventStore, stream: StreamName, selection: Selection, tenant: str

@@ -1,6 +1,7 @@
 """What the JetStream store does when NATS is slow, gone, full, or loses an answer."""
 
 import asyncio
+import gc
 import hashlib
 import os
 import secrets
@@ -20,6 +21,7 @@ from mesh.events.jetstream.assets import BLOBS_BUCKET, EVENTS, SNAPSHOTS, ensure
 from mesh.events.jetstream.connection import BATCH_BYTES_MAX, NoReply, NotSent, connect
 from mesh.events.jetstream.history import PAGE_COMMITS
 from mesh.events.jetstream.store import JetStreamEventStore, connect_store
+from mesh.events.jetstream.tokens import JetStreamTokenStream
 from mesh.events.store import START, Head, HeadConflict, Selection, StreamName
 from tests.support.events import appended, commits_of, draft, texts_of
 from tests.support.nats import LossyProxy, NatsServer, running_nats
@@ -27,6 +29,8 @@ from tests.support.processes import ROOT, until
 from weft.events.v1 import events_pb2
 
 STREAM = StreamName("state", "acme", ("bot", "s1"))
+TOO_LARGE_BYTES = 1 << 20 | 1
+"""One more than a nats-server takes in a message where it isn't told else."""
 
 
 @pytest.fixture
@@ -376,6 +380,24 @@ class TestAssets:
         assert stored[0] == stored[1] > 0
 
 
+class TestTokens:
+    async def test_those_too_large_for_a_message_are_left_out(
+        self, store: JetStreamEventStore
+    ) -> None:
+        unseen: list[str] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: unseen.append(context["message"]))
+        tokens = JetStreamTokenStream(store.connection)
+        async with aclosing(tokens.follow(STREAM, "t1")) as following:
+            first = asyncio.create_task(anext(following))
+            tokens.publish(STREAM, "t1", bytes(TOO_LARGE_BYTES))
+            tokens.publish(STREAM, "t1", b"small")
+            assert await asyncio.wait_for(first, 10) == b"small"
+        gc.collect()
+        loop.set_exception_handler(None)
+        assert unseen == []
+
+
 class TestConnection:
     async def test_it_refuses_within_its_bound_where_no_server_is(
         self, harmed_nats_server: NatsServer
@@ -398,6 +420,13 @@ class TestConnection:
         await until(lambda: not store.connection.connected)
         with pytest.raises(NotSent):
             await store.connection.publish("weft.tokens.acme.s1", b"x")
+
+    async def test_a_message_beyond_the_servers_bound_is_a_limit(
+        self, store: JetStreamEventStore
+    ) -> None:
+        with pytest.raises(LimitExceeded):
+            await store.connection.publish("weft.tokens.acme.s1", bytes(TOO_LARGE_BYTES))
+        assert store.connection.connected
 
     async def test_nobody_behind_a_subject_is_told_at_once(
         self, store: JetStreamEventStore

@@ -15,7 +15,7 @@ from tests.support.protos import message_type
 from tests.support.turn_client import TurnClient
 from weft.agents.v1 import agent_pb2, turn_service_pb2
 from weft.options.v1 import options_pb2
-from weft.state.v1 import session_pb2
+from weft.state.v1 import session_pb2, state_service_pb2
 from weft.tools.v1 import tool_service_pb2, tools_pb2
 
 ECHO = "kinds.v1.Echo"
@@ -100,6 +100,63 @@ async def test_results_that_land_together_are_each_recorded_once(weft: Platform)
     assert client.kinds.count("tool_result") == 64
     assert client.kinds[-1] == "completed"
     assert calls == 64
+
+
+@pytest.mark.parametrize(
+    ("effect", "outcome"),
+    [
+        (options_pb2.EFFECT_READ, "completed"),
+        (options_pb2.EFFECT_IDEMPOTENT, "completed"),
+        (options_pb2.EFFECT_IRREVERSIBLE, "in_doubt"),
+    ],
+)
+async def test_a_call_whose_answer_is_too_large_is_made_once(
+    weft: Platform, effect: "options_pb2.Effect.ValueType", outcome: str
+) -> None:
+    calls = 0
+
+    async def grow(request: Any, context: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return message_type("kinds.v1.Kinds")(string_field="x" * request.length)
+
+    tool = f"grow-{effect}"
+    async with serving({ECHO: {"Grow": grow}}) as address:
+        register = tool_service_pb2.RegisterToolRequest(
+            parent=TENANT,
+            tool_id=tool,
+            grpc=tools_pb2.GrpcTool(address=address, method=f"{ECHO}/Grow"),
+            effect=effect,
+        )
+        await weft.tools.RegisterTool(register, timeout=10)
+        agent = await weft.apply(
+            tool, agent_pb2.AgentSpec(tools=[agent_pb2.ToolBinding(tool=tool)])
+        )
+        call = {"tool": tool, "arguments": {"length": 2_000_000}}
+        client = TurnClient(await weft.session(agent), plan({"calls": [call]}, {"text": "so"}))
+        await client.until(weft, outcome)
+    results = [event.tool_result for event in client.events if event.HasField("tool_result")]
+    assert ["the tool ran" in result.content for result in results if result.is_error] == (
+        [] if outcome == "in_doubt" else [True]
+    )
+    assert calls == 1
+
+
+async def test_long_texts_are_read_by_clients_with_grpcs_own_bounds(weft: Platform) -> None:
+    session = await weft.session(await weft.apply("long", agent_pb2.AgentSpec()))
+    for number in range(3):
+        client = TurnClient(session, chr(0x1F600 + number) * 262_144)
+        await client.run(weft)
+        assert client.kinds[-1] == "completed"
+    request = state_service_pb2.ListEventsRequest(parent=session, page_size=1000)
+    revisions = []
+    while True:
+        page = await weft.state.ListEvents(request, timeout=10)
+        revisions += [event.revision for event in page.events]
+        if not page.next_page_token:
+            break
+        request.page_token = page.next_page_token
+    assert revisions == list(range(1, len(revisions) + 1))
 
 
 async def test_a_turn_that_ended_long_ago_is_still_watched_and_not_run_again(

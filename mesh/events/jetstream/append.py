@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mesh.errors import EventStoreUnavailable, Internal, LimitExceeded
@@ -47,9 +47,15 @@ class Publisher:
     EventStoreUnavailable when the bounds are spent: then it may be stored or not.
     """
 
-    def __init__(self, connection: Connection, bounds: Bounds) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        bounds: Bounds,
+        disk_full: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._connection = connection
         self._bounds = bounds
+        self._disk_full = disk_full
 
     async def publish(self, subject: str, data: bytes, headers: Mapping[str, str]) -> None:
         """Stores a message behind whatever its stream holds."""
@@ -83,7 +89,10 @@ class Publisher:
                 # Either way the same bytes may go again: id and expectation make it once.
                 pass
             if loop.time() + PAUSE_SECONDS >= deadline:
-                raise EventStoreUnavailable("the event store can't be reached")
+                # Without room NATS doesn't answer: what was sent may be stored or not.
+                full = self._connection.connected and self._disk_full()
+                fault = "the disk of the event store is full"
+                raise EventStoreUnavailable(fault if full else "the event store can't be reached")
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def _attempt(

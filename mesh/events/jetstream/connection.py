@@ -18,7 +18,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from mesh.errors import EventStoreUnavailable, WeftError
+from mesh.errors import EventStoreUnavailable, LimitExceeded, WeftError
 from mesh.ids import new_id
 from weft.events.v1 import events_pb2
 
@@ -232,13 +232,16 @@ class Connection:
     async def publish(
         self, subject: str, data: bytes, headers: Mapping[str, str] | None = None, reply: str = ""
     ) -> None:
-        """Sends a message; nothing tells whether it arrived. Headers hold no line breaks."""
+        """Sends a message; nothing tells whether it arrived. Headers hold no line breaks.
+        LimitExceeded where it is larger than the server takes."""
         if not self._connected.is_set():
             raise NotSent("NATS can't be reached")
         try:
             await self._client.publish(subject, data, reply, dict(headers) if headers else None)
         except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
             raise NotSent("NATS can't be reached") from error
+        except nats.errors.MaxPayloadError as error:
+            raise LimitExceeded(f"{len(data)} bytes are too many for a message") from error
 
     async def request(
         self,

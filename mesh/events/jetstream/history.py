@@ -154,6 +154,11 @@ class History:
         """When the stream was made, to the nanosecond: no other one has the same."""
         return str((await retried(self._information))["created"])
 
+    async def size(self) -> tuple[int, int]:
+        """How many commits the log holds, and the last one's position."""
+        state = (await retried(self._information))["state"]
+        return int(state["messages"]), int(state["last_seq"])
+
     async def _last_sequence(self) -> int:
         return int((await self._information())["state"]["last_seq"])
 

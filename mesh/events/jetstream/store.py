@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime
 from functools import partial
@@ -24,6 +24,7 @@ from mesh.events.jetstream.assets import (
 from mesh.events.jetstream.connection import (
     READ_ATTEMPT_SECONDS,
     Connection,
+    NotSent,
     StoredMessage,
     connect,
     retried,
@@ -43,6 +44,7 @@ from mesh.events.store import (
 )
 from weft.events.v1 import events_pb2
 
+_TIME_NS_MAX = 2**63 - 1
 _COMMIT_TYPE = events_pb2.Commit.DESCRIPTOR.full_name
 
 
@@ -53,14 +55,22 @@ class JetStreamEventStore:
     """
 
     def __init__(
-        self, connection: Connection, *, replicas: int, bounds: Bounds, codecs: Codecs
+        self,
+        connection: Connection,
+        *,
+        replicas: int,
+        bounds: Bounds,
+        codecs: Codecs,
+        disk_full: Callable[[], bool],
     ) -> None:
         self.connection = connection
-        self._publisher = Publisher(connection, bounds)
+        self._publisher = Publisher(connection, bounds, disk_full)
         self._envelope = Envelope(ObjectBlobStore(connection, self._publisher), codecs)
         self._history = History(connection, replicated=replicas > 1)
         self._tail: LogTail | None = None
         self._tail_start = asyncio.Lock()
+        self.acknowledged_position = 0
+        """The highest position that an append of ours was acknowledged with."""
 
     async def close(self) -> None:
         """Ends all watches and the connection."""
@@ -71,6 +81,21 @@ class JetStreamEventStore:
     async def log_id(self) -> str:
         """See EventStore."""
         return await self._history.created()
+
+    async def lacking(self) -> int:
+        """How many commits are gone before the log's end. It denies that any is deleted
+        and has no limits: more than 0 is damage."""
+        held, last = await self._history.size()
+        return last - held
+
+    async def forget_snapshots(self) -> None:
+        """Deletes all snapshots; states are folded from the log until there are new ones."""
+
+        async def purge() -> None:
+            if "error" in await self.connection.api(f"STREAM.PURGE.{SNAPSHOTS}", {}):
+                raise NotSent("JetStream isn't ready")
+
+        await retried(purge)
 
     async def append(self, stream: StreamName, draft: CommitDraft, head: Head) -> Head:
         """See EventStore."""
@@ -85,6 +110,7 @@ class JetStreamEventStore:
         _failpoint(draft, "before_publish")
         position = await self._publisher.append(stream.subject, data, headers, head.position)
         _failpoint(draft, "stored")
+        self.acknowledged_position = max(self.acknowledged_position, position)
         appended = Head(head.revision + len(draft.events), position, digest)
         _failpoint(draft, "acknowledged")
         return appended
@@ -221,12 +247,14 @@ async def connect_store(
     append_seconds_max: float = 5.0,
     attempt_seconds: float = 1.0,
     codecs: Codecs = PLAIN,
+    disk_full: Callable[[], bool] = lambda: False,
 ) -> JetStreamEventStore:
     """An event store on the NATS servers of `url`, with its streams made or brought up to date.
 
     `name` and `seed_file` as in `connect`; `replicas` is 1 or, in a cluster, 3. An append
-    is tried for `append_seconds_max`, each attempt for `attempt_seconds`. Raises
-    EventStoreUnavailable when NATS can't be reached within 10 s.
+    is tried for `append_seconds_max`, each attempt for `attempt_seconds`; `disk_full`
+    tells whether it fails for want of room. Raises EventStoreUnavailable when NATS can't be
+    reached within 10 s.
     """
     connection = await connect(url, name=name, seed_file=seed_file)
     try:
@@ -236,7 +264,9 @@ async def connect_store(
         raise
     connection.on_reconnect(partial(ensure_memory_assets, connection, replicas))
     bounds = Bounds(append_seconds_max, attempt_seconds)
-    return JetStreamEventStore(connection, replicas=replicas, bounds=bounds, codecs=codecs)
+    return JetStreamEventStore(
+        connection, replicas=replicas, bounds=bounds, codecs=codecs, disk_full=disk_full
+    )
 
 
 def _failpoint(draft: CommitDraft, place: str) -> None:
@@ -246,7 +276,8 @@ def _failpoint(draft: CommitDraft, place: str) -> None:
 
 
 def _timestamp(time_ns: int) -> str:
-    """The time in RFC 3339, to the nanosecond."""
-    seconds, nanoseconds = divmod(time_ns, NANOSECONDS)
+    """The time in RFC 3339, to the nanosecond. NATS counts nanoseconds in 64 bits: a time
+    beyond them, or before 1970, is the nearest that it knows."""
+    seconds, nanoseconds = divmod(min(max(time_ns, 0), _TIME_NS_MAX), NANOSECONDS)
     whole = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
     return f"{whole}.{nanoseconds:09d}Z"

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 
 from nats.aio.msg import Msg
 
-from mesh.errors import EventStoreUnavailable
+from mesh.errors import EventStoreUnavailable, LimitExceeded
 from mesh.events.jetstream.assets import TOKEN_PREFIX, TOKENS
 from mesh.events.jetstream.connection import Connection
 from mesh.events.store import StreamName
@@ -16,8 +16,8 @@ PUBLISHING_MAX = 4_096
 
 
 class JetStreamTokenStream:
-    """Tokens are sent without an acknowledgement: one that is lost comes again with the
-    fact that ends its step."""
+    """Tokens are sent without an acknowledgement: one that is lost, or too large for a
+    message, comes again with the fact that ends its step."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -57,5 +57,5 @@ class JetStreamTokenStream:
     async def _publish(self, subject: str, data: bytes) -> None:
         try:
             await self._connection.publish(subject, data)
-        except EventStoreUnavailable:
+        except (EventStoreUnavailable, LimitExceeded):
             return

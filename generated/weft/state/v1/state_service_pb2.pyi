@@ -269,7 +269,7 @@ class VerifyReplayResponse(_message.Message):
     """Hash of the state that this server works with."""
     snapshot_hash: _builtins.bytes
     """Hash of the state from the latest snapshot and what came after; empty
-    where there is no snapshot.
+    where there is no snapshot, or where it can't be read and isn't used.
     """
     snapshot_revision: _builtins.int
     """Revision of that snapshot."""

@@ -62,14 +62,17 @@ class StateServiceServicer(object):
     """
 
     def GetState(self, request, context):
-        """Returns a session's state, now, at a revision or at a time.
+        """Returns a session's state, now, at a revision or at a time. The answer may
+        be larger than the 4 MiB that a gRPC client receives where it isn't told
+        else; Weft's own accept at least 16 MiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListEvents(self, request, context):
-        """Lists a session's events, oldest first.
+        """Lists a session's events, oldest first. A page ends at 2 MB, or after one
+        event that is larger.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

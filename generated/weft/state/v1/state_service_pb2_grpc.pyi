@@ -34,9 +34,14 @@ class StateServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> StateServiceAsyncStub: ...
     GetState: _grpc.UnaryUnaryMultiCallable[_state_service_pb2.GetStateRequest, _state_service_pb2.GetStateResponse]
-    """Returns a session's state, now, at a revision or at a time."""
+    """Returns a session's state, now, at a revision or at a time. The answer may
+    be larger than the 4 MiB that a gRPC client receives where it isn't told
+    else; Weft's own accept at least 16 MiB.
+    """
     ListEvents: _grpc.UnaryUnaryMultiCallable[_state_service_pb2.ListEventsRequest, _state_service_pb2.ListEventsResponse]
-    """Lists a session's events, oldest first."""
+    """Lists a session's events, oldest first. A page ends at 2 MB, or after one
+    event that is larger.
+    """
     WatchEvents: _grpc.UnaryStreamMultiCallable[_state_service_pb2.WatchEventsRequest, _state_service_pb2.WatchEventsResponse]
     """Streams events as they are committed, after those of the past that were
     asked for, without gap or duplicate. Ends when the caller does.
@@ -53,9 +58,14 @@ class StateServiceAsyncStub(StateServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetState: _aio.UnaryUnaryMultiCallable[_state_service_pb2.GetStateRequest, _state_service_pb2.GetStateResponse]  # type: ignore[assignment]
-    """Returns a session's state, now, at a revision or at a time."""
+    """Returns a session's state, now, at a revision or at a time. The answer may
+    be larger than the 4 MiB that a gRPC client receives where it isn't told
+    else; Weft's own accept at least 16 MiB.
+    """
     ListEvents: _aio.UnaryUnaryMultiCallable[_state_service_pb2.ListEventsRequest, _state_service_pb2.ListEventsResponse]  # type: ignore[assignment]
-    """Lists a session's events, oldest first."""
+    """Lists a session's events, oldest first. A page ends at 2 MB, or after one
+    event that is larger.
+    """
     WatchEvents: _aio.UnaryStreamMultiCallable[_state_service_pb2.WatchEventsRequest, _state_service_pb2.WatchEventsResponse]  # type: ignore[assignment]
     """Streams events as they are committed, after those of the past that were
     asked for, without gap or duplicate. Ends when the caller does.
@@ -75,7 +85,10 @@ class StateServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _state_service_pb2.GetStateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_state_service_pb2.GetStateResponse, _abc.Awaitable[_state_service_pb2.GetStateResponse]]:
-        """Returns a session's state, now, at a revision or at a time."""
+        """Returns a session's state, now, at a revision or at a time. The answer may
+        be larger than the 4 MiB that a gRPC client receives where it isn't told
+        else; Weft's own accept at least 16 MiB.
+        """
 
     @_abc_1.abstractmethod
     def ListEvents(
@@ -83,7 +96,9 @@ class StateServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _state_service_pb2.ListEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_state_service_pb2.ListEventsResponse, _abc.Awaitable[_state_service_pb2.ListEventsResponse]]:
-        """Lists a session's events, oldest first."""
+        """Lists a session's events, oldest first. A page ends at 2 MB, or after one
+        event that is larger.
+        """
 
     @_abc_1.abstractmethod
     def WatchEvents(

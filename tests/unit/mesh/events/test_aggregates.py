@@ -9,9 +9,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.wrappers_pb2 import StringValue
 
 from mesh.errors import Conflict, DataDamaged, EventStoreUnavailable, FailedPrecondition, NotFound
-from mesh.events.aggregate import CONFLICTS_MAX, Aggregate, Fold, Place, Repository
+from mesh.events.aggregate import CONFLICTS_MAX, FORK_DEPTH_MAX, Aggregate, Fold, Place, Repository
 from mesh.events.jetstream.store import connect_store
-from mesh.events.memory import MemoryEventStore
+from mesh.events.memory import MemoryEventStore, MemoryLog
 from mesh.events.store import (
     START,
     CommitDraft,
@@ -395,6 +395,24 @@ class TestForks:
         assert (await Repository(store, FOLD).load(fork)).state[0] == "1:a"
         assert len((await Repository(store, FOLD).load(fork)).state) == 2
 
+    async def test_the_deepest_fork_that_can_be_read_is_told_apart(
+        self, stream: StreamName
+    ) -> None:
+        store = MemoryEventStore()
+        await store.append(stream, draft("a"), START)
+        depths = [await Repository(store, FOLD).fork_depth(stream)]
+        last = stream
+        for number in range(FORK_DEPTH_MAX + 1):
+            fork = other(stream, f"f{number}")
+            await store.append(fork, draft(f"{FORK}{last} 1"), START)
+            depths.append(await Repository(store, FOLD).fork_depth(fork))
+            if number < FORK_DEPTH_MAX:
+                assert (await Repository(store, FOLD).load(fork)).state[0] == "1:a"
+            last = fork
+        assert depths == [*range(FORK_DEPTH_MAX + 1), FORK_DEPTH_MAX]
+        with pytest.raises(DataDamaged):
+            await Repository(store, FOLD).load(last)
+
     async def test_forks_that_never_reach_an_origin_are_refused(self, stream: StreamName) -> None:
         store = MemoryEventStore()
         await store.append(stream, draft(f"{FORK}{stream} 1"), START)
@@ -428,6 +446,25 @@ class TestLoading:
         )
         await store.save_snapshot(snapshot)
         assert (await Repository(store, FOLD).load(stream)).state == ["1:a"]
+
+    async def test_a_snapshot_whose_state_does_not_parse_is_passed_over(
+        self, store: EventStore, stream: StreamName
+    ) -> None:
+        await Repository(store, FOLD).open(stream).execute(saying("a"))
+        snapshot = events_pb2.Snapshot(
+            stream=str(stream), revision=1, fold_version=1, state=b"\xff"
+        )
+        await store.save_snapshot(snapshot)
+        loaded = await Repository(store, FOLD).load(stream)
+        assert (loaded.state, loaded.snapshot_revision) == (["1:a"], 0)
+
+    async def test_a_snapshot_that_does_not_parse_is_passed_over(self, stream: StreamName) -> None:
+        log = MemoryLog()
+        store = MemoryEventStore(log)
+        await Repository(store, FOLD).open(stream).execute(saying("a"))
+        log.snapshots[str(stream)].append(b"\xff")
+        loaded = await Repository(store, FOLD).load(stream)
+        assert (loaded.state, loaded.snapshot_revision) == (["1:a"], 0)
 
     @pytest.mark.parametrize("may_ignore", [True, False])
     async def test_unknown_events_are_passed_over_only_where_they_may_be(

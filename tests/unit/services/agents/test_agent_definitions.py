@@ -15,6 +15,7 @@ from mesh.errors import FailedPrecondition, InvalidArgument, NotFound, RequestId
 from mesh.events.aggregate import Repository
 from mesh.events.memory import MemoryEventStore
 from mesh.rpc.local import LocalChannel
+from mesh.rpc.pages import write_page_token
 from mesh.rpc.pipeline import Endpoint, bind, server_interceptors
 from mesh.rpc.settings import RpcSettings
 from services.agents.definitions import AgentDefinitions
@@ -183,6 +184,17 @@ class TestReading:
             if not token:
                 break
         assert seen == [5, 4, 3, 2, 1]
+
+    @pytest.mark.parametrize("last", ["²", "0", "2", str(2**64), "x"])
+    async def test_a_forged_token_of_revisions_is_refused(
+        self, definitions: AgentDefinitions, last: str
+    ) -> None:
+        await create(definitions)
+        request = agent_service_pb2.ListAgentRevisionsRequest(
+            name=BOT, page_token=write_page_token(last, BOT)
+        )
+        with pytest.raises(InvalidArgument, match="page_token"):
+            await definitions.list_agent_revisions(request, a_call())
 
     async def test_agents_are_listed_by_name_in_pages(self, definitions: AgentDefinitions) -> None:
         for agent_id in ("c", "a", "b"):

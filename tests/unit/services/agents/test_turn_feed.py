@@ -7,7 +7,7 @@ import pytest
 
 from mesh.clock import SYSTEM
 from mesh.events.store import StreamName
-from services.agents.feed import TurnFeed
+from services.agents.feed import TOGETHER_BYTES_MAX, TurnFeed
 from services.agents.settings import AgentsSettings
 from services.agents.token_batch import BATCH_LENGTH_MAX, TokenBatch
 from services.state import domain
@@ -109,6 +109,23 @@ class TestFollowing:
         for place, fact in log.facts:
             feed.fact(place.revision, place.time, fact)
         assert kinds(await events_behind(feed, BEGINNING)) == ["accepted"]
+
+    async def test_a_message_ends_before_it_is_too_large_for_a_client(self) -> None:
+        log = accepted_log()
+        log.step(text="x" * 900_000)
+        feed = fed(log)
+        messages = [message async for message in feed.follow(BEGINNING, lambda: True)]
+        assert [kinds(message) for message in messages] == [
+            ["accepted", "token", "model_step"],
+            ["completed"],
+        ]
+
+    async def test_an_event_too_large_for_a_message_comes_alone(self) -> None:
+        log = accepted_log()
+        log.step(text="x" * (TOGETHER_BYTES_MAX + 1))
+        feed = fed(log)
+        messages = [message async for message in feed.follow(BEGINNING, lambda: True)]
+        assert [len(message) for message in messages] == [1, 1, 1, 1]
 
     async def test_what_comes_while_the_past_is_read_is_shown_behind_it(self) -> None:
         log = accepted_log()

@@ -321,14 +321,13 @@ async def test_a_long_result_is_cut_with_a_note(service: ToolsService, address: 
     assert not result.is_error
 
 
-async def test_an_answer_beyond_the_bound_on_messages_is_a_result(
+async def test_an_answer_beyond_the_bound_on_messages_is_a_limit(
     events: EventStore, vectors: VectorsService, address: str
 ) -> None:
     service = await started(events, vectors, ToolsSettings(response_bytes_max=50_000))
     await register(service, address, f"{ECHO}/Grow", "grow")
-    result = await invoke(service, "grow", {"length": 60_000})
-    assert result.is_error
-    assert result.content.startswith("RESOURCE_EXHAUSTED")
+    with pytest.raises(LimitExceeded, match="more than 50000 bytes"):
+        await invoke(service, "grow", {"length": 60_000})
     await service.stop()
 
 

@@ -1,0 +1,102 @@
+"""A disk that has no room left, on a small file system of its own."""
+
+import asyncio
+import contextlib
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc.aio
+import orjson
+import pytest
+
+from tests.support.plans import plan, writing
+from tests.support.platform import Platform, platform
+from tests.support.processes import finished
+from tests.support.turn_client import TurnClient
+from weft.agents.v1 import agent_pb2
+from weft.state.v1 import state_service_pb2
+
+DISK_BYTES = 160 * 1024 * 1024
+SESSIONS_MAX = 500
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system in memory; its test is skipped where we may not mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    options = ["-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs"]
+    try:
+        mounted = finished(["mount", *options, folder])
+    except FileNotFoundError:
+        pytest.skip("there is no command mount")
+    if mounted.returncode:
+        pytest.skip(f"a file system can't be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    assert finished(["umount", "--lazy", folder]).returncode == 0
+
+
+def fill(path: Path) -> None:
+    """Takes all that is left of the disk."""
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 20, 1 << 12):
+            with contextlib.suppress(OSError):
+                while file.write(bytes(size)):
+                    continue
+    assert not shutil.disk_usage(path.parent).free
+
+
+async def ready(http: str) -> bool:
+    """Whether all parts are ready; where not, only the event store isn't."""
+
+    def get() -> tuple[int, bytes]:
+        try:
+            with urllib.request.urlopen(f"http://{http}/readyz", timeout=5) as response:
+                return response.status, response.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    status, body = await asyncio.to_thread(get)
+    assert status == 200 or orjson.loads(body)["waiting_for"] == ["events"]
+    return status == 200
+
+
+async def sessions_until_refused(
+    running: Platform, agent: str
+) -> tuple[list[str], grpc.aio.AioRpcError]:
+    sessions: list[str] = []
+    while len(sessions) < SESSIONS_MAX:
+        try:
+            sessions.append(await running.session(agent))
+        except grpc.aio.AioRpcError as error:
+            return sessions, error
+    raise AssertionError("the disk isn't full")
+
+
+async def test_a_full_disk_is_told_and_passes_by_itself(small_disk: Path) -> None:
+    async with platform(small_disk / "data") as running:
+        agent = await running.apply("bot", agent_pb2.AgentSpec())
+        slow = TurnClient(await running.session(agent), plan(writing(seconds=3.0)))
+        await slow.until(running, "token")
+        fill(small_disk / "filler")
+
+        sessions, refused = await sessions_until_refused(running, agent)
+        assert refused.code() is grpc.StatusCode.UNAVAILABLE
+        assert refused.details() == "the disk of the event store is full"
+        assert not await ready(running.addresses["http"])
+
+        (small_disk / "filler").unlink()
+        # The turn whose end found no room goes on by itself.
+        await slow.run(running)
+        assert slow.kinds[-1] == "completed"
+        assert await ready(running.addresses["http"])
+        for session in (slow.session, *sessions):
+            request = state_service_pb2.VerifyReplayRequest(name=session)
+            assert (await running.state.VerifyReplay(request, timeout=10)).matches
+        stopped = await running.stop()
+        assert stopped == 0, running.log_file.read_text()
+        await running.start()
+        await TurnClient(slow.session, "after a restart").run(running)
