@@ -120,11 +120,14 @@ def _detach(client: Client, follower: TurnFollower) -> None:
 
 def _follow(client: Client, follower: TurnFollower, session: str) -> None:
     transcript = Transcript(client.output)
-    for event in follower.events():
-        transcript.show(event)
-        if event.WhichOneof("event") in waiting.EVENTS:
-            waiting.settle(client, follower.turn, event)
-    note(f"session {short_name(session)}")
+    try:
+        for event in follower.events():
+            transcript.show(event)
+            if event.WhichOneof("event") in waiting.EVENTS:
+                waiting.settle(client, follower.turn, event)
+    finally:
+        # Also of a turn that failed: its events say why.
+        note(f"session {short_name(session)}")
 
 
 def _say_how_to_go_on(turn: str) -> None:

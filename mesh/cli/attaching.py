@@ -75,6 +75,8 @@ def _wait(client: Client, losses: int, lost: "grpc.RpcError | None") -> None:
             "the server ends the stream again and again", exit_code=ExitCode.UNAVAILABLE
         )
     if lost is not None:
+        # The channel that lost its server tries it again only much later.
+        client.reconnect()
         note(f"The connection is lost; attaching again ({losses} of {LOSSES_MAX}).")
     delay = min(DELAY_SECONDS_FIRST * 2 ** (losses - 1), DELAY_SECONDS_MAX)
     time.sleep(min(delay * random.uniform(0.75, 1.25), remaining))

@@ -90,6 +90,12 @@ class Client:
         options = [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(not self.address.is_loopback))]
         return grpc.insecure_channel(self.address.target, options=options)
 
+    def reconnect(self) -> None:
+        """Gives the next stub a connection of its own; this one is closed."""
+        if "channel" in self.__dict__:
+            self.channel.close()
+            del self.channel
+
     def stub(self, stub_class: Callable[[Any], S]) -> S:
         """A generated stub on this connection."""
         return stub_class(self.channel)

@@ -71,6 +71,7 @@ class StateHistory:
         # Streams are named by area first, so that a tenant's have no prefix in common.
         selection = _selection(request.name)
         tenant = request.name.split("/")[1]
+        await self._refuse_unknown(request.name)
         after_revision = 0
         match request.WhichOneof("start"):
             case "after_position":
@@ -92,6 +93,16 @@ class StateHistory:
             for event in _recorded([stored], types):
                 if event.revision > after_revision:
                     yield state_service_pb2.WatchEventsResponse(event=event)
+
+    async def _refuse_unknown(self, name: str) -> None:
+        """Raises NotFound where nothing was ever stored of the session or agent."""
+        parts = name.split("/")[1::2]
+        if len(parts) == 1:
+            return
+        kind = "session" if len(parts) == 3 else "agent"
+        area = "state" if kind == "session" else "agents"
+        if not await self._repository.store.last_position(Selection(".".join([area, *parts]))):
+            raise NotFound.of(kind, name)
 
     async def verify_replay(
         self, request: state_service_pb2.VerifyReplayRequest, call: Call

@@ -83,8 +83,11 @@ def _evolve(session: session_pb2.Session, event_type: str, value: bytes) -> None
         session.agent_revision = created.agent_revision
         session.submit_policy = created.submit_policy
     elif event_type == _FORKED:
-        origin = events_pb2.SessionForked.FromString(value).origin
-        session.forked_from.CopyFrom(origin)
+        forked = events_pb2.SessionForked.FromString(value)
+        session.forked_from.CopyFrom(forked.origin)
+        session.agent_revision = forked.agent_revision
+        session.submit_policy = forked.submit_policy
+        session.turn_count = forked.turn_count
     elif event_type == _ACCEPTED:
         accepted = events_pb2.TurnAccepted.FromString(value)
         session.turn_count += 1

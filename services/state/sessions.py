@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from mesh.call import Call
 from mesh.errors import AlreadyExists, LimitExceeded, NotFound, RequestIdReused
 from mesh.events.aggregate import FORK_DEPTH_MAX, Repository
+from mesh.events.store import Selection
 from mesh.ids import id_from, new_id
 from mesh.rpc.pages import read_page_number, write_page_token
 from mesh.runtime.requests import request_hash
@@ -73,6 +74,8 @@ class Sessions:
         size = request.page_size or PAGE_SIZE
         before = read_page_number(request.page_token, request.parent, POSITION_MAX)
         rows = await self._read_model.sessions(tenant, agent, before, size + 1)
+        if not rows and agent != "-":
+            await self._refuse_unknown_agent(request.parent, tenant, agent)
         response = session_service_pb2.ListSessionsResponse(sessions=[s for _, s in rows[:size]])
         if len(rows) > size:
             token = write_page_token(str(rows[size - 1][0]), request.parent)
@@ -101,12 +104,20 @@ class Sessions:
             # It would be stored, and nobody could read it.
             raise LimitExceeded(f"a session is forked at most {FORK_DEPTH_MAX} times in a row")
         origin = session_pb2.ForkOrigin(session=request.name, revision=revision)
-        command = domain.ForkSession(name, origin, digest)
+        base = await self._repository.load(
+            domain.session_stream(request.name), until_revision=revision
+        )
+        command = domain.ForkSession(name, origin, base.state, digest)
         aggregate = self._repository.open(domain.session_stream(name))
         await aggregate.execute(
             lambda state: domain.decide(state, command), request_id=request.request_id
         )
         return session_service_pb2.ForkSessionResponse(session=_session(await aggregate.ready()))
+
+    async def _refuse_unknown_agent(self, name: str, tenant: str, agent: str) -> None:
+        """Raises NotFound where there never was such an agent."""
+        if not await self._repository.store.last_position(Selection(f"agents.{tenant}.{agent}")):
+            raise NotFound.of("agent", name)
 
     async def _existing(self, name: str) -> session_pb2.SessionState:
         state = await self._repository.open(domain.session_stream(name)).load()

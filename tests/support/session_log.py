@@ -61,7 +61,9 @@ class SessionLog:
         inherited = self.inherited + self.facts[:revision]
         fork = SessionLog(folded(inherited), inherited=inherited, now_ns=self.now_ns)
         origin = session_pb2.ForkOrigin(session=self.state.name, revision=revision)
-        (fact,) = domain.decide(self.state, domain.ForkSession(session, origin, b"fork"))
+        (fact,) = domain.decide(
+            self.state, domain.ForkSession(session, origin, self.state, b"fork")
+        )
         fork._fold(fact)
         return fork
 

@@ -80,11 +80,13 @@ async def test_a_predecessor_on_the_same_folder_is_gone_at_once(connection: Conn
 async def test_the_owner_of_a_copied_folder_is_not_gone_while_it_lives(
     connection: Connection,
 ) -> None:
-    async with lease(connection, "original") as original:
-        async with lease(connection, new_id(), predecessor="original") as copy:
-            assert not copy.expired("original")
-            await original.stop()
-            await until(lambda: copy.expired("original"))
+    async with (
+        lease(connection, "original") as original,
+        lease(connection, new_id(), predecessor="original") as copy,
+    ):
+        assert not copy.expired("original")
+        await original.stop()
+        await until(lambda: copy.expired("original"))
 
 
 async def test_a_killed_instance_is_gone_when_its_lease_is_over(

@@ -172,3 +172,18 @@ async def test_a_turn_that_ended_long_ago_is_still_watched_and_not_run_again(
     await again.run(weft)
     assert again.turn == first.turn
     assert again.kinds == first.kinds
+
+
+async def test_a_fork_is_listed_as_it_is(weft: Platform) -> None:
+    agent = await weft.apply("forked", agent_pb2.AgentSpec())
+    parent = await weft.session(agent, session_pb2.SUBMIT_POLICY_ENQUEUE)
+    await TurnClient(parent, plan({"text": "one"})).run(weft)
+    sessions: Any = SessionServiceStub(weft.open_channel)
+    fork = session_service_pb2.ForkSessionRequest(name=parent)
+    forked = (await sessions.ForkSession(fork, timeout=10)).session
+    await TurnClient(forked.name, plan({"text": "two"})).run(weft)
+    listing = session_service_pb2.ListSessionsRequest(parent=agent)
+    listed = {s.name: s for s in (await sessions.ListSessions(listing, timeout=10)).sessions}
+    for name in (parent, forked.name):
+        get = session_service_pb2.GetSessionRequest(name=name)
+        assert listed[name] == (await sessions.GetSession(get, timeout=10)).session

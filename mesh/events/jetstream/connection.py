@@ -386,7 +386,7 @@ class Connection:
                 _log.warning("nats_reconnect_callback_failed", error=error.message)
 
     async def _on_close(self) -> None:
-        _log.info("nats_closed", connection=self._name)
+        _log.debug("nats_closed", connection=self._name)
 
     async def _on_error(self, error: Exception) -> None:
         # A refused connection is tried again ten times a second.

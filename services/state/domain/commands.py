@@ -24,10 +24,11 @@ class CreateSession:
 
 @dataclass(frozen=True, slots=True)
 class ForkSession:
-    """Makes the session of `origin`'s events; decided on the origin's state."""
+    """Makes the session of `origin`'s events, whose state at that revision `base` is."""
 
     session: str
     origin: session_pb2.ForkOrigin
+    base: session_pb2.SessionState
     request_hash: bytes
 
 

@@ -43,6 +43,9 @@ def decide(state: State, command: c.Command) -> Facts:
                     session=command.session,
                     origin=command.origin,
                     request_hash=command.request_hash,
+                    agent_revision=command.base.agent_revision,
+                    submit_policy=command.base.submit_policy,
+                    turn_count=command.base.turn_count,
                 )
             ]
         case c.AcceptTurn():

@@ -99,10 +99,19 @@ class SessionForked(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
     REQUEST_HASH_FIELD_NUMBER: _builtins.int
+    AGENT_REVISION_FIELD_NUMBER: _builtins.int
+    SUBMIT_POLICY_FIELD_NUMBER: _builtins.int
+    TURN_COUNT_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     """The session's name."""
     request_hash: _builtins.bytes
     """SHA-256 of the request, so that a repeated request_id is recognised."""
+    agent_revision: _builtins.int
+    """Revision of the agent that it is pinned to, as its origin is."""
+    submit_policy: _session_pb2.SubmitPolicy.ValueType
+    """What becomes of double submits, as with its origin."""
+    turn_count: _builtins.int
+    """How many turns its origin had accepted by then."""
     @_builtins.property
     def origin(self) -> _session_pb2.ForkOrigin:
         """Where from."""
@@ -113,10 +122,13 @@ class SessionForked(_message.Message):
         session: _builtins.str = ...,
         origin: _session_pb2.ForkOrigin | None = ...,
         request_hash: _builtins.bytes = ...,
+        agent_revision: _builtins.int = ...,
+        submit_policy: _session_pb2.SubmitPolicy.ValueType = ...,
+        turn_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin", "request_hash", b"request_hash", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_revision", b"agent_revision", "origin", b"origin", "request_hash", b"request_hash", "session", b"session", "submit_policy", b"submit_policy", "turn_count", b"turn_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

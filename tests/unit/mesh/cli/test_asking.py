@@ -147,7 +147,9 @@ def test_a_failed_turn_exits_6_with_its_reason(platform: MemoryPlatform, weft: W
     ran = weft("ask", "bot", "how")
     assert ran.code == 6
     assert ran.out == ""
-    assert ran.err == (
+    session, _, said = ran.err.partition("\n")
+    assert session.startswith("session bot/")
+    assert said == (
         "weft: the turn failed: the model can't be reached\n  reason: MODEL_UNAVAILABLE\n"
     )
 
