@@ -15,7 +15,8 @@ from tests.support.protos import message_type
 from tests.support.turn_client import TurnClient
 from weft.agents.v1 import agent_pb2, turn_service_pb2
 from weft.options.v1 import options_pb2
-from weft.state.v1 import session_pb2, state_service_pb2
+from weft.state.v1 import session_pb2, session_service_pb2, state_service_pb2
+from weft.state.v1.session_service_pb2_grpc import SessionServiceStub
 from weft.tools.v1 import tool_service_pb2, tools_pb2
 
 ECHO = "kinds.v1.Echo"
