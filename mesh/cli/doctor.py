@@ -84,6 +84,7 @@ def _checks(client: Client) -> Iterator[Check]:
         yield _service(client, service.full_name)
     if client.address.running is not None and client.address.running.http:
         yield _readiness(client.address.running.http)
+    yield _events(client)
     yield _models(client)
 
 
@@ -125,6 +126,23 @@ def _readiness(http: str) -> Check:
         return Check("readyz", Verdict.FAIL, f"{url} answers {error.code}: {body}")
     except (OSError, ValueError) as error:
         return Check("readyz", Verdict.FAIL, f"{url}: {error}")
+
+
+def _events(client: Client) -> Check:
+    """Asks for something that only the event store knows."""
+    import grpc
+
+    from weft.agents.v1 import agent_service_pb2 as pb
+    from weft.agents.v1.agent_service_pb2_grpc import AgentServiceStub
+
+    stub: AgentServiceStub = client.stub(AgentServiceStub)
+    request = pb.ListAgentsRequest(parent=client.parent, page_size=1)
+    try:
+        client.call(stub.ListAgents, request, READY_SECONDS)
+    except grpc.RpcError as error:
+        failure = from_rpc_error(error, client.address.target)
+        return Check("event store", Verdict.FAIL, failure.message)
+    return Check("event store", Verdict.OK, "it answers")
 
 
 def _models(client: Client) -> Check:
