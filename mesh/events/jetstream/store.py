@@ -120,6 +120,7 @@ class JetStreamEventStore:
     ) -> AsyncGenerator[list[StoredCommit], None]:
         """See EventStore."""
         name, head, page_commits = str(stream), after, PAGE_COMMITS
+        envelope = self._envelope
         if until_revision is not None:
             # A commit holds at least one event.
             page_commits = min(PAGE_COMMITS, until_revision - after.revision)
@@ -130,9 +131,10 @@ class JetStreamEventStore:
             async for messages in pages:
                 page = []
                 for message in messages:
-                    stored = await self._envelope.open(
-                        name, message.position, message.data, message.commit
-                    )
+                    position, _, data, commit = message
+                    stored = envelope.open_at_once(position, data, commit) if commit else None
+                    if stored is None:
+                        stored = await envelope.open(name, position, data, commit)
                     page.append(stored)
                     if until_revision is not None and stored.head.revision >= until_revision:
                         break
