@@ -2,6 +2,9 @@
 
 from typing import Protocol
 
+LEASE_SECONDS = 1.0
+"""How long a lease holds after its last renewal."""
+
 
 class Leases(Protocol):
     """This instance's lease, and a view of everybody's.

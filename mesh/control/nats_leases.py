@@ -18,9 +18,9 @@ from typing import Any, Protocol
 import structlog
 
 from mesh.clock import SYSTEM, Clock
+from mesh.control.leases import LEASE_SECONDS
 from mesh.errors import EventStoreUnavailable
 
-LEASE_SECONDS = 1.0
 RENEW_SECONDS = 0.3
 
 _STREAM = "KV_LEASES"

@@ -21,15 +21,3 @@ class TokenStream(Protocol):
         """Messages of the turn that are kept, then those that come. Never ends by
         itself."""
         ...
-
-
-class LocalTokenStream:
-    """For a mesh of one process: its watchers follow the turn's own feed."""
-
-    def publish(self, stream: StreamName, turn: str, data: bytes) -> None:
-        """Nobody else follows."""
-
-    async def follow(self, stream: StreamName, turn: str) -> AsyncIterator[bytes]:
-        """Ends at once: there is nothing that the feed doesn't have."""
-        return
-        yield b""

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 from google.protobuf.message import Message
@@ -33,7 +33,6 @@ from weft.options.v1 import options_pb2
 from weft.state.v1 import events_pb2, session_pb2
 
 _log = structlog.get_logger()
-T = TypeVar("T")
 
 LEASE_POLL_SECONDS = 0.05
 WIRE_PASSES = 2

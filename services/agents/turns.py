@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 
 from mesh.call import Call
 from mesh.clock import NANOSECONDS, Clock
-from mesh.control.leases import Leases
+from mesh.control.leases import LEASE_SECONDS, Leases
 from mesh.errors import (
     EventStoreUnavailable,
     FailedPrecondition,
@@ -34,7 +34,6 @@ from services.state import domain
 from weft.agents.v1 import agent_pb2, turn_pb2, turn_service_pb2
 from weft.state.v1 import events_pb2, session_pb2
 
-LEASE_SECONDS = 1.0
 _log = structlog.get_logger()
 _WAITS = (session_pb2.TURN_STATUS_WAITING_APPROVAL, session_pb2.TURN_STATUS_IN_DOUBT)
 Events = AsyncGenerator[list[turn_pb2.TurnEvent], None]

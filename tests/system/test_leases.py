@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mesh.clock import Clock
-from mesh.control.nats_leases import LEASE_SECONDS, NatsLeases
+from mesh.control.leases import LEASE_SECONDS
+from mesh.control.nats_leases import NatsLeases
 from mesh.events.jetstream.connection import Connection, connect
 from mesh.ids import new_id
 from mesh.runtime.nats_server import EmbeddedNats, NatsEndpoint
