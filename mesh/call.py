@@ -5,6 +5,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from mesh.clock import SYSTEM, Clock
+from mesh.principal import Principal
 
 
 @dataclass(slots=True)
@@ -12,20 +13,30 @@ class Call:
     """One call, in the local path and over the wire alike.
 
     `method` is `/package.Service/Method`. `deadline` is on the monotonic clock, in
-    seconds; every call has one. `request_id` is in the log and in errors. `actor` is
-    the principal's name. `traceparent` is W3C trace context, empty where there is
-    none. `metadata` holds the caller's text metadata, keys in lower case. `validated`
-    says that the request is made of parts which were checked when they came in.
+    seconds; every call has one. `request_id` is in the log and in errors. `principal` is
+    who calls; None until they are authenticated. `caller` is the service that calls on
+    the principal's behalf, as the catalogue names it; empty for a call from outside.
+    `peer` is the other end of the connection, empty for a call within the process.
+    `traceparent` is W3C trace context, empty where there is none. `metadata` holds the
+    caller's text metadata, keys in lower case. `validated` says that the request is made
+    of parts which were checked when they came in.
     """
 
     method: str
     deadline: float
     request_id: str
-    actor: str = "system"
+    principal: Principal | None = None
+    caller: str = ""
+    peer: str = ""
     traceparent: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     clock: Clock = SYSTEM
     validated: bool = False
+
+    @property
+    def actor(self) -> str:
+        """What the log calls who did it: the principal's name, or `system`."""
+        return self.principal.name if self.principal is not None else "system"
 
     def remaining_seconds(self) -> float:
         """Seconds until the deadline; negative once it passed."""

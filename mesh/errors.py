@@ -18,7 +18,10 @@ status that is stands in one table, in `mesh.rpc.status`.
     │   ├── ModelUnavailable
     │   ├── ToolUnavailable
     │   └── NotServing            draining, or not ready yet
+    ├── CredentialInvalid         no credential, or one that isn't valid
+    ├── PermissionDenied          the caller may not do this
     ├── LimitExceeded             a published bound was reached
+    │   ├── RateLimited           too many calls; try again later
     │   └── ModelRateLimited
     ├── DeadlineExceeded
     ├── Cancelled
@@ -167,6 +170,24 @@ class LimitExceeded(WeftError):
     """A published bound was reached."""
 
     reason = errors_pb2.REASON_LIMIT_EXCEEDED
+
+
+class RateLimited(LimitExceeded):
+    """Too many calls; `retry_seconds` says when to try again."""
+
+    reason = errors_pb2.REASON_RATE_LIMITED
+
+
+class CredentialInvalid(WeftError):
+    """The caller has no credential, or one that isn't valid (any more)."""
+
+    reason = errors_pb2.REASON_CREDENTIAL_INVALID
+
+
+class PermissionDenied(WeftError):
+    """The caller is known, and may not do this."""
+
+    reason = errors_pb2.REASON_PERMISSION_DENIED
 
 
 class ModelRateLimited(LimitExceeded):

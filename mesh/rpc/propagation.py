@@ -25,7 +25,7 @@ def outgoing_call(
 ) -> Call:
     """The call that this task is about to make.
 
-    It takes deadline, request id, actor and trace from the call that this task answers,
+    It takes deadline, request id, principal and trace from the call that this task answers,
     if it answers one. A `timeout` can only bring the deadline nearer; without either the
     deadline is `default_seconds` away. Work that goes on after its call has to set a
     `current_call` of its own first, or it is bound by that call's deadline.
@@ -42,10 +42,10 @@ def outgoing_call(
         method,
         deadline,
         _valid_request_id(given) or parent.request_id,
-        parent.actor,
-        _valid_traceparent(given) or parent.traceparent,
-        given,
-        parent.clock,
+        parent.principal,
+        traceparent=_valid_traceparent(given) or parent.traceparent,
+        metadata=given,
+        clock=parent.clock,
     )
 
 

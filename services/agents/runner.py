@@ -20,6 +20,7 @@ from mesh.control.leases import Leases
 from mesh.errors import DeadlineExceeded, EventStoreUnavailable, OwnerLost, WeftError
 from mesh.events.aggregate import Aggregate, StoredFacts
 from mesh.events.tokens import TokenStream
+from mesh.principal import system
 from services.agents import context
 from services.agents.effects import BoundTool, CallInDoubt, Effects, planned_calls
 from services.agents.feed import TurnFeed
@@ -427,7 +428,7 @@ class TurnRunner:
                 method="/weft.agents.v1.TurnService/RunTurn",
                 deadline=self._clock.monotonic() + self._seconds_left(),
                 request_id=self._owned_turn().request_id,
-                actor=asked.actor if asked else "system",
+                principal=asked.principal if asked else system(self._aggregate.stream.tenant),
                 traceparent=asked.traceparent if asked else "",
                 clock=self._clock,
             )

@@ -74,6 +74,14 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """UNIMPLEMENTED: this server doesn't offer the method."""
     REASON_NOT_SERVING: _Reason.ValueType  # 21
     """UNAVAILABLE: the server is draining or not ready; another one may answer."""
+    REASON_CREDENTIAL_INVALID: _Reason.ValueType  # 22
+    """UNAUTHENTICATED: no credential, or one that isn't valid (any more)."""
+    REASON_PERMISSION_DENIED: _Reason.ValueType  # 23
+    """PERMISSION_DENIED: the caller is known and may not do this."""
+    REASON_RATE_LIMITED: _Reason.ValueType  # 24
+    """RESOURCE_EXHAUSTED: too many calls; `google.rpc.RetryInfo` says when to try
+    again.
+    """
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call failed. The gRPC status code that goes with it stands beside it."""
@@ -128,4 +136,12 @@ REASON_UNIMPLEMENTED: Reason.ValueType  # 20
 """UNIMPLEMENTED: this server doesn't offer the method."""
 REASON_NOT_SERVING: Reason.ValueType  # 21
 """UNAVAILABLE: the server is draining or not ready; another one may answer."""
+REASON_CREDENTIAL_INVALID: Reason.ValueType  # 22
+"""UNAUTHENTICATED: no credential, or one that isn't valid (any more)."""
+REASON_PERMISSION_DENIED: Reason.ValueType  # 23
+"""PERMISSION_DENIED: the caller is known and may not do this."""
+REASON_RATE_LIMITED: Reason.ValueType  # 24
+"""RESOURCE_EXHAUSTED: too many calls; `google.rpc.RetryInfo` says when to try
+again.
+"""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

@@ -114,6 +114,7 @@ class Commit(_message.Message):
     PREVIOUS_HASH_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
     PREVIOUS_POSITION_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
     stream: _builtins.str
     """The aggregate's stream, as `<area>.<tenant>.<key>...`."""
     revision: _builtins.int
@@ -133,11 +134,13 @@ class Commit(_message.Message):
     in the first.
     """
     codec: _builtins.str
-    """Name of the codec that made the payloads, such as `plain`."""
+    """Name of the codec that made the payloads: `plain`, or `aes-256-gcm`."""
     previous_position: _builtins.int
     """Position of the stream's commit before this one; 0 in the first. So a
     commit's successor tells where the commit stands.
     """
+    key_id: _builtins.str
+    """Id of the data key that sealed the payloads; empty where none did."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
         """The facts, in order; never empty."""
@@ -161,10 +164,11 @@ class Commit(_message.Message):
         previous_hash: _builtins.bytes = ...,
         codec: _builtins.str = ...,
         previous_position: _builtins.int = ...,
+        key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "causation_id", b"causation_id", "codec", b"codec", "events", b"events", "previous_hash", b"previous_hash", "previous_position", b"previous_position", "request_id", b"request_id", "revision", b"revision", "stream", b"stream", "tenant", b"tenant", "time", b"time", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "causation_id", b"causation_id", "codec", b"codec", "events", b"events", "key_id", b"key_id", "previous_hash", b"previous_hash", "previous_position", b"previous_position", "request_id", b"request_id", "revision", b"revision", "stream", b"stream", "tenant", b"tenant", "time", b"time", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -242,6 +246,7 @@ class Snapshot(_message.Message):
     CODEC_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     BLOB_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
     stream: _builtins.str
     """The aggregate's stream."""
     revision: _builtins.int
@@ -256,6 +261,8 @@ class Snapshot(_message.Message):
     """Name of the codec that made the state's bytes."""
     state: _builtins.bytes
     """The state; empty where `blob` holds it."""
+    key_id: _builtins.str
+    """Id of the data key that sealed the state; empty where none did."""
     @_builtins.property
     def blob(self) -> Global___BlobReference:
         """Set where the state was moved out of the snapshot."""
@@ -271,10 +278,11 @@ class Snapshot(_message.Message):
         codec: _builtins.str = ...,
         state: _builtins.bytes = ...,
         blob: Global___BlobReference | None = ...,
+        key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "codec", b"codec", "fold_version", b"fold_version", "head_hash", b"head_hash", "position", b"position", "revision", b"revision", "state", b"state", "stream", b"stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "codec", b"codec", "fold_version", b"fold_version", "head_hash", b"head_hash", "key_id", b"key_id", "position", b"position", "revision", b"revision", "state", b"state", "stream", b"stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dweft/options/v1/options.proto\x12\x0fweft.options.v1\x1a google/protobuf/descriptor.proto\"]\n\x0cMethodPolicy\x12\x12\n\npermission\x18\x01 \x01(\t\x12\'\n\x06\x65\x66\x66\x65\x63t\x18\x02 \x01(\x0e\x32\x17.weft.options.v1.Effect\x12\x10\n\x08resource\x18\x03 \x01(\t\"\xc0\x01\n\x0b\x46ieldBounds\x12\x10\n\x08required\x18\x01 \x01(\x08\x12\x12\n\nlength_max\x18\x02 \x01(\r\x12\x11\n\tbytes_max\x18\x03 \x01(\r\x12\x11\n\titems_max\x18\x04 \x01(\r\x12\x0f\n\x07pattern\x18\x05 \x01(\t\x12\x10\n\x08resource\x18\x06 \x01(\t\x12\x14\n\x07minimum\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x08 \x01(\x03H\x01\x88\x01\x01\x42\n\n\x08_minimumB\n\n\x08_maximum*a\n\x06\x45\x66\x66\x65\x63t\x12\x16\n\x12\x45\x46\x46\x45\x43T_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x45\x46\x46\x45\x43T_READ\x10\x01\x12\x15\n\x11\x45\x46\x46\x45\x43T_IDEMPOTENT\x10\x02\x12\x17\n\x13\x45\x46\x46\x45\x43T_IRREVERSIBLE\x10\x03:O\n\x06policy\x12\x1e.google.protobuf.MethodOptions\x18\xb5\x87\x03 \x01(\x0b\x32\x1d.weft.options.v1.MethodPolicy:M\n\x06\x62ounds\x12\x1d.google.protobuf.FieldOptions\x18\xb5\x87\x03 \x01(\x0b\x32\x1c.weft.options.v1.FieldBoundsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dweft/options/v1/options.proto\x12\x0fweft.options.v1\x1a google/protobuf/descriptor.proto\"o\n\x0cMethodPolicy\x12\x12\n\npermission\x18\x01 \x01(\t\x12\'\n\x06\x65\x66\x66\x65\x63t\x18\x02 \x01(\x0e\x32\x17.weft.options.v1.Effect\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\x10\n\x08platform\x18\x04 \x01(\x08\"\xea\x01\n\x0b\x46ieldBounds\x12\x10\n\x08required\x18\x01 \x01(\x08\x12\x12\n\nlength_max\x18\x02 \x01(\r\x12\x11\n\tbytes_max\x18\x03 \x01(\r\x12\x11\n\titems_max\x18\x04 \x01(\r\x12\x0f\n\x07pattern\x18\x05 \x01(\t\x12\x10\n\x08resource\x18\x06 \x01(\t\x12\x14\n\x07minimum\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x08 \x01(\x03H\x01\x88\x01\x01\x12\x18\n\x10resource_pattern\x18\t \x01(\x08\x12\x0e\n\x06secret\x18\n \x01(\x08\x42\n\n\x08_minimumB\n\n\x08_maximum*a\n\x06\x45\x66\x66\x65\x63t\x12\x16\n\x12\x45\x46\x46\x45\x43T_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x45\x46\x46\x45\x43T_READ\x10\x01\x12\x15\n\x11\x45\x46\x46\x45\x43T_IDEMPOTENT\x10\x02\x12\x17\n\x13\x45\x46\x46\x45\x43T_IRREVERSIBLE\x10\x03:O\n\x06policy\x12\x1e.google.protobuf.MethodOptions\x18\xb5\x87\x03 \x01(\x0b\x32\x1d.weft.options.v1.MethodPolicy:M\n\x06\x62ounds\x12\x1d.google.protobuf.FieldOptions\x18\xb5\x87\x03 \x01(\x0b\x32\x1c.weft.options.v1.FieldBoundsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weft.options.v1.options_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EFFECT']._serialized_start=374
-  _globals['_EFFECT']._serialized_end=471
+  _globals['_EFFECT']._serialized_start=434
+  _globals['_EFFECT']._serialized_end=531
   _globals['_METHODPOLICY']._serialized_start=84
-  _globals['_METHODPOLICY']._serialized_end=177
-  _globals['_FIELDBOUNDS']._serialized_start=180
-  _globals['_FIELDBOUNDS']._serialized_end=372
+  _globals['_METHODPOLICY']._serialized_end=195
+  _globals['_FIELDBOUNDS']._serialized_start=198
+  _globals['_FIELDBOUNDS']._serialized_end=432
 # @@protoc_insertion_point(module_scope)

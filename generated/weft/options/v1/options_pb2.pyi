@@ -58,22 +58,30 @@ class MethodPolicy(_message.Message):
     PERMISSION_FIELD_NUMBER: _builtins.int
     EFFECT_FIELD_NUMBER: _builtins.int
     RESOURCE_FIELD_NUMBER: _builtins.int
+    PLATFORM_FIELD_NUMBER: _builtins.int
     permission: _builtins.str
     """The permission that the caller must hold, as `<area>.<verb>`."""
     effect: Global___Effect.ValueType
     """What a call does to the world."""
     resource: _builtins.str
-    """Path of the request field that names the resource acted upon."""
+    """Path of the request field that names the resource acted upon; empty where
+    `platform` is set.
+    """
+    platform: _builtins.bool
+    """The method acts on the whole deployment, not on one tenant: the caller must
+    hold the permission for the platform.
+    """
     def __init__(
         self,
         *,
         permission: _builtins.str = ...,
         effect: Global___Effect.ValueType = ...,
         resource: _builtins.str = ...,
+        platform: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["effect", b"effect", "permission", b"permission", "resource", b"resource"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effect", b"effect", "permission", b"permission", "platform", b"platform", "resource", b"resource"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -93,6 +101,8 @@ class FieldBounds(_message.Message):
     RESOURCE_FIELD_NUMBER: _builtins.int
     MINIMUM_FIELD_NUMBER: _builtins.int
     MAXIMUM_FIELD_NUMBER: _builtins.int
+    RESOURCE_PATTERN_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
     required: _builtins.bool
     """The field must be set (a string or list must not be empty)."""
     length_max: _builtins.int
@@ -111,6 +121,14 @@ class FieldBounds(_message.Message):
     """Smallest number accepted; for a Duration, in seconds."""
     maximum: _builtins.int
     """Greatest number accepted; for a Duration, in seconds."""
+    resource_pattern: _builtins.bool
+    """The string is a pattern of resource names in one tenant, such as
+    `tenants/acme/agents/*`; it holds for what it matches and all below.
+    """
+    secret: _builtins.bool
+    """The field holds a secret: it is never logged, stored in the clear or shown
+    again.
+    """
     def __init__(
         self,
         *,
@@ -122,10 +140,12 @@ class FieldBounds(_message.Message):
         resource: _builtins.str = ...,
         minimum: _builtins.int | None = ...,
         maximum: _builtins.int | None = ...,
+        resource_pattern: _builtins.bool = ...,
+        secret: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "maximum", b"maximum", "minimum", b"minimum"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "bytes_max", b"bytes_max", "items_max", b"items_max", "length_max", b"length_max", "maximum", b"maximum", "minimum", b"minimum", "pattern", b"pattern", "required", b"required", "resource", b"resource"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "bytes_max", b"bytes_max", "items_max", b"items_max", "length_max", b"length_max", "maximum", b"maximum", "minimum", b"minimum", "pattern", b"pattern", "required", b"required", "resource", b"resource", "resource_pattern", b"resource_pattern", "secret", b"secret"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__maximum: _TypeAlias = _typing.Literal["maximum"]  # noqa: Y015
     _WhichOneofArgType__maximum: _TypeAlias = _typing.Literal["_maximum", b"_maximum"]  # noqa: Y015

@@ -721,3 +721,61 @@ class TurnCancelled(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TurnCancelled: _TypeAlias = TurnCancelled  # noqa: Y015
+
+@_typing.final
+class SessionErased(_message.Message):
+    """A session was erased: what came before it can't be read any more. It is
+    stored in the clear and holds nothing of the session.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_HASH_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The request that asked for it."""
+    request_hash: _builtins.bytes
+    """SHA-256 of that request's body."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        request_hash: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_hash", b"request_hash", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionErased: _TypeAlias = SessionErased  # noqa: Y015
+
+@_typing.final
+class SessionImported(_message.Message):
+    """A session was made of an export; the events of that follow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    SOURCE_SESSION_FIELD_NUMBER: _builtins.int
+    EVENT_COUNT_FIELD_NUMBER: _builtins.int
+    session: _builtins.str
+    """The session's name."""
+    source_session: _builtins.str
+    """What it was called where it came from."""
+    event_count: _builtins.int
+    """How many events follow."""
+    def __init__(
+        self,
+        *,
+        session: _builtins.str = ...,
+        source_session: _builtins.str = ...,
+        event_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_count", b"event_count", "session", b"session", "source_session", b"source_session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionImported: _TypeAlias = SessionImported  # noqa: Y015

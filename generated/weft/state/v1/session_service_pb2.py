@@ -23,11 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
+from weft.events.v1 import events_pb2 as weft_dot_events_dot_v1_dot_events__pb2
 from weft.options.v1 import options_pb2 as weft_dot_options_dot_v1_dot_options__pb2
 from weft.state.v1 import session_pb2 as weft_dot_state_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#weft/state/v1/session_service.proto\x12\rweft.state.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1dweft/options/v1/options.proto\x1a\x1bweft/state/v1/session.proto\"\xf5\x01\n\x14\x43reateSessionRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xaa\xbb\x18\x19\x08\x01\x10\x8f\x01\x32\x12tenants/*/agents/*\x12\x33\n\nsession_id\x18\x02 \x01(\tB\x1f\xaa\xbb\x18\x1b\x10?*\x17[a-z0-9][a-z0-9-]{0,62}\x12\x16\n\x0e\x61gent_revision\x18\x03 \x01(\x04\x12\x32\n\rsubmit_policy\x18\x04 \x01(\x0e\x32\x1b.weft.state.v1.SubmitPolicy\x12-\n\nrequest_id\x18\x05 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\"@\n\x15\x43reateSessionResponse\x12\'\n\x07session\x18\x01 \x01(\x0b\x32\x16.weft.state.v1.Session\"K\n\x11GetSessionRequest\x12\x36\n\x04name\x18\x01 \x01(\tB(\xaa\xbb\x18$\x08\x01\x10\xdc\x01\x32\x1dtenants/*/agents/*/sessions/*\"=\n\x12GetSessionResponse\x12\'\n\x07session\x18\x01 \x01(\x0b\x32\x16.weft.state.v1.Session\"\x92\x01\n\x13ListSessionsRequest\x12@\n\x06parent\x18\x01 \x01(\tB0\xaa\xbb\x18,\x08\x01\x10\x8f\x01\x32%tenants/*/agents/*|tenants/*/agents/-\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\xe8\x07\x12\x1b\n\npage_token\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"k\n\x14ListSessionsResponse\x12\x31\n\x08sessions\x18\x01 \x03(\x0b\x32\x16.weft.state.v1.SessionB\x07\xaa\xbb\x18\x03 \xe8\x07\x12 \n\x0fnext_page_token\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"\xc2\x01\n\x12\x46orkSessionRequest\x12\x36\n\x04name\x18\x01 \x01(\tB(\xaa\xbb\x18$\x08\x01\x10\xdc\x01\x32\x1dtenants/*/agents/*/sessions/*\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x33\n\nsession_id\x18\x03 \x01(\tB\x1f\xaa\xbb\x18\x1b\x10?*\x17[a-z0-9][a-z0-9-]{0,62}\x12-\n\nrequest_id\x18\x04 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\">\n\x13\x46orkSessionResponse\x12\'\n\x07session\x18\x01 \x01(\x0b\x32\x16.weft.state.v1.Session2\xb6\x05\n\x0eSessionService\x12\xae\x01\n\rCreateSession\x12#.weft.state.v1.CreateSessionRequest\x1a$.weft.state.v1.CreateSessionResponse\"R\x90\x02\x02\xaa\xbb\x18\x18\n\x0cstate.create\x10\x02\x1a\x06parent\x82\xd3\xe4\x93\x02-\"(/v1/{parent=tenants/*/agents/*}/sessions:\x01*\x12\x9d\x01\n\nGetSession\x12 .weft.state.v1.GetSessionRequest\x1a!.weft.state.v1.GetSessionResponse\"J\x90\x02\x01\xaa\xbb\x18\x13\n\tstate.get\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02*\x12(/v1/{name=tenants/*/agents/*/sessions/*}\x12\xa6\x01\n\x0cListSessions\x12\".weft.state.v1.ListSessionsRequest\x1a#.weft.state.v1.ListSessionsResponse\"M\x90\x02\x01\xaa\xbb\x18\x16\n\nstate.list\x10\x01\x1a\x06parent\x82\xd3\xe4\x93\x02*\x12(/v1/{parent=tenants/*/agents/*}/sessions\x12\xa9\x01\n\x0b\x46orkSession\x12!.weft.state.v1.ForkSessionRequest\x1a\".weft.state.v1.ForkSessionResponse\"S\x90\x02\x02\xaa\xbb\x18\x14\n\nstate.fork\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02\x32\"-/v1/{name=tenants/*/agents/*/sessions/*}:fork:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#weft/state/v1/session_service.proto\x12\rweft.state.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1bweft/events/v1/events.proto\x1a\x1dweft/options/v1/options.proto\x1a\x1bweft/state/v1/session.proto\"\xf5\x01\n\x14\x43reateSessionRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xaa\xbb\x18\x19\x08\x01\x10\x8f\x01\x32\x12tenants/*/agents/*\x12\x33\n\nsession_id\x18\x02 \x01(\tB\x1f\xaa\xbb\x18\x1b\x10?*\x17[a-z0-9][a-z0-9-]{0,62}\x12\x16\n\x0e\x61gent_revision\x18\x03 \x01(\x04\x12\x32\n\rsubmit_policy\x18\x04 \x01(\x0e\x32\x1b.weft.state.v1.SubmitPolicy\x12-\n\nrequest_id\x18\x05 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\"@\n\x15\x43reateSessionResponse\x12\'\n\x07session\x18\x01 \x01(\x0b\x32\x16.weft.state.v1.Session\"K\n\x11GetSessionRequest\x12\x36\n\x04name\x18\x01 \x01(\tB(\xaa\xbb\x18$\x08\x01\x10\xdc\x01\x32\x1dtenants/*/agents/*/sessions/*\"=\n\x12GetSessionResponse\x12\'\n\x07session\x18\x01 \x01(\x0b\x32\x16.weft.state.v1.Session\"\x92\x01\n\x13ListSessionsRequest\x12@\n\x06parent\x18\x01 \x01(\tB0\xaa\xbb\x18,\x08\x01\x10\x8f\x01\x32%tenants/*/agents/*|tenants/*/agents/-\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\xe8\x07\x12\x1b\n\npage_token\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"k\n\x14ListSessionsResponse\x12\x31\n\x08sessions\x18\x01 \x03(\x0b\x32\x16.weft.state.v1.SessionB\x07\xaa\xbb\x18\x03 \xe8\x07\x12 \n\x0fnext_page_token\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"\xc2\x01\n\x12\x46orkSessionRequest\x12\x36\n\x04name\x18\x01 \x01(\tB(\xaa\xbb\x18$\x08\x01\x10\xdc\x01\x32\x1dtenants/*/agents/*/sessions/*\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x33\n\nsession_id\x18\x03 \x01(\tB\x1f\xaa\xbb\x18\x1b\x10?*\x17[a-z0-9][a-z0-9-]{0,62}\x12-\n\nrequest_id\x18\x04 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\">\n\x13\x46orkSessionResponse\x12\'\n\x07session\x18\x01 \x01(\x0b\x32\x16.weft.state.v1.Session\"\x8d\x01\n\x13\x45raseSessionRequest\x12\x36\n\x04name\x18\x01 \x01(\tB(\xaa\xbb\x18$\x08\x01\x10\xdc\x01\x32\x1dtenants/*/agents/*/sessions/*\x12\x0f\n\x07\x63\x61scade\x18\x02 \x01(\x08\x12-\n\nrequest_id\x18\x03 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\";\n\x14\x45raseSessionResponse\x12#\n\x0f\x65rased_sessions\x18\x01 \x03(\tB\n\xaa\xbb\x18\x06\x10\xdc\x01 \x90N\"N\n\x14\x45xportSessionRequest\x12\x36\n\x04name\x18\x01 \x01(\tB(\xaa\xbb\x18$\x08\x01\x10\xdc\x01\x32\x1dtenants/*/agents/*/sessions/*\"E\n\x15\x45xportSessionResponse\x12,\n\x06record\x18\x01 \x01(\x0b\x32\x1c.weft.state.v1.SessionRecord\"y\n\rSessionRecord\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.weft.state.v1.SessionHeaderH\x00\x12.\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x1d.weft.events.v1.RecordedEventH\x00\x42\x08\n\x06record\"m\n\rSessionHeader\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x1f\n\x0esource_session\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xdc\x01\x12\x13\n\x0b\x65vent_count\x18\x03 \x01(\x04\x12\x16\n\x0e\x61gent_revision\x18\x04 \x01(\x04\"\xca\x01\n\x14ImportSessionRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xaa\xbb\x18\x19\x08\x01\x10\x8f\x01\x32\x12tenants/*/agents/*\x12\x33\n\nsession_id\x18\x02 \x01(\tB\x1f\xaa\xbb\x18\x1b\x10?*\x17[a-z0-9][a-z0-9-]{0,62}\x12\x16\n\x0e\x61gent_revision\x18\x03 \x01(\x04\x12\x36\n\x07records\x18\x04 \x03(\x0b\x32\x1c.weft.state.v1.SessionRecordB\x07\xaa\xbb\x18\x03 \xe8\x07\"@\n\x15ImportSessionResponse\x12\'\n\x07session\x18\x01 \x01(\x0b\x32\x16.weft.state.v1.Session2\xd3\t\n\x0eSessionService\x12\xae\x01\n\rCreateSession\x12#.weft.state.v1.CreateSessionRequest\x1a$.weft.state.v1.CreateSessionResponse\"R\x90\x02\x02\xaa\xbb\x18\x18\n\x0cstate.create\x10\x02\x1a\x06parent\x82\xd3\xe4\x93\x02-\"(/v1/{parent=tenants/*/agents/*}/sessions:\x01*\x12\x9d\x01\n\nGetSession\x12 .weft.state.v1.GetSessionRequest\x1a!.weft.state.v1.GetSessionResponse\"J\x90\x02\x01\xaa\xbb\x18\x13\n\tstate.get\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02*\x12(/v1/{name=tenants/*/agents/*/sessions/*}\x12\xa6\x01\n\x0cListSessions\x12\".weft.state.v1.ListSessionsRequest\x1a#.weft.state.v1.ListSessionsResponse\"M\x90\x02\x01\xaa\xbb\x18\x16\n\nstate.list\x10\x01\x1a\x06parent\x82\xd3\xe4\x93\x02*\x12(/v1/{parent=tenants/*/agents/*}/sessions\x12\xa9\x01\n\x0b\x46orkSession\x12!.weft.state.v1.ForkSessionRequest\x1a\".weft.state.v1.ForkSessionResponse\"S\x90\x02\x02\xaa\xbb\x18\x14\n\nstate.fork\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02\x32\"-/v1/{name=tenants/*/agents/*/sessions/*}:fork:\x01*\x12\xae\x01\n\x0c\x45raseSession\x12\".weft.state.v1.EraseSessionRequest\x1a#.weft.state.v1.EraseSessionResponse\"U\x90\x02\x02\xaa\xbb\x18\x15\n\x0bstate.erase\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02\x33\"./v1/{name=tenants/*/agents/*/sessions/*}:erase:\x01*\x12\xb2\x01\n\rExportSession\x12#.weft.state.v1.ExportSessionRequest\x1a$.weft.state.v1.ExportSessionResponse\"T\x90\x02\x01\xaa\xbb\x18\x16\n\x0cstate.export\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02\x31\x12//v1/{name=tenants/*/agents/*/sessions/*}:export0\x01\x12\xb4\x01\n\rImportSession\x12#.weft.state.v1.ImportSessionRequest\x1a$.weft.state.v1.ImportSessionResponse\"V\xaa\xbb\x18\x18\n\x0cstate.import\x10\x03\x1a\x06parent\x82\xd3\xe4\x93\x02\x34\"//v1/{parent=tenants/*/agents/*}/sessions:import:\x01*(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -58,6 +59,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FORKSESSIONREQUEST'].fields_by_name['session_id']._serialized_options = b'\252\273\030\033\020?*\027[a-z0-9][a-z0-9-]{0,62}'
   _globals['_FORKSESSIONREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_FORKSESSIONREQUEST'].fields_by_name['request_id']._serialized_options = b'\252\273\030\025\020\200\001*\020[A-Za-z0-9._:-]+'
+  _globals['_ERASESESSIONREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_ERASESESSIONREQUEST'].fields_by_name['name']._serialized_options = b'\252\273\030$\010\001\020\334\0012\035tenants/*/agents/*/sessions/*'
+  _globals['_ERASESESSIONREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_ERASESESSIONREQUEST'].fields_by_name['request_id']._serialized_options = b'\252\273\030\025\020\200\001*\020[A-Za-z0-9._:-]+'
+  _globals['_ERASESESSIONRESPONSE'].fields_by_name['erased_sessions']._loaded_options = None
+  _globals['_ERASESESSIONRESPONSE'].fields_by_name['erased_sessions']._serialized_options = b'\252\273\030\006\020\334\001 \220N'
+  _globals['_EXPORTSESSIONREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_EXPORTSESSIONREQUEST'].fields_by_name['name']._serialized_options = b'\252\273\030$\010\001\020\334\0012\035tenants/*/agents/*/sessions/*'
+  _globals['_SESSIONHEADER'].fields_by_name['source_session']._loaded_options = None
+  _globals['_SESSIONHEADER'].fields_by_name['source_session']._serialized_options = b'\252\273\030\003\020\334\001'
+  _globals['_IMPORTSESSIONREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_IMPORTSESSIONREQUEST'].fields_by_name['parent']._serialized_options = b'\252\273\030\031\010\001\020\217\0012\022tenants/*/agents/*'
+  _globals['_IMPORTSESSIONREQUEST'].fields_by_name['session_id']._loaded_options = None
+  _globals['_IMPORTSESSIONREQUEST'].fields_by_name['session_id']._serialized_options = b'\252\273\030\033\020?*\027[a-z0-9][a-z0-9-]{0,62}'
+  _globals['_IMPORTSESSIONREQUEST'].fields_by_name['records']._loaded_options = None
+  _globals['_IMPORTSESSIONREQUEST'].fields_by_name['records']._serialized_options = b'\252\273\030\003 \350\007'
   _globals['_SESSIONSERVICE'].methods_by_name['CreateSession']._loaded_options = None
   _globals['_SESSIONSERVICE'].methods_by_name['CreateSession']._serialized_options = b'\220\002\002\252\273\030\030\n\014state.create\020\002\032\006parent\202\323\344\223\002-\"(/v1/{parent=tenants/*/agents/*}/sessions:\001*'
   _globals['_SESSIONSERVICE'].methods_by_name['GetSession']._loaded_options = None
@@ -66,22 +83,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SESSIONSERVICE'].methods_by_name['ListSessions']._serialized_options = b'\220\002\001\252\273\030\026\n\nstate.list\020\001\032\006parent\202\323\344\223\002*\022(/v1/{parent=tenants/*/agents/*}/sessions'
   _globals['_SESSIONSERVICE'].methods_by_name['ForkSession']._loaded_options = None
   _globals['_SESSIONSERVICE'].methods_by_name['ForkSession']._serialized_options = b'\220\002\002\252\273\030\024\n\nstate.fork\020\002\032\004name\202\323\344\223\0022\"-/v1/{name=tenants/*/agents/*/sessions/*}:fork:\001*'
-  _globals['_CREATESESSIONREQUEST']._serialized_start=145
-  _globals['_CREATESESSIONREQUEST']._serialized_end=390
-  _globals['_CREATESESSIONRESPONSE']._serialized_start=392
-  _globals['_CREATESESSIONRESPONSE']._serialized_end=456
-  _globals['_GETSESSIONREQUEST']._serialized_start=458
-  _globals['_GETSESSIONREQUEST']._serialized_end=533
-  _globals['_GETSESSIONRESPONSE']._serialized_start=535
-  _globals['_GETSESSIONRESPONSE']._serialized_end=596
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=599
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=745
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=747
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=854
-  _globals['_FORKSESSIONREQUEST']._serialized_start=857
-  _globals['_FORKSESSIONREQUEST']._serialized_end=1051
-  _globals['_FORKSESSIONRESPONSE']._serialized_start=1053
-  _globals['_FORKSESSIONRESPONSE']._serialized_end=1115
-  _globals['_SESSIONSERVICE']._serialized_start=1118
-  _globals['_SESSIONSERVICE']._serialized_end=1812
+  _globals['_SESSIONSERVICE'].methods_by_name['EraseSession']._loaded_options = None
+  _globals['_SESSIONSERVICE'].methods_by_name['EraseSession']._serialized_options = b'\220\002\002\252\273\030\025\n\013state.erase\020\002\032\004name\202\323\344\223\0023\"./v1/{name=tenants/*/agents/*/sessions/*}:erase:\001*'
+  _globals['_SESSIONSERVICE'].methods_by_name['ExportSession']._loaded_options = None
+  _globals['_SESSIONSERVICE'].methods_by_name['ExportSession']._serialized_options = b'\220\002\001\252\273\030\026\n\014state.export\020\001\032\004name\202\323\344\223\0021\022//v1/{name=tenants/*/agents/*/sessions/*}:export'
+  _globals['_SESSIONSERVICE'].methods_by_name['ImportSession']._loaded_options = None
+  _globals['_SESSIONSERVICE'].methods_by_name['ImportSession']._serialized_options = b'\252\273\030\030\n\014state.import\020\003\032\006parent\202\323\344\223\0024\"//v1/{parent=tenants/*/agents/*}/sessions:import:\001*'
+  _globals['_CREATESESSIONREQUEST']._serialized_start=174
+  _globals['_CREATESESSIONREQUEST']._serialized_end=419
+  _globals['_CREATESESSIONRESPONSE']._serialized_start=421
+  _globals['_CREATESESSIONRESPONSE']._serialized_end=485
+  _globals['_GETSESSIONREQUEST']._serialized_start=487
+  _globals['_GETSESSIONREQUEST']._serialized_end=562
+  _globals['_GETSESSIONRESPONSE']._serialized_start=564
+  _globals['_GETSESSIONRESPONSE']._serialized_end=625
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=628
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=774
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=776
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=883
+  _globals['_FORKSESSIONREQUEST']._serialized_start=886
+  _globals['_FORKSESSIONREQUEST']._serialized_end=1080
+  _globals['_FORKSESSIONRESPONSE']._serialized_start=1082
+  _globals['_FORKSESSIONRESPONSE']._serialized_end=1144
+  _globals['_ERASESESSIONREQUEST']._serialized_start=1147
+  _globals['_ERASESESSIONREQUEST']._serialized_end=1288
+  _globals['_ERASESESSIONRESPONSE']._serialized_start=1290
+  _globals['_ERASESESSIONRESPONSE']._serialized_end=1349
+  _globals['_EXPORTSESSIONREQUEST']._serialized_start=1351
+  _globals['_EXPORTSESSIONREQUEST']._serialized_end=1429
+  _globals['_EXPORTSESSIONRESPONSE']._serialized_start=1431
+  _globals['_EXPORTSESSIONRESPONSE']._serialized_end=1500
+  _globals['_SESSIONRECORD']._serialized_start=1502
+  _globals['_SESSIONRECORD']._serialized_end=1623
+  _globals['_SESSIONHEADER']._serialized_start=1625
+  _globals['_SESSIONHEADER']._serialized_end=1734
+  _globals['_IMPORTSESSIONREQUEST']._serialized_start=1737
+  _globals['_IMPORTSESSIONREQUEST']._serialized_end=1939
+  _globals['_IMPORTSESSIONRESPONSE']._serialized_start=1941
+  _globals['_IMPORTSESSIONRESPONSE']._serialized_end=2005
+  _globals['_SESSIONSERVICE']._serialized_start=2008
+  _globals['_SESSIONSERVICE']._serialized_end=3243
 # @@protoc_insertion_point(module_scope)

@@ -55,6 +55,21 @@ class SessionServiceStub(object):
                 request_serializer=weft_dot_state_dot_v1_dot_session__service__pb2.ForkSessionRequest.SerializeToString,
                 response_deserializer=weft_dot_state_dot_v1_dot_session__service__pb2.ForkSessionResponse.FromString,
                 _registered_method=True)
+        self.EraseSession = channel.unary_unary(
+                '/weft.state.v1.SessionService/EraseSession',
+                request_serializer=weft_dot_state_dot_v1_dot_session__service__pb2.EraseSessionRequest.SerializeToString,
+                response_deserializer=weft_dot_state_dot_v1_dot_session__service__pb2.EraseSessionResponse.FromString,
+                _registered_method=True)
+        self.ExportSession = channel.unary_stream(
+                '/weft.state.v1.SessionService/ExportSession',
+                request_serializer=weft_dot_state_dot_v1_dot_session__service__pb2.ExportSessionRequest.SerializeToString,
+                response_deserializer=weft_dot_state_dot_v1_dot_session__service__pb2.ExportSessionResponse.FromString,
+                _registered_method=True)
+        self.ImportSession = channel.stream_unary(
+                '/weft.state.v1.SessionService/ImportSession',
+                request_serializer=weft_dot_state_dot_v1_dot_session__service__pb2.ImportSessionRequest.SerializeToString,
+                response_deserializer=weft_dot_state_dot_v1_dot_session__service__pb2.ImportSessionResponse.FromString,
+                _registered_method=True)
 
 
 class SessionServiceServicer(object):
@@ -91,6 +106,30 @@ class SessionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EraseSession(self, request, context):
+        """Erases what a session holds, for good: its data key is destroyed, and
+        snapshots, token streams, caches and blobs that came from it are scrubbed.
+        That it was, and when and by whom it was erased, stays in the log. Refused
+        while a fork of it lives, unless `cascade` erases those as well.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportSession(self, request, context):
+        """Streams a session as records that ImportSession takes, opened.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportSession(self, request_iterator, context):
+        """Makes a new session of exported records, sealed anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SessionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -113,6 +152,21 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.ForkSession,
                     request_deserializer=weft_dot_state_dot_v1_dot_session__service__pb2.ForkSessionRequest.FromString,
                     response_serializer=weft_dot_state_dot_v1_dot_session__service__pb2.ForkSessionResponse.SerializeToString,
+            ),
+            'EraseSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseSession,
+                    request_deserializer=weft_dot_state_dot_v1_dot_session__service__pb2.EraseSessionRequest.FromString,
+                    response_serializer=weft_dot_state_dot_v1_dot_session__service__pb2.EraseSessionResponse.SerializeToString,
+            ),
+            'ExportSession': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportSession,
+                    request_deserializer=weft_dot_state_dot_v1_dot_session__service__pb2.ExportSessionRequest.FromString,
+                    response_serializer=weft_dot_state_dot_v1_dot_session__service__pb2.ExportSessionResponse.SerializeToString,
+            ),
+            'ImportSession': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportSession,
+                    request_deserializer=weft_dot_state_dot_v1_dot_session__service__pb2.ImportSessionRequest.FromString,
+                    response_serializer=weft_dot_state_dot_v1_dot_session__service__pb2.ImportSessionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -224,6 +278,87 @@ class SessionService(object):
             '/weft.state.v1.SessionService/ForkSession',
             weft_dot_state_dot_v1_dot_session__service__pb2.ForkSessionRequest.SerializeToString,
             weft_dot_state_dot_v1_dot_session__service__pb2.ForkSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.state.v1.SessionService/EraseSession',
+            weft_dot_state_dot_v1_dot_session__service__pb2.EraseSessionRequest.SerializeToString,
+            weft_dot_state_dot_v1_dot_session__service__pb2.EraseSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/weft.state.v1.SessionService/ExportSession',
+            weft_dot_state_dot_v1_dot_session__service__pb2.ExportSessionRequest.SerializeToString,
+            weft_dot_state_dot_v1_dot_session__service__pb2.ExportSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportSession(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/weft.state.v1.SessionService/ImportSession',
+            weft_dot_state_dot_v1_dot_session__service__pb2.ImportSessionRequest.SerializeToString,
+            weft_dot_state_dot_v1_dot_session__service__pb2.ImportSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

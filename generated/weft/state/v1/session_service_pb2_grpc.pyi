@@ -45,6 +45,16 @@ class SessionServiceStub:
     """Makes a session that holds another one's events up to a revision. Nothing
     is copied.
     """
+    EraseSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.EraseSessionRequest, _session_service_pb2.EraseSessionResponse]
+    """Erases what a session holds, for good: its data key is destroyed, and
+    snapshots, token streams, caches and blobs that came from it are scrubbed.
+    That it was, and when and by whom it was erased, stays in the log. Refused
+    while a fork of it lives, unless `cascade` erases those as well.
+    """
+    ExportSession: _grpc.UnaryStreamMultiCallable[_session_service_pb2.ExportSessionRequest, _session_service_pb2.ExportSessionResponse]
+    """Streams a session as records that ImportSession takes, opened."""
+    ImportSession: _grpc.StreamUnaryMultiCallable[_session_service_pb2.ImportSessionRequest, _session_service_pb2.ImportSessionResponse]
+    """Makes a new session of exported records, sealed anew."""
 
 @_typing.type_check_only
 class SessionServiceAsyncStub(SessionServiceStub):
@@ -63,6 +73,16 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """Makes a session that holds another one's events up to a revision. Nothing
     is copied.
     """
+    EraseSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.EraseSessionRequest, _session_service_pb2.EraseSessionResponse]  # type: ignore[assignment]
+    """Erases what a session holds, for good: its data key is destroyed, and
+    snapshots, token streams, caches and blobs that came from it are scrubbed.
+    That it was, and when and by whom it was erased, stays in the log. Refused
+    while a fork of it lives, unless `cascade` erases those as well.
+    """
+    ExportSession: _aio.UnaryStreamMultiCallable[_session_service_pb2.ExportSessionRequest, _session_service_pb2.ExportSessionResponse]  # type: ignore[assignment]
+    """Streams a session as records that ImportSession takes, opened."""
+    ImportSession: _aio.StreamUnaryMultiCallable[_session_service_pb2.ImportSessionRequest, _session_service_pb2.ImportSessionResponse]  # type: ignore[assignment]
+    """Makes a new session of exported records, sealed anew."""
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Makes, finds and forks sessions."""
@@ -102,5 +122,33 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Makes a session that holds another one's events up to a revision. Nothing
         is copied.
         """
+
+    @_abc_1.abstractmethod
+    def EraseSession(
+        self,
+        request: _session_service_pb2.EraseSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_service_pb2.EraseSessionResponse, _abc.Awaitable[_session_service_pb2.EraseSessionResponse]]:
+        """Erases what a session holds, for good: its data key is destroyed, and
+        snapshots, token streams, caches and blobs that came from it are scrubbed.
+        That it was, and when and by whom it was erased, stays in the log. Refused
+        while a fork of it lives, unless `cascade` erases those as well.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportSession(
+        self,
+        request: _session_service_pb2.ExportSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_session_service_pb2.ExportSessionResponse], _abc.AsyncIterator[_session_service_pb2.ExportSessionResponse]]:
+        """Streams a session as records that ImportSession takes, opened."""
+
+    @_abc_1.abstractmethod
+    def ImportSession(
+        self,
+        request_iterator: _MaybeAsyncIterator[_session_service_pb2.ImportSessionRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_service_pb2.ImportSessionResponse, _abc.Awaitable[_session_service_pb2.ImportSessionResponse]]:
+        """Makes a new session of exported records, sealed anew."""
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

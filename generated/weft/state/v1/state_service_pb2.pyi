@@ -294,3 +294,91 @@ class VerifyReplayResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VerifyReplayResponse: _TypeAlias = VerifyReplayResponse  # noqa: Y015
+
+@_typing.final
+class VerifyLogRequest(_message.Message):
+    """Whose log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """The tenant, as `tenants/{tenant}`."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyLogRequest: _TypeAlias = VerifyLogRequest  # noqa: Y015
+
+@_typing.final
+class VerifyLogResponse(_message.Message):
+    """How far the check got, or what it found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_COUNT_FIELD_NUMBER: _builtins.int
+    COMMIT_COUNT_FIELD_NUMBER: _builtins.int
+    ERASED_COUNT_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    stream_count: _builtins.int
+    """Aggregates checked so far."""
+    commit_count: _builtins.int
+    """Commits checked so far."""
+    erased_count: _builtins.int
+    """Aggregates that were erased: their chains hold, their payloads are gone."""
+    done: _builtins.bool
+    """All was checked; this is the last message."""
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogProblem]:
+        """What doesn't hold; empty in a message that only tells how far it got."""
+
+    def __init__(
+        self,
+        *,
+        stream_count: _builtins.int = ...,
+        commit_count: _builtins.int = ...,
+        erased_count: _builtins.int = ...,
+        problems: _abc.Iterable[Global___LogProblem] | None = ...,
+        done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_count", b"commit_count", "done", b"done", "erased_count", b"erased_count", "problems", b"problems", "stream_count", b"stream_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyLogResponse: _TypeAlias = VerifyLogResponse  # noqa: Y015
+
+@_typing.final
+class LogProblem(_message.Message):
+    """Something that doesn't hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    stream: _builtins.str
+    """The aggregate's stream, as `<area>.<tenant>.<key>...`."""
+    problem: _builtins.str
+    """What, in words."""
+    def __init__(
+        self,
+        *,
+        stream: _builtins.str = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogProblem: _TypeAlias = LogProblem  # noqa: Y015

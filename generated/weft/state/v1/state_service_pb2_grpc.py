@@ -55,6 +55,11 @@ class StateServiceStub(object):
                 request_serializer=weft_dot_state_dot_v1_dot_state__service__pb2.VerifyReplayRequest.SerializeToString,
                 response_deserializer=weft_dot_state_dot_v1_dot_state__service__pb2.VerifyReplayResponse.FromString,
                 _registered_method=True)
+        self.VerifyLog = channel.unary_stream(
+                '/weft.state.v1.StateService/VerifyLog',
+                request_serializer=weft_dot_state_dot_v1_dot_state__service__pb2.VerifyLogRequest.SerializeToString,
+                response_deserializer=weft_dot_state_dot_v1_dot_state__service__pb2.VerifyLogResponse.FromString,
+                _registered_method=True)
 
 
 class StateServiceServicer(object):
@@ -95,6 +100,15 @@ class StateServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def VerifyLog(self, request, context):
+        """Checks the hash chains of all of a tenant's aggregates, that what is kept
+        of their ends outside the log is still there, and that payloads open.
+        Streams how far it got, and what doesn't hold.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StateServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -117,6 +131,11 @@ def add_StateServiceServicer_to_server(servicer, server):
                     servicer.VerifyReplay,
                     request_deserializer=weft_dot_state_dot_v1_dot_state__service__pb2.VerifyReplayRequest.FromString,
                     response_serializer=weft_dot_state_dot_v1_dot_state__service__pb2.VerifyReplayResponse.SerializeToString,
+            ),
+            'VerifyLog': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyLog,
+                    request_deserializer=weft_dot_state_dot_v1_dot_state__service__pb2.VerifyLogRequest.FromString,
+                    response_serializer=weft_dot_state_dot_v1_dot_state__service__pb2.VerifyLogResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -228,6 +247,33 @@ class StateService(object):
             '/weft.state.v1.StateService/VerifyReplay',
             weft_dot_state_dot_v1_dot_state__service__pb2.VerifyReplayRequest.SerializeToString,
             weft_dot_state_dot_v1_dot_state__service__pb2.VerifyReplayResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/weft.state.v1.StateService/VerifyLog',
+            weft_dot_state_dot_v1_dot_state__service__pb2.VerifyLogRequest.SerializeToString,
+            weft_dot_state_dot_v1_dot_state__service__pb2.VerifyLogResponse.FromString,
             options,
             channel_credentials,
             insecure,

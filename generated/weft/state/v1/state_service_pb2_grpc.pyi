@@ -51,6 +51,11 @@ class StateServiceStub:
     compares the state's hash with that of the live state and that of the
     state from the latest snapshot.
     """
+    VerifyLog: _grpc.UnaryStreamMultiCallable[_state_service_pb2.VerifyLogRequest, _state_service_pb2.VerifyLogResponse]
+    """Checks the hash chains of all of a tenant's aggregates, that what is kept
+    of their ends outside the log is still there, and that payloads open.
+    Streams how far it got, and what doesn't hold.
+    """
 
 @_typing.type_check_only
 class StateServiceAsyncStub(StateServiceStub):
@@ -74,6 +79,11 @@ class StateServiceAsyncStub(StateServiceStub):
     """Folds a session again from its first event, checks its hash chain, and
     compares the state's hash with that of the live state and that of the
     state from the latest snapshot.
+    """
+    VerifyLog: _aio.UnaryStreamMultiCallable[_state_service_pb2.VerifyLogRequest, _state_service_pb2.VerifyLogResponse]  # type: ignore[assignment]
+    """Checks the hash chains of all of a tenant's aggregates, that what is kept
+    of their ends outside the log is still there, and that payloads open.
+    Streams how far it got, and what doesn't hold.
     """
 
 class StateServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -119,6 +129,17 @@ class StateServiceServicer(metaclass=_abc_1.ABCMeta):
         """Folds a session again from its first event, checks its hash chain, and
         compares the state's hash with that of the live state and that of the
         state from the latest snapshot.
+        """
+
+    @_abc_1.abstractmethod
+    def VerifyLog(
+        self,
+        request: _state_service_pb2.VerifyLogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_state_service_pb2.VerifyLogResponse], _abc.AsyncIterator[_state_service_pb2.VerifyLogResponse]]:
+        """Checks the hash chains of all of a tenant's aggregates, that what is kept
+        of their ends outside the log is still there, and that payloads open.
+        Streams how far it got, and what doesn't hold.
         """
 
 def add_StateServiceServicer_to_server(servicer: StateServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

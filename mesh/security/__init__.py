@@ -1,0 +1,1 @@
+"""Keys, seals and credentials: what everything else here relies on to keep a secret."""

@@ -1,0 +1,30 @@
+"""The port through which the edge learns who calls. `services/auth` implements it."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from mesh.principal import Principal
+
+
+class Authenticator(Protocol):
+    """Knows, in memory, which credentials are valid; follows the log for what changes.
+
+    A credential that was revoked anywhere is refused here within a moment of the
+    commit, and no later than 5 s after it.
+    """
+
+    def authenticate(self, authorization: str) -> Principal:
+        """Whose credential the header `authorization` holds: `Bearer` with an API key or
+        with a token. One that was verified before costs microseconds.
+
+        Raises CredentialInvalid; its text never says what about it was wrong.
+        """
+        ...
+
+    def valid(self, principal: Principal) -> bool:
+        """Whether what `authenticate` returned still is what it would return."""
+        ...
+
+    def on_change(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Calls back after credentials, roles or bindings changed; returns what ends that."""
+        ...
