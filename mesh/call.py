@@ -1,14 +1,15 @@
 """The call that is being answered: what a handler may know of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from mesh.clock import SYSTEM, Clock
+from mesh.errors import WeftError
 from mesh.principal import Principal
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class Call:
     """One call, in the local path and over the wire alike.
 
@@ -19,7 +20,8 @@ class Call:
     `peer` is the other end of the connection, empty for a call within the process.
     `traceparent` is W3C trace context, empty where there is none. `metadata` holds the
     caller's text metadata, keys in lower case. `validated` says that the request is made
-    of parts which were checked when they came in.
+    of parts which were checked when they came in. `end` ends a stream under way with an
+    error; None where the call isn't one.
     """
 
     method: str
@@ -32,11 +34,12 @@ class Call:
     metadata: Mapping[str, str] = field(default_factory=dict)
     clock: Clock = SYSTEM
     validated: bool = False
+    end: Callable[[WeftError], None] | None = None
 
     @property
     def actor(self) -> str:
-        """What the log calls who did it: the principal's name, or `system`."""
-        return self.principal.name if self.principal is not None else "system"
+        """What the log calls who did it: the principal's name."""
+        return self.principal.name if self.principal is not None else "anonymous"
 
     def remaining_seconds(self) -> float:
         """Seconds until the deadline; negative once it passed."""

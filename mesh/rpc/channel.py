@@ -1,34 +1,48 @@
 """Channels to handlers in other processes, and the one that finds the nearest handler."""
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import grpc.aio
 
-from mesh.errors import NotServing
+from mesh.call import Call
+from mesh.errors import NotServing, PermissionDenied
+from mesh.principal import Principal
 from mesh.rpc.local import StubChannel, call_endpoint
 from mesh.rpc.methods import MethodSpec, method_of
 from mesh.rpc.pipeline import Endpoint, default_deadline
-from mesh.rpc.propagation import Metadata, outgoing_call, wire_metadata
+from mesh.rpc.propagation import IDENTITY_KEY, Metadata, outgoing_call, wire_metadata
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.status import from_rpc_error
 
 Resolve = Callable[[str], str | None]
 """Gives the gRPC target of a service, by full name; None while nobody serves it."""
+Sign = Callable[[Principal, str, float], str]
+"""Signs on whose behalf a service calls, for so many seconds."""
 
 
 class RemoteChannel(StubChannel):
     """Reaches the server at `target` without encryption.
 
-    Deadline, request id and trace are sent with every call; what the server answers is
-    raised as the WeftError that its handler raised. Made inside a running loop.
+    Deadline, request id and trace are sent with every call, and with `sign` the identity of
+    who calls; what the server answers is raised as the WeftError that its handler raised.
+    Made inside a running loop.
     """
 
-    def __init__(self, target: str, settings: RpcSettings) -> None:
+    def __init__(
+        self,
+        target: str,
+        settings: RpcSettings,
+        *,
+        caller: str = "",
+        sign: Sign | None = None,
+    ) -> None:
         if target.startswith("xds:"):
             # An insecure channel ignores the cluster's TLS and would dial in the clear.
             raise ValueError("xds targets need a channel with xDS credentials")
         self._settings = settings
+        self._caller = caller
+        self._sign = sign
         self._channel = grpc.aio.insecure_channel(target, options=channel_options(settings))
 
     def callable_of(self, method: str) -> Callable[..., Any]:
@@ -41,6 +55,13 @@ class RemoteChannel(StubChannel):
         """Closes the connection; calls that are being awaited are cancelled."""
         await self._channel.close()
 
+    def _metadata(self, call: Call) -> Sequence[tuple[str, str]]:
+        sent = wire_metadata(call)
+        if self._sign is None or call.principal is None:
+            return sent
+        signed = self._sign(call.principal, self._caller, call.remaining_seconds())
+        return (*sent, (IDENTITY_KEY, signed))
+
     def _unary(self, spec: MethodSpec) -> Callable[..., Any]:
         kind = self._channel.stream_unary if spec.client_streaming else self._channel.unary_unary
         multicallable = _dialled(kind, spec)
@@ -49,10 +70,10 @@ class RemoteChannel(StubChannel):
         async def call(
             request: Any, *, timeout: float | None = None, metadata: Metadata | None = None
         ) -> Any:
-            made = outgoing_call(spec.path, default_seconds, timeout, metadata)
+            made = outgoing_call(spec.path, default_seconds, timeout, metadata, self._caller)
             try:
                 return await multicallable(
-                    request, timeout=made.remaining_seconds(), metadata=wire_metadata(made)
+                    request, timeout=made.remaining_seconds(), metadata=self._metadata(made)
                 )
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error) from None
@@ -67,9 +88,9 @@ class RemoteChannel(StubChannel):
         async def call(
             request: Any, *, timeout: float | None = None, metadata: Metadata | None = None
         ) -> AsyncGenerator[Any, None]:
-            made = outgoing_call(spec.path, default_seconds, timeout, metadata)
+            made = outgoing_call(spec.path, default_seconds, timeout, metadata, self._caller)
             stream = multicallable(
-                request, timeout=made.remaining_seconds(), metadata=wire_metadata(made)
+                request, timeout=made.remaining_seconds(), metadata=self._metadata(made)
             )
             try:
                 async for message in stream:
@@ -88,9 +109,11 @@ class MeshChannel(StubChannel):
     `resolve` names. Each call decides anew, so services may come and go.
 
     With `validated` the requests are made of parts that were checked when they came in:
-    a handler in this process isn't asked to check them again.
+    a handler in this process isn't asked to check them again. `caller` is the service that
+    calls, and `callees` the contracts that it may call, by full name; None for all.
 
-    Raises NotServing when nobody serves the method.
+    Raises NotServing when nobody serves the method, PermissionDenied for a stub of a
+    contract that isn't among the callees.
     """
 
     def __init__(
@@ -100,23 +123,34 @@ class MeshChannel(StubChannel):
         settings: RpcSettings,
         *,
         validated: bool = False,
+        caller: str = "",
+        callees: Collection[str] | None = None,
+        sign: Sign | None = None,
     ) -> None:
         self._endpoints = endpoints
         self._validated = validated
+        self._caller = caller
+        self._callees = callees
+        self._sign = sign
         self._resolve = resolve
         self._settings = settings
         self._channels: dict[str, RemoteChannel] = {}
         self._remote: dict[tuple[str, str], Callable[..., Any]] = {}
 
     def callable_of(self, method: str) -> Callable[..., Any]:
-        endpoints, validated = self._endpoints, self._validated
+        endpoints, validated, caller = self._endpoints, self._validated, self._caller
+        service = method[1:].partition("/")[0]
+        if self._callees is not None and service not in self._callees:
+            raise PermissionDenied(f"the catalogue doesn't say that {caller} calls {service}")
 
         def call(
             request: Any, *, timeout: float | None = None, metadata: Metadata | None = None
         ) -> Any:
             endpoint = endpoints.get(method)
             if endpoint is not None:
-                return call_endpoint(endpoint, request, timeout, metadata, validated=validated)
+                return call_endpoint(
+                    endpoint, request, timeout, metadata, validated=validated, caller=caller
+                )
             return self._remote_callable(method)(request, timeout=timeout, metadata=metadata)
 
         return call
@@ -138,7 +172,9 @@ class MeshChannel(StubChannel):
         if found is None:
             channel = self._channels.get(target)
             if channel is None:
-                channel = self._channels[target] = RemoteChannel(target, self._settings)
+                channel = self._channels[target] = RemoteChannel(
+                    target, self._settings, caller=self._caller, sign=self._sign
+                )
             found = self._remote[target, method] = channel.callable_of(method)
         return found
 
@@ -155,6 +191,7 @@ def channel_options(settings: RpcSettings) -> list[tuple[str, Any]]:
         ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 500),
         ("grpc.max_receive_message_length", settings.response_bytes_max),
+        ("grpc.max_metadata_size", settings.metadata_bytes_max),
         ("grpc.absolute_max_metadata_size", settings.metadata_bytes_max),
         # Which calls are repeated is decided by their idempotency, not by the transport.
         ("grpc.enable_retries", 0),

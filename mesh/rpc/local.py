@@ -64,8 +64,9 @@ def call_endpoint(
     metadata: Iterable[tuple[str, str | bytes]] | None,
     *,
     validated: bool = False,
+    caller: str = "",
 ) -> Any:
     """Starts a call of a handler in this process: an awaitable, or an async generator."""
-    call = outgoing_call(endpoint.spec.path, endpoint.deadline_seconds, timeout, metadata)
+    call = outgoing_call(endpoint.spec.path, endpoint.deadline_seconds, timeout, metadata, caller)
     call.validated = validated
     return endpoint.invoke(request, call)

@@ -8,20 +8,26 @@ request (or an async iterator of requests) and the Call.
 import inspect
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry
 
 from mesh.call import Call
 from mesh.errors import Unimplemented
+from mesh.rpc.interceptors.authorize import Authorize, Callers
 from mesh.rpc.interceptors.deadline import Deadline
 from mesh.rpc.interceptors.errors import Errors
+from mesh.rpc.interceptors.identity import Authenticate, Identities, PeerIdentity
+from mesh.rpc.interceptors.limits import Limits
 from mesh.rpc.interceptors.metrics import Metrics
+from mesh.rpc.interceptors.rate_limit import RateLimit
 from mesh.rpc.interceptors.trace import Trace
 from mesh.rpc.interceptors.validate import Validate
 from mesh.rpc.methods import Handler, MethodSpec, methods_of, service_of
+from mesh.rpc.rate_limiter import RateLimiter
 from mesh.rpc.settings import RpcSettings
+from mesh.security.authenticator import Authenticator
 from mesh.telemetry.metrics import RpcMetrics
 from weft.options.v1 import options_pb2
 
@@ -43,13 +49,33 @@ class Endpoint:
     deadline_seconds: float
 
 
-def server_interceptors(registry: CollectorRegistry) -> tuple[Interceptor, ...]:
-    """The interceptors of a server, outermost first: the project's one order.
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Who decides whether a call may be made, and how many. `callers` are the services
+    that may call a contract, by its full name."""
 
-    Limits per peer, the peer's identity, authentication, rate limits and authorization
-    go between Errors and Deadline.
-    """
-    return (Trace(), Metrics(RpcMetrics(registry)), Errors(), Deadline(), Validate())
+    authenticator: Authenticator
+    identities: Identities
+    rate_limiter: RateLimiter
+    callers: Callers = field(default_factory=dict)
+
+
+def server_interceptors(
+    registry: CollectorRegistry, settings: RpcSettings, edge: Edge
+) -> tuple[Interceptor, ...]:
+    """The interceptors of a server, outermost first: the project's one order."""
+    return (
+        Trace(),
+        Metrics(RpcMetrics(registry)),
+        Errors(),
+        Limits(settings),
+        PeerIdentity(edge.identities),
+        Authenticate(edge.authenticator),
+        RateLimit(edge.rate_limiter),
+        Authorize(edge.authenticator, edge.callers),
+        Deadline(),
+        Validate(),
+    )
 
 
 def bind(

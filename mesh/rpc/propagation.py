@@ -9,7 +9,10 @@ from collections.abc import Iterable, Sequence
 from mesh.call import Call, current_call
 from mesh.clock import SYSTEM
 from mesh.ids import new_id
+from mesh.principal import system
 
+AUTHORIZATION_KEY = "authorization"
+IDENTITY_KEY = "x-weft-identity"
 REQUEST_ID_KEY = "x-request-id"
 TRACEPARENT_KEY = "traceparent"
 
@@ -21,20 +24,27 @@ _traceparent = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a
 
 
 def outgoing_call(
-    method: str, default_seconds: float, timeout: float | None, metadata: Metadata | None
+    method: str,
+    default_seconds: float,
+    timeout: float | None,
+    metadata: Metadata | None,
+    caller: str = "",
 ) -> Call:
-    """The call that this task is about to make.
+    """The call that this task is about to make, for the service `caller`.
 
     It takes deadline, request id, principal and trace from the call that this task answers,
-    if it answers one. A `timeout` can only bring the deadline nearer; without either the
-    deadline is `default_seconds` away. Work that goes on after its call has to set a
-    `current_call` of its own first, or it is bound by that call's deadline.
+    if it answers one; otherwise Weft itself calls. A `timeout` can only bring the
+    deadline nearer; without either it is `default_seconds` away. Work that goes on after
+    its call has to set a `current_call` of its own first, or it is bound by that call's
+    deadline.
     """
     given = _text_metadata(metadata) if metadata else {}
     parent = current_call.get()
     if parent is None:
         seconds = default_seconds if timeout is None else timeout
-        return _new_call(method, seconds, given)
+        call = _new_call(method, seconds, given)
+        call.principal, call.caller = system(), caller
+        return call
     deadline = parent.deadline
     if timeout is not None:
         deadline = min(deadline, parent.clock.monotonic() + timeout)
@@ -43,6 +53,7 @@ def outgoing_call(
         deadline,
         _valid_request_id(given) or parent.request_id,
         parent.principal,
+        caller,
         traceparent=_valid_traceparent(given) or parent.traceparent,
         metadata=given,
         clock=parent.clock,
@@ -50,12 +61,23 @@ def outgoing_call(
 
 
 def incoming_call(
-    method: str, default_seconds: float, timeout: float | None, metadata: Metadata | None
+    method: str,
+    default_seconds: float,
+    timeout: float | None,
+    metadata: Metadata | None,
+    peer: str,
+    seconds_max: float,
 ) -> Call:
-    """The call that arrived over the wire with `metadata`, `timeout` seconds from its
-    deadline; None where the caller set none."""
+    """The call that arrived from `peer` over the wire with `metadata`, `timeout` seconds
+    from its deadline, or None where the caller set none; at most `seconds_max` away.
+
+    Nobody has said yet who calls: its principal is None.
+    """
     given = _text_metadata(metadata) if metadata else {}
-    return _new_call(method, default_seconds if timeout is None else timeout, given)
+    seconds = default_seconds if timeout is None else min(timeout, seconds_max)
+    call = _new_call(method, seconds, given)
+    call.peer = peer
+    return call
 
 
 def wire_metadata(call: Call) -> Sequence[tuple[str, str]]:
@@ -77,7 +99,14 @@ def _new_call(method: str, seconds: float, given: dict[str, str]) -> Call:
 
 
 def _text_metadata(metadata: Metadata) -> dict[str, str]:
-    return {key.lower(): value for key, value in metadata if isinstance(value, str)}
+    """By key in lower case; of a key that comes again the values are joined (RFC 9110, 5.3),
+    so that two credentials are none."""
+    given: dict[str, str] = {}
+    for key, value in metadata:
+        if isinstance(value, str):
+            name = key.lower()
+            given[name] = f"{given[name]}, {value}" if name in given else value
+    return given
 
 
 def _valid_request_id(given: dict[str, str]) -> str:

@@ -4,7 +4,8 @@
 clients ask for the one, some for the other, and some for the one after the other.
 """
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import AsyncIterator, Iterable
 from functools import partial
 from typing import Any
 
@@ -13,18 +14,48 @@ import grpc.aio
 from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from mesh.errors import WeftError
+from mesh.rpc.propagation import AUTHORIZATION_KEY, incoming_call
+from mesh.rpc.status import code_of
+from mesh.security.authenticator import Authenticator
+
 _ALPHA = "grpc.reflection.v1alpha"
 _V1 = "grpc.reflection.v1"
 _METHOD = "ServerReflectionInfo"
+SECONDS_MAX = 600.0
+"""Longest time that a client's questions may take."""
 SERVICES = (f"{_ALPHA}.ServerReflection", f"{_V1}.ServerReflection")
 
 
-def add_reflection(services: Iterable[str], server: grpc.aio.Server) -> None:
-    """Lets clients ask `server` for its services, given by full name, and their files."""
+def add_reflection(
+    services: Iterable[str], server: grpc.aio.Server, authenticator: Authenticator
+) -> None:
+    """Lets clients with a valid credential ask `server` for its services, given by full
+    name, and their files."""
     pool: Any = _Files()
-    servicer = reflection.aio.ReflectionServicer([*services, *SERVICES], pool=pool)
+    servicer: Any = reflection.aio.ReflectionServicer([*services, *SERVICES], pool=pool)
+
+    async def answer(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        call = incoming_call(
+            _METHOD,
+            SECONDS_MAX,
+            context.time_remaining(),
+            context.invocation_metadata(),
+            context.peer(),
+            SECONDS_MAX,
+        )
+        try:
+            authenticator.authenticate(call.metadata.get(AUTHORIZATION_KEY, ""))
+            async with asyncio.timeout(call.remaining_seconds()):
+                async for response in servicer.ServerReflectionInfo(requests, context):
+                    yield response
+        except WeftError as error:
+            await context.abort(code_of(error), error.message)
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the call's deadline passed")
+
     handler = grpc.stream_stream_rpc_method_handler(
-        servicer.ServerReflectionInfo,
+        answer,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
         response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
     )

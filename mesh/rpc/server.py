@@ -16,6 +16,7 @@ from mesh.rpc.propagation import REQUEST_ID_KEY, incoming_call
 from mesh.rpc.reflection import add_reflection
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.status import DETAILS_KEY, code_of, to_status
+from mesh.security.authenticator import Authenticator
 from mesh.sockets import bind_first_free
 
 _PORT_ATTEMPTS_MAX = 3
@@ -23,24 +24,32 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
 class RpcServer:
-    """Serves endpoints over the wire.
+    """Serves endpoints over the wire. Health is open to everybody; reflection needs a
+    credential that `authenticator` knows.
 
     Methods that aren't among them answer UNIMPLEMENTED, bytes that don't parse
     INVALID_ARGUMENT. The request id comes back in the trailing metadata. When a client
     goes away, its handler is cancelled where it waits, and a generator is closed.
     """
 
-    def __init__(self, endpoints: Mapping[str, Endpoint], settings: RpcSettings) -> None:
+    def __init__(
+        self,
+        endpoints: Mapping[str, Endpoint],
+        settings: RpcSettings,
+        authenticator: Authenticator,
+    ) -> None:
         self._services = sorted({endpoint.spec.service for endpoint in endpoints.values()})
         self._server = grpc.aio.server(
             options=server_options(settings),
-            maximum_concurrent_rpcs=settings.concurrent_calls_max,
+            # A backstop: below it calls over the bounds are refused with a time to wait.
+            maximum_concurrent_rpcs=2
+            * (settings.concurrent_calls_max + settings.concurrent_streams_max),
         )
         self._health = health.aio.HealthServicer()
-        handlers = {path: _wire_handler(endpoint) for path, endpoint in endpoints.items()}
+        handlers = {path: _wire_handler(endpoint, settings) for path, endpoint in endpoints.items()}
         self._server.add_generic_rpc_handlers((_Endpoints(handlers),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        add_reflection([*self._services, health.SERVICE_NAME], self._server)
+        add_reflection([*self._services, health.SERVICE_NAME], self._server, authenticator)
 
     async def start(self, host: str, port: int) -> int:
         """Listens on `port`, or the next one that is free; returns which it became.
@@ -96,14 +105,15 @@ def server_options(settings: RpcSettings) -> list[tuple[str, Any]]:
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.max_receive_message_length", settings.request_bytes_max),
-        ("grpc.max_metadata_size", settings.metadata_bytes_max // 2),
+        # Between the two gRPC refuses by chance.
+        ("grpc.max_metadata_size", settings.metadata_bytes_max),
         ("grpc.absolute_max_metadata_size", settings.metadata_bytes_max),
         # Two servers on one port would share its calls unnoticed.
         ("grpc.so_reuseport", 0),
     ]
 
 
-def _wire_handler(endpoint: Endpoint) -> Any:
+def _wire_handler(endpoint: Endpoint, settings: RpcSettings) -> Any:
     spec = endpoint.spec
     if spec.server_streaming:
         make = (
@@ -111,14 +121,14 @@ def _wire_handler(endpoint: Endpoint) -> Any:
             if spec.client_streaming
             else grpc.unary_stream_rpc_method_handler
         )
-        behaviour = _streaming_behaviour(endpoint)
+        behaviour = _streaming_behaviour(endpoint, settings)
     else:
         make = (
             grpc.stream_unary_rpc_method_handler
             if spec.client_streaming
             else grpc.unary_unary_rpc_method_handler
         )
-        behaviour = _unary_behaviour(endpoint)
+        behaviour = _unary_behaviour(endpoint, settings)
     return make(
         behaviour,
         request_deserializer=spec.decode,
@@ -126,9 +136,11 @@ def _wire_handler(endpoint: Endpoint) -> Any:
     )
 
 
-def _unary_behaviour(endpoint: Endpoint) -> Callable[[Any, Any], Awaitable[Any]]:
+def _unary_behaviour(
+    endpoint: Endpoint, settings: RpcSettings
+) -> Callable[[Any, Any], Awaitable[Any]]:
     async def behaviour(request: Any, context: Any) -> Any:
-        call = _arrived(endpoint, context)
+        call = _arrived(endpoint, context, settings.call_seconds_max)
         try:
             return await endpoint.invoke(request, call)
         except WeftError as error:
@@ -137,11 +149,13 @@ def _unary_behaviour(endpoint: Endpoint) -> Callable[[Any, Any], Awaitable[Any]]
     return behaviour
 
 
-def _streaming_behaviour(endpoint: Endpoint) -> Callable[[Any, Any], Awaitable[None]]:
+def _streaming_behaviour(
+    endpoint: Endpoint, settings: RpcSettings
+) -> Callable[[Any, Any], Awaitable[None]]:
     # Written with `context.write` rather than as a generator: gRPC wouldn't close one
     # when its client goes away.
     async def behaviour(request: Any, context: Any) -> None:
-        call = _arrived(endpoint, context)
+        call = _arrived(endpoint, context, settings.stream_seconds_max)
         limit = asyncio.timeout(call.remaining_seconds())
         try:
             # The pipeline bounds the handler's steps; this bounds a client that doesn't read.
@@ -156,12 +170,14 @@ def _streaming_behaviour(endpoint: Endpoint) -> Callable[[Any, Any], Awaitable[N
     return behaviour
 
 
-def _arrived(endpoint: Endpoint, context: Any) -> Call:
+def _arrived(endpoint: Endpoint, context: Any, seconds_max: float) -> Call:
     call = incoming_call(
         endpoint.spec.path,
         endpoint.deadline_seconds,
         context.time_remaining(),
         context.invocation_metadata(),
+        context.peer(),
+        seconds_max,
     )
     context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
     return call

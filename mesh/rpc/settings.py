@@ -13,8 +13,32 @@ class RpcSettings(Section, area="rpc"):
     read_deadline_seconds: float = Field(5, gt=0, le=3600)
     write_deadline_seconds: float = Field(15, gt=0, le=3600)
     stream_deadline_seconds: float = Field(600, gt=0, le=86400)
+    call_seconds_max: float = Field(3600, gt=0, le=86400)
+    """A later deadline of a unary call is brought forward to this."""
+    stream_seconds_max: float = Field(86400, gt=0, le=7 * 86400)
+    """As `call_seconds_max`, of a stream."""
     concurrent_calls_max: int = Field(1024, ge=1)
+    concurrent_streams_max: int = Field(1024, ge=1)
+    peer_calls_max: int = Field(1024, ge=1)
+    """Calls and streams under way from one address."""
+    peer_failures_max: int = Field(100, ge=1)
+    """Credentials of one address that weren't valid, before it has to wait."""
+    peer_failures_per_second: float = Field(10, gt=0)
+    """How fast those are forgotten."""
     request_bytes_max: int = Field(4 * MEBIBYTE, ge=1024)
     # Pages of events can be larger than any request; other clients set their own bound.
     response_bytes_max: int = Field(16 * MEBIBYTE, ge=1024)
-    metadata_bytes_max: int = Field(16 * 1024, ge=1024)
+    metadata_bytes_max: int = Field(8 * 1024, ge=1024)
+    """Of a request, or of an answer."""
+
+
+class RateLimitSettings(Section, area="limits"):
+    """Calls per second, each over a sliding second. Reads and writes count apart; which a
+    method is, its contract says."""
+
+    key_reads_per_second: int = Field(5_000, ge=1)
+    key_writes_per_second: int = Field(2_500, ge=1)
+    """Of one API key, with its tokens."""
+    tenant_reads_per_second: int = Field(20_000, ge=1)
+    tenant_writes_per_second: int = Field(10_000, ge=1)
+    """Of all keys of one tenant."""

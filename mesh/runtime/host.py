@@ -7,7 +7,7 @@ after the last call was drained.
 import asyncio
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -24,12 +24,13 @@ from mesh.events.jetstream.store import JetStreamEventStore, connect_store
 from mesh.events.jetstream.tokens import JetStreamTokenStream
 from mesh.ids import new_id
 from mesh.rpc.channel import MeshChannel
-from mesh.rpc.pipeline import Endpoint, bind, server_interceptors
-from mesh.rpc.settings import RpcSettings
+from mesh.rpc.pipeline import Edge, Endpoint, Interceptor, bind, server_interceptors
+from mesh.rpc.rate_limiter import RateLimiter
+from mesh.rpc.settings import RateLimitSettings, RpcSettings
 from mesh.runtime.data_dir import DataDirectory
 from mesh.runtime.log_mark import LogMark, check_complete
 from mesh.runtime.nats_server import EmbeddedNats
-from mesh.runtime.service import Service, ServiceEntry
+from mesh.runtime.service import Access, Mesh, Service, ServiceEntry
 from mesh.runtime.settings import RuntimeSettings
 from mesh.telemetry import traces
 from mesh.telemetry.http import TelemetryServer
@@ -42,20 +43,28 @@ TRACE_FLUSH_SECONDS = 2.0
 
 
 class Host:
-    """Starts the services of `catalogue` in this process; the `Mesh` that they get.
+    """Starts the services of `catalogue` in this process; the `Mesh` that they get. `access`
+    makes what knows who may call.
 
     Raises what the parts raise: a data folder in use or damaged, no nats-server to be
     had, NATS out of reach. What was started by then is stopped again.
     """
 
-    def __init__(self, catalogue: Sequence[ServiceEntry], settings: RuntimeSettings) -> None:
+    def __init__(
+        self,
+        catalogue: Sequence[ServiceEntry],
+        settings: RuntimeSettings,
+        access: Callable[[Mesh], Access],
+    ) -> None:
         self.settings = settings
         self.rpc_settings = RpcSettings()
         self.registry: CollectorRegistry = new_registry()
         self.endpoints: dict[str, Endpoint] = {}
         self.addresses: dict[str, str] = {}
         self.notes: list[str] = []
-        self._interceptors = server_interceptors(self.registry)
+        self._make_access = access
+        self._access: Access
+        self._interceptors: Sequence[Interceptor] = ()
         self._catalogue = in_call_order(catalogue)
         self._instance = new_id()
         self._repositories: dict[int, Repository[Any]] = {}
@@ -63,12 +72,6 @@ class Host:
         self._store: JetStreamEventStore
         self._leases: NatsLeases
         self._tokens: JetStreamTokenStream
-        self._channels = {
-            validated: MeshChannel(
-                self.endpoints, lambda service: None, self.rpc_settings, validated=validated
-            )
-            for validated in (False, True)
-        }
         self._ready: dict[str, bool] = {entry.name: False for entry in self._catalogue}
         self._stopping = False
         self._stack = AsyncExitStack()
@@ -127,9 +130,35 @@ class Host:
             self._repositories[id(fold)] = Repository(self._store, fold, clock=self.clock)
         return self._repositories[id(fold)]
 
+    @property
+    def access(self) -> Access:
+        """Who may call."""
+        return self._access
+
     def stub(self, stub_class: Callable[[aio.Channel], T], *, validated: bool = False) -> T:
-        """A generated stub over the channel that finds the nearest handler."""
-        return stub_class(cast(aio.Channel, self._channels[validated]))
+        """A generated stub by which Weft itself calls the nearest handler."""
+        return stub_class(cast(aio.Channel, self._channel("", None, validated)))
+
+    def channel_of(self, entry: ServiceEntry, validated: bool) -> MeshChannel:
+        """The channel by which a service calls those that the catalogue lets it call."""
+        called = [other for other in self._catalogue if other.name in entry.calls]
+        callees = {contract.full_name for other in called for contract in other.contracts}
+        return self._channel(entry.name, callees, validated)
+
+    def _channel(
+        self, caller: str, callees: Collection[str] | None, validated: bool
+    ) -> MeshChannel:
+        channel = MeshChannel(
+            self.endpoints,
+            lambda service: None,
+            self.rpc_settings,
+            validated=validated,
+            caller=caller,
+            callees=callees,
+            sign=self._access.sign,
+        )
+        self._stack.push_async_callback(channel.close)
+        return channel
 
     def announce(self, name: str, wanted_port: int, port: int) -> None:
         """Says where a part of this process listens, and so that it isn't the port that
@@ -152,8 +181,7 @@ class Host:
         if traces.start(self._instance):
             self._stack.push_async_callback(asyncio.to_thread, traces.stop, TRACE_FLUSH_SECONDS)
         await self._connect(directory.previous_instance)
-        for channel in self._channels.values():
-            self._stack.push_async_callback(channel.close)
+        await self._open_edge()
         telemetry = TelemetryServer(self.registry, self.readiness)
         for entry in self._catalogue:
             await self._start_service(entry)
@@ -191,6 +219,19 @@ class Host:
         self._stack.push_async_callback(self._leases.stop)
         await self._leases.start()
 
+    async def _open_edge(self) -> None:
+        self._access = self._make_access(self)
+        self._stack.push_async_callback(self._access.stop)
+        await self._access.start()
+        callers: dict[str, frozenset[str]] = {
+            contract.full_name: frozenset(e.name for e in self._catalogue if entry.name in e.calls)
+            for entry in self._catalogue
+            for contract in entry.contracts
+        }
+        limiter = RateLimiter(RateLimitSettings(), clock=self.clock)
+        edge = Edge(self._access, self._access, limiter, callers)
+        self._interceptors = server_interceptors(self.registry, self.rpc_settings, edge)
+
     async def _check_log(self) -> None:
         """Raises DataDamaged where commits are gone, unless that is accepted."""
         accept_loss = self.settings.accept_loss
@@ -208,7 +249,7 @@ class Host:
         return self._nats is not None and self._nats.disk_full
 
     async def _start_service(self, entry: ServiceEntry) -> None:
-        service: Service = entry.build(self)
+        service: Service = entry.build(cast(Mesh, _Seat(self, entry)))
         self.endpoints.update(bind(service.handlers, self._interceptors, self.rpc_settings))
         self._stack.push_async_callback(self._stop_service, entry.name, service)
         await service.start()
@@ -228,6 +269,23 @@ class Host:
         temporary = path.with_suffix(".new")
         temporary.write_text(json.dumps({**self.addresses, "pid": os.getpid()}))
         temporary.replace(path)
+
+
+class _Seat:
+    """The host as one service has it: its stubs reach only what the catalogue lets it call."""
+
+    def __init__(self, host: Host, entry: ServiceEntry) -> None:
+        self._host = host
+        self._channels = {
+            validated: host.channel_of(entry, validated) for validated in (False, True)
+        }
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._host, name)
+
+    def stub(self, stub_class: Callable[[aio.Channel], T], *, validated: bool = False) -> T:
+        """See Mesh."""
+        return stub_class(cast(aio.Channel, self._channels[validated]))
 
 
 def in_call_order(catalogue: Sequence[ServiceEntry]) -> list[ServiceEntry]:

@@ -13,9 +13,12 @@ from mesh.control.leases import Leases
 from mesh.events.aggregate import Fold, Repository
 from mesh.events.store import EventStore
 from mesh.events.tokens import TokenStream
+from mesh.principal import Principal
+from mesh.rpc.interceptors.identity import Identities
 from mesh.rpc.pipeline import Endpoint
 from mesh.rpc.settings import RpcSettings
 from mesh.runtime.settings import RuntimeSettings
+from mesh.security.authenticator import Authenticator
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -39,6 +42,23 @@ class Service(Protocol):
     async def stop(self) -> None:
         """Ends its work in order; called once, after the last call was drained, and also
         where `start` failed in the middle."""
+        ...
+
+
+class Access(Authenticator, Identities, Protocol):
+    """Who may call, as every process knows it: it follows the log in memory."""
+
+    async def start(self) -> None:
+        """Returns once it knows all that is in the log by now."""
+        ...
+
+    async def stop(self) -> None:
+        """Ends following."""
+        ...
+
+    def sign(self, principal: Principal, caller: str, seconds: float) -> str:
+        """An identity for another of Weft's processes: that the service `caller` calls on
+        behalf of `principal`, for so many seconds."""
         ...
 
 
@@ -82,6 +102,11 @@ class Mesh(Protocol):
     def endpoints(self) -> Mapping[str, Endpoint]:
         """Every method that lives in this process, with its pipeline; still growing
         while services start."""
+        ...
+
+    @property
+    def access(self) -> Access:
+        """Who may call."""
         ...
 
     @property

@@ -25,6 +25,10 @@ class Authenticator(Protocol):
         """Whether what `authenticate` returned still is what it would return."""
         ...
 
+    def denied(self, principal: Principal, method: str) -> None:
+        """Notes that a call of `/package.Service/Method` was refused, for the audit; cheap."""
+        ...
+
     def on_change(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Calls back after credentials, roles or bindings changed; returns what ends that."""
         ...

@@ -11,21 +11,30 @@ from google.protobuf.descriptor import FieldDescriptor, ServiceDescriptor
 
 import weft
 from mesh.rpc.methods import MethodSpec, methods_of
+from mesh.rpc.open_methods import FOR_EVERY_CALLER, PUBLIC
 from weft.options.v1 import options_pb2
 
 UNKNOWN, NO_SIDE_EFFECTS, IDEMPOTENT = range(3)
 
 
 def services() -> Iterator[ServiceDescriptor]:
-    for folder in weft.__path__:
-        for path in sorted(Path(folder).glob("*/v*/*_service_pb2.py")):
-            area, version = path.parts[-3:-1]
-            module: Any = importlib.import_module(f"weft.{area}.{version}.{path.stem}")
-            yield from module.DESCRIPTOR.services_by_name.values()
+    found = (
+        path for folder in weft.__path__ for path in Path(folder).glob("*/v*/*_service_pb2.py")
+    )
+    # The folder of the generated code may be there by two paths.
+    for area, version, stem in sorted({(*path.parts[-3:-1], path.stem) for path in found}):
+        module: Any = importlib.import_module(f"weft.{area}.{version}.{stem}")
+        yield from module.DESCRIPTOR.services_by_name.values()
 
 
 METHODS = [spec for service in services() for spec in methods_of(service)]
 every_method = pytest.mark.parametrize("spec", METHODS, ids=lambda spec: spec.path)
+OPEN = PUBLIC | FOR_EVERY_CALLER
+methods_of_tenants = pytest.mark.parametrize(
+    "spec",
+    [spec for spec in METHODS if spec.path not in OPEN and not spec.policy.platform],
+    ids=lambda spec: spec.path,
+)
 
 
 def bounds_of(field: FieldDescriptor) -> options_pb2.FieldBounds:
@@ -51,18 +60,31 @@ def fields_of(
 
 def test_there_are_contracts() -> None:
     assert {spec.service.split(".")[1] for spec in METHODS} >= {
-        *("agents", "models", "state", "tools", "vectors"),
+        *("agents", "auth", "models", "state", "tools", "vectors"),
     }
+
+
+def test_the_open_methods_are_those_that_were_meant() -> None:
+    assert {spec.path for spec in METHODS} >= OPEN
+    assert {path.rpartition("/")[2] for path in OPEN} == {"ExchangeToken", "GetJwks", "WhoAmI"}
 
 
 @every_method
 def test_a_method_needs_a_permission_of_its_area(spec: MethodSpec) -> None:
+    if spec.path in OPEN:
+        assert not spec.policy.permission
+        return
     area, _, verb = spec.policy.permission.partition(".")
     assert area == spec.service.split(".")[1]
     assert verb.isidentifier()
 
 
 @every_method
+def test_a_method_acts_upon_a_resource_or_the_platform(spec: MethodSpec) -> None:
+    assert spec.path in OPEN or bool(spec.policy.resource) != spec.policy.platform
+
+
+@methods_of_tenants
 def test_a_method_names_the_resource_that_it_acts_upon(spec: MethodSpec) -> None:
     fields = dict(fields_of(spec.request_class.DESCRIPTOR))
     field = fields[spec.policy.resource]
@@ -91,7 +113,8 @@ def test_a_method_has_an_http_rule_over_its_resource(spec: MethodSpec) -> None:
     rule = method.GetOptions().Extensions[annotations_pb2.http]
     pattern = rule.WhichOneof("pattern")
     assert pattern is not None
-    assert f"{{{spec.policy.resource}=" in getattr(rule, pattern)
+    if spec.policy.resource:
+        assert f"{{{spec.policy.resource}=" in getattr(rule, pattern)
     assert (pattern == "get") <= (spec.policy.effect == options_pb2.EFFECT_READ)
     assert (rule.body == "*") == (pattern in ("post", "patch", "put"))
 

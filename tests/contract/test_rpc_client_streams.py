@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from prometheus_client import CollectorRegistry
 
 from mesh import errors
 from mesh.call import Call, current_call
 from mesh.errors import FieldViolation
 from mesh.rpc.channel import RemoteChannel
 from mesh.rpc.local import LocalChannel, StubChannel
-from mesh.rpc.pipeline import bind, server_interceptors
+from mesh.rpc.pipeline import bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
+from tests.support.edge import OPEN_DOOR, interceptors
 from weft.options.v1 import options_pb2
 
 SERVICE = "weft.test.numbers.NumberService"
@@ -30,13 +30,15 @@ def number_class() -> Any:
     value.options.Extensions[options_pb2.bounds].maximum = 100
     service = file.service.add(name="NumberService")
     for name, streams in (("Sum", False), ("Double", True)):
-        service.method.add(
+        method = service.method.add(
             name=name,
             input_type=".weft.test.numbers.Number",
             output_type=".weft.test.numbers.Number",
             client_streaming=True,
             server_streaming=streams,
         )
+        policy = method.options.Extensions[options_pb2.policy]
+        policy.permission, policy.platform = "test.count", True
     pool: Any = descriptor_pool.Default
     pool().AddSerializedFile(file.SerializeToString())
     return message_factory.GetMessageClass(pool().FindMessageTypeByName("weft.test.numbers.Number"))
@@ -58,11 +60,11 @@ class Numbers:
 
 @pytest.fixture(params=["local", "wire"])
 async def channel(request: pytest.FixtureRequest) -> AsyncIterator[StubChannel]:
-    endpoints = bind({SERVICE: Numbers()}, server_interceptors(CollectorRegistry()), SETTINGS)
+    endpoints = bind({SERVICE: Numbers()}, interceptors(SETTINGS), SETTINGS)
     if request.param == "local":
         yield LocalChannel(endpoints)
         return
-    server = RpcServer(endpoints, SETTINGS)
+    server = RpcServer(endpoints, SETTINGS, OPEN_DOOR)
     remote = RemoteChannel(f"127.0.0.1:{await server.start('127.0.0.1', 0)}", SETTINGS)
     yield remote
     await remote.close()

@@ -15,9 +15,10 @@ from mesh.clock import SYSTEM
 from mesh.errors import FieldViolation
 from mesh.rpc.channel import MeshChannel, RemoteChannel
 from mesh.rpc.local import LocalChannel, StubChannel
-from mesh.rpc.pipeline import Endpoint, bind, server_interceptors
+from mesh.rpc.pipeline import Endpoint, bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
+from tests.support.edge import OPEN_DOOR, interceptors
 from tests.support.rpc_service import SmallService
 from weft.agents.v1 import turn_service_pb2
 from weft.agents.v1.turn_service_pb2_grpc import TurnServiceStub
@@ -55,7 +56,7 @@ class Path:
 
 
 def bound(service: SmallService, registry: CollectorRegistry) -> dict[str, Endpoint]:
-    return bind(service.handlers, server_interceptors(registry), SETTINGS)
+    return bind(service.handlers, interceptors(SETTINGS, registry=registry), SETTINGS)
 
 
 @pytest.fixture(params=["local", "wire"])
@@ -65,7 +66,7 @@ async def path(request: pytest.FixtureRequest) -> AsyncIterator[Path]:
     if request.param == "local":
         yield Path(LocalChannel(endpoints), service, registry)
         return
-    server = RpcServer(endpoints, SETTINGS)
+    server = RpcServer(endpoints, SETTINGS, OPEN_DOOR)
     channel = RemoteChannel(f"127.0.0.1:{await server.start('127.0.0.1', 0)}", SETTINGS)
     yield Path(channel, service, registry)
     await channel.close()
@@ -284,11 +285,11 @@ async def test_calls_in_flight_are_counted(path: Path) -> None:
 
 async def test_the_nearest_handler_is_taken_and_else_the_server_that_is_named() -> None:
     here, there = SmallService(), SmallService()
-    server = RpcServer(bound(there, CollectorRegistry()), SETTINGS)
+    server = RpcServer(bound(there, CollectorRegistry()), SETTINGS, OPEN_DOOR)
     target = f"127.0.0.1:{await server.start('127.0.0.1', 0)}"
     local = bind(
         {"weft.vectors.v1.VectorService": here.vectors},
-        server_interceptors(CollectorRegistry()),
+        interceptors(SETTINGS),
         SETTINGS,
     )
     targets = {"weft.agents.v1.TurnService": target}

@@ -11,12 +11,12 @@ import pytest
 from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from prometheus_client import CollectorRegistry
 
-from mesh.rpc.pipeline import bind, server_interceptors
+from mesh.rpc.pipeline import bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.status import from_rpc_error
+from tests.support.edge import OPEN_DOOR, interceptors
 from tests.support.rpc_service import SmallService
 from weft.agents.v1 import turn_service_pb2
 from weft.vectors.v1 import collections_pb2
@@ -36,8 +36,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 def new_server(service: SmallService, **settings: Any) -> RpcServer:
     bounds = RpcSettings(**settings)
-    interceptors = server_interceptors(CollectorRegistry())
-    return RpcServer(bind(service.handlers, interceptors, bounds), bounds)
+    return RpcServer(bind(service.handlers, interceptors(bounds), bounds), bounds, OPEN_DOOR)
 
 
 def dialled(port: int) -> Any:
@@ -163,18 +162,29 @@ async def test_a_client_that_does_not_read_is_bound_by_the_deadline(
     await server.stop()
 
 
-async def test_calls_over_the_bound_of_concurrent_ones_are_refused(
+async def test_streams_over_the_bound_of_open_ones_are_told_when_to_try_again(
     service: SmallService,
 ) -> None:
-    server = new_server(service, concurrent_calls_max=1)
+    server = new_server(service, concurrent_streams_max=1)
     port = await server.start("127.0.0.1", 0)
     async with dialled(port) as channel:
         stream = channel.unary_stream(RUN)(TURN, timeout=5)
         await anext(aiter(stream))
-        error = await refusal(channel.unary_unary(GET)(REQUEST, timeout=5))
+        error = await refusal(anext(aiter(channel.unary_stream(RUN)(TURN, timeout=5))))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert from_rpc_error(error).retry_seconds
+        # A watcher keeps no call out.
+        error = await refusal(channel.unary_unary(GET)(REQUEST, timeout=5))
+        assert error.code() is grpc.StatusCode.NOT_FOUND
         stream.cancel()
     await server.stop()
+
+
+async def test_too_many_entries_of_metadata_are_an_invalid_argument(channel: Any) -> None:
+    metadata = tuple((f"x-{number}", "") for number in range(70))
+    error = await refusal(channel.unary_unary(GET)(REQUEST, timeout=5, metadata=metadata))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert from_rpc_error(error).violations[0].field == "metadata"
 
 
 async def test_two_servers_do_not_share_a_port(server: RpcServer, service: SmallService) -> None:

@@ -7,16 +7,16 @@ from typing import Any
 import grpc.aio
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
-from prometheus_client import CollectorRegistry
 
 from mesh.errors import NotFound
 from mesh.rpc.channel import RemoteChannel
 from mesh.rpc.local import LocalChannel
-from mesh.rpc.pipeline import bind, server_interceptors
+from mesh.rpc.pipeline import bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
 from mesh.sockets import bind_first_free
 from mesh.telemetry import traces
+from tests.support.edge import OPEN_DOOR, interceptors
 from tests.support.rpc_service import SmallService
 from weft.vectors.v1 import vector_service_pb2 as pb
 from weft.vectors.v1.vector_service_pb2_grpc import VectorServiceStub
@@ -70,8 +70,8 @@ async def exported(collector: Collector) -> dict[str, Any]:
 @pytest.mark.parametrize("way", ["local", "wire"])
 async def test_a_call_is_one_span_under_the_callers(collector: Collector, way: str) -> None:
     service = SmallService()
-    endpoints = bind(service.handlers, server_interceptors(CollectorRegistry()), SETTINGS)
-    server = RpcServer(endpoints, SETTINGS)
+    endpoints = bind(service.handlers, interceptors(SETTINGS), SETTINGS)
+    server = RpcServer(endpoints, SETTINGS, OPEN_DOOR)
     channel = RemoteChannel(f"127.0.0.1:{await server.start('127.0.0.1', 0)}", SETTINGS)
     stub: Any = VectorServiceStub(
         channel if way == "wire" else LocalChannel(endpoints)  # type: ignore[call-overload]

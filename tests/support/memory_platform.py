@@ -6,11 +6,10 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from prometheus_client import CollectorRegistry
-
-from mesh.rpc.pipeline import bind, server_interceptors
+from mesh.rpc.pipeline import bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
+from tests.support.edge import OPEN_DOOR, interceptors
 from tests.support.memory_catalogues import (
     MemoryAgents,
     MemoryCollections,
@@ -98,8 +97,8 @@ class MemoryPlatform:
             "weft.vectors.v1.VectorService": self.collections,
         }
         settings = RpcSettings.model_validate({})
-        interceptors = server_interceptors(CollectorRegistry())
-        self._server = RpcServer(bind(handlers, interceptors, settings), settings)
+        endpoints = bind(handlers, interceptors(settings), settings)
+        self._server = RpcServer(endpoints, settings, OPEN_DOOR)
         self.port = await self._server.start("127.0.0.1", self.port)
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:

@@ -3,18 +3,21 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from types import TracebackType
 from typing import Any
 
 from mesh.call import Call
 from mesh.errors import DeadlineExceeded
+from mesh.rpc.interceptors.alarm import Alarm
 from mesh.rpc.methods import Handler, MethodSpec
+
+_END = object()
 
 
 class Deadline:
     """Cancels the handler when the deadline passes, and raises DeadlineExceeded.
 
-    A stream is bound by it as a whole; each step gets what is left.
+    A stream is bound by it as a whole; each step gets what is left. It can also be ended
+    by others, through `call.end`.
     """
 
     def unary(self, spec: MethodSpec, inner: Handler) -> Handler:
@@ -30,7 +33,12 @@ class Deadline:
 
     def stream(self, spec: MethodSpec, inner: Handler) -> Handler:
         async def limited(request: Any, call: Call) -> AsyncGenerator[Any, None]:
-            alarm = _Alarm(call)
+            alarm = Alarm()
+            seconds = call.remaining_seconds()
+            if seconds <= 0:
+                raise _over()
+            timer = asyncio.get_running_loop().call_later(seconds, alarm.ring, _over())
+            call.end = alarm.ring
             try:
                 async with aclosing(inner(request, call)) as messages:
                     while True:
@@ -40,68 +48,24 @@ class Deadline:
                             return
                         yield message
             finally:
-                alarm.stop()
+                timer.cancel()
 
         return limited
 
 
-_END = object()
-
-
-class _Alarm:
-    """Cancels the step under way when the deadline passes, and any later one.
-
-    One timer serves all steps of a stream: an `asyncio.timeout` for each would cost more
-    than most steps do.
-    """
-
-    def __init__(self, call: Call) -> None:
-        self._call = call
-        self._task: asyncio.Task[Any] | None = None
-        self._cancelling = 0
-        self._cancelled = False
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(call.remaining_seconds(), self._ring)
-
-    def stop(self) -> None:
-        """The stream ended."""
-        self._timer.cancel()
-
-    def __enter__(self) -> None:
-        if self._call.remaining_seconds() <= 0:
-            raise DeadlineExceeded("the call's deadline passed")
-        self._task = asyncio.current_task()
-        self._cancelling = self._task.cancelling() if self._task else 0
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        task, self._task = self._task, None
-        if not self._cancelled or task is None:
-            return
-        self._cancelled = False
-        # As asyncio.timeout does: somebody else's cancellation goes before ours.
-        if task.uncancel() <= self._cancelling and isinstance(error, asyncio.CancelledError):
-            raise DeadlineExceeded("the call's deadline passed") from None
-
-    def _ring(self) -> None:
-        if self._task is not None:
-            self._cancelled = True
-            self._task.cancel()
+def _over() -> DeadlineExceeded:
+    return DeadlineExceeded("the call's deadline passed")
 
 
 def _limit(call: Call) -> asyncio.Timeout:
     seconds = call.remaining_seconds()
     if seconds <= 0:
         # A timeout can only end a handler where it waits; this one mustn't even begin.
-        raise DeadlineExceeded("the call's deadline passed")
+        raise _over()
     return asyncio.timeout(seconds)
 
 
 def _passed(limit: asyncio.Timeout, call: Call) -> Exception:
     if limit.expired():
-        return DeadlineExceeded("the call's deadline passed")
+        return _over()
     return TimeoutError(f"a timeout inside {call.method} that its handler didn't map")

@@ -41,7 +41,8 @@ class Validate:
 
 def _check(spec: MethodSpec, request: Any) -> None:
     if request is MALFORMED:
-        raise InvalidArgument(f"the request isn't a {spec.request_class.DESCRIPTOR.full_name}")
+        name = spec.request_class.DESCRIPTOR.full_name
+        raise InvalidArgument.of("request", f"its bytes aren't a {name}")
     violations = spec.violations(request)
     if violations:
         text = "; ".join(f"{item.field}: {item.description}" for item in violations)

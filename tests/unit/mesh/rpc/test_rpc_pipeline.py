@@ -4,13 +4,13 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from mesh.errors import Internal
 from mesh.rpc.local import LocalChannel
 from mesh.rpc.methods import Handler, MethodSpec, method_of, methods_of, service_of, snake_case
-from mesh.rpc.pipeline import bind, default_deadline, server_interceptors
+from mesh.rpc.pipeline import bind, default_deadline
 from mesh.rpc.settings import RpcSettings
+from tests.support.edge import interceptors
 from weft.agents.v1 import agent_service_pb2, turn_service_pb2
 from weft.options.v1 import options_pb2
 
@@ -59,8 +59,11 @@ class Passing:
 
 
 def test_the_order_of_interceptors_is_the_projects() -> None:
-    names = [type(each).__name__ for each in server_interceptors(CollectorRegistry())]
-    assert names == ["Trace", "Metrics", "Errors", "Deadline", "Validate"]
+    names = [type(each).__name__ for each in interceptors(SETTINGS)]
+    assert names == [
+        *("Trace", "Metrics", "Errors", "Limits", "PeerIdentity", "Authenticate"),
+        *("RateLimit", "Authorize", "Deadline", "Validate"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,7 @@ async def test_interceptors_are_passed_in_the_order_in_which_they_are_given(
 async def test_an_answer_of_another_type_is_a_fault(
     service: str, path: str, request_message: Any
 ) -> None:
-    endpoints = bind({service: WrongAnswers()}, server_interceptors(CollectorRegistry()), SETTINGS)
+    endpoints = bind({service: WrongAnswers()}, interceptors(SETTINGS), SETTINGS)
     answer = LocalChannel(endpoints).callable_of(path)(request_message)
     with pytest.raises(Internal):
         await (anext(answer) if hasattr(answer, "__anext__") else answer)

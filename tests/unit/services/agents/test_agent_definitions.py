@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
-from prometheus_client import CollectorRegistry
 
 from mesh.call import Call
 from mesh.clock import SYSTEM
@@ -16,13 +15,14 @@ from mesh.events.aggregate import Repository
 from mesh.events.memory import MemoryEventStore
 from mesh.rpc.local import LocalChannel
 from mesh.rpc.pages import write_page_token
-from mesh.rpc.pipeline import Endpoint, bind, server_interceptors
+from mesh.rpc.pipeline import Endpoint, bind
 from mesh.rpc.settings import RpcSettings
 from services.agents.definitions import AgentDefinitions
 from services.agents.domain import AGENT_FOLD
 from services.agents.read_model import AgentsReadModel
 from services.tools.service import ToolsService
 from services.tools.settings import ToolsSettings
+from tests.support.edge import interceptors
 from weft.agents.v1 import agent_pb2, agent_service_pb2
 from weft.models.v1 import models_pb2
 from weft.state.v1 import session_pb2
@@ -54,9 +54,7 @@ def tools_of(store: MemoryEventStore) -> Any:
     channel: Any = LocalChannel(endpoints)
     vectors: Any = VectorServiceStub(channel)
     service = ToolsService(ToolsSettings(), store, SYSTEM, vectors)
-    endpoints.update(
-        bind(service.handlers, server_interceptors(CollectorRegistry()), RpcSettings())
-    )
+    endpoints.update(bind(service.handlers, interceptors(RpcSettings()), RpcSettings()))
     return ToolServiceStub(channel)
 
 

@@ -1,0 +1,108 @@
+"""Refuses what the caller may not do, and hides what is another tenant's."""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+from mesh.call import Call
+from mesh.errors import CredentialInvalid, NotFound, PermissionDenied
+from mesh.principal import Principal
+from mesh.rpc.methods import MALFORMED, Handler, MethodSpec
+from mesh.rpc.open_methods import FOR_EVERY_CALLER, PUBLIC
+from mesh.rpc.tenancy import foreign, names_in, resource_reader
+from mesh.security.authenticator import Authenticator
+
+Callers = Mapping[str, frozenset[str]]
+"""For a contract's full name, the services that may call it, as the catalogue says."""
+
+
+class Authorize:
+    """Checks the tenant of every resource that a request names, then the permission that
+    the method's contract asks for, on the resource that it acts upon.
+
+    Another tenant's resource is NotFound, as if it weren't there. A call from a service
+    needs no permission of its principal, but the catalogue's leave; the tenant is checked
+    all the same. Messages of a client's stream are checked as they come.
+
+    Raises NotFound, PermissionDenied; ValueError, when it is made, for a method whose
+    contract states no permission.
+    """
+
+    def __init__(self, authenticator: Authenticator, callers: Callers) -> None:
+        self._authenticator = authenticator
+        self._callers = callers
+
+    def unary(self, spec: MethodSpec, inner: Handler) -> Handler:
+        check = self._check(spec)
+        if check is None:
+            return inner
+
+        def authorized(request: Any, call: Call) -> Any:
+            check(request, call)
+            return inner(request, call)
+
+        async def checked(requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
+            async for request in requests:
+                check(request, call)
+                yield request
+
+        def authorized_stream(requests: AsyncIterator[Any], call: Call) -> Any:
+            return inner(checked(requests, call), call)
+
+        return authorized_stream if spec.client_streaming else authorized
+
+    stream = unary
+
+    def _check(self, spec: MethodSpec) -> Callable[[Any, Call], None] | None:
+        if spec.path in PUBLIC:
+            return None
+        permitted = _permission_check(spec)
+        names = names_in(spec.request_class.DESCRIPTOR)
+        callers = self._callers.get(spec.service, frozenset())
+
+        def check(request: Any, call: Call) -> None:
+            principal = call.principal
+            if principal is None:
+                raise CredentialInvalid("the call has no credential")
+            if request is not MALFORMED and principal.tenant:
+                for name in foreign(names(request), principal.tenant):
+                    raise NotFound.of("resource", name)
+            if not call.peer:
+                return
+            if call.caller:
+                if call.caller not in callers:
+                    raise PermissionDenied(f"{call.caller} doesn't call {spec.service}")
+            elif request is not MALFORMED and not permitted(principal, request):
+                self._authenticator.denied(principal, spec.path)
+                raise _denied(spec, request)
+
+        return check
+
+
+def _permission_check(spec: MethodSpec) -> Callable[[Principal, Any], bool]:
+    permission, path = spec.policy.permission, spec.policy.resource
+    if spec.path in FOR_EVERY_CALLER:
+        return lambda principal, request: True
+    if not permission or bool(path) == spec.policy.platform:
+        raise ValueError(f"{spec.path} must state its permission, and a resource or `platform`")
+    if spec.policy.platform:
+        return lambda principal, request: principal.allows_platform(permission)
+    read = resource_reader(spec.request_class.DESCRIPTOR, path)
+
+    def permitted(principal: Principal, request: Any) -> bool:
+        resource = read(request)
+        # Without a resource the request is refused by its bounds, which come next.
+        return not resource or principal.allows(permission, resource)
+
+    return permitted
+
+
+def _denied(spec: MethodSpec, request: Any) -> PermissionDenied:
+    permission = spec.policy.permission
+    if spec.policy.platform:
+        where = "the platform"
+    else:
+        where = resource_reader(spec.request_class.DESCRIPTOR, spec.policy.resource)(request)
+    return PermissionDenied(
+        f"needs the permission {permission} for {where}",
+        metadata={"permission": permission, "resource": where},
+    )

@@ -1,0 +1,16 @@
+"""The one place that names the methods which need no permission.
+
+Health (`grpc.health.v1`) is open too, and isn't a method of ours. Everything else needs the
+permission that its contract states; a method without one isn't served.
+"""
+
+PUBLIC = frozenset(
+    {
+        "/weft.auth.v1.AuthService/ExchangeToken",
+        "/weft.auth.v1.AuthService/GetJwks",
+    }
+)
+"""Need no credential: the key to exchange is in the request, and public keys are public."""
+
+FOR_EVERY_CALLER = frozenset({"/weft.auth.v1.AuthService/WhoAmI"})
+"""Need a credential and no permission: everybody may know who they are."""

@@ -1,0 +1,220 @@
+"""How many calls a second a key and a tenant may make, over all processes.
+
+The count is kept in Redis as a sliding window of two counters: the calls of this second,
+and those of the one before in the share in which it still counts. A process doesn't ask
+for every call: it leases some calls at once and decides in memory. Without Redis each
+process counts for itself.
+
+A process that runs out of its lease goes on, on credit, for at most one more lease while
+the next is on its way: so no call waits, and what is let through too much is bounded by
+one lease per process and second.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from mesh.clock import SYSTEM, Clock
+from mesh.errors import RateLimited
+from mesh.principal import Principal
+from mesh.rpc.settings import RateLimitSettings
+
+BUCKETS_MAX = 20_000
+LEASES_PER_SECOND = 10
+"""A lease is this share of the limit: as many questions to Redis a second and bucket."""
+WINDOW_SECONDS = 1.0
+PAUSE_SECONDS = 1.0
+"""How long Redis isn't asked after it failed."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Counters(Protocol):
+    """Counters that all processes share; `RedisCounters` are some."""
+
+    async def take(self, key: str, count: int, limit: int) -> int:
+        """How many of `count` calls fit under `limit` calls a second; they count as made.
+        Raises CountersUnavailable."""
+        ...
+
+
+class CountersUnavailable(Exception):
+    """The shared counters can't be reached."""
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """What is left of a lease, which ends at `until`; below 0 it is credit. `alone_left` is
+    what is left where this process counts alone."""
+
+    limit: int
+    left: int
+    until: float
+    alone_left: float
+    alone_at: float
+    refused_until: float = 0.0
+    asking: bool = False
+
+    @property
+    def lease(self) -> int:
+        return max(1, self.limit // LEASES_PER_SECOND)
+
+
+class RateLimiter:
+    """Decides in memory, in a microsecond. `counters` None: this process counts alone."""
+
+    def __init__(
+        self,
+        settings: RateLimitSettings,
+        counters: Counters | None = None,
+        clock: Clock = SYSTEM,
+    ) -> None:
+        self._limits = {
+            ("key", True): settings.key_reads_per_second,
+            ("key", False): settings.key_writes_per_second,
+            ("tenant", True): settings.tenant_reads_per_second,
+            ("tenant", False): settings.tenant_writes_per_second,
+        }
+        self._counters = counters
+        self._clock = clock
+        self._buckets: OrderedDict[tuple[str, str, bool], _Bucket] = OrderedDict()
+        self._alone_until = 0.0
+        self._asking: set[asyncio.Task[None]] = set()
+
+    def take(self, principal: Principal, *, read: bool) -> None:
+        """Counts a call. Raises RateLimited, with the time after which one fits again."""
+        now = self._clock.monotonic()
+        for kind, name in (("key", principal.name), ("tenant", principal.tenant)):
+            bucket = self._bucket((kind, name, read), now)
+            if not self._take(bucket, f"{kind}:{name}:{'r' if read else 'w'}", now):
+                wait = max(bucket.refused_until - now, WINDOW_SECONDS / LEASES_PER_SECOND)
+                raise RateLimited(
+                    f"more than {bucket.limit} {'reads' if read else 'writes'} a second"
+                    f" of one {'API key' if kind == 'key' else 'tenant'}",
+                    retry_seconds=round(wait, 3),
+                )
+
+    def _bucket(self, key: tuple[str, str, bool], now: float) -> _Bucket:
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            limit = self._limits[key[0], key[2]]
+            bucket = self._buckets[key] = _Bucket(limit, 0, now, float(limit), now)
+            if len(self._buckets) > BUCKETS_MAX:
+                self._buckets.popitem(last=False)
+        else:
+            self._buckets.move_to_end(key)
+        return bucket
+
+    def _take(self, bucket: _Bucket, name: str, now: float) -> bool:
+        if self._counters is None or now < self._alone_until:
+            return _take_alone(bucket, now)
+        if now >= bucket.until and bucket.left > 0:
+            # Of the second that it was leased in; what of it wasn't used is over.
+            bucket.left = 0
+        if bucket.left < 1 and now < bucket.refused_until:
+            return False
+        if bucket.left <= bucket.lease / 2 and not bucket.asking:
+            self._ask(bucket, name)
+        if bucket.left <= -bucket.lease:
+            return False
+        bucket.left -= 1
+        return True
+
+    def _ask(self, bucket: _Bucket, name: str) -> None:
+        bucket.asking = True
+        task = asyncio.create_task(self._lease(bucket, name))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    async def _lease(self, bucket: _Bucket, name: str) -> None:
+        assert self._counters is not None
+        try:
+            granted = await self._counters.take(name, bucket.lease, bucket.limit)
+        except CountersUnavailable as error:
+            now = self._clock.monotonic()
+            if now >= self._alone_until:
+                _log.warning("rate limits are counted alone", reason=str(error))
+            self._alone_until = now + PAUSE_SECONDS
+            return
+        finally:
+            bucket.asking = False
+        now = self._clock.monotonic()
+        bucket.until = now + WINDOW_SECONDS
+        # Credit was spent on what is granted now.
+        bucket.left += granted
+        if granted < bucket.lease:
+            bucket.refused_until = now + WINDOW_SECONDS / LEASES_PER_SECOND
+
+
+def _take_alone(bucket: _Bucket, now: float) -> bool:
+    """A token bucket that fills by the limit each second, and holds as much."""
+    grown = (now - bucket.alone_at) * bucket.limit
+    bucket.alone_left = min(float(bucket.limit), bucket.alone_left + grown)
+    bucket.alone_at = now
+    if bucket.alone_left < 1:
+        bucket.refused_until = now + (1 - bucket.alone_left) / bucket.limit
+        return False
+    bucket.alone_left -= 1
+    return True
+
+
+class Redis(Protocol):
+    """What is needed of `redis.asyncio.Redis`."""
+
+    def pipeline(self, transaction: bool = ...) -> "Pipeline": ...
+
+
+class Pipeline(Protocol):
+    """Commands that go together."""
+
+    def incrby(self, name: str, amount: int) -> object: ...
+
+    def expire(self, name: str, time: int) -> object: ...
+
+    def get(self, name: str) -> object: ...
+
+    async def execute(self) -> list[object]: ...
+
+
+class RedisCounters:
+    """Counters in Redis. `errors` are those that its client raises when it is away; `now`
+    is Unix time in seconds, which the processes' clocks have to agree on within about
+    half a second."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        errors: tuple[type[Exception], ...],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._redis = redis
+        self._errors = errors
+        self._now = now
+
+    async def take(self, key: str, count: int, limit: int) -> int:
+        """See Counters."""
+        now = self._now()
+        window = int(now // WINDOW_SECONDS)
+        share = 1 - (now / WINDOW_SECONDS - window)
+        present = f"weft:rate:{key}:{window}"
+        commands = self._redis.pipeline(transaction=False)
+        commands.incrby(present, count)
+        commands.expire(present, 3)
+        commands.get(f"weft:rate:{key}:{window - 1}")
+        try:
+            counted, _, before = await commands.execute()
+            used = float(int(counted)) + share * int(before or 0)  # type: ignore[call-overload]
+            excess = min(count, max(0, int(used - limit + 0.999)))
+            if excess:
+                # What wasn't granted mustn't count against those who wait for it.
+                back = self._redis.pipeline(transaction=False)
+                back.incrby(present, -excess)
+                await back.execute()
+        except self._errors as error:
+            raise CountersUnavailable(type(error).__name__) from error
+        return count - excess

@@ -1,0 +1,80 @@
+"""An edge without locks, for tests of what lies behind it, and one key that opens another."""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry
+
+from mesh.errors import CredentialInvalid
+from mesh.principal import Grant, Principal
+from mesh.rpc.pipeline import Edge, Interceptor, server_interceptors
+from mesh.rpc.rate_limiter import RateLimiter
+from mesh.rpc.settings import RateLimitSettings, RpcSettings
+
+TESTER = Principal("tenants/default/apiKeys/tester", "", is_system=True)
+
+
+def administrator(tenant: str, *, platform: bool = False) -> Principal:
+    """Who may do everything in a tenant."""
+    role = f"tenants/{tenant}/roles/admin"
+    grant = Grant(role, frozenset({"*"}), f"tenants/{tenant}", platform)
+    return Principal(f"tenants/{tenant}/apiKeys/admin", tenant, (grant,))
+
+
+class Doorkeeper:
+    """Knows principals by their header; with `everybody`, whoever comes is that one."""
+
+    def __init__(self, everybody: Principal | None = None, **known: Principal) -> None:
+        self.everybody = everybody
+        self.known = {f"Bearer {key}": principal for key, principal in known.items()}
+        self.refused: list[tuple[Principal, str]] = []
+        self._callbacks: list[Callable[[], None]] = []
+
+    def authenticate(self, authorization: str) -> Principal:
+        found = self.known.get(authorization, self.everybody)
+        if found is None:
+            raise CredentialInvalid("the credential isn't valid")
+        return found
+
+    def valid(self, principal: Principal) -> bool:
+        return principal is self.everybody or principal in self.known.values()
+
+    def denied(self, principal: Principal, method: str) -> None:
+        self.refused.append((principal, method))
+
+    def on_change(self, callback: Callable[[], None]) -> Callable[[], None]:
+        self._callbacks.append(callback)
+        return lambda: self._callbacks.remove(callback)
+
+    def forget(self, key: str) -> None:
+        """Revokes a key."""
+        del self.known[f"Bearer {key}"]
+        for callback in self._callbacks:
+            callback()
+
+
+class NoIdentities:
+    """Knows none of Weft's services."""
+
+    def verify(self, text: str) -> tuple[Principal, str]:
+        raise CredentialInvalid("the identity isn't valid")
+
+
+OPEN_DOOR = Doorkeeper(TESTER)
+
+
+def edge(authenticator: Doorkeeper = OPEN_DOOR) -> Edge:
+    """An edge with that doorkeeper, and limits that no test meets."""
+    return Edge(
+        authenticator=authenticator,
+        identities=NoIdentities(),
+        rate_limiter=RateLimiter(RateLimitSettings()),
+    )
+
+
+def interceptors(
+    settings: RpcSettings,
+    authenticator: Doorkeeper = OPEN_DOOR,
+    registry: CollectorRegistry | None = None,
+) -> tuple[Interceptor, ...]:
+    """The interceptors of a server with such an edge."""
+    return server_interceptors(registry or CollectorRegistry(), settings, edge(authenticator))
