@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from mesh.call import Call, current_call
 from mesh.clock import SYSTEM
-from mesh.ids import new_id
+from mesh.ids import new_request_id
 from mesh.principal import system
 
 AUTHORIZATION_KEY = "authorization"
@@ -92,7 +92,7 @@ def _new_call(method: str, seconds: float, given: dict[str, str]) -> Call:
     return Call(
         method,
         SYSTEM.monotonic() + seconds,
-        _valid_request_id(given) or new_id(),
+        _valid_request_id(given) or new_request_id(),
         traceparent=_valid_traceparent(given),
         metadata=given,
     )
@@ -110,10 +110,10 @@ def _text_metadata(metadata: Metadata) -> dict[str, str]:
 
 
 def _valid_request_id(given: dict[str, str]) -> str:
-    value = given.get(REQUEST_ID_KEY, "")
-    return value if _request_id(value) else ""
+    value = given.get(REQUEST_ID_KEY)
+    return value if value and _request_id(value) else ""
 
 
 def _valid_traceparent(given: dict[str, str]) -> str:
-    value = given.get(TRACEPARENT_KEY, "")
-    return value if _traceparent(value) else ""
+    value = given.get(TRACEPARENT_KEY)
+    return value if value and _traceparent(value) else ""

@@ -12,9 +12,7 @@ one lease per process and second.
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
@@ -47,22 +45,25 @@ class CountersUnavailable(Exception):
     """The shared counters can't be reached."""
 
 
-@dataclass(slots=True)
 class _Bucket:
     """What is left of a lease, which ends at `until`; below 0 it is credit. `alone_left` is
     what is left where this process counts alone."""
 
-    limit: int
-    left: int
-    until: float
-    alone_left: float
-    alone_at: float
-    refused_until: float = 0.0
-    asking: bool = False
+    __slots__ = (
+        *("alone_at", "alone_left", "asking", "key", "lease", "left", "limit", "name"),
+        *("refused_until", "until"),
+    )
 
-    @property
-    def lease(self) -> int:
-        return max(1, self.limit // LEASES_PER_SECOND)
+    def __init__(self, name: str, read: bool, limit: int, now: float) -> None:
+        self.name = name
+        self.key = f"{name}:{'read' if read else 'write'}"
+        self.limit = limit
+        self.lease = max(1, limit // LEASES_PER_SECOND)
+        self.left = 0
+        self.until = self.alone_at = now
+        self.alone_left = float(limit)
+        self.refused_until = 0.0
+        self.asking = False
 
 
 class RateLimiter:
@@ -82,35 +83,42 @@ class RateLimiter:
         }
         self._counters = counters
         self._clock = clock
-        self._buckets: OrderedDict[tuple[str, str, bool], _Bucket] = OrderedDict()
+        self._pairs: dict[tuple[str, bool], tuple[_Bucket, _Bucket]] = {}
+        self._tenants: dict[tuple[str, bool], _Bucket] = {}
         self._alone_until = 0.0
         self._asking: set[asyncio.Task[None]] = set()
 
     def take(self, principal: Principal, *, read: bool) -> None:
         """Counts a call. Raises RateLimited, with the time after which one fits again."""
         now = self._clock.monotonic()
-        for kind, name in (("key", principal.name), ("tenant", principal.tenant)):
-            bucket = self._bucket((kind, name, read), now)
-            if not self._take(bucket, f"{kind}:{name}:{'r' if read else 'w'}", now):
+        key = (principal.name, read)
+        pair = self._pairs.get(key)
+        if pair is None:
+            pair = self._pair(principal, read, now)
+        for bucket in pair:
+            if not self._take(bucket, now):
                 wait = max(bucket.refused_until - now, WINDOW_SECONDS / LEASES_PER_SECOND)
                 raise RateLimited(
-                    f"more than {bucket.limit} {'reads' if read else 'writes'} a second"
-                    f" of one {'API key' if kind == 'key' else 'tenant'}",
+                    f"more than {bucket.limit} {'reads' if read else 'writes'} a second of"
+                    f" {bucket.name}",
                     retry_seconds=round(wait, 3),
                 )
 
-    def _bucket(self, key: tuple[str, str, bool], now: float) -> _Bucket:
-        bucket = self._buckets.get(key)
-        if bucket is None:
-            limit = self._limits[key[0], key[2]]
-            bucket = self._buckets[key] = _Bucket(limit, 0, now, float(limit), now)
-            if len(self._buckets) > BUCKETS_MAX:
-                self._buckets.popitem(last=False)
-        else:
-            self._buckets.move_to_end(key)
-        return bucket
+    def _pair(self, principal: Principal, read: bool, now: float) -> tuple[_Bucket, _Bucket]:
+        if len(self._pairs) >= BUCKETS_MAX:
+            # Leases that are forgotten so are lost: they count as used.
+            self._pairs.clear()
+            self._tenants.clear()
+        tenant = self._tenants.get((principal.tenant, read))
+        if tenant is None:
+            limit = self._limits["tenant", read]
+            tenant = _Bucket(f"tenant {principal.tenant}", read, limit, now)
+            self._tenants[principal.tenant, read] = tenant
+        key = _Bucket(principal.name, read, self._limits["key", read], now)
+        pair = self._pairs[principal.name, read] = (key, tenant)
+        return pair
 
-    def _take(self, bucket: _Bucket, name: str, now: float) -> bool:
+    def _take(self, bucket: _Bucket, now: float) -> bool:
         if self._counters is None or now < self._alone_until:
             return _take_alone(bucket, now)
         if now >= bucket.until and bucket.left > 0:
@@ -119,22 +127,22 @@ class RateLimiter:
         if bucket.left < 1 and now < bucket.refused_until:
             return False
         if bucket.left <= bucket.lease / 2 and not bucket.asking:
-            self._ask(bucket, name)
+            self._ask(bucket)
         if bucket.left <= -bucket.lease:
             return False
         bucket.left -= 1
         return True
 
-    def _ask(self, bucket: _Bucket, name: str) -> None:
+    def _ask(self, bucket: _Bucket) -> None:
         bucket.asking = True
-        task = asyncio.create_task(self._lease(bucket, name))
+        task = asyncio.create_task(self._lease(bucket))
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
 
-    async def _lease(self, bucket: _Bucket, name: str) -> None:
+    async def _lease(self, bucket: _Bucket) -> None:
         assert self._counters is not None
         try:
-            granted = await self._counters.take(name, bucket.lease, bucket.limit)
+            granted = await self._counters.take(bucket.key, bucket.lease, bucket.limit)
         except CountersUnavailable as error:
             now = self._clock.monotonic()
             if now >= self._alone_until:

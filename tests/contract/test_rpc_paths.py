@@ -1,6 +1,7 @@
 """What a caller sees of a handler: the same in this process and over gRPC."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -240,7 +241,7 @@ async def test_unsafe_ids_are_replaced(path: Path, metadata: tuple[tuple[str, st
     await path.create()
     await path.vectors.GetCollection(pb.GetCollectionRequest(name=NAME), metadata=metadata)
     (call,) = path.service.vectors.calls
-    assert len(call.request_id) == 26
+    assert re.fullmatch(r"[0-9a-f]{16}-[0-9a-f]+", call.request_id)
     assert call.traceparent == ""
 
 

@@ -1,18 +1,25 @@
-"""Ends a stream from outside: at its deadline, or when its caller lost the right to it."""
+"""Ends a handler from outside: at its deadline, or when its caller lost the right to it."""
 
 import asyncio
+import math
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 from mesh.errors import WeftError
 
+TICK_SECONDS = 0.005
+"""How late a deadline may be noticed."""
+
 
 class Alarm:
-    """Cancels the step of a stream that is under way when it rings, and any later one.
+    """Cancels the step of a handler that is under way when it rings, and any later one.
 
     Each step is a `with` block, which then raises the error that `ring` was given. One
-    alarm serves all steps: an `asyncio.timeout` for each would cost more than most do.
+    alarm serves all steps of a stream.
     """
+
+    __slots__ = ("_cancelled", "_cancelling", "_error", "_task")
 
     def __init__(self) -> None:
         self._task: asyncio.Task[Any] | None = None
@@ -21,7 +28,7 @@ class Alarm:
         self._error: WeftError | None = None
 
     def ring(self, error: WeftError) -> None:
-        """Ends the stream with `error`; only the first ring counts."""
+        """Ends the handler with `error`; only the first ring counts."""
         if self._error is not None:
             return
         self._error = error
@@ -49,3 +56,28 @@ class Alarm:
         if task.uncancel() <= self._cancelling and isinstance(error, asyncio.CancelledError):
             assert self._error is not None
             raise self._error from None
+
+
+class AlarmClock:
+    """Rings alarms at their time, to within TICK_SECONDS. All that are due in one tick share
+    a timer of the event loop: one for each call would cost as much as a layer does."""
+
+    def __init__(self, error: Callable[[], WeftError]) -> None:
+        self._error = error
+        self._due: dict[tuple[int, int], set[Alarm]] = {}
+
+    def set(self, alarm: Alarm, seconds: float) -> set[Alarm]:
+        """Rings in so many seconds; until then `discard` from what is returned stops it."""
+        loop = asyncio.get_running_loop()
+        tick = math.ceil((loop.time() + seconds) / TICK_SECONDS)
+        key = (id(loop), tick)
+        alarms = self._due.get(key)
+        if alarms is None:
+            alarms = self._due[key] = set()
+            loop.call_at(tick * TICK_SECONDS, self._ring, key)
+        alarms.add(alarm)
+        return alarms
+
+    def _ring(self, key: tuple[int, int]) -> None:
+        for alarm in self._due.pop(key, ()):
+            alarm.ring(self._error())

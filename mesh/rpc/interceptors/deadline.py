@@ -1,16 +1,22 @@
 """Ends a handler at its call's deadline."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 from mesh.call import Call
 from mesh.errors import DeadlineExceeded
-from mesh.rpc.interceptors.alarm import Alarm
+from mesh.rpc.interceptors.alarm import Alarm, AlarmClock
 from mesh.rpc.methods import Handler, MethodSpec
 
 _END = object()
+
+
+def _over() -> DeadlineExceeded:
+    return DeadlineExceeded("the call's deadline passed")
+
+
+_clock = AlarmClock(_over)
 
 
 class Deadline:
@@ -22,22 +28,20 @@ class Deadline:
 
     def unary(self, spec: MethodSpec, inner: Handler) -> Handler:
         async def limited(request: Any, call: Call) -> Any:
-            limit = _limit(call)
+            alarm = Alarm()
+            alarms = _clock.set(alarm, _seconds_left(call))
             try:
-                async with limit:
+                with alarm:
                     return await inner(request, call)
-            except TimeoutError:
-                raise _passed(limit, call) from None
+            finally:
+                alarms.discard(alarm)
 
         return limited
 
     def stream(self, spec: MethodSpec, inner: Handler) -> Handler:
         async def limited(request: Any, call: Call) -> AsyncGenerator[Any, None]:
             alarm = Alarm()
-            seconds = call.remaining_seconds()
-            if seconds <= 0:
-                raise _over()
-            timer = asyncio.get_running_loop().call_later(seconds, alarm.ring, _over())
+            alarms = _clock.set(alarm, _seconds_left(call))
             call.end = alarm.ring
             try:
                 async with aclosing(inner(request, call)) as messages:
@@ -48,24 +52,14 @@ class Deadline:
                             return
                         yield message
             finally:
-                timer.cancel()
+                alarms.discard(alarm)
 
         return limited
 
 
-def _over() -> DeadlineExceeded:
-    return DeadlineExceeded("the call's deadline passed")
-
-
-def _limit(call: Call) -> asyncio.Timeout:
+def _seconds_left(call: Call) -> float:
     seconds = call.remaining_seconds()
     if seconds <= 0:
-        # A timeout can only end a handler where it waits; this one mustn't even begin.
+        # An alarm can only end a handler where it waits; this one mustn't even begin.
         raise _over()
-    return asyncio.timeout(seconds)
-
-
-def _passed(limit: asyncio.Timeout, call: Call) -> Exception:
-    if limit.expired():
-        return _over()
-    return TimeoutError(f"a timeout inside {call.method} that its handler didn't map")
+    return seconds

@@ -6,8 +6,8 @@ credentials that aren't valid, without looking at the next one.
 """
 
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from mesh.call import Call
@@ -43,79 +43,89 @@ class Limits:
         self._settings = settings
         self._clock = clock
         self._peers: OrderedDict[str, _Peer] = OrderedDict()
+        self._connections: dict[str, _Peer] = {}
         self._calls = 0
         self._streams = 0
 
     def unary(self, spec: MethodSpec, inner: Handler) -> Handler:
+        calls_max = self._settings.concurrent_calls_max
+
         async def counted(request: Any, call: Call) -> Any:
-            if self._calls >= self._settings.concurrent_calls_max:
+            if self._calls >= calls_max:
                 raise _busy("the server has too many calls under way")
+            peer = self._admitted(call)
             self._calls += 1
+            peer.calls += 1
             try:
-                with self._peer_counted(call):
-                    return await inner(request, call)
+                return await inner(request, call)
+            except CredentialInvalid:
+                peer.failures += 1
+                raise
             finally:
+                peer.calls -= 1
                 self._calls -= 1
 
         return lambda request, call: (counted if call.peer else inner)(request, call)
 
     def stream(self, spec: MethodSpec, inner: Handler) -> Handler:
+        streams_max = self._settings.concurrent_streams_max
+
         async def counted(request: Any, call: Call) -> AsyncGenerator[Any, None]:
-            if self._streams >= self._settings.concurrent_streams_max:
+            if self._streams >= streams_max:
                 raise _busy("the server has too many streams open")
+            peer = self._admitted(call)
             self._streams += 1
+            peer.calls += 1
             try:
-                with self._peer_counted(call):
-                    async with aclosing(inner(request, call)) as messages:
-                        async for message in messages:
-                            yield message
+                async with aclosing(inner(request, call)) as messages:
+                    async for message in messages:
+                        yield message
+            except CredentialInvalid:
+                peer.failures += 1
+                raise
             finally:
+                peer.calls -= 1
                 self._streams -= 1
 
         return lambda request, call: (counted if call.peer else inner)(request, call)
 
-    @contextmanager
-    def _peer_counted(self, call: Call) -> Iterator[None]:
+    def _admitted(self, call: Call) -> _Peer:
+        """The peer that calls, if it may. Raises RateLimited and InvalidArgument."""
         if len(call.metadata) > METADATA_ENTRIES_MAX:
             raise InvalidArgument.of("metadata", f"has more than {METADATA_ENTRIES_MAX} entries")
-        peer = self._peer(call.peer)
+        peer = self._connections.get(call.peer) or self._connected(call.peer)
         if peer.calls >= self._settings.peer_calls_max:
             raise _busy("too many calls under way from this address")
+        if peer.failures:
+            self._leak(peer)
+        return peer
+
+    def _leak(self, peer: _Peer) -> None:
+        now = self._clock.monotonic()
+        per_second = self._settings.peer_failures_per_second
+        peer.failures = max(0.0, peer.failures - (now - peer.looked) * per_second)
+        peer.looked = now
         excess = peer.failures + 1 - self._settings.peer_failures_max
         if excess > 0:
-            wait = excess / self._settings.peer_failures_per_second
             raise RateLimited(
-                "too many credentials from this address weren't valid", retry_seconds=wait
+                "too many credentials from this address weren't valid",
+                retry_seconds=excess / per_second,
             )
-        peer.calls += 1
-        try:
-            yield
-        except CredentialInvalid:
-            peer.failures += 1
-            raise
-        finally:
-            peer.calls -= 1
 
-    def _peer(self, address: str) -> _Peer:
-        now = self._clock.monotonic()
+    def _connected(self, address: str) -> _Peer:
+        """The peer of a connection that wasn't seen before, or not for long."""
         host = host_of(address)
         peer = self._peers.get(host)
         if peer is None:
-            peer = self._peers[host] = _Peer(now)
-            self._evict()
+            peer = self._peers[host] = _Peer(self._clock.monotonic())
         self._peers.move_to_end(host)
-        leaked = (now - peer.looked) * self._settings.peer_failures_per_second
-        peer.failures = max(0.0, peer.failures - leaked)
-        peer.looked = now
-        return peer
-
-    def _evict(self) -> None:
+        if len(self._connections) >= PEERS_MAX:
+            self._connections.clear()
+        self._connections[address] = peer
         while len(self._peers) > PEERS_MAX:
-            host, peer = self._peers.popitem(last=False)
-            if peer.calls:
-                # Its calls count down what they counted up.
-                self._peers[host] = peer
-                return
+            # One that comes again begins anew; its calls under way count down where they were.
+            self._peers.popitem(last=False)
+        return peer
 
 
 def host_of(peer: str) -> str:

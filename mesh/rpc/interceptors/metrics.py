@@ -23,7 +23,7 @@ class Metrics:
         method = self._metrics.method(spec.service, spec.name)
 
         async def counted(request: Any, call: Call) -> Any:
-            method.in_flight.inc()
+            method.in_flight += 1
             started = perf_counter()
             code = grpc.StatusCode.OK
             try:
@@ -40,7 +40,7 @@ class Metrics:
         method = self._metrics.method(spec.service, spec.name)
 
         async def counted(request: Any, call: Call) -> AsyncGenerator[Any, None]:
-            method.in_flight.inc()
+            method.in_flight += 1
             started = perf_counter()
             code = grpc.StatusCode.OK
             try:

@@ -16,7 +16,7 @@ ready = {"events": True, "agents": True}
 async def client() -> AsyncIterator[httpx2.AsyncClient]:
     registry = new_registry()
     method = RpcMetrics(registry).method("weft.agents.v1.AgentService", "GetAgent")
-    method.in_flight.inc()
+    method.in_flight += 1
     method.ended("OK", 0.002)
     server = TelemetryServer(registry, lambda: ready)
     port = await server.start("127.0.0.1", 0)
