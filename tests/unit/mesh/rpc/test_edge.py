@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import grpc.aio
 import pytest
@@ -52,7 +52,7 @@ class Edge:
         self.channel: RemoteChannel
 
     async def get(self, name: str, key: str = "") -> pb.GetCollectionResponse:
-        stub: Any = VectorServiceStub(self.channel)  # type: ignore[arg-type]
+        stub: Any = VectorServiceStub(cast(Any, self.channel))
         metadata = [("authorization", f"Bearer {key}")] if key else []
         response: pb.GetCollectionResponse = await stub.GetCollection(
             pb.GetCollectionRequest(name=name), metadata=metadata
@@ -60,7 +60,7 @@ class Edge:
         return response
 
     def run(self, words: str, key: str) -> Any:
-        stub: Any = TurnServiceStub(self.channel)  # type: ignore[arg-type]
+        stub: Any = TurnServiceStub(cast(Any, self.channel))
         request = turn_service_pb2.RunTurnRequest(
             session="tenants/acme/agents/a/sessions/s", input=words
         )
@@ -110,7 +110,7 @@ async def test_what_no_role_gives_is_denied_and_noted(edge: Edge) -> None:
 
 
 async def test_two_credentials_are_none(edge: Edge) -> None:
-    stub: Any = VectorServiceStub(edge.channel)  # type: ignore[arg-type]
+    stub: Any = VectorServiceStub(cast(Any, edge.channel))
     metadata = [("authorization", "Bearer acme"), ("authorization", "Bearer reader")]
     call = stub.GetCollection(pb.GetCollectionRequest(name=NAME), metadata=metadata)
     # Our own client joins them; a foreign one sends both.
@@ -137,7 +137,7 @@ async def test_whoever_tries_one_credential_after_the_other_has_to_wait(edge: Ed
 
 
 async def test_a_forged_identity_of_a_service_is_no_credential(edge: Edge) -> None:
-    stub: Any = VectorServiceStub(edge.channel)  # type: ignore[arg-type]
+    stub: Any = VectorServiceStub(cast(Any, edge.channel))
     metadata = [("authorization", "Bearer acme"), ("x-weft-identity", "forged")]
     call = stub.GetCollection(pb.GetCollectionRequest(name=NAME), metadata=metadata)
     assert isinstance(await refused(call), CredentialInvalid)
@@ -148,7 +148,7 @@ async def test_reflection_needs_a_credential(edge: Edge) -> None:
     from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
     target = edge.channel._channel
-    stub: Any = ServerReflectionStub(target)
+    stub: Any = ServerReflectionStub(cast(Any, target))
     question = [reflection_pb2.ServerReflectionRequest(list_services="")]
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await anext(aiter(stub.ServerReflectionInfo(iter(question))))
@@ -159,7 +159,7 @@ async def test_reflection_needs_a_credential(edge: Edge) -> None:
 
 
 async def test_weft_itself_needs_no_credential_in_its_own_process(edge: Edge) -> None:
-    stub: Any = VectorServiceStub(LocalChannel(edge.endpoints))  # type: ignore[arg-type]
+    stub: Any = VectorServiceStub(cast(Any, LocalChannel(edge.endpoints)))
     assert (await stub.GetCollection(pb.GetCollectionRequest(name=NAME))).collection.name == NAME
     assert edge.service.vectors.calls[0].actor == "system"
 
@@ -172,9 +172,9 @@ def test_a_service_has_no_stub_of_what_the_catalogue_does_not_let_it_call(edge: 
         caller="tools",
         callees={"weft.vectors.v1.VectorService"},
     )
-    VectorServiceStub(channel)  # type: ignore[arg-type]
+    VectorServiceStub(cast(Any, channel))
     with pytest.raises(PermissionDenied):
-        TurnServiceStub(channel)  # type: ignore[arg-type]
+        TurnServiceStub(cast(Any, channel))
 
 
 def test_limits_are_errors_of_exhaustion() -> None:
