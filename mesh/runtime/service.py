@@ -19,6 +19,7 @@ from mesh.rpc.pipeline import Endpoint
 from mesh.rpc.settings import RpcSettings
 from mesh.runtime.settings import RuntimeSettings
 from mesh.security.authenticator import Authenticator
+from mesh.security.keyring import Keyring
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -81,6 +82,11 @@ class Mesh(Protocol):
 
     @property
     def tokens(self) -> TokenStream: ...
+
+    @property
+    def keyring(self) -> Keyring:
+        """The keys and secrets of this deployment."""
+        ...
 
     def repository(self, fold: Fold[S]) -> Repository[S]:
         """The process's one repository of a fold: services that read what others write
