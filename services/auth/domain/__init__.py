@@ -1,0 +1,80 @@
+"""The pure core of access: tenants, API keys, roles, bindings and signing keys."""
+
+from services.auth.domain.commands import (
+    Command,
+    CreateApiKey,
+    CreateBinding,
+    CreateRole,
+    CreateTenant,
+    DeleteBinding,
+    DeleteRole,
+    Request,
+    RevokeApiKey,
+    RevokeToken,
+    RotateApiKey,
+    Secret,
+    UpdateRole,
+    UseApiKeys,
+)
+from services.auth.domain.decide import decide, find_request
+from services.auth.domain.evolve import ACCESS_FOLD, DENIED_FOLD, State
+from services.auth.domain.names import (
+    access_stream,
+    api_key_name,
+    denied_stream,
+    role_name,
+    tenant_name,
+    tenant_of,
+)
+from services.auth.domain.queries import find_api_key, is_valid, permissions_of, whole_resource
+from services.auth.domain.roles import ADMIN, ADMIN_ONLY, BUILT_IN, built_in_roles
+from services.auth.domain.signing import (
+    SIGNING_FOLD,
+    SIGNING_STREAM,
+    SigningState,
+    decide_first,
+    decide_rotation,
+    is_aged,
+)
+
+__all__ = [
+    "ACCESS_FOLD",
+    "ADMIN",
+    "ADMIN_ONLY",
+    "BUILT_IN",
+    "DENIED_FOLD",
+    "SIGNING_FOLD",
+    "SIGNING_STREAM",
+    "Command",
+    "CreateApiKey",
+    "CreateBinding",
+    "CreateRole",
+    "CreateTenant",
+    "DeleteBinding",
+    "DeleteRole",
+    "Request",
+    "RevokeApiKey",
+    "RevokeToken",
+    "RotateApiKey",
+    "Secret",
+    "SigningState",
+    "State",
+    "UpdateRole",
+    "UseApiKeys",
+    "access_stream",
+    "api_key_name",
+    "built_in_roles",
+    "decide",
+    "decide_first",
+    "decide_rotation",
+    "denied_stream",
+    "find_api_key",
+    "find_request",
+    "is_aged",
+    "is_valid",
+    "permissions_of",
+    "role_name",
+    "tenant_name",
+    "tenant_of",
+    "whole_resource",
+]
