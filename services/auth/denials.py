@@ -3,16 +3,19 @@
 from collections import Counter
 
 from mesh.clock import Clock
-from mesh.events.aggregate import Repository
-from mesh.events.store import EventStore
+from mesh.errors import Conflict
+from mesh.events.store import CommitDraft, EventStore, HeadConflict, NewEvent, StreamName
 from mesh.principal import Principal
 from services.auth.background import Background
-from services.auth.domain import DENIED_FOLD, denied_stream
+from services.auth.domain import denied_stream
 from weft.auth.v1 import events_pb2 as facts
 
 COUNTED_MAX = 1_024
 COMMIT_EVENTS_MAX = 256
+CONFLICTS_MAX = 16
 _LENGTH_MAX = 256
+_FAR_NS = 2**63 - 1
+"""A time that every commit is stored before."""
 
 
 class Denials:
@@ -21,7 +24,8 @@ class Denials:
     must not be a way to fill the log."""
 
     def __init__(self, events: EventStore, clock: Clock, interval_seconds: float) -> None:
-        self._repository = Repository(events, DENIED_FOLD, clock=clock)
+        self._events = events
+        self._clock = clock
         self._counts: Counter[tuple[str, str, str]] = Counter()
         self._background = Background("denials", self._flush, interval_seconds)
 
@@ -46,16 +50,30 @@ class Denials:
         self._background.wake()
 
     async def _flush(self) -> None:
-        for tenant in {tenant for tenant, _, _ in self._counts}:
-            taken = [key for key in self._counts if key[0] == tenant][:COMMIT_EVENTS_MAX]
+        for tenant, principal in {key[:2] for key in self._counts}:
+            taken = {
+                key: count for key, count in self._counts.items() if key[:2] == (tenant, principal)
+            }
             events = [
-                facts.AccessDenied(principal=key[1], method=key[2], count=self._counts[key])
-                for key in taken
+                NewEvent(facts.AccessDenied(principal=principal, method=key[2], count=count))
+                for key, count in taken.items()
             ]
-            for key in taken:
-                del self._counts[key]
-            await self._repository.open(denied_stream(tenant)).execute(
-                lambda state, events=events: events  # type: ignore[misc]
-            )
+            await self._commit(denied_stream(tenant), principal, events[:COMMIT_EVENTS_MAX])
+            # Some may have come while these were committed.
+            self._counts.subtract(dict(list(taken.items())[:COMMIT_EVENTS_MAX]))
+        self._counts = +self._counts
         if self._counts:
             self._background.wake()
+
+    async def _commit(self, stream: StreamName, principal: str, events: list[NewEvent]) -> None:
+        """One commit, of which the principal is the actor. Whoever else writes to the
+        stream may come first a few times."""
+        for _ in range(CONFLICTS_MAX):
+            head = await self._events.head_at(stream, _FAR_NS)
+            draft = CommitDraft(events, self._clock.now_ns(), actor=principal)
+            try:
+                await self._events.append(stream, draft, head)
+            except HeadConflict:
+                continue
+            return
+        raise Conflict(f"{stream}: {CONFLICTS_MAX} other commits came first")

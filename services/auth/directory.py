@@ -8,7 +8,7 @@ from typing import NamedTuple
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from mesh.clock import NANOSECONDS, SYSTEM, Clock
-from mesh.errors import Unavailable
+from mesh.errors import NotFound, Unavailable
 from mesh.events.aggregate import Repository
 from mesh.events.store import EventStore, StoredCommit, StreamName
 from mesh.principal import Principal
@@ -156,6 +156,14 @@ class AccessDirectory:
     def tenants(self) -> Mapping[str, TenantAccess]:
         """All tenants by id."""
         return self._tenants
+
+    def state(self, name: str) -> domain.State:
+        """The state of the tenant of that name, or of what is under it; not to be changed,
+        and good until the next await. Raises NotFound where there is no such tenant."""
+        access = self._tenants.get(domain.tenant_of(name))
+        if access is None:
+            raise NotFound.of("tenant", domain.tenant_name(domain.tenant_of(name)))
+        return access.state
 
     @property
     def signing(self) -> access_pb2.SigningState:

@@ -2,16 +2,8 @@
 
 import secrets
 from collections import Counter
-from typing import NamedTuple
 
 from mesh.errors import EventStoreUnavailable
-
-
-class RotatedKey(NamedTuple):
-    """As the keyring's."""
-
-    key_id: str
-    data_key_count: int
 
 
 class MemoryKeyring:
@@ -30,10 +22,10 @@ class MemoryKeyring:
         self._refuse_unreachable()
         self.secrets.pop(name, None)
 
-    async def rotate_tenant_key(self, tenant: str) -> RotatedKey:
+    async def rotate_tenant_key(self, tenant: str) -> tuple[str, int]:
         self._refuse_unreachable()
         self._rotations[tenant] += 1
-        return RotatedKey(f"{tenant}-{self._rotations[tenant]}", 0)
+        return f"{tenant}-{self._rotations[tenant]}", 0
 
     def _refuse_unreachable(self) -> None:
         if not self.reachable:

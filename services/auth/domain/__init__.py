@@ -17,7 +17,7 @@ from services.auth.domain.commands import (
     UseApiKeys,
 )
 from services.auth.domain.decide import decide, find_request
-from services.auth.domain.evolve import ACCESS_FOLD, DENIED_FOLD, State
+from services.auth.domain.evolve import ACCESS_FOLD, State
 from services.auth.domain.names import (
     access_stream,
     api_key_name,
@@ -26,7 +26,14 @@ from services.auth.domain.names import (
     tenant_name,
     tenant_of,
 )
-from services.auth.domain.queries import find_api_key, is_valid, permissions_of, whole_resource
+from services.auth.domain.queries import (
+    existing_api_key,
+    find_binding,
+    find_role,
+    is_valid,
+    permissions_of,
+    whole_resource,
+)
 from services.auth.domain.roles import ADMIN, ADMIN_ONLY, BUILT_IN, built_in_roles
 from services.auth.domain.signing import (
     SIGNING_FOLD,
@@ -34,6 +41,7 @@ from services.auth.domain.signing import (
     SigningState,
     decide_first,
     decide_rotation,
+    has_expired,
     is_aged,
 )
 
@@ -42,7 +50,6 @@ __all__ = [
     "ADMIN",
     "ADMIN_ONLY",
     "BUILT_IN",
-    "DENIED_FOLD",
     "SIGNING_FOLD",
     "SIGNING_STREAM",
     "Command",
@@ -68,8 +75,11 @@ __all__ = [
     "decide_first",
     "decide_rotation",
     "denied_stream",
-    "find_api_key",
+    "existing_api_key",
+    "find_binding",
     "find_request",
+    "find_role",
+    "has_expired",
     "is_aged",
     "is_valid",
     "permissions_of",

@@ -154,13 +154,3 @@ ACCESS_FOLD: Fold[State] = Fold(
     encode=lambda state: state.SerializeToString(deterministic=True),
     decode=access_pb2.AccessState.FromString,
 )
-
-DENIED_FOLD: Fold[facts.AccessDenied] = Fold(
-    version=1,
-    events=(facts.AccessDenied,),
-    initial=facts.AccessDenied,
-    evolve=lambda state, event, place: state,
-    encode=lambda state: state.SerializeToString(deterministic=True),
-    decode=facts.AccessDenied.FromString,
-)
-"""Nothing is decided on what was refused before: the facts are there for the audit."""
