@@ -30,7 +30,8 @@ class Principal:
     `name` is what the log calls them: `tenants/{tenant}/apiKeys/{api_key}`, or `system`
     for Weft itself, which may do anything. `tenant` is the tenant's id; only Weft itself
     may have none, and then acts in all. `scopes` narrow what the grants give, unless they
-    are empty. `token_id` is the token's `jti`, where it is one. `expire_ns` is Unix time
+    are empty. `token_id` is the token's `jti`, where it is one, and
+    `secret_id` the id of the API key's secret, where it is that. `expire_ns` is Unix time
     in nanoseconds; None where the credential doesn't expire.
     """
 
@@ -41,6 +42,7 @@ class Principal:
     token_id: str = ""
     expire_ns: int | None = None
     is_system: bool = False
+    secret_id: str = ""
     _allowed: dict[tuple[str, str], str | None] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )

@@ -3,9 +3,13 @@
 Start order, channels and who may call whom follow from it.
 """
 
-from mesh.runtime.service import Mesh, Service, ServiceEntry
+from typing import cast
+
+from mesh.runtime.service import Access, Mesh, Service, ServiceEntry
 from services.agents.service import AgentsService
 from services.agents.settings import AgentsSettings
+from services.auth.directory import AccessDirectory
+from services.auth.service import AuthService
 from services.gateway.service import GatewayService
 from services.models.service import ModelsService
 from services.models.settings import ModelsSettings
@@ -15,11 +19,28 @@ from services.tools.settings import ToolsSettings
 from services.vectors.service import VectorsService
 from services.vectors.settings import VectorsSettings
 from weft.agents.v1 import agent_service_pb2, turn_service_pb2
+from weft.auth.v1 import (
+    api_key_service_pb2,
+    audit_service_pb2,
+    auth_service_pb2,
+    role_service_pb2,
+    tenant_service_pb2,
+)
 from weft.models.v1 import model_service_pb2
 from weft.state.v1 import session_service_pb2, state_service_pb2
 from weft.tools.v1 import tool_service_pb2
 from weft.vectors.v1 import vector_service_pb2
 from weft.vectors.v1.vector_service_pb2_grpc import VectorServiceStub
+
+
+def access(mesh: Mesh) -> Access:
+    """What knows, in every process, who may call."""
+    return AccessDirectory(mesh.events, mesh.keyring, mesh.clock)
+
+
+def _auth(mesh: Mesh) -> Service:
+    directory = cast(AccessDirectory, mesh.access)
+    return AuthService(mesh.events, directory, mesh.keyring, mesh.clock)
 
 
 def _agents(mesh: Mesh) -> Service:
@@ -39,6 +60,19 @@ def _vectors(mesh: Mesh) -> Service:
 
 
 CATALOGUE = (
+    ServiceEntry(
+        name="auth",
+        summary="keeps tenants, API keys and roles; exchanges and revokes tokens",
+        contracts=(
+            auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"],
+            tenant_service_pb2.DESCRIPTOR.services_by_name["TenantService"],
+            api_key_service_pb2.DESCRIPTOR.services_by_name["ApiKeyService"],
+            role_service_pb2.DESCRIPTOR.services_by_name["RoleService"],
+            audit_service_pb2.DESCRIPTOR.services_by_name["AuditService"],
+        ),
+        calls=(),
+        build=_auth,
+    ),
     ServiceEntry(
         name="models",
         summary="calls models of any provider",
@@ -84,7 +118,7 @@ CATALOGUE = (
         name="gateway",
         summary="serves all of them on one gRPC port",
         contracts=(),
-        calls=("agents", "models", "state", "tools", "vectors"),
+        calls=("agents", "auth", "models", "state", "tools", "vectors"),
         build=GatewayService,
     ),
 )

@@ -195,6 +195,11 @@ def parse_commit(stream: str, data: bytes) -> events_pb2.Commit:
     return commit
 
 
+def sealed_commit(stream: str, position: int, data: bytes) -> StoredCommit:
+    """The commit in `data` with its payloads as they are stored; DataDamaged as `open`."""
+    return StoredCommit(parse_commit(stream, data), position, hashlib.sha256(data).digest())
+
+
 def parse_snapshot(stream: str, data: bytes) -> events_pb2.Snapshot:
     """The snapshot in `data`, still sealed; DataDamaged where it isn't one of `stream`."""
     try:
@@ -208,7 +213,7 @@ def parse_snapshot(stream: str, data: bytes) -> events_pb2.Snapshot:
 
 def head_of(stream: str, position: int, data: bytes) -> Head:
     """The head of `stream` when the commit in `data` is its last; DataDamaged as `open`."""
-    return StoredCommit(parse_commit(stream, data), position, hashlib.sha256(data).digest()).head
+    return sealed_commit(stream, position, data).head
 
 
 def check_chain(head: Head, page: Sequence[StoredCommit]) -> Head:

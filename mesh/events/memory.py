@@ -9,7 +9,13 @@ from dataclasses import dataclass, field
 from mesh.clock import SYSTEM, Clock
 from mesh.events.blobs import BlobStore, MemoryBlobStore
 from mesh.events.codec import PLAIN, Codecs
-from mesh.events.envelope import Envelope, check_chain, head_of, parse_snapshot
+from mesh.events.envelope import (
+    Envelope,
+    check_chain,
+    head_of,
+    parse_snapshot,
+    sealed_commit,
+)
 from mesh.events.store import (
     EVERYTHING,
     START,
@@ -122,6 +128,20 @@ class MemoryEventStore:
                 if selection.holds(entries[position - 1].stream):
                     yield await self._open(position)
             await self._grown.wait()
+
+    async def tenant_commits(
+        self, tenant: str, after_position: int
+    ) -> AsyncGenerator[list[StoredCommit], None]:
+        """See EventStore."""
+        for start in range(after_position, len(self._log.entries), READ_PAGE_COMMITS):
+            entries = self._log.entries[start : start + READ_PAGE_COMMITS]
+            page = [
+                sealed_commit(entry.stream, position, entry.data)
+                for position, entry in enumerate(entries, start + 1)
+                if entry.stream.split(".")[1] == tenant
+            ]
+            if page:
+                yield page
 
     async def position_at(self, time_ns: int) -> int:
         """See EventStore."""

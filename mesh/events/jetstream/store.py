@@ -11,7 +11,13 @@ from pathlib import Path
 from mesh import failpoints
 from mesh.clock import NANOSECONDS
 from mesh.events.codec import PLAIN, Codecs
-from mesh.events.envelope import Envelope, check_chain, head_of, parse_snapshot
+from mesh.events.envelope import (
+    Envelope,
+    check_chain,
+    head_of,
+    parse_snapshot,
+    sealed_commit,
+)
 from mesh.events.jetstream.append import DEFAULT_BOUNDS, Bounds, Publisher
 from mesh.events.jetstream.assets import (
     EVENTS,
@@ -173,6 +179,18 @@ class JetStreamEventStore:
                         position = message.position
                         yield await self._open(message)
 
+    async def tenant_commits(
+        self, tenant: str, after_position: int
+    ) -> AsyncGenerator[list[StoredCommit], None]:
+        """See EventStore."""
+        pages = self._history.pages(f"{SUBJECT_PREFIX}.*.{tenant}.>", after_position)
+        async with aclosing(pages):
+            async for page in pages:
+                yield [
+                    sealed_commit(_stream_of(message), message.position, message.data)
+                    for message in page
+                ]
+
     async def position_at(self, time_ns: int) -> int:
         """See EventStore."""
         last = await self._history.last_position()
@@ -228,8 +246,7 @@ class JetStreamEventStore:
         return None
 
     async def _open(self, message: StoredMessage) -> StoredCommit:
-        stream = message.subject.removeprefix(f"{SUBJECT_PREFIX}.")
-        return await self._envelope.open(stream, message.position, message.data)
+        return await self._envelope.open(_stream_of(message), message.position, message.data)
 
     async def _started_tail(self) -> LogTail:
         async with self._tail_start:
@@ -278,6 +295,10 @@ async def connect_store(
     return JetStreamEventStore(
         connection, replicas=replicas, bounds=bounds, codecs=codecs, disk_full=disk_full
     )
+
+
+def _stream_of(message: StoredMessage) -> str:
+    return message.subject.removeprefix(f"{SUBJECT_PREFIX}.")
 
 
 def _failpoint(draft: CommitDraft, place: str) -> None:

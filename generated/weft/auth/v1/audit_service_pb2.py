@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from weft.options.v1 import options_pb2 as weft_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n weft/auth/v1/audit_service.proto\x12\x0cweft.auth.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dweft/options/v1/options.proto\"\xa1\x02\n\x17ListAuditEntriesRequest\x12#\n\x06parent\x18\x01 \x01(\tB\x13\xaa\xbb\x18\x0f\x08\x01\x10H2\ttenants/*\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\xe8\x07\x12\x1b\n\npage_token\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x05\x61\x63tor\x18\x06 \x01(\tB\x1c\xaa\xbb\x18\x18\x10\x90\x01\x32\x13tenants/*/apiKeys/*\x12\x1b\n\x08resource\x18\x07 \x01(\tB\t\xaa\xbb\x18\x05\x10\x80\x04H\x01\"p\n\x18ListAuditEntriesResponse\x12\x32\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x18.weft.auth.v1.AuditEntryB\x07\xaa\xbb\x18\x03 \xe8\x07\x12 \n\x0fnext_page_token\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"\xcb\x01\n\nAuditEntry\x12\x10\n\x08position\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x05\x61\x63tor\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x02\x12\x19\n\x08resource\x18\x04 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\x12\x1b\n\x07\x61\x63tions\x18\x05 \x03(\tB\n\xaa\xbb\x18\x06\x10\x80\x02 \x80\x08\x12\x1b\n\nrequest_id\x18\x06 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x14\n\x04hash\x18\x07 \x01(\x0c\x42\x06\xaa\xbb\x18\x02\x18 2\xbc\x01\n\x0c\x41uditService\x12\xab\x01\n\x10ListAuditEntries\x12%.weft.auth.v1.ListAuditEntriesRequest\x1a&.weft.auth.v1.ListAuditEntriesResponse\"H\x90\x02\x01\xaa\xbb\x18\x16\n\nauth.audit\x10\x01\x1a\x06parent\x82\xd3\xe4\x93\x02%\x12#/v1/{parent=tenants/*}/auditEntriesb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n weft/auth/v1/audit_service.proto\x12\x0cweft.auth.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dweft/options/v1/options.proto\"\xa1\x02\n\x17ListAuditEntriesRequest\x12#\n\x06parent\x18\x01 \x01(\tB\x13\xaa\xbb\x18\x0f\x08\x01\x10H2\ttenants/*\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\xe8\x07\x12\x1b\n\npage_token\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x05\x61\x63tor\x18\x06 \x01(\tB\x1c\xaa\xbb\x18\x18\x10\x90\x01\x32\x13tenants/*/apiKeys/*\x12\x1b\n\x08resource\x18\x07 \x01(\tB\t\xaa\xbb\x18\x05\x10\x80\x04H\x01\"p\n\x18ListAuditEntriesResponse\x12\x32\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x18.weft.auth.v1.AuditEntryB\x07\xaa\xbb\x18\x03 \xe8\x07\x12 \n\x0fnext_page_token\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"\xf0\x01\n\nAuditEntry\x12\x10\n\x08position\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x05\x61\x63tor\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x02\x12\x19\n\x08resource\x18\x04 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\x12\x1b\n\x07\x61\x63tions\x18\x05 \x03(\tB\n\xaa\xbb\x18\x06\x10\x80\x02 \x80\x08\x12\x1b\n\nrequest_id\x18\x06 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x14\n\x04hash\x18\x07 \x01(\x0c\x42\x06\xaa\xbb\x18\x02\x18 \x12#\n\x0frefused_methods\x18\x08 \x03(\tB\n\xaa\xbb\x18\x06\x10\x80\x02 \x80\x02\x32\xbc\x01\n\x0c\x41uditService\x12\xab\x01\n\x10ListAuditEntries\x12%.weft.auth.v1.ListAuditEntriesRequest\x1a&.weft.auth.v1.ListAuditEntriesResponse\"H\x90\x02\x01\xaa\xbb\x18\x16\n\nauth.audit\x10\x01\x1a\x06parent\x82\xd3\xe4\x93\x02%\x12#/v1/{parent=tenants/*}/auditEntriesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -58,6 +58,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AUDITENTRY'].fields_by_name['request_id']._serialized_options = b'\252\273\030\003\020\200\001'
   _globals['_AUDITENTRY'].fields_by_name['hash']._loaded_options = None
   _globals['_AUDITENTRY'].fields_by_name['hash']._serialized_options = b'\252\273\030\002\030 '
+  _globals['_AUDITENTRY'].fields_by_name['refused_methods']._loaded_options = None
+  _globals['_AUDITENTRY'].fields_by_name['refused_methods']._serialized_options = b'\252\273\030\006\020\200\002 \200\002'
   _globals['_AUDITSERVICE'].methods_by_name['ListAuditEntries']._loaded_options = None
   _globals['_AUDITSERVICE'].methods_by_name['ListAuditEntries']._serialized_options = b'\220\002\001\252\273\030\026\n\nauth.audit\020\001\032\006parent\202\323\344\223\002%\022#/v1/{parent=tenants/*}/auditEntries'
   _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=145
@@ -65,7 +67,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=436
   _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=548
   _globals['_AUDITENTRY']._serialized_start=551
-  _globals['_AUDITENTRY']._serialized_end=754
-  _globals['_AUDITSERVICE']._serialized_start=757
-  _globals['_AUDITSERVICE']._serialized_end=945
+  _globals['_AUDITENTRY']._serialized_end=791
+  _globals['_AUDITSERVICE']._serialized_start=794
+  _globals['_AUDITSERVICE']._serialized_end=982
 # @@protoc_insertion_point(module_scope)

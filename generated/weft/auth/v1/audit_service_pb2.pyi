@@ -112,6 +112,7 @@ class AuditEntry(_message.Message):
     ACTIONS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
+    REFUSED_METHODS_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """Place of the commit in the whole store."""
     actor: _builtins.str
@@ -132,6 +133,12 @@ class AuditEntry(_message.Message):
     def actions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What happened: full names of its events' messages."""
 
+    @_builtins.property
+    def refused_methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Methods whose calls were refused to the actor, as `/package.Service/Method`;
+        empty where something was done.
+        """
+
     def __init__(
         self,
         *,
@@ -142,10 +149,11 @@ class AuditEntry(_message.Message):
         actions: _abc.Iterable[_builtins.str] | None = ...,
         request_id: _builtins.str = ...,
         hash: _builtins.bytes = ...,
+        refused_methods: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "actor", b"actor", "hash", b"hash", "position", b"position", "request_id", b"request_id", "resource", b"resource", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "actor", b"actor", "hash", b"hash", "position", b"position", "refused_methods", b"refused_methods", "request_id", b"request_id", "resource", b"resource", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -48,7 +48,8 @@ class AuditServiceServicer(object):
 
     def ListAuditEntries(self, request, context):
         """Lists what was done in a tenant, oldest first: every commit with its actor,
-        and calls that were refused. Payloads aren't opened.
+        and calls that were refused. Payloads of sessions, agents and tools aren't
+        opened.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,7 +35,8 @@ class AuditServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AuditServiceAsyncStub: ...
     ListAuditEntries: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.ListAuditEntriesRequest, _audit_service_pb2.ListAuditEntriesResponse]
     """Lists what was done in a tenant, oldest first: every commit with its actor,
-    and calls that were refused. Payloads aren't opened.
+    and calls that were refused. Payloads of sessions, agents and tools aren't
+    opened.
     """
 
 @_typing.type_check_only
@@ -45,7 +46,8 @@ class AuditServiceAsyncStub(AuditServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListAuditEntries: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.ListAuditEntriesRequest, _audit_service_pb2.ListAuditEntriesResponse]  # type: ignore[assignment]
     """Lists what was done in a tenant, oldest first: every commit with its actor,
-    and calls that were refused. Payloads aren't opened.
+    and calls that were refused. Payloads of sessions, agents and tools aren't
+    opened.
     """
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -58,7 +60,8 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_audit_service_pb2.ListAuditEntriesResponse, _abc.Awaitable[_audit_service_pb2.ListAuditEntriesResponse]]:
         """Lists what was done in a tenant, oldest first: every commit with its actor,
-        and calls that were refused. Payloads aren't opened.
+        and calls that were refused. Payloads of sessions, agents and tools aren't
+        opened.
         """
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

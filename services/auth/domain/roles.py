@@ -1,0 +1,80 @@
+"""The roles that come with Weft.
+
+- `viewer` reads: definitions, sessions, tools, documents.
+- `operator` is on call: sees what viewers see, runs and approves turns, reads the audit
+  trail, checks the log, and revokes credentials that leaked. It makes nothing.
+- `developer` builds: agents, tools, collections, sessions. It doesn't approve, since what
+  waits for approval is meant to be seen by somebody else than its author.
+- `worker` is an application that runs agents which others made.
+- `admin` may do all, also what later versions add.
+"""
+
+from functools import lru_cache
+
+from mesh.principal import EVERYTHING
+from services.auth.domain.names import role_name
+from weft.auth.v1 import access_pb2
+
+ADMIN = "admin"
+
+_VIEWER = frozenset(
+    {
+        *("agents.get", "agents.list", "auth.get_tenant", "models.list"),
+        *("state.get", "state.list", "state.watch", "tools.get", "tools.list"),
+        *("vectors.get", "vectors.list", "vectors.search"),
+    }
+)
+_OPERATOR = _VIEWER | {
+    *("agents.approve", "agents.run", "state.create", "state.export", "state.verify"),
+    *("auth.audit", "auth.check", "auth.get_api_key", "auth.list_api_keys"),
+    *("auth.list_role_bindings", "auth.list_roles"),
+    *("auth.revoke_api_key", "auth.revoke_token"),
+}
+_DEVELOPER = _VIEWER | {
+    *("agents.create", "agents.delete", "agents.run", "agents.update", "auth.list_roles"),
+    *("models.generate", "state.create", "state.export", "state.fork", "state.import"),
+    *("state.verify", "tools.delete", "tools.invoke", "tools.register"),
+    *("vectors.create", "vectors.delete", "vectors.write"),
+}
+_WORKER = frozenset(
+    {
+        *("agents.get", "agents.run", "models.generate", "models.list", "state.create"),
+        *("state.get", "state.watch", "tools.get", "tools.invoke", "tools.list"),
+        *("vectors.get", "vectors.list", "vectors.search", "vectors.write"),
+    }
+)
+BUILT_IN = {
+    ADMIN: frozenset({EVERYTHING}),
+    "developer": _DEVELOPER,
+    "operator": _OPERATOR,
+    "viewer": _VIEWER,
+    "worker": _WORKER,
+}
+"""Permissions by id of the role."""
+
+ADMIN_ONLY = frozenset(
+    {
+        *("auth.create_api_key", "auth.rotate_api_key"),
+        *("auth.create_role", "auth.update_role", "auth.delete_role"),
+        *("auth.create_role_binding", "auth.delete_role_binding"),
+        *("auth.create_tenant", "auth.list_tenants"),
+        *("auth.rotate_signing_key", "auth.rotate_tenant_key", "state.erase"),
+    }
+)
+"""What no other built-in role gives: what hands out access, concerns the deployment, or
+destroys for good."""
+
+
+@lru_cache(maxsize=1_024)
+def built_in_roles(tenant: str) -> dict[str, access_pb2.Role]:
+    """The built-in roles of the tenant of that id, by name."""
+    roles = (
+        access_pb2.Role(
+            name=role_name(tenant, role_id),
+            display_name=role_id.capitalize(),
+            permissions=sorted(permissions),
+            built_in=True,
+        )
+        for role_id, permissions in BUILT_IN.items()
+    )
+    return {role.name: role for role in roles}
