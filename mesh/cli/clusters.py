@@ -1,0 +1,69 @@
+"""The keys of the deployments that were started on this machine, a file for each.
+
+`weft up` writes one at its first start, for the deployment's first administrator; commands
+find it by the cluster that a data folder's server names, or by the server's address.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from mesh.cli.private_files import others_may_read, read_private, readable_by_others, write_private
+
+FILES_MAX = 256
+"""Most files that are looked through for an address."""
+
+_CLUSTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+
+
+class ClusterFile:
+    """The files `<cluster>.json` of a folder: `{"address": "host:port", "api_key": "..."}`,
+    of mode 0600 in a folder of mode 0700."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write(self, cluster: str, address: str, api_key: str) -> None:
+        """Keeps a cluster's key, in place of one before. ValueError for what can't be a
+        cluster's id, CommandFailed where the file can't be written."""
+        if not _CLUSTER.fullmatch(cluster):
+            raise ValueError("no cluster's id")
+        text = json.dumps({"address": address, "api_key": api_key})
+        write_private(self._folder / f"{cluster}.json", text + "\n")
+
+    def find(self, *, cluster: str = "", address: str = "") -> str | None:
+        """The key of the cluster or, where none is named, of the server at the address;
+        the last one written where there are several. None where there is none.
+
+        CommandFailed where others can read the file.
+        """
+        if cluster:
+            if not _CLUSTER.fullmatch(cluster):
+                return None
+            stored = _parse(read_private(self._folder / f"{cluster}.json"))
+            return stored.get("api_key")
+        return self._at(address)
+
+    def _at(self, address: str) -> str | None:
+        try:
+            files = [(path.stat().st_mtime_ns, path) for path in self._folder.glob("*.json")]
+        except OSError:
+            return None
+        for _, path in sorted(files, reverse=True)[:FILES_MAX]:
+            stored = _parse(path.read_text(encoding="utf-8", errors="replace"))
+            if stored.get("address") == address:
+                if others_may_read(path):
+                    raise readable_by_others(path)
+                return stored.get("api_key")
+        return None
+
+
+def _parse(text: str | None) -> dict[str, str]:
+    """What such a file holds; nothing of one that is damaged."""
+    try:
+        stored = json.loads(text or "")
+    except ValueError:
+        return {}
+    if not isinstance(stored, dict):
+        return {}
+    return {name: value for name, value in stored.items() if isinstance(value, str) and value}
