@@ -15,11 +15,13 @@ _LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 @dataclass(frozen=True, slots=True)
 class RunningServer:
     """What `weft up` writes to `<data-dir>/run/address.json`: where it listens, as
-    `host:port`, and its process id. `http` is empty where it serves none."""
+    `host:port`, and its process id. `http` is empty where it serves none; `cluster` names
+    the deployment, and is empty where the server doesn't tell."""
 
     grpc: str
     http: str
     pid: int
+    cluster: str = ""
 
     @property
     def is_alive(self) -> bool:
@@ -43,8 +45,10 @@ class Address:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it is on this machine, so that no proxy may come between."""
-        return self.target.rsplit(":", 1)[0] in _LOOPBACK_HOSTS
+        """Whether it is on this machine, so that nobody can listen to what is sent, and no
+        proxy may come between."""
+        host, _, port = self.target.rpartition(":")
+        return host in _LOOPBACK_HOSTS and port.isdecimal()
 
 
 def address_file(data_dir: Path) -> Path:
@@ -57,7 +61,12 @@ def read_running_server(data_dir: Path) -> RunningServer | None:
     none that can be read."""
     try:
         stored = json.loads(address_file(data_dir).read_text(encoding="utf-8"))
-        return RunningServer(str(stored["grpc"]), str(stored.get("http", "")), int(stored["pid"]))
+        return RunningServer(
+            grpc=str(stored["grpc"]),
+            http=str(stored.get("http", "")),
+            pid=int(stored["pid"]),
+            cluster=str(stored.get("cluster", "")),
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -36,7 +36,7 @@ def apply_agent(
     instructions, tools, parameters, limits. Where nothing changed, no revision is made.
     """
     text, spec = parse_agent(read_file(file), "stdin" if file == "-" else file)
-    name = resource_name(text, AGENT, client.parent)
+    name = resource_name(text, AGENT, client)
     current = _find(client, name)
     if current is None:
         outcome, agent = "created", _create(client, name, spec)
@@ -78,7 +78,7 @@ def show_agent(
     """Shows an agent, at its latest revision or one that is named."""
     from weft.agents.v1 import agent_service_pb2 as pb
 
-    name = resource_name(agent, AGENT, client.parent)
+    name = resource_name(agent, AGENT, client)
     request = pb.GetAgentRequest(name=name, revision=revision)
     _show(client, client.call(_stub(client).GetAgent, request).agent)
 
@@ -88,7 +88,7 @@ def list_revisions(client: Client, agent: AgentArgument, limit: Limit = LIMIT) -
     """Lists the revisions of an agent, newest first."""
     from weft.agents.v1 import agent_service_pb2 as pb
 
-    request = pb.ListAgentRevisionsRequest(name=resource_name(agent, AGENT, client.parent))
+    request = pb.ListAgentRevisionsRequest(name=resource_name(agent, AGENT, client))
     found = fetch(
         client, _stub(client).ListAgentRevisions, request, lambda page: page.agents, limit
     )
@@ -106,7 +106,7 @@ def delete_agent(client: Client, agent: AgentArgument) -> None:
     """Deletes an agent; its sessions and revisions can still be read."""
     from weft.agents.v1 import agent_service_pb2 as pb
 
-    name = resource_name(agent, AGENT, client.parent)
+    name = resource_name(agent, AGENT, client)
     client.call(_stub(client).DeleteAgent, pb.DeleteAgentRequest(name=name))
     note(f"deleted agent {short_name(name)}")
 

@@ -11,17 +11,25 @@ import typer
 
 from mesh.cli.agents import agents
 from mesh.cli.asking import add_ask
+from mesh.cli.audit import add_audit
 from mesh.cli.calling import add_call
 from mesh.cli.collections import collections
 from mesh.cli.command import silence_stdout, with_shared_options
+from mesh.cli.contexts import contexts
 from mesh.cli.doctor import add_doctor
 from mesh.cli.events import events
 from mesh.cli.failures import CommandFailed, ExitCode
+from mesh.cli.identity import add_identity
+from mesh.cli.keys import keys
 from mesh.cli.models import models
 from mesh.cli.output import printable
+from mesh.cli.roles import roles
+from mesh.cli.session_transfer import add_session_transfer
 from mesh.cli.sessions import sessions
+from mesh.cli.tenants import tenants
 from mesh.cli.tools import tools
 from mesh.cli.turns import turns
+from mesh.cli.verifying import add_verify
 
 
 def application() -> typer.Typer:
@@ -31,18 +39,28 @@ def application() -> typer.Typer:
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
-        epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 not found, 4 not allowed, "
+        epilog="The key comes from WEFT_API_KEY, the context, or what `weft up` left for its "
+        "server; it is no option, since everybody on the machine sees those. "
+        "Exit codes: 0 ok, 1 failure, 2 usage, 3 not found, 4 not allowed, "
         "5 unavailable, 6 turn failed, 124 out of time, 130 interrupted.",
     )
     app.callback()(with_shared_options(_weft))
     add_ask(app)
     app.add_typer(agents, name="agent")
+    add_session_transfer(sessions)
     app.add_typer(sessions, name="session")
     app.add_typer(turns, name="turn")
     app.add_typer(tools, name="tool")
     app.add_typer(collections, name="collection")
     app.add_typer(models, name="model")
     app.add_typer(events, name="events")
+    app.add_typer(keys, name="key")
+    app.add_typer(roles, name="role")
+    app.add_typer(tenants, name="tenant")
+    app.add_typer(contexts, name="context")
+    add_identity(app)
+    add_audit(app)
+    add_verify(app)
     add_call(app)
     add_doctor(app)
     return app

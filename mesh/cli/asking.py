@@ -75,7 +75,7 @@ def _session(client: Client, agent: str, session: str | None, request_id: str | 
     from weft.state.v1 import session_service_pb2 as pb
     from weft.state.v1.session_service_pb2_grpc import SessionServiceStub
 
-    agent_name = resource_name(agent, AGENT, client.parent)
+    agent_name = resource_name(agent, AGENT, client)
     sessions: SessionServiceStub = client.stub(SessionServiceStub)
     if session is None:
         # Of a repeated request the session must be the first one's, or its turn isn't found.
@@ -84,7 +84,7 @@ def _session(client: Client, agent: str, session: str | None, request_id: str | 
         return client.call(sessions.CreateSession, create).session.name
     if "/" not in session:
         return f"{agent_name}/sessions/{session}"
-    name = resource_name(session, SESSION, client.parent)
+    name = resource_name(session, SESSION, client)
     if not name.startswith(f"{agent_name}/"):
         raise usage_error(f"session {short_name(name)} isn't one of agent {short_name(agent_name)}")
     return name

@@ -36,7 +36,7 @@ def create_collection(
     description: Annotated[str, typer.Option(help="What is in it.")] = "",
 ) -> None:
     """Makes a collection."""
-    name = resource_name(check_id(collection, "ID"), COLLECTION, client.parent)
+    name = resource_name(check_id(collection, "ID"), COLLECTION, client)
     _show(client, _create(client, name, description))
 
 
@@ -63,7 +63,7 @@ def show_collection(client: Client, collection: CollectionArgument) -> None:
     """Shows a collection and how much it holds."""
     from weft.vectors.v1 import vector_service_pb2 as pb
 
-    request = pb.GetCollectionRequest(name=resource_name(collection, COLLECTION, client.parent))
+    request = pb.GetCollectionRequest(name=resource_name(collection, COLLECTION, client))
     _show(client, client.call(_stub(client).GetCollection, request).collection)
 
 
@@ -72,7 +72,7 @@ def delete_collection(client: Client, collection: CollectionArgument) -> None:
     """Deletes a collection with all that is in it."""
     from weft.vectors.v1 import vector_service_pb2 as pb
 
-    name = resource_name(collection, COLLECTION, client.parent)
+    name = resource_name(collection, COLLECTION, client)
     client.call(_stub(client).DeleteCollection, pb.DeleteCollectionRequest(name=name))
     note(f"deleted collection {short_name(name)}")
 
@@ -88,7 +88,7 @@ def ingest_folders(
     A document's uri is its path in the folder that was given; the same uri replaces.
     Hidden folders, node_modules, binary files and files over 1 MiB are skipped.
     """
-    name = resource_name(collection, COLLECTION, client.parent)
+    name = resource_name(collection, COLLECTION, client)
     files = find_documents(folders)
     if not files:
         raise usage_error(f"no Markdown or text files in {' '.join(map(str, folders))}")
@@ -126,7 +126,7 @@ def search_collection(
     """Finds the passages that fit a query best."""
     from weft.vectors.v1 import vector_service_pb2 as pb
 
-    name = resource_name(collection, COLLECTION, client.parent)
+    name = resource_name(collection, COLLECTION, client)
     request = pb.SearchRequest(name=name, query=query, passages_max=passages_max)
     passages = client.call(_stub(client).Search, request).passages
     columns = {

@@ -11,16 +11,17 @@ from typing import Annotated, Any, Concatenate, ParamSpec
 
 import typer
 
-from mesh.cli.address import find_address
+from mesh.cli.access import Named
 from mesh.cli.connection import Client
-from mesh.cli.names import tenant_name
 from mesh.cli.output import Output
 
 P = ParamSpec("P")
 
 _ADDRESS = "The server, as HOST:PORT; otherwise that of the data folder's server, else the default."
 _DATA_DIR = "Folder whose running server is meant."
-_TENANT = "Tenant that names are in."
+_TENANT = "Tenant that names are in; the key's own otherwise."
+_CONTEXT = "Server, key and tenant by a name that `weft context add` gave them."
+_INSECURE = "Send the key to another machine although nothing encrypts it on its way."
 _OUTPUT = "Form of the data on stdout; streams are one JSON document a line."
 _TIMEOUT = "Longest time that the command may take."
 _PANEL = "Connection and output"
@@ -33,22 +34,29 @@ class SharedOptions:
     address: str | None = None
     data_dir: Path | None = None
     tenant: str | None = None
+    context: str | None = None
+    insecure: bool | None = None
     output: Output | None = None
     timeout: float | None = None
 
     def over(self, earlier: "SharedOptions") -> "SharedOptions":
-        """These options, and those given earlier where these weren't given."""
+        """These options, and those given earlier where these weren't given.
+
+        A context names a server, and so does an address or a data folder: the one that is
+        given here takes the place of the other one given there.
+        """
+        if self.context:
+            earlier = replace(earlier, address=None, data_dir=None)
+        elif self.address or self.data_dir:
+            earlier = replace(earlier, context=None)
         given = {name: value for name, value in asdict(self).items() if value is not None}
         return replace(earlier, **given)
 
     def client(self) -> Client:
         """The connection that they describe."""
-        return Client(
-            address=find_address(self.address, self.data_dir),
-            parent=tenant_name(self.tenant or "default"),
-            output=self.output or Output.TABLE,
-            timeout_seconds=self.timeout,
-        )
+        named = Named(self.address, self.data_dir, self.tenant, self.context, self.insecure)
+        output = self.output or Output.TABLE
+        return Client(named.access, output, timeout_seconds=self.timeout, named=named)
 
 
 def _shared_parameters(*, before_command: bool) -> list[inspect.Parameter]:
@@ -70,6 +78,8 @@ def _shared_parameters(*, before_command: bool) -> list[inspect.Parameter]:
         option("address", str, ("--address",), help=_ADDRESS, envvar="WEFT_ADDRESS"),
         option("data_dir", Path, ("--data-dir",), help=_DATA_DIR, envvar="WEFT_DATA_DIR"),
         option("tenant", str, ("--tenant",), help=_TENANT, envvar="WEFT_TENANT"),
+        option("context", str, ("--context",), help=_CONTEXT, envvar="WEFT_CONTEXT"),
+        option("insecure", bool, ("--insecure",), help=_INSECURE, envvar="WEFT_INSECURE"),
         option("output", Output, ("-o", "--output"), help=_OUTPUT),
         option("timeout", float, ("--timeout",), help=_TIMEOUT, metavar="SECONDS", min=0.001),
     ]
@@ -78,10 +88,17 @@ def _shared_parameters(*, before_command: bool) -> list[inspect.Parameter]:
 def with_shared_options(callback: Callable[[typer.Context], None]) -> Callable[..., None]:
     """The application's callback with the shared options, kept for the command."""
 
-    def invoke(context: typer.Context, **given: Any) -> None:
+    def invoke(invocation: typer.Context, **given: Any) -> None:
         shared = {field.name: given.pop(field.name) for field in fields(SharedOptions)}
-        context.obj = SharedOptions(**shared)
-        callback(context, **given)
+        typed, set_ = SharedOptions(), SharedOptions()
+        for name, value in shared.items():
+            source = invocation.get_parameter_source(name)
+            if source is not None and source.name == "ENVIRONMENT":
+                set_ = replace(set_, **{name: value})
+            else:
+                typed = replace(typed, **{name: value})
+        invocation.obj = typed.over(set_)
+        callback(invocation, **given)
 
     return _signed(invoke, callback, _shared_parameters(before_command=True))
 
@@ -102,9 +119,9 @@ def command(
         own = inspect.signature(function).parameters
         shared = [p for p in _shared_parameters(before_command=False) if p.name not in own]
 
-        def invoke(context: typer.Context, **given: Any) -> None:
+        def invoke(invocation: typer.Context, **given: Any) -> None:
             typed = SharedOptions(**{option.name: given.pop(option.name) for option in shared})
-            earlier = context.find_root().obj or SharedOptions()
+            earlier = invocation.find_root().obj or SharedOptions()
             with typed.over(earlier).client() as client:
                 try:
                     function(client, **given)  # type: ignore[call-arg]
@@ -132,11 +149,11 @@ def _signed(
     """`invoke` with the signature that typer is to read: the function's parameters but
     its first, then the shared options."""
     _, *own = inspect.signature(function, eval_str=True).parameters.values()
-    context = inspect.Parameter(
-        "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+    invocation = inspect.Parameter(
+        "invocation", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
     )
     keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-    parameters = [context, *keyword_only, *shared]
+    parameters = [invocation, *keyword_only, *shared]
     signature = inspect.Signature(parameters)
     invoke.__name__ = function.__name__
     invoke.__doc__ = function.__doc__

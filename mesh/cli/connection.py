@@ -7,8 +7,17 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
+from mesh.cli.access import Access, Named
 from mesh.cli.address import Address
-from mesh.cli.failures import CommandFailed, ExitCode, from_rpc_error
+from mesh.cli.credentials import Credential, key_notes
+from mesh.cli.failures import (
+    CommandFailed,
+    ExitCode,
+    from_rpc_error,
+    is_unauthenticated,
+    is_unimplemented,
+)
+from mesh.cli.names import DEFAULT_TENANT
 from mesh.cli.output import Output
 
 if TYPE_CHECKING:
@@ -48,16 +57,22 @@ class UnaryMethod(Protocol[Q_contra, R_co]):
 class Client:
     """The server, as one command sees it.
 
-    `parent` is `tenants/{tenant}`. `timeout_seconds`, where given, bounds the whole
-    command from here on. As a context manager it closes the channel, and turns the
-    error of an RPC into the CommandFailed that says it in words.
+    `find` says which server that is, and as whom it is called; it is asked once, when
+    the first of it is needed. `named` is what the command line says of it.
+    `timeout_seconds`, where given, bounds the whole command from here on. As a context
+    manager it closes the channel, and turns the error of an RPC into the CommandFailed
+    that says it in words.
     """
 
     def __init__(
-        self, address: Address, parent: str, output: Output, timeout_seconds: float | None
+        self,
+        find: Callable[[], Access],
+        output: Output,
+        timeout_seconds: float | None,
+        named: Named | None = None,
     ) -> None:
-        self.address = address
-        self.parent = parent
+        self._find = find
+        self.named = named or Named()
         self.output = output
         self.timeout_seconds = timeout_seconds
         self._end = None if timeout_seconds is None else time.monotonic() + timeout_seconds
@@ -77,18 +92,72 @@ class Client:
 
         self.channel.close()
         if isinstance(error, grpc.RpcError):
-            raise from_rpc_error(error, self.address.target) from error
+            raise self.failure(error) from error
         return False
+
+    def failure(self, error: "grpc.RpcError") -> CommandFailed:
+        """What the error of an RPC is in words."""
+        failure = from_rpc_error(error, self.address.target)
+        if is_unauthenticated(error):
+            failure.notes += key_notes(self.credential, self.address.target)
+        return failure
+
+    @cached_property
+    def _access(self) -> Access:
+        return self._find()
+
+    @property
+    def address(self) -> Address:
+        """Where the server is. CommandFailed where that can't be told."""
+        return self._access.address
+
+    @cached_property
+    def credential(self) -> Credential | None:
+        """What every call carries; None where no key was found. CommandFailed where there
+        is one that can't be used."""
+        return self._access.find_credential()
+
+    @cached_property
+    def parent(self) -> str:
+        """The tenant that names are in, as `tenants/{tenant}`: the one that was named, else
+        the key's own, which the server is asked for. RpcError where it doesn't answer."""
+        if self._access.tenant:
+            return self._access.tenant
+        return self._own_tenant() if self.credential is not None else DEFAULT_TENANT
+
+    def _own_tenant(self) -> str:
+        import grpc
+
+        from weft.auth.v1 import auth_service_pb2
+        from weft.auth.v1.auth_service_pb2_grpc import AuthServiceStub
+
+        try:
+            request = auth_service_pb2.WhoAmIRequest()
+            answer = self.call(self.stub(AuthServiceStub).WhoAmI, request)
+        except grpc.RpcError as error:
+            if not is_unimplemented(error):
+                raise
+            return DEFAULT_TENANT
+        return answer.tenant or DEFAULT_TENANT
 
     @cached_property
     def channel(self) -> "grpc.Channel":
-        """The channel to the server; it connects with its first call."""
+        """The channel to the server, whose calls all carry the credential; it connects
+        with its first call. CommandFailed where the credential could be read on its way."""
         # gRPC's own log would write lines about lost connections between ours.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         import grpc
 
-        options = [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(not self.address.is_loopback))]
-        return grpc.insecure_channel(self.address.target, options=options)
+        credential, address = self.credential, self.address
+        options = [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(not address.is_loopback))]
+        if credential is None:
+            return grpc.insecure_channel(address.target, options=options)
+        if not (address.is_loopback or self._access.plain_text):
+            raise _would_be_read(address, credential)
+        from mesh.cli.bearer import Bearer
+
+        channel = grpc.insecure_channel(address.target, options=options)
+        return grpc.intercept_channel(channel, Bearer(credential))
 
     def reconnect(self) -> None:
         """Gives the next stub a connection of its own; this one is closed."""
@@ -120,3 +189,16 @@ class Client:
         """Gives a command with a --timeout that many seconds more."""
         if self._end is not None:
             self._end += seconds
+
+
+def _would_be_read(address: Address, credential: Credential) -> CommandFailed:
+    port = address.target.rpartition(":")[2]
+    return CommandFailed(
+        f"the key isn't sent to {address.target}: that connection isn't encrypted",
+        exit_code=ExitCode.AUTHENTICATION,
+        notes=[
+            f"Whoever is on the way could read the {credential.label}, from {credential.source}.",
+            f"Go through a tunnel: ssh -L {port}:127.0.0.1:{port} HOST, and 127.0.0.1:{port}.",
+            "On a network that you trust, --insecure or WEFT_INSECURE=1 sends it all the same.",
+        ],
+    )

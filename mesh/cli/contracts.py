@@ -12,6 +12,12 @@ _MODULES = (
     "weft.agents.v1.agent_service_pb2",
     "weft.agents.v1.events_pb2",
     "weft.agents.v1.turn_service_pb2",
+    "weft.auth.v1.api_key_service_pb2",
+    "weft.auth.v1.audit_service_pb2",
+    "weft.auth.v1.auth_service_pb2",
+    "weft.auth.v1.events_pb2",
+    "weft.auth.v1.role_service_pb2",
+    "weft.auth.v1.tenant_service_pb2",
     "weft.models.v1.model_service_pb2",
     "weft.state.v1.events_pb2",
     "weft.state.v1.session_service_pb2",
@@ -20,7 +26,7 @@ _MODULES = (
     "weft.tools.v1.tool_service_pb2",
     "weft.vectors.v1.vector_service_pb2",
 )
-_EVENT_PACKAGES = ("weft.state.v1", "weft.agents.v1", "weft.tools.v1")
+_EVENT_PACKAGES = ("weft.state.v1", "weft.agents.v1", "weft.tools.v1", "weft.auth.v1")
 
 
 @cache

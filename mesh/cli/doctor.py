@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -10,16 +11,23 @@ import typer
 
 from mesh.cli.command import command
 from mesh.cli.connection import Client
+from mesh.cli.context_file import contexts_path
 from mesh.cli.contracts import load_contracts
-from mesh.cli.failures import CommandFailed, ExitCode, from_rpc_error
+from mesh.cli.failures import CommandFailed, ExitCode, is_unimplemented
 from mesh.cli.health import health
-from mesh.cli.output import Output, show_data
+from mesh.cli.identity import who_am_i
+from mesh.cli.names import DEFAULT_TENANT
+from mesh.cli.output import Output, moment, show_data
+from mesh.cli.private_files import config_folder, others_may_read
 
 if TYPE_CHECKING:
+    import grpc
+
     from weft.models.v1 import models_pb2
 
 READY_SECONDS = 5.0
 BODY_BYTES_MAX = 4096
+EXPIRES_SOON = timedelta(days=7)
 OFFLINE_PROVIDER = "builtin/"
 
 
@@ -46,7 +54,7 @@ def add_doctor(application: typer.Typer) -> None:
 
 
 def doctor(client: Client) -> None:
-    """Checks the server, its services, its models and what the data folder says.
+    """Checks the server, who you are to it, its services, its models, and your key files.
 
     Prints a line for each check. Exits 5 where the server can't be reached, 1 where
     another check failed.
@@ -72,14 +80,16 @@ def _checks(client: Client) -> Iterator[Check]:
     import grpc
 
     yield _address(client)
+    yield _key_files()
+    yield _key(client)
     try:
         state = health(client)
     except grpc.RpcError as error:
-        failure = from_rpc_error(error, client.address.target)
-        yield Check("server", Verdict.FAIL, failure.message)
+        yield _failed("server", client, error)
         return
     verdict = Verdict.OK if state == "SERVING" else Verdict.WARN
     yield Check("server", verdict, f"{client.address.target} answers {state}")
+    yield _identity(client)
     for service in load_contracts():
         yield _service(client, service.full_name)
     if client.address.running is not None and client.address.running.http:
@@ -98,14 +108,56 @@ def _address(client: Client) -> Check:
     return Check("address", Verdict.OK, f"{detail}; process {address.running.pid}")
 
 
+def _key_files() -> Check:
+    """Whether only their owner reads the files with keys."""
+    files = [contexts_path(), *sorted((config_folder() / "clusters").glob("*.json"))]
+    open_to_others = [str(path) for path in files if others_may_read(path)]
+    if open_to_others:
+        return Check("key files", Verdict.WARN, f"others can read {', '.join(open_to_others)}")
+    return Check("key files", Verdict.OK, str(config_folder()))
+
+
+def _key(client: Client) -> Check:
+    """Whether there is a key that may be sent. The other checks go on without one."""
+    try:
+        found = client.credential
+        client.channel  # noqa: B018 - made now: it refuses to send a key in the clear
+    except CommandFailed as failure:
+        client.credential = None
+        return Check("key", Verdict.FAIL, failure.message)
+    if found is None:
+        return Check("key", Verdict.WARN, "none was found; `weft context add` keeps one")
+    return Check("key", Verdict.OK, f"{found.label}, from {found.source}")
+
+
+def _identity(client: Client) -> Check:
+    import grpc
+
+    try:
+        answer = who_am_i(client)
+    except grpc.RpcError as error:
+        client.parent = DEFAULT_TENANT
+        if is_unimplemented(error):
+            return Check("identity", Verdict.WARN, "the server doesn't ask who calls")
+        return _failed("identity", client, error)
+    if not answer.HasField("expire_time"):
+        return Check("identity", Verdict.OK, answer.principal)
+    left = answer.expire_time.ToDatetime(UTC) - datetime.now(UTC)
+    verdict = Verdict.WARN if left < EXPIRES_SOON else Verdict.OK
+    return Check("identity", verdict, f"{answer.principal}, until {moment(answer.expire_time)}")
+
+
+def _failed(check: str, client: Client, error: "grpc.RpcError") -> Check:
+    return Check(check, Verdict.FAIL, client.failure(error).message)
+
+
 def _service(client: Client, service: str) -> Check:
     import grpc
 
     try:
         state = health(client, service)
     except grpc.RpcError as error:
-        failure = from_rpc_error(error, client.address.target)
-        return Check(service, Verdict.FAIL, failure.message)
+        return _failed(service, client, error)
     verdicts = {"SERVING": Verdict.OK, "SERVICE_UNKNOWN": Verdict.WARN}
     detail = "its health isn't told here" if state == "SERVICE_UNKNOWN" else state
     return Check(service, verdicts.get(state, Verdict.FAIL), detail)
@@ -140,8 +192,7 @@ def _events(client: Client) -> Check:
     try:
         client.call(stub.ListAgents, request, READY_SECONDS)
     except grpc.RpcError as error:
-        failure = from_rpc_error(error, client.address.target)
-        return Check("event store", Verdict.FAIL, failure.message)
+        return _failed("event store", client, error)
     return Check("event store", Verdict.OK, "it answers")
 
 
@@ -155,7 +206,7 @@ def _models(client: Client) -> Check:
     try:
         answer = client.call(stub.ListModels, pb.ListModelsRequest(parent=client.parent))
     except grpc.RpcError as error:
-        return Check("models", Verdict.FAIL, from_rpc_error(error, client.address.target).message)
+        return _failed("models", client, error)
     return _judge_models(list(answer.models))
 
 

@@ -128,4 +128,4 @@ def _watched_name(client: Client, name: str | None) -> str:
     if name.startswith("tenants/") and name.count("/") == 1:
         return name
     kind = SESSION if name.count("/") in (1, 5) else AGENT
-    return resource_name(name, kind, client.parent)
+    return resource_name(name, kind, client)

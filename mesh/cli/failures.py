@@ -1,6 +1,6 @@
 """Why a command failed: its exit code, and what the person who typed it is told."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, cast
 
@@ -118,6 +118,16 @@ def is_not_found(error: "grpc.RpcError") -> bool:
     return _code_name(error) == "NOT_FOUND"
 
 
+def is_unauthenticated(error: "grpc.RpcError") -> bool:
+    """Whether the server doesn't know who calls."""
+    return _code_name(error) == "UNAUTHENTICATED"
+
+
+def is_denied(error: "grpc.RpcError") -> bool:
+    """Whether the server knows who calls, and doesn't let them."""
+    return _code_name(error) == "PERMISSION_DENIED"
+
+
 def is_unimplemented(error: "grpc.RpcError") -> bool:
     """Whether the server doesn't offer the method."""
     return _code_name(error) == "UNIMPLEMENTED"
@@ -130,6 +140,13 @@ def _code_name(error: "grpc.RpcError") -> str:
 
 def _details(error: "grpc.RpcError") -> str:
     return str(error.details() or "") if hasattr(error, "details") else str(error)
+
+
+def _needed(metadata: Mapping[str, str]) -> Iterator[str]:
+    permission, resource = metadata.get("permission", ""), metadata.get("resource", "")
+    if permission:
+        yield f"needed: {permission}" + (f" on {resource}" if resource else "")
+    yield "`weft whoami` shows what your key may do; a role gives more: `weft role bind`"
 
 
 def _notes(code: str, status: "status_pb2.Status") -> Iterator[str]:
@@ -146,6 +163,8 @@ def _notes(code: str, status: "status_pb2.Status") -> Iterator[str]:
             yield line
     if retry_info.retry_delay.ToTimedelta():
         yield f"try again in {retry_info.retry_delay.ToTimedelta().total_seconds():g} s"
+    if code == "PERMISSION_DENIED":
+        yield from _needed(error_info.metadata)
     yield f"status: {code}" + (f", reason: {error_info.reason}" if error_info.reason else "")
     request_id = request_info.request_id or error_info.metadata.get("request_id", "")
     if request_id:

@@ -2,6 +2,7 @@
 `tenants/default/agents/bot/sessions/s1`."""
 
 import re
+from typing import Protocol
 
 from mesh.cli.failures import usage_error
 
@@ -12,25 +13,40 @@ SESSION = ("agents", "sessions")
 TURN = ("agents", "sessions", "turns")
 TOOL = ("tools",)
 COLLECTION = ("collections",)
+API_KEY = ("apiKeys",)
+ROLE = ("roles",)
+ROLE_BINDING = ("roleBindings",)
+DEFAULT_TENANT = "tenants/default"
+
+_WORDS = {"apiKeys": "key", "roleBindings": "binding"}
 
 
-def resource_name(text: str, kind: tuple[str, ...], tenant: str) -> str:
+class InTenant(Protocol):
+    """Knows the tenant that names are in, `tenants/{tenant}`, once it is asked for."""
+
+    @property
+    def parent(self) -> str: ...
+
+
+def resource_name(text: str, kind: tuple[str, ...], client: InTenant) -> str:
     """The full name of what was typed, of the given kind.
 
-    `tenant` is `tenants/{tenant}`; a name typed in full keeps its own. CommandFailed
-    (usage) where the text is neither form.
+    A name typed in full keeps its own tenant, and the client's isn't asked for.
+    CommandFailed (usage) where the text is neither form.
     """
     segments = text.split("/")
     if len(segments) == len(kind) and all(map(_ID.fullmatch, segments)):
         pairs = zip(kind, segments, strict=True)
-        return "/".join([tenant, *(f"{collection}/{id_}" for collection, id_ in pairs)])
+        return "/".join([client.parent, *(f"{collection}/{id_}" for collection, id_ in pairs)])
     is_full = tuple(segments[::2]) == ("tenants", *kind) and len(segments) == 2 * len(kind) + 2
     if is_full and all(map(_ID.fullmatch, segments[1::2])):
         return text
-    short = "/".join(collection[:-1].upper() for collection in kind)
-    full = "/".join(["tenants", "TENANT", *(f"{c}/{c[:-1].upper()}" for c in kind)])
+    words = [_WORDS.get(collection, collection[:-1]) for collection in kind]
+    short = "/".join(words).upper()
+    pairs = zip(kind, words, strict=True)
+    full = "/".join(["tenants", "TENANT", *(f"{c}/{word.upper()}" for c, word in pairs)])
     raise usage_error(
-        f"{text!r} is no {kind[-1][:-1]} name",
+        f"{text!r} is no {words[-1]} name",
         f"Write {short} or {full}; ids are of a-z, 0-9 and -.",
     )
 
@@ -38,6 +54,12 @@ def resource_name(text: str, kind: tuple[str, ...], tenant: str) -> str:
 def short_name(name: str) -> str:
     """The short form: `bot/s1` of `tenants/default/agents/bot/sessions/s1`."""
     return "/".join(name.split("/")[3::2])
+
+
+def resource_pattern(text: str, client: InTenant) -> str:
+    """A pattern of resources, such as `agents/*`, in the client's tenant unless it names
+    one itself; empty, for the whole tenant, where nothing was typed."""
+    return text if not text or text.startswith("tenants/") else f"{client.parent}/{text}"
 
 
 def tenant_name(text: str) -> str:

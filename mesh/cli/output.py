@@ -133,6 +133,11 @@ def show_list(
     _print_table([name.upper() for name in columns], rows)
 
 
+def show_rows(header: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table of what isn't a message."""
+    _print_table(header and [name.replace("_", " ").upper() for name in header], rows)
+
+
 def show_item(output: Output, message: "Message") -> None:
     """Prints one item of a stream at once: a line of JSON, or a YAML document."""
     if output is Output.YAML:

@@ -1,6 +1,6 @@
 """Lists, page by page."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Protocol, TypeVar
 
 import typer
@@ -45,16 +45,27 @@ def fetch(
 
     `entries` takes them out of a response; `request` is changed from page to page.
     """
-    found: list[T] = []
+    return list(each(client, method, request, entries, limit))
+
+
+def each(
+    client: Client,
+    method: UnaryMethod[Q, R],
+    request: Q,
+    entries: Callable[[R], Iterable[T]],
+    limit: int,
+) -> Iterator[T]:
+    """What `fetch` returns, one by one as the pages come."""
+    count = 0
     for _ in range(PAGES_MAX):
-        request.page_size = min(limit - len(found), PAGE_SIZE_MAX)
+        request.page_size = min(limit - count, PAGE_SIZE_MAX)
         response = client.call(method, request)
-        page = list(entries(response))
-        found.extend(page)
+        for entry in entries(response):
+            count += 1
+            yield entry
         request.page_token = response.next_page_token
         if not request.page_token:
-            return found
-        if len(found) >= limit:
+            return
+        if count >= limit:
             break
-    note(f"There are more; --limit shows more than {len(found)}.")
-    return found
+    note(f"There are more; --limit shows more than {count}.")

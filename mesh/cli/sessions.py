@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from weft.state.v1.session_service_pb2_grpc import SessionServiceStub
     from weft.state.v1.state_service_pb2_grpc import StateServiceStub
 
-sessions = typer.Typer(help="Make, list, rebuild, fork and verify sessions.", no_args_is_help=True)
+sessions = typer.Typer(
+    help="Make, list, rebuild, fork, verify, move and erase sessions.", no_args_is_help=True
+)
 
 VERIFY_SECONDS = 600.0
 """Deadline of folding a whole session again."""
@@ -48,9 +50,7 @@ def list_sessions(
     """Lists sessions, newest first."""
     from weft.state.v1 import session_service_pb2 as pb
 
-    parent = (
-        f"{client.parent}/agents/-" if agent == "-" else resource_name(agent, AGENT, client.parent)
-    )
+    parent = f"{client.parent}/agents/-" if agent == "-" else resource_name(agent, AGENT, client)
     request = pb.ListSessionsRequest(parent=parent)
     found = fetch(
         client, _sessions(client).ListSessions, request, lambda page: page.sessions, limit
@@ -85,12 +85,12 @@ def create_session(
     from weft.state.v1 import session_service_pb2 as pb
 
     request = pb.CreateSessionRequest(
-        parent=resource_name(agent, AGENT, client.parent),
+        parent=resource_name(agent, AGENT, client),
         session_id=check_id(session_id, "--id") if session_id else "",
         agent_revision=agent_revision,
         submit_policy=session_pb2.SubmitPolicy.Value(f"SUBMIT_POLICY_{policy.name}"),
     )
-    _show(client, client.call(_sessions(client).CreateSession, request).session)
+    show_session_message(client, client.call(_sessions(client).CreateSession, request).session)
 
 
 @command(sessions, "show", example="weft session show librarian/talk")
@@ -98,8 +98,8 @@ def show_session(client: Client, session: SessionArgument) -> None:
     """Shows a session: its revision, policy, turns and origin."""
     from weft.state.v1 import session_service_pb2 as pb
 
-    request = pb.GetSessionRequest(name=resource_name(session, SESSION, client.parent))
-    _show(client, client.call(_sessions(client).GetSession, request).session)
+    request = pb.GetSessionRequest(name=resource_name(session, SESSION, client))
+    show_session_message(client, client.call(_sessions(client).GetSession, request).session)
 
 
 @command(sessions, "history", example="weft session history librarian/talk --after-revision 40")
@@ -115,7 +115,7 @@ def show_history(
     from weft.state.v1 import state_service_pb2 as pb
 
     request = pb.ListEventsRequest(
-        parent=resource_name(session, SESSION, client.parent), after_revision=after_revision
+        parent=resource_name(session, SESSION, client), after_revision=after_revision
     )
     events = fetch(client, _state(client).ListEvents, request, lambda page: page.events, limit)
     columns = {
@@ -143,7 +143,7 @@ def show_state(
 
     if revision is not None and time is not None:
         raise usage_error("give --revision or --time, not both")
-    request = pb.GetStateRequest(name=resource_name(session, SESSION, client.parent))
+    request = pb.GetStateRequest(name=resource_name(session, SESSION, client))
     if revision is not None:
         request.revision = revision
     if time is not None:
@@ -168,11 +168,11 @@ def fork_session(
     from weft.state.v1 import session_service_pb2 as pb
 
     request = pb.ForkSessionRequest(
-        name=resource_name(session, SESSION, client.parent),
+        name=resource_name(session, SESSION, client),
         revision=revision,
         session_id=check_id(session_id, "--id") if session_id else "",
     )
-    _show(client, client.call(_sessions(client).ForkSession, request).session)
+    show_session_message(client, client.call(_sessions(client).ForkSession, request).session)
 
 
 @command(sessions, "verify", example="weft session verify librarian/talk -o json")
@@ -183,7 +183,7 @@ def verify_session(client: Client, session: SessionArgument) -> None:
     """
     from weft.state.v1 import state_service_pb2 as pb
 
-    request = pb.VerifyReplayRequest(name=resource_name(session, SESSION, client.parent))
+    request = pb.VerifyReplayRequest(name=resource_name(session, SESSION, client))
     answer = client.call(_state(client).VerifyReplay, request, VERIFY_SECONDS)
     fields = {
         "matches": "yes" if answer.matches else "no",
@@ -223,7 +223,8 @@ def _policy(policy: "session_pb2.SubmitPolicy.ValueType") -> str:
     return session_pb2.SubmitPolicy.Name(policy).removeprefix("SUBMIT_POLICY_").lower()
 
 
-def _show(client: Client, session: "session_pb2.Session") -> None:
+def show_session_message(client: Client, session: "session_pb2.Session") -> None:
+    """Prints a session."""
     fields = {
         "session": short_name(session.name),
         "agent revision": session.agent_revision,

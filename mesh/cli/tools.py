@@ -74,7 +74,7 @@ def show_tool(client: Client, tool: ToolArgument) -> None:
     """Shows a tool with the JSON Schema of its arguments."""
     from weft.tools.v1 import tool_service_pb2 as pb
 
-    request = pb.GetToolRequest(name=resource_name(tool, TOOL, client.parent))
+    request = pb.GetToolRequest(name=resource_name(tool, TOOL, client))
     _show(client, client.call(_stub(client).GetTool, request).tool)
 
 
@@ -91,7 +91,7 @@ def call_tool(
     from weft.tools.v1 import tool_service_pb2 as pb
 
     request = pb.InvokeToolRequest(
-        name=resource_name(tool, TOOL, client.parent),
+        name=resource_name(tool, TOOL, client),
         arguments_json=read_argument(data),
         idempotency_key=f"cli/{new_id()}",
     )
@@ -167,7 +167,7 @@ def delete_tool(client: Client, tool: ToolArgument) -> None:
     """Takes a registered tool away."""
     from weft.tools.v1 import tool_service_pb2 as pb
 
-    name = resource_name(tool, TOOL, client.parent)
+    name = resource_name(tool, TOOL, client)
     client.call(_stub(client).DeleteTool, pb.DeleteToolRequest(name=name))
     note(f"deleted tool {short_name(name)}")
 

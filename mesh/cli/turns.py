@@ -32,7 +32,7 @@ CallArgument = Annotated[
 @command(turns, "show", example="weft turn show librarian/talk/01j9x -o json")
 def show_turn(client: Client, turn: TurnArgument) -> None:
     """Shows where a turn stands, its answer, and the calls that wait for a person."""
-    _show(client, _get(client, resource_name(turn, TURN, client.parent)))
+    _show(client, _get(client, resource_name(turn, TURN, client)))
 
 
 @command(turns, "watch", example="weft turn watch librarian/talk/01j9x")
@@ -42,7 +42,7 @@ def watch_turn(client: Client, turn: TurnArgument) -> None:
     A lost connection is attached again where it was. Exits 6 when the turn failed or was
     cancelled. While the turn waits for a person, this waits too, and says what to type.
     """
-    name = resource_name(turn, TURN, client.parent)
+    name = resource_name(turn, TURN, client)
     _get(client, name)
     transcript = Transcript(client.output)
     for event in TurnFollower(client, turn=name).events():
@@ -60,7 +60,7 @@ def cancel_turn(
     """Cancels a turn; what it had written is kept. A turn that ended stays as it is."""
     from weft.agents.v1 import turn_service_pb2 as pb
 
-    name = resource_name(turn, TURN, client.parent)
+    name = resource_name(turn, TURN, client)
     request = pb.CancelTurnRequest(name=name, reason=reason)
     _show(client, client.call(_stub(client).CancelTurn, request).turn)
 
@@ -77,7 +77,7 @@ def approve_call(
     from weft.agents.v1 import turn_service_pb2 as pb
     from weft.state.v1 import session_pb2
 
-    name = resource_name(turn, TURN, client.parent)
+    name = resource_name(turn, TURN, client)
     request = pb.DecideApprovalRequest(
         name=name,
         call_id=call or _only_call(client, name, session_pb2.CALL_STATUS_WAITING_APPROVAL),
@@ -116,7 +116,7 @@ def resolve_call(
         resolution = events_pb2.RESOLUTION_COMPLETED
     elif failed is not None:
         resolution = events_pb2.RESOLUTION_FAILED
-    name = resource_name(turn, TURN, client.parent)
+    name = resource_name(turn, TURN, client)
     request = pb.ResolveInDoubtRequest(
         name=name,
         call_id=call or _only_call(client, name, session_pb2.CALL_STATUS_IN_DOUBT),

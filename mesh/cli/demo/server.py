@@ -9,10 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mesh.cli.access import Access, cluster_credential
+from mesh.cli.address import Address, read_running_server
 from mesh.cli.failures import CommandFailed
 
 START_SECONDS_MAX = 30.0
 STOP_SECONDS_MAX = 20.0
+_SECRETS_DIR = "WEFT_SECURITY_SECRETS_DIR"
 
 
 class Server:
@@ -20,6 +23,7 @@ class Server:
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
+        self._config_dir = data_dir.with_name("config")
         self._log_file = data_dir.with_name("server.log")
         self._process: subprocess.Popen[bytes] | None = None
         self._ports = ("0", "0")
@@ -34,7 +38,10 @@ class Server:
             *("--data-dir", str(self._data_dir), "-o", "json"),
             *("--port", grpc_port, "--http-port", http_port),
         ]
-        environment = {"WEFT_RUNTIME_NATS_PORT": "0", **os.environ}
+        # Keys belong to the demo: none of it may stay in the person's home, nor come from it.
+        kept = {name: value for name, value in os.environ.items() if name != _SECRETS_DIR}
+        own = {"XDG_CONFIG_HOME": str(self._config_dir)}
+        environment = {"WEFT_RUNTIME_NATS_PORT": "0", **kept, **own}
         with self._log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=log, env=environment
@@ -43,6 +50,12 @@ class Server:
         self.address = addresses["grpc"]
         self._addresses += [addresses[name] for name in ("grpc", "http", "nats")]
         self._ports = (_port(addresses["grpc"]), _port(addresses["http"]))
+
+    def access(self, tenant: str) -> Access:
+        """The way to it, as the administrator that it made at its first start."""
+        address = Address(self.address, "the demo", read_running_server(self._data_dir))
+        clusters = self._config_dir / "weft" / "clusters"
+        return Access(address, tenant, lambda: cluster_credential(address, clusters))
 
     @property
     def pid(self) -> int:

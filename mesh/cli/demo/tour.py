@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mesh.cli.address import Address
 from mesh.cli.collections import ingest_folders
 from mesh.cli.connection import Client
 from mesh.cli.demo.notebook import METHOD, Notebook
@@ -80,7 +79,9 @@ class _Tour:
 
     def run(self) -> None:
         """Takes every step."""
-        self._step("Start: gRPC services, an embedded nats-server, no account, no key")
+        self._step(
+            "Start: gRPC services, an embedded nats-server, no account; its keys are its own"
+        )
         self._server.start()
         _say(f"serving on {self._server.address}, process {self._server.pid}")
         with self._client() as client:
@@ -106,7 +107,7 @@ class _Tour:
         return failed
 
     def _client(self) -> Client:
-        return Client(Address(self._server.address, "the demo"), PARENT, Output.TABLE, None)
+        return Client(lambda: self._server.access(PARENT), Output.TABLE, None)
 
     def _places(self) -> list[Path]:
         if self._docs is not None:

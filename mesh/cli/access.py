@@ -1,0 +1,91 @@
+"""Which server a command talks to, as whom, and in which tenant."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mesh.cli.address import Address, find_address
+from mesh.cli.clusters import ClusterFile
+from mesh.cli.context_file import Context, Contexts, read_contexts
+from mesh.cli.credentials import Credential, credential, from_environment
+from mesh.cli.failures import usage_error
+from mesh.cli.names import tenant_name
+from mesh.cli.private_files import config_folder
+
+
+def no_credential() -> None:
+    """The credential of one who has none."""
+    return
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """`tenant` is `tenants/{tenant}`, empty where the key's own is meant. `find_credential`
+    may raise CommandFailed. `plain_text` lets a key go to another machine unencrypted."""
+
+    address: Address
+    tenant: str = ""
+    find_credential: Callable[[], Credential | None] = no_credential
+    plain_text: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What a command line and its environment say of it; None where they don't."""
+
+    address: str | None = None
+    data_dir: Path | None = None
+    tenant: str | None = None
+    context: str | None = None
+    insecure: bool | None = None
+
+    def access(self) -> Access:
+        """What that means. CommandFailed for a context that isn't there or is another
+        server's, a data folder without a server, and a tenant that can't be one."""
+        name, context = self._context()
+        named = self._server(context)
+        address = find_address(named.address, named.data_dir)
+        if named is not self:
+            address = replace(address, source=f"from context {name}")
+        tenant = self.tenant or context.tenant
+
+        def find() -> Credential | None:
+            return from_environment() or _of_context(name, context) or cluster_credential(address)
+
+        return Access(address, tenant_name(tenant) if tenant else "", find, bool(self.insecure))
+
+    def _context(self) -> tuple[str, Context]:
+        """The context that is named, else the current one, unless a server is named."""
+        if self.context:
+            return self.context, read_contexts().get(self.context)
+        if self.address or self.data_dir:
+            return "", Context()
+        contexts: Contexts = read_contexts()
+        return contexts.current, contexts.by_name.get(contexts.current, Context())
+
+    def _server(self, context: Context) -> "Named":
+        """The server that is meant. A context's key must not go to another one."""
+        own = Named(context.address or None, Path(context.data_dir) if context.data_dir else None)
+        if not (context.address or context.data_dir):
+            return self
+        given = (self.address, self.data_dir and self.data_dir.absolute())
+        if any(given) and given != (own.address, own.data_dir):
+            raise usage_error(
+                f"context {self.context} is for {context.address or context.data_dir}",
+                "Leave out --context, or --address and --data-dir.",
+            )
+        return own
+
+
+def _of_context(name: str, context: Context) -> Credential | None:
+    return credential(context.api_key, f"context {name}") if context.api_key else None
+
+
+def cluster_credential(address: Address, folder: Path | None = None) -> Credential | None:
+    """The key that `weft up` left for the server at the address, in the given folder or
+    where commands look for it. CommandFailed where others can read its file."""
+    folder = folder or config_folder() / "clusters"
+    files = ClusterFile(folder)
+    cluster = address.running.cluster if address.running is not None else ""
+    found = files.find(cluster=cluster) if cluster else files.find(address=address.target)
+    return credential(found, str(folder)) if found is not None else None
