@@ -50,5 +50,10 @@ def id_from(*parts: str) -> str:
     return _encode(int.from_bytes(digest[:16], "big"))
 
 
+def cluster_id(log_id: str) -> str:
+    """Id of the deployment whose event store's `log_id()` that is: 16 hexadecimal digits."""
+    return hashlib.sha256(log_id.encode()).hexdigest()[:16]
+
+
 def _encode(value: int) -> str:
     return "".join([_PAIRS[value >> shift & 1023] for shift in range(120, -1, -10)])

@@ -20,6 +20,7 @@ from mesh.errors import WeftError
 
 if TYPE_CHECKING:
     from mesh.runtime.host import Host
+    from services.first_key import FirstKey
 
 
 def run_command() -> None:
@@ -48,6 +49,12 @@ def up(
         bool,
         typer.Option("--accept-loss", help="Start on an event log that lost its end or a part."),
     ] = False,
+    new_admin_key: Annotated[
+        bool,
+        typer.Option(
+            "--new-admin-key", help="Make another administrator's key, where all are lost."
+        ),
+    ] = False,
     output: Annotated[
         Output, typer.Option("-o", "--output", help="Form of what is printed.")
     ] = Output.TABLE,
@@ -74,7 +81,7 @@ def up(
         if folder is not None:
             given["data_dir"] = folder
         try:
-            _install_event_loop().run(_serve(given, output))
+            _install_event_loop().run(_serve(given, output, new_admin_key))
         except WeftError as error:
             raise from_weft_error(error) from error
 
@@ -96,12 +103,13 @@ def _install_event_loop() -> asyncio.Runner:
     return asyncio.Runner(loop_factory=uvloop.new_event_loop)
 
 
-async def _serve(given: dict[str, Any], output: Output) -> None:
+async def _serve(given: dict[str, Any], output: Output, new_admin_key: bool) -> None:
     # Imported here, so that `weft --help` doesn't load the services.
     from mesh.runtime.host import Host
     from mesh.runtime.settings import RuntimeSettings
     from mesh.telemetry.logs import configure_logs
-    from services.catalog import CATALOGUE
+    from services.catalog import CATALOGUE, access
+    from services.first_key import admitted
 
     settings = RuntimeSettings(**given)
     configure_logs(settings.log_level)
@@ -109,8 +117,9 @@ async def _serve(given: dict[str, Any], output: Output) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
-    async with Host(CATALOGUE, settings) as host:
-        _announce(host, output)
+    async with Host(CATALOGUE, settings, access) as host:
+        first_key = await admitted(host, another=new_admin_key)
+        _announce(host, output, first_key)
         await stopping.wait()
         for number in (signal.SIGINT, signal.SIGTERM):
             # A second signal ends the process at once.
@@ -118,12 +127,20 @@ async def _serve(given: dict[str, Any], output: Output) -> None:
         print("weft: draining", file=sys.stderr)
 
 
-def _announce(host: "Host", output: Output) -> None:
+def _announce(host: "Host", output: Output, first_key: "FirstKey | None") -> None:
     grpc, http = host.addresses["grpc"], host.addresses["http"]
     if output is not Output.TABLE:
-        record = {**host.addresses, "instance": host.instance, "notes": host.notes}
+        record: dict[str, Any] = {**host.addresses, "cluster": host.cluster}
+        record |= {"instance": host.instance, "notes": host.notes}
+        if first_key is not None:
+            record["api_key"] = first_key.text
         print(json.dumps(record), flush=True)
         return
+    if first_key is not None:
+        print(
+            f"The administrator's API key, shown this once:\n\n  {first_key.text}\n\n"
+            f"It is also in {first_key.file}, where `weft` finds it.\n"
+        )
     for note in host.notes:
         print(f"note: {note}", file=sys.stderr)
     print(
@@ -132,13 +149,12 @@ def _announce(host: "Host", output: Output) -> None:
         f"  health   http://{http}/readyz   metrics http://{http}/metrics\n"
         f"  NATS     {host.addresses['nats']}\n"
         "Try:\n"
-        f"  weft --address {grpc} model list\n"
-        f"  grpcurl -plaintext {grpc} list\n"
-        f'  grpcurl -plaintext -d \'{{"parent": "tenants/default"}}\' {grpc}'
+        f"  weft --address {grpc} whoami\n"
+        f"  TOKEN=$(weft --address {grpc} token)  # for five minutes, for other clients\n"
+        f'  grpcurl -plaintext -H "authorization: Bearer $TOKEN" {grpc} list\n'
+        f'  grpcurl -plaintext -H "authorization: Bearer $TOKEN"'
+        f' -d \'{{"parent": "tenants/default"}}\' {grpc}'
         " weft.tools.v1.ToolService/ListTools\n"
-        "  buf curl --protocol grpc --http2-prior-knowledge"
-        f' -d \'{{"parent": "tenants/default"}}\''
-        f" http://{grpc}/weft.agents.v1.AgentService/ListAgents\n"
         "Ctrl-C stops it.",
         flush=True,
     )

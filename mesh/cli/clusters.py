@@ -23,13 +23,17 @@ class ClusterFile:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def path(self, cluster: str) -> Path:
+        """Where a cluster's key is kept."""
+        return self._folder / f"{cluster}.json"
+
     def write(self, cluster: str, address: str, api_key: str) -> None:
         """Keeps a cluster's key, in place of one before. ValueError for what can't be a
         cluster's id, CommandFailed where the file can't be written."""
         if not _CLUSTER.fullmatch(cluster):
             raise ValueError("no cluster's id")
         text = json.dumps({"address": address, "api_key": api_key})
-        write_private(self._folder / f"{cluster}.json", text + "\n")
+        write_private(self.path(cluster), text + "\n")
 
     def find(self, *, cluster: str = "", address: str = "") -> str | None:
         """The key of the cluster or, where none is named, of the server at the address;
@@ -40,7 +44,7 @@ class ClusterFile:
         if cluster:
             if not _CLUSTER.fullmatch(cluster):
                 return None
-            stored = _parse(read_private(self._folder / f"{cluster}.json"))
+            stored = _parse(read_private(self.path(cluster)))
             return stored.get("api_key")
         return self._at(address)
 

@@ -24,7 +24,7 @@ from mesh.events.codec import Codecs, PlainCodec
 from mesh.events.jetstream.key_store import JetStreamKeyStore
 from mesh.events.jetstream.store import JetStreamEventStore, connect_prepared
 from mesh.events.jetstream.tokens import JetStreamTokenStream
-from mesh.ids import new_id
+from mesh.ids import cluster_id, new_id
 from mesh.rpc.channel import MeshChannel
 from mesh.rpc.pipeline import Edge, Endpoint, Interceptor, bind, server_interceptors
 from mesh.rpc.rate_limiter import RateLimiter
@@ -68,6 +68,8 @@ class Host:
         self.endpoints: dict[str, Endpoint] = {}
         self.addresses: dict[str, str] = {}
         self.notes: list[str] = []
+        self.cluster = ""
+        """Id of the deployment: that of its event log."""
         self._make_access = access
         self._access: Access
         self._interceptors: Sequence[Interceptor] = ()
@@ -202,6 +204,7 @@ class Host:
         self._stack.push_async_callback(telemetry.stop)
         port = await telemetry.start(self.settings.host, self.settings.http_port)
         self.announce("http", self.settings.http_port, port)
+        self.cluster = cluster_id(await self._store.log_id())
         self._write_addresses()
 
     async def _connect(self, predecessor: str | None) -> None:
@@ -291,7 +294,9 @@ class Host:
         path = folder / "address.json"
         self._stack.callback(path.unlink, missing_ok=True)
         temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps({**self.addresses, "pid": os.getpid()}))
+        temporary.write_text(
+            json.dumps({**self.addresses, "cluster": self.cluster, "pid": os.getpid()})
+        )
         temporary.replace(path)
 
 

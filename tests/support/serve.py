@@ -21,7 +21,8 @@ from mesh.runtime.host import Host
 from mesh.runtime.service import ServiceEntry
 from mesh.runtime.settings import RuntimeSettings
 from mesh.telemetry.logs import configure_logs
-from services.catalog import CATALOGUE
+from services.catalog import CATALOGUE, access
+from services.first_key import admitted
 from tests.support.scripted_models import ScriptedModels
 
 SCRIPTED_CATALOGUE = tuple(
@@ -44,8 +45,10 @@ async def serve(data_dir: Path, catalogue: Sequence[ServiceEntry] = SCRIPTED_CAT
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
-    async with Host(catalogue, settings) as host:
-        print(json.dumps({**host.addresses, "instance": host.instance}), flush=True)
+    async with Host(catalogue, settings, access) as host:
+        await admitted(host)
+        said = {**host.addresses, "instance": host.instance, "cluster": host.cluster}
+        print(json.dumps(said), flush=True)
         await stopping.wait()
 
 

@@ -17,7 +17,7 @@ from mesh.errors import FailedPrecondition
 from mesh.runtime.host import Host
 from mesh.runtime.service import Mesh, Service, ServiceEntry
 from mesh.runtime.settings import RuntimeSettings
-from services.catalog import CATALOGUE
+from services.catalog import CATALOGUE, access
 from tests.support.platform import Platform
 from tests.support.turn_client import TurnClient
 from weft.agents.v1 import agent_pb2
@@ -58,7 +58,7 @@ def recorded(name: str, log: list[str], *calls: str, fails: bool = False) -> Ser
 async def test_services_start_in_call_order_and_stop_in_reverse(tmp_path: Path) -> None:
     log: list[str] = []
     catalogue = [recorded("top", log, "base"), recorded("base", log)]
-    async with Host(catalogue, settings(tmp_path / "data")):
+    async with Host(catalogue, settings(tmp_path / "data"), access):
         assert log == ["start base", "start top"]
     assert log[2:] == ["stop top", "stop base"]
 
@@ -69,15 +69,15 @@ async def test_a_start_that_fails_stops_what_was_started_and_frees_the_folder(
     log: list[str] = []
     catalogue = [recorded("top", log, "base", fails=True), recorded("base", log)]
     with pytest.raises(FailedPrecondition, match="top can't start"):
-        async with Host(catalogue, settings(tmp_path / "data")):
+        async with Host(catalogue, settings(tmp_path / "data"), access):
             raise AssertionError("it must not start")
     assert log == ["start base", "stop top", "stop base"]
-    async with Host([recorded("base", log)], settings(tmp_path / "data")):
+    async with Host([recorded("base", log)], settings(tmp_path / "data"), access):
         assert log[-1] == "start base"
 
 
 async def test_probes_say_which_part_is_not_ready(tmp_path: Path) -> None:
-    async with Host(CATALOGUE, settings(tmp_path / "data")) as host:
+    async with Host(CATALOGUE, settings(tmp_path / "data"), access) as host:
         base = f"http://{host.addresses['http']}"
         assert (await _get(f"{base}/healthz"))[0] == 200
         code, body = await _get(f"{base}/readyz")
@@ -93,7 +93,7 @@ async def test_probes_say_which_part_is_not_ready(tmp_path: Path) -> None:
 
 async def test_health_names_every_service(tmp_path: Path) -> None:
     async with (
-        Host(CATALOGUE, settings(tmp_path / "data")) as host,
+        Host(CATALOGUE, settings(tmp_path / "data"), access) as host,
         grpc.aio.insecure_channel(host.addresses["grpc"]) as channel,
     ):
         stub: Any = health_pb2_grpc.HealthStub(channel)
@@ -105,16 +105,16 @@ async def test_health_names_every_service(tmp_path: Path) -> None:
 
 async def test_the_address_file_is_there_while_it_serves(tmp_path: Path) -> None:
     path = tmp_path / "data" / "run" / "address.json"
-    async with Host(CATALOGUE, settings(tmp_path / "data")) as host:
+    async with Host(CATALOGUE, settings(tmp_path / "data"), access) as host:
         assert json.loads(path.read_text())["grpc"] == host.addresses["grpc"]
     assert not path.exists()
 
 
 async def test_a_port_that_is_taken_makes_way_and_is_told(tmp_path: Path) -> None:
-    async with Host(CATALOGUE, settings(tmp_path / "one")) as first:
+    async with Host(CATALOGUE, settings(tmp_path / "one"), access) as first:
         taken = int(first.addresses["grpc"].rpartition(":")[2])
         asked = settings(tmp_path / "two").model_copy(update={"grpc_port": taken})
-        async with Host(CATALOGUE, asked) as second:
+        async with Host(CATALOGUE, asked, access) as second:
             assert second.addresses["grpc"] != first.addresses["grpc"]
             assert any(str(taken) in note for note in second.notes)
 
