@@ -150,9 +150,9 @@ def _announce(host: "Host", output: Output, first_key: "FirstKey | None") -> Non
         f"  NATS     {host.addresses['nats']}\n"
         "Try:\n"
         f"  weft --address {grpc} whoami\n"
-        f"  TOKEN=$(weft --address {grpc} token)  # for five minutes, for other clients\n"
-        f'  grpcurl -plaintext -H "authorization: Bearer $TOKEN" {grpc} list\n'
-        f'  grpcurl -plaintext -H "authorization: Bearer $TOKEN"'
+        f"  export TOKEN=$(weft --address {grpc} token)  # for other clients, five minutes\n"
+        f"  grpcurl -expand-headers -H 'authorization: Bearer ${{TOKEN}}' -plaintext {grpc} list\n"
+        f"  grpcurl -expand-headers -H 'authorization: Bearer ${{TOKEN}}' -plaintext"
         f' -d \'{{"parent": "tenants/default"}}\' {grpc}'
         " weft.tools.v1.ToolService/ListTools\n"
         "Ctrl-C stops it.",

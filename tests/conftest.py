@@ -1,8 +1,22 @@
-"""What holds for every test."""
+"""What holds for all tests."""
 
-import os
-import tempfile
+from contextlib import ExitStack
 
-# Keys that hosts make, here or in processes, must not land in the developer's own folder.
-_configuration = tempfile.TemporaryDirectory(prefix="weft-config-")
-os.environ["XDG_CONFIG_HOME"] = _configuration.name
+import pytest
+
+from tests.support.config_home import config_home
+from tests.support.nats import harmed_nats_server, nats_server, tenant
+
+__all__ = ["harmed_nats_server", "nats_server", "tenant"]
+
+_stack = ExitStack()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keys and contexts of what is started here don't mix with those of who runs it."""
+    _stack.enter_context(config_home())
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Removes them."""
+    _stack.close()

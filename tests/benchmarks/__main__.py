@@ -14,6 +14,7 @@ import uvloop
 from mesh.telemetry.logs import configure_logs
 from tests.benchmarks import append, edge, load, memory, turn
 from tests.benchmarks.results import RESULTS_FILE, Result, machine, show, write
+from tests.support.config_home import config_home
 
 BENCHMARKS: dict[str, Callable[[], Awaitable[list[Result]]]] = {
     "turn": turn.run,
@@ -48,7 +49,8 @@ def main() -> None:
         return
     configure_logs("warning")
     noted = machine()
-    results = uvloop.run(measured(names))
+    with config_home():
+        results = uvloop.run(measured(names))
     show(results, noted)
     write(results, noted)
     print(f"written to {RESULTS_FILE}")

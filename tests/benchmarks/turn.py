@@ -149,6 +149,9 @@ async def run() -> list[Result]:
             )
             for _ in range(CLIENT_PROCESSES)
         ]
+        for client in clients:
+            assert client.stdin is not None
+            client.stdin.write(f"{weft.key}\n".encode())
         spec = agent_pb2.AgentSpec(tools=[agent_pb2.ToolBinding(tool="calculator")])
         turns = Turns(weft, await weft.apply("bench", spec), clients, raw)
         await turns.prepare()

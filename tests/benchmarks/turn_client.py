@@ -1,6 +1,7 @@
 """A client of turns in a process of its own: `python -m tests.benchmarks.turn_client ADDRESS`.
 
-It does the jobs that come as lines of JSON, and answers each with one line. Messages are
+Its first line of input is the API key. It does the jobs that come as lines of JSON behind
+it, and answers each with one line. Messages are
 sent and taken as bytes, so that the client costs the machine little.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 import grpc.aio
 import uvloop
 
+from tests.support.keyed import KeyedChannel
 from weft.agents.v1 import turn_service_pb2
 
 PATH = "/weft.agents.v1.TurnService/RunTurn"
@@ -27,7 +29,9 @@ async def serve(address: str) -> None:
     ends. The answer has `seconds`, and by worker the `times` of its turns in seconds.
     """
     async with grpc.aio.insecure_channel(address) as channel:
-        run_turn: Any = channel.unary_stream(PATH)
+        key = await asyncio.to_thread(sys.stdin.readline)
+        keyed: Any = KeyedChannel(channel, key.strip())
+        run_turn: Any = keyed.unary_stream(PATH)
         while line := await asyncio.to_thread(sys.stdin.readline):
             job = json.loads(line)
             started = time.perf_counter()

@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import grpc.aio
 
+from tests.support.keyed import KeyedChannel, key_of
 from tests.support.processes import ROOT
 from weft.agents.v1 import agent_pb2, agent_service_pb2
 from weft.agents.v1.agent_service_pb2_grpc import AgentServiceStub
@@ -70,7 +71,14 @@ class Platform:
         line = await asyncio.wait_for(self.process.stdout.readline(), START_SECONDS_MAX)
         assert line, f"it ended at its start:\n{self.log_file.read_text()[-2000:]}"
         self.addresses = json.loads(line)
-        self.channel = grpc.aio.insecure_channel(self.addresses["grpc"])
+        bare = grpc.aio.insecure_channel(self.addresses["grpc"])
+        # Stubs take it for a channel.
+        self.channel = cast(grpc.aio.Channel, KeyedChannel(bare, self.key))
+
+    @property
+    def key(self) -> str:
+        """The API key of its administrator."""
+        return key_of(self.addresses["cluster"])
 
     async def kill(self) -> None:
         """As in a crash; returns once it is gone."""

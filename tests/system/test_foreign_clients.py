@@ -25,6 +25,11 @@ SERVICES = {
     "grpc.health.v1.Health",
     "weft.agents.v1.AgentService",
     "weft.agents.v1.TurnService",
+    "weft.auth.v1.ApiKeyService",
+    "weft.auth.v1.AuditService",
+    "weft.auth.v1.AuthService",
+    "weft.auth.v1.RoleService",
+    "weft.auth.v1.TenantService",
     "weft.models.v1.ModelService",
     "weft.state.v1.SessionService",
     "weft.state.v1.StateService",
@@ -39,6 +44,8 @@ PLAN = json.dumps(
         ]
     }
 )
+# The key is in the environment, not among the arguments, which everybody on the machine sees.
+KEYED = ("-expand-headers", "-H", "authorization: Bearer ${WEFT_API_KEY}")
 RUN_TURN = "weft.agents.v1.TurnService.RunTurn"
 
 pytestmark = pytest.mark.timeout(600)
@@ -55,7 +62,9 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pla
 
 
 @pytest.fixture
-def address(running: Platform) -> str:
+def address(running: Platform, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where it serves; the key is in the environment of what a test runs."""
+    monkeypatch.setenv("WEFT_API_KEY", running.key)
     return running.addresses["grpc"]
 
 
@@ -155,9 +164,9 @@ class TestNode:
 
 class TestGrpcurl:
     def test_it_lists_what_is_there(self, grpcurl: Path, address: str) -> None:
-        listed = ran(grpcurl, "-plaintext", address, "list").split()
+        listed = ran(grpcurl, *KEYED, "-plaintext", address, "list").split()
         assert set(listed) >= SERVICES | {"grpc.reflection.v1.ServerReflection"}
-        methods = ran(grpcurl, "-plaintext", address, "list", "weft.agents.v1.TurnService")
+        methods = ran(grpcurl, *KEYED, "-plaintext", address, "list", "weft.agents.v1.TurnService")
         assert RUN_TURN in methods.split()
 
     @pytest.mark.parametrize(
@@ -175,11 +184,13 @@ class TestGrpcurl:
     def test_it_describes_services_methods_and_messages(
         self, grpcurl: Path, address: str, symbol: str, expected: str
     ) -> None:
-        said = ran(grpcurl, "-plaintext", address, "describe", *([symbol] if symbol else []))
+        said = ran(
+            grpcurl, *KEYED, "-plaintext", address, "describe", *([symbol] if symbol else [])
+        )
         assert expected in said
 
     def test_it_is_told_that_a_symbol_is_unknown(self, grpcurl: Path, address: str) -> None:
-        done = finished([grpcurl, "-plaintext", address, "describe", "no.such.Thing"])
+        done = finished([grpcurl, *KEYED, "-plaintext", address, "describe", "no.such.Thing"])
         assert done.returncode != 0
         assert "not found" in done.stderr
 
@@ -189,12 +200,12 @@ class TestGrpcurl:
         session = await running.session(f"{TENANT}/agents/bot")
         request = json.dumps({"session": session, "input": PLAN})
         method = "weft.agents.v1.TurnService/RunTurn"
-        answers = documents(ran(grpcurl, "-plaintext", "-d", request, address, method))
+        answers = documents(ran(grpcurl, *KEYED, "-plaintext", "-d", request, address, method))
         assert kinds_of(answers)[0] == "accepted"
         assert kinds_of(answers)[-1] == "completed"
         listed = documents(
             ran(
-                *(grpcurl, "-plaintext", "-d", json.dumps({"name": session}), address),
+                *(grpcurl, *KEYED, "-plaintext", "-d", json.dumps({"name": session}), address),
                 "weft.state.v1.SessionService/GetSession",
             )
         )
@@ -203,17 +214,24 @@ class TestGrpcurl:
     def test_errors_come_with_their_details(self, grpcurl: Path, address: str) -> None:
         request = json.dumps({"name": f"{TENANT}/agents/nobody"})
         method = "weft.agents.v1.AgentService/GetAgent"
-        done = finished([grpcurl, "-plaintext", "-d", request, address, method])
+        done = finished([grpcurl, *KEYED, "-plaintext", "-d", request, address, method])
         assert done.returncode != 0
         assert "NotFound" in done.stderr
         assert "RESOURCE_NOT_FOUND" in done.stderr
 
 
 class TestBufCurl:
+    @pytest.fixture(autouse=True)
+    def headers(self, tmp_path: Path, running: Platform) -> None:
+        """The file from which it takes the key."""
+        self.header_file = tmp_path / "headers"
+        self.header_file.write_text(f"authorization: Bearer {running.key}\n")
+
     def curl(self, address: str, *arguments: str) -> list[str | Path]:
         *options, path = arguments
         plain = ("curl", "--protocol", "grpc", "--http2-prior-knowledge")
-        return [BUF, *plain, *options, f"http://{address}{path}"]
+        keyed = ("-H", f"@{self.header_file}", "--reflect-header", f"@{self.header_file}")
+        return [BUF, *plain, *keyed, *options, f"http://{address}{path}"]
 
     @pytest.mark.parametrize("protocol", ["grpc-v1", "grpc-v1alpha"])
     def test_it_lists_what_is_there_by_both_reflections(self, address: str, protocol: str) -> None:

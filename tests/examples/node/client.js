@@ -3,7 +3,7 @@
 //
 //   node client.js ADDRESS PROTO_FOLDER GOOGLE_APIS_FOLDER QUESTION
 //
-// GOOGLE_APIS_FOLDER holds google/api/annotations.proto and what it imports. Each line on
+// WEFT_API_KEY in the environment holds the key; arguments are seen by everybody. GOOGLE_APIS_FOLDER holds google/api/annotations.proto and what it imports. Each line on
 // stdout is a JSON document.
 'use strict';
 
@@ -18,6 +18,12 @@ const CONTRACTS = [
   'weft/state/v1/state_service.proto',
 ];
 
+function metadata() {
+  const sent = new grpc.Metadata();
+  sent.set('authorization', `Bearer ${process.env.WEFT_API_KEY}`);
+  return sent;
+}
+
 function deadline() {
   return new Date(Date.now() + DEADLINE_SECONDS * 1000);
 }
@@ -29,7 +35,7 @@ function load(folders) {
 
 function call(stub, method, request) {
   return new Promise((resolve, reject) => {
-    stub[method](request, { deadline: deadline() }, (error, response) => {
+    stub[method](request, metadata(), { deadline: deadline() }, (error, response) => {
       if (error) {
         reject(error);
       } else {
@@ -44,7 +50,7 @@ function print(document) {
 }
 
 async function runTurn(turns, session, input) {
-  const stream = turns.RunTurn({ session, input }, { deadline: deadline() });
+  const stream = turns.RunTurn({ session, input }, metadata(), { deadline: deadline() });
   for await (const { events } of stream) {
     for (const event of events) {
       print({ turn_event: event.event, offset: event.offset, [event.event]: event[event.event] });
@@ -53,7 +59,7 @@ async function runTurn(turns, session, input) {
 }
 
 async function watchSession(state, name, revision) {
-  const stream = state.WatchEvents({ name, after_revision: 0 }, { deadline: deadline() });
+  const stream = state.WatchEvents({ name, after_revision: 0 }, metadata(), { deadline: deadline() });
   try {
     for await (const { event } of stream) {
       print({ session_event: event.type, revision: event.revision });
