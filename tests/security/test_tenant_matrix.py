@@ -1,0 +1,148 @@
+"""Every RPC, every resource field of its request, with another tenant's, a forged and no
+resource in it: none succeeds, and nothing of the other tenant changes."""
+
+from typing import Any
+
+import grpc
+import pytest
+
+from mesh.events.store import Selection
+from mesh.rpc.methods import MethodSpec
+from mesh.rpc.open_methods import PUBLIC
+from tests.contract.test_contracts import METHODS
+from tests.security.conftest import Deployment
+from tests.support.requests import bounds_of, field_at, filled, outcome, put, resource_fields
+from weft.agents.v1 import agent_pb2, agent_service_pb2
+from weft.agents.v1.agent_service_pb2_grpc import AgentServiceStub
+from weft.state.v1 import session_service_pb2
+from weft.state.v1.session_service_pb2_grpc import SessionServiceStub
+
+FORGED = (
+    "tenants/acme/../globex",
+    "tenants/globex/../acme",
+    "tenants/./acme",
+    "tenants//acme",
+    "/tenants/acme",
+    "tenants/ACME",
+    "tenants/acme ",
+    "tenants/*",
+    "tenants/-",
+    "tenants/%61cme",
+    "tenants/acme%2f..%2fglobex",
+    "tenants/acme\x00globex",
+    "tenants/acme\n",
+    "tenants/\u0430\u0441me",
+    "tenants/acme\u200b",
+    "Tenants/acme",
+    "projects/acme",
+    "acme",
+    "globex/tenants/acme",
+)
+CELLS = [
+    (spec, path)
+    for spec in METHODS
+    if spec.path not in PUBLIC
+    for path in resource_fields(spec.request_class.DESCRIPTOR)
+]
+Code = grpc.StatusCode
+
+
+def with_resource(spec: MethodSpec, path: tuple[str, ...], name: str) -> Any:
+    request = filled(spec, "acme")
+    put(request, path, name)
+    return request
+
+
+def tail_of(spec: MethodSpec, path: tuple[str, ...]) -> str:
+    """What follows `tenants/acme` in a good name of the field."""
+    request: Any = filled(spec, "acme")
+    for part in path:
+        request = getattr(request, part)
+        request = request[0] if hasattr(request, "append") and request else request
+    return str(request).removeprefix("tenants/acme") if isinstance(request, str) else ""
+
+
+@pytest.fixture(scope="module")
+async def theirs(weft: Deployment) -> str:
+    """The other tenant has an agent and a session of the very names that are asked for."""
+    agents: Any = AgentServiceStub(weft.keyed("globex"))
+    made = agent_service_pb2.CreateAgentRequest(
+        parent="tenants/globex", agent_id="x1", spec=agent_pb2.AgentSpec(display_name="x")
+    )
+    await agents.CreateAgent(made, timeout=10)
+    sessions: Any = SessionServiceStub(weft.keyed("globex"))
+    session = session_service_pb2.CreateSessionRequest(
+        parent="tenants/globex/agents/x1", session_id="x1"
+    )
+    await sessions.CreateSession(session, timeout=10)
+    return "globex"
+
+
+def test_every_method_that_acts_upon_a_tenant_has_a_cell() -> None:
+    covered = {spec.path for spec, _ in CELLS}
+    rest = {spec.path for spec in METHODS if spec.policy.resource} - covered
+    assert rest == set()
+
+
+async def position(weft: Deployment, tenant: str) -> int:
+    """Where the last commit of the tenant stands, in the areas that have any."""
+    areas = ("agents", "state", "tools", "auth", "vectors")
+    found = [await weft.host.events.last_position(Selection(f"{area}.{tenant}")) for area in areas]
+    return max(found)
+
+
+async def test_another_tenants_resource_is_not_found(weft: Deployment, theirs: str) -> None:
+    before = await position(weft, theirs)
+    seen = []
+    for spec, path in CELLS:
+        tail = tail_of(spec, path)
+        request = with_resource(spec, path, f"tenants/{theirs}{tail}")
+        code = await outcome(weft.channel, spec, request, [weft.credential("acme")])
+        if code is not Code.NOT_FOUND:
+            seen.append((spec.path, path, code))
+    assert seen == []
+    assert await position(weft, theirs) == before
+
+
+async def test_a_forged_name_never_succeeds(weft: Deployment, theirs: str) -> None:
+    before = await position(weft, theirs)
+    passed = []
+    for spec, path in CELLS:
+        tail = tail_of(spec, path)
+        for forged in FORGED:
+            request = with_resource(spec, path, forged + tail)
+            code = await outcome(weft.channel, spec, request, [weft.credential("acme")])
+            if code not in (Code.NOT_FOUND, Code.INVALID_ARGUMENT):
+                passed.append((spec.path, path, forged, code))
+    assert passed == []
+    assert await position(weft, theirs) == before
+
+
+async def test_a_required_resource_that_is_absent_is_an_invalid_argument(
+    weft: Deployment,
+) -> None:
+    passed = []
+    for spec, path in CELLS:
+        if not bounds_of(field_at(spec.request_class.DESCRIPTOR, path)).required:
+            continue
+        request = with_resource(spec, path, "")
+        code = await outcome(weft.channel, spec, request, [weft.credential("acme")])
+        if code is not Code.INVALID_ARGUMENT:
+            passed.append((spec.path, path, code))
+    assert passed == []
+
+
+async def test_who_has_no_part_in_the_platform_may_do_nothing_to_it(weft: Deployment) -> None:
+    for spec in METHODS:
+        if spec.policy.platform:
+            code = await outcome(
+                weft.channel, spec, filled(spec, "acme"), [weft.credential("acme")]
+            )
+            assert code is Code.PERMISSION_DENIED, spec.path
+
+
+async def test_what_a_tenant_lists_is_its_own(weft: Deployment, theirs: str) -> None:
+    agents: Any = AgentServiceStub(weft.keyed("acme"))
+    request = agent_service_pb2.ListAgentsRequest(parent="tenants/acme")
+    listed = await agents.ListAgents(request, timeout=10)
+    assert all(agent.name.startswith("tenants/acme/") for agent in listed.agents)
