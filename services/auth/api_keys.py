@@ -24,7 +24,7 @@ class ApiKeys:
         """Makes the key, and gives it the roles that are named, or does neither."""
         tenant = domain.tenant_of(request.parent)
         name = domain.api_key_name(tenant, request.api_key_id or new_id())
-        made = self._requests.of(call, request)
+        made = self._requests.of(call)
         key = new_api_key()
         roles = tuple(dict.fromkeys(request.roles))
         ttl_ns = request.ttl.ToNanoseconds()
@@ -65,7 +65,7 @@ class ApiKeys:
             overlap_ns = request.overlap.ToNanoseconds()
         key = new_api_key()
         command = domain.RotateApiKey(
-            request=self._requests.of(call, request),
+            request=self._requests.of(call),
             name=request.name,
             secret=domain.Secret(key.id, self._directory.hmac_of(key)),
             overlap_ns=overlap_ns,
@@ -78,7 +78,7 @@ class ApiKeys:
         self, request: pb.RevokeApiKeyRequest, call: Call
     ) -> pb.RevokeApiKeyResponse:
         """Revokes the key for good."""
-        made = self._requests.of(call, request, request.request_id)
+        made = self._requests.repeatable(call, request)
         command = domain.RevokeApiKey(made, request.name)
         state = await self._directory.change(domain.tenant_of(request.name), command)
         stored = domain.existing_api_key(state, request.name)

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from google.protobuf.message import Message
-
 from mesh.call import Call
 from mesh.clock import Clock
 from mesh.ids import new_id
@@ -14,9 +12,20 @@ from mesh.runtime.requests import request_hash
 from mesh.security.tokens import refused
 from services.auth import domain
 from services.auth.directory import AccessDirectory
+from weft.auth.v1 import api_key_service_pb2, auth_service_pb2, role_service_pb2
 
 PAGE_SIZE = 100
 T = TypeVar("T")
+Repeatable = (
+    auth_service_pb2.RevokeTokenRequest
+    | api_key_service_pb2.RevokeApiKeyRequest
+    | role_service_pb2.CreateRoleRequest
+    | role_service_pb2.UpdateRoleRequest
+    | role_service_pb2.DeleteRoleRequest
+    | role_service_pb2.CreateRoleBindingRequest
+    | role_service_pb2.DeleteRoleBindingRequest
+)
+"""The requests with a `request_id`."""
 
 
 class Requests:
@@ -26,13 +35,17 @@ class Requests:
         self._directory = directory
         self._clock = clock
 
-    def of(self, call: Call, message: Message, request_id: str = "") -> domain.Request:
-        """The request of a call; it gets an id where the caller gave none."""
+    def of(self, call: Call) -> domain.Request:
+        """A request that is another one each time: what it makes holds a new secret."""
+        return domain.Request(new_id(), b"", self.caller(call), self._clock.now_ns())
+
+    def repeatable(self, call: Call, message: Repeatable) -> domain.Request:
+        """A request that may come again; it gets an id where the caller gave none."""
         return domain.Request(
-            id=request_id or new_id(),
-            hash=request_hash(message),
-            caller=self.caller(call),
-            now_ns=self._clock.now_ns(),
+            message.request_id or new_id(),
+            request_hash(message),
+            self.caller(call),
+            self._clock.now_ns(),
         )
 
     def caller(self, call: Call) -> Principal:

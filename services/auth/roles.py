@@ -25,7 +25,7 @@ class Roles:
             display_name=request.display_name,
             permissions=dict.fromkeys(request.permissions),
         )
-        made = self._requests.of(call, request, request.request_id)
+        made = self._requests.repeatable(call, request)
         state = await self._change(request.parent, domain.CreateRole(made, role))
         return pb.CreateRoleResponse(role=_role(state, role.name))
 
@@ -52,13 +52,13 @@ class Roles:
             display_name=request.role.display_name,
             permissions=dict.fromkeys(request.role.permissions),
         )
-        made = self._requests.of(call, request, request.request_id)
+        made = self._requests.repeatable(call, request)
         state = await self._change(role.name, domain.UpdateRole(made, role))
         return pb.UpdateRoleResponse(role=_role(state, role.name))
 
     async def delete_role(self, request: pb.DeleteRoleRequest, call: Call) -> pb.DeleteRoleResponse:
         """Deletes a role that no binding gives."""
-        made = self._requests.of(call, request, request.request_id)
+        made = self._requests.repeatable(call, request)
         await self._change(request.name, domain.DeleteRole(made, request.name))
         return pb.DeleteRoleResponse()
 
@@ -66,7 +66,7 @@ class Roles:
         self, request: pb.CreateRoleBindingRequest, call: Call
     ) -> pb.CreateRoleBindingResponse:
         """Gives a role."""
-        made = self._requests.of(call, request, request.request_id)
+        made = self._requests.repeatable(call, request)
         binding = access_pb2.RoleBinding(
             name=f"{request.parent}/roleBindings/{request.role_binding_id or new_id()}",
             role=request.role,
@@ -99,7 +99,7 @@ class Roles:
         self, request: pb.DeleteRoleBindingRequest, call: Call
     ) -> pb.DeleteRoleBindingResponse:
         """Takes a role back."""
-        made = self._requests.of(call, request, request.request_id)
+        made = self._requests.repeatable(call, request)
         await self._change(request.name, domain.DeleteBinding(made, request.name))
         return pb.DeleteRoleBindingResponse()
 

@@ -36,7 +36,7 @@ class Tenants:
         """Makes the tenant with its administrator's key."""
         key = new_api_key()
         command = domain.CreateTenant(
-            request=self._requests.of(call, request),
+            request=self._requests.of(call),
             tenant=request.tenant_id,
             display_name=request.display_name,
             api_key=ADMIN_API_KEY,

@@ -86,7 +86,7 @@ class Tokens:
     ) -> pb.RevokeTokenResponse:
         """Revokes a token before it expires. Ids of tokens that there never were are
         accepted: tokens aren't kept, so nobody knows."""
-        made = self._requests.of(call, request, request.request_id)
+        made = self._requests.repeatable(call, request)
         # Longer than any that was issued lives, whatever this process's settings are.
         expire_ns = made.now_ns + ACCESS_SECONDS_MAX * NANOSECONDS
         command = domain.RevokeToken(made, request.token_id, expire_ns)
