@@ -229,7 +229,7 @@ class JetStreamEventStore:
 
     async def _open(self, message: StoredMessage) -> StoredCommit:
         stream = message.subject.removeprefix(f"{SUBJECT_PREFIX}.")
-        return await self._envelope.open(stream, message.position, message.data)
+        return await self._envelope.open_shared(stream, message.position, message.data)
 
     async def _started_tail(self) -> LogTail:
         async with self._tail_start:
