@@ -15,6 +15,7 @@ from mesh.clock import NANOSECONDS
 from mesh.errors import DataDamaged, DataErased, LimitExceeded
 from mesh.events.blobs import KEY_PREFIX, BlobStore, bring_back, move_out
 from mesh.events.codec import PLAIN, Codecs, PayloadSeal, PlainCodec
+from mesh.events.opened import OpenedCommits
 from mesh.events.store import CommitDraft, Head, StoredCommit, StreamName
 from mesh.ids import new_id
 from weft.events.v1 import events_pb2
@@ -41,6 +42,8 @@ class Envelope:
     def __init__(self, blobs: BlobStore, codecs: Codecs = PLAIN) -> None:
         self._blobs = blobs
         self._codecs = codecs
+        self._opened = OpenedCommits()
+        codecs.writing.on_erased(self._opened.forget)
 
     async def seal(self, stream: StreamName, draft: CommitDraft, head: Head) -> bytes:
         """The bytes of the commit that puts `draft` behind `head`; its blobs are stored.
@@ -113,6 +116,19 @@ class Envelope:
                 stored = await bring_back(self._blobs, event.blob)
             event.payload.value = seal.open(revision, event.type, stored)
         return StoredCommit(commit, position, digest)
+
+    async def open_shared(self, stream: str, position: int, data: bytes) -> StoredCommit:
+        """As `open`; who wants it once more within a moment gets the same commit."""
+        kept = self._opened.get(stream, position)
+        if kept is not None:
+            # Only as long as its key may open it: nothing outlives an erasure here.
+            codec = self._codecs.named(kept.commit.codec)
+            if codec.at_hand(stream, kept.commit.key_id) is not None:
+                return kept
+        opened = await self.open(stream, position, data)
+        if not opened.erased:
+            self._opened.keep(opened, len(data))
+        return opened
 
     async def seal_snapshot(self, snapshot: events_pb2.Snapshot) -> bytes:
         """The bytes to keep of `snapshot`, whose state is plain; its blob is stored.

@@ -125,8 +125,9 @@ class MemoryEventStore:
         while True:
             while position < len(entries):
                 position += 1
-                if selection.holds(entries[position - 1].stream):
-                    yield await self._open(position)
+                entry = entries[position - 1]
+                if selection.holds(entry.stream):
+                    yield await self._envelope.open_shared(entry.stream, position, entry.data)
             await self._grown.wait()
 
     async def tenant_commits(

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from mesh.events.projection import Projection
 from mesh.events.store import EventStore, Selection, StoredCommit
+from mesh.security.sealing import RowSeal
+from mesh.security.secrets import Secrets
 from services.state.domain import session_name
 from weft.state.v1 import events_pb2, session_pb2
 
@@ -27,16 +29,19 @@ _ENDED = frozenset(
 
 
 class SessionsReadModel:
-    """Follows the sessions' streams."""
+    """Follows the sessions' streams; what it copies of them is sealed."""
 
-    def __init__(self, store: EventStore, path: Path) -> None:
+    def __init__(self, store: EventStore, path: Path, secrets: Secrets) -> None:
+        self._secrets = secrets
+        self._seal: RowSeal
         self._projection = Projection(
-            store, path, tables=_TABLES, selections=(Selection("state"),), apply=_apply
+            store, path, tables=_TABLES, selections=(Selection("state"),), apply=self._apply
         )
 
     async def start(self) -> None:
         """Returns once it has caught up with the log."""
-        await self._projection.start()
+        self._seal = await RowSeal.of(self._secrets, "sessions")
+        await self._projection.start(self._seal.id)
 
     async def stop(self) -> None:
         """Ends following."""
@@ -48,33 +53,38 @@ class SessionsReadModel:
         """The newest `count` sessions made before position `before`, each with the
         position at which it was made; of every agent where `agent` is `-`."""
         await self._projection.catch_up()
-        rows = self._projection.connection.execute(
-            "SELECT made, session FROM sessions WHERE tenant = ? AND made < ?"
-            " AND (? = '-' OR agent = ?) ORDER BY made DESC LIMIT ?",
-            (tenant, before if before is not None else 2**62, agent, agent, count),
-        )
-        return [(made, session_pb2.Session.FromString(blob)) for made, blob in rows]
 
+        def page(connection: sqlite3.Connection) -> list[tuple[int, session_pb2.Session]]:
+            rows = connection.execute(
+                "SELECT made, name, session FROM sessions WHERE tenant = ? AND made < ?"
+                " AND (? = '-' OR agent = ?) ORDER BY made DESC LIMIT ?",
+                (tenant, before if before is not None else 2**62, agent, agent, count),
+            )
+            return [(made, self._opened(name, blob)) for made, name, blob in rows]
 
-def _apply(connection: sqlite3.Connection, stored: StoredCommit) -> None:
-    commit = stored.commit
-    name = session_name(commit.stream)
-    row = connection.execute("SELECT session FROM sessions WHERE name = ?", (name,)).fetchone()
-    session = session_pb2.Session.FromString(row[0]) if row else session_pb2.Session(name=name)
-    for event in commit.events:
-        _evolve(session, event.type, event.payload.value)
-    if not row:
-        session.create_time.CopyFrom(commit.time)
-        _, tenant, agent, _ = commit.stream.split(".")
-        connection.execute(
-            "INSERT INTO sessions VALUES (?, ?, ?, ?, X'')",
-            (name, tenant, agent, stored.position),
-        )
-    session.revision = commit.revision + len(commit.events) - 1
-    session.update_time.CopyFrom(commit.time)
-    connection.execute(
-        "UPDATE sessions SET session = ? WHERE name = ?", (session.SerializeToString(), name)
-    )
+        return await self._projection.read(page)
+
+    def _opened(self, name: str, blob: bytes) -> session_pb2.Session:
+        return session_pb2.Session.FromString(self._seal.open(name, blob))
+
+    def _apply(self, connection: sqlite3.Connection, stored: StoredCommit) -> None:
+        commit = stored.commit
+        name = session_name(commit.stream)
+        row = connection.execute("SELECT session FROM sessions WHERE name = ?", (name,)).fetchone()
+        session = self._opened(name, row[0]) if row else session_pb2.Session(name=name)
+        for event in commit.events:
+            _evolve(session, event.type, event.payload.value)
+        if not row:
+            session.create_time.CopyFrom(commit.time)
+            _, tenant, agent, _ = commit.stream.split(".")
+            connection.execute(
+                "INSERT INTO sessions VALUES (?, ?, ?, ?, X'')",
+                (name, tenant, agent, stored.position),
+            )
+        session.revision = commit.revision + len(commit.events) - 1
+        session.update_time.CopyFrom(commit.time)
+        blob = self._seal.seal(name, session.SerializeToString())
+        connection.execute("UPDATE sessions SET session = ? WHERE name = ?", (blob, name))
 
 
 def _evolve(session: session_pb2.Session, event_type: str, value: bytes) -> None:

@@ -15,7 +15,9 @@ class StateService:
 
     def __init__(self, mesh: Mesh) -> None:
         repository = mesh.repository(SESSION_FOLD)
-        self._read_model = SessionsReadModel(mesh.events, mesh.data_dir / "state.sqlite3")
+        self._read_model = SessionsReadModel(
+            mesh.events, mesh.data_dir / "state.sqlite3", mesh.keyring
+        )
         self._sessions = Sessions(repository, self._read_model, mesh.stub(AgentServiceStub))
         self._history = StateHistory(repository)
 

@@ -4,10 +4,10 @@ The rows come from the contracts, so a new RPC has its row without anybody's doi
 which no valid request can be made here fails.
 """
 
+import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -43,7 +43,7 @@ def _unsigned(claims: dict[str, Any]) -> str:
 
 
 @pytest.fixture(scope="module")
-async def bad(weft: Deployment) -> AsyncIterator[dict[str, Metadata]]:
+async def bad(weft: Deployment) -> dict[str, Metadata]:
     """Kinds of bad credentials, by name."""
     keys: Any = ApiKeyServiceStub(weft.keyed("acme"))
     tokens: Any = AuthServiceStub(weft.keyed("acme"))
@@ -63,9 +63,8 @@ async def bad(weft: Deployment) -> AsyncIterator[dict[str, Metadata]]:
     claims = {"iss": "weft", "aud": "weft", "sub": "tenants/acme/apiKeys/admin", "iat": now}
     claims |= {"exp": now + 60, "jti": "x", "tenant": "acme", "roles": ["admin"], "scopes": []}
     identity = weft.host.access.sign(Principal("tenants/acme/apiKeys/admin", "acme"), "agents", 5)
-    while time.monotonic() < expires:
-        time.sleep(0.05)
-    yield {
+    await asyncio.sleep(max(0.0, expires - time.monotonic()))
+    return {
         "none": (),
         "empty": _header(""),
         "no credential behind the scheme": _header("Bearer "),

@@ -246,7 +246,7 @@ class JetStreamEventStore:
         return None
 
     async def _open(self, message: StoredMessage) -> StoredCommit:
-        return await self._envelope.open(_stream_of(message), message.position, message.data)
+        return await self._envelope.open_shared(_stream_of(message), message.position, message.data)
 
     async def _started_tail(self) -> LogTail:
         async with self._tail_start:

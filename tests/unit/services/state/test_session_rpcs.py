@@ -18,6 +18,7 @@ from services.state import domain
 from services.state.history import PAGE_BYTES_MAX, StateHistory
 from services.state.read_model import SessionsReadModel
 from services.state.sessions import Sessions
+from tests.support.keys import memory_keyring
 from tests.support.session_log import SESSION, SessionLog
 from weft.agents.v1.agent_service_pb2_grpc import AgentServiceStub
 from weft.events.v1 import events_pb2
@@ -45,7 +46,9 @@ def history(repository: Repo) -> StateHistory:
 
 @pytest.fixture
 async def sessions(repository: Repo, tmp_path: Path) -> AsyncIterator[Sessions]:
-    read_model = SessionsReadModel(repository.store, tmp_path / "sessions.sqlite3")
+    read_model = SessionsReadModel(
+        repository.store, tmp_path / "sessions.sqlite3", memory_keyring()
+    )
     await read_model.start()
     # Nobody serves agents: only what makes a session of one asks for it.
     channel: Any = LocalChannel({})
