@@ -8,7 +8,7 @@ import asyncio
 import base64
 import json
 import time
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -70,7 +70,7 @@ async def bad(weft: Deployment) -> dict[str, Metadata]:
         "no credential behind the scheme": _header("Bearer "),
         "another scheme": _header(f"Basic {base64.b64encode(good.encode()).decode()}"),
         "no scheme": _header(good),
-        "garbage": _header("Bearer \x7f!\"#$%&'()*+"),
+        "garbage": _header("Bearer !\"#$%&'()*+"),
         "a key of nobody": _header(f"Bearer {stranger}"),
         "an altered secret": _header(f"Bearer {head[:-1]}{last}_{tail}"),
         "a wrong checksum": _header(f"Bearer {head}_00000000"),
@@ -136,7 +136,7 @@ async def test_without_any_role_a_key_may_do_nothing_but_ask_who_it_is(weft: Dep
 async def test_reflection_needs_a_credential_as_well(
     weft: Deployment, bad: dict[str, Metadata]
 ) -> None:
-    stub: Any = ServerReflectionStub(weft.channel)
+    stub: Any = ServerReflectionStub(cast(Any, weft.channel))
     for kind, metadata in bad.items():
         if "identity" in kind:
             continue

@@ -8,7 +8,7 @@ from mesh.errors import CredentialInvalid, NotFound, PermissionDenied
 from mesh.principal import Principal
 from mesh.rpc.methods import MALFORMED, Handler, MethodSpec
 from mesh.rpc.open_methods import FOR_EVERY_CALLER, PUBLIC
-from mesh.rpc.tenancy import foreign, names_in, resource_reader
+from mesh.rpc.tenancy import foreign, names_in, resource_reader, tenant_of
 from mesh.security.authenticator import Authenticator
 
 Callers = Mapping[str, frozenset[str]]
@@ -90,8 +90,8 @@ def _permission_check(spec: MethodSpec) -> Callable[[Principal, Any], bool]:
 
     def permitted(principal: Principal, request: Any) -> bool:
         resource = read(request)
-        # Without a resource the request is refused by its bounds, which come next.
-        return not resource or principal.allows(permission, resource)
+        # What names no resource of a tenant is refused by its bounds, which come next.
+        return tenant_of(resource) is None or principal.allows(permission, resource)
 
     return permitted
 
