@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from mesh.errors import (
     AlreadyExists,
@@ -17,7 +18,10 @@ from mesh.errors import (
     WeftError,
 )
 from mesh.principal import Principal
+from mesh.rpc.local import LocalChannel
 from mesh.rpc.methods import methods_of
+from mesh.rpc.pipeline import bind, server_interceptors
+from mesh.rpc.settings import RpcSettings
 from mesh.security.tokens import verify_access_token
 from tests.support.access import Access, access, system_call
 from weft.auth.v1 import api_key_service_pb2 as keys
@@ -25,6 +29,7 @@ from weft.auth.v1 import audit_service_pb2, role_service_pb2, tenant_service_pb2
 from weft.auth.v1 import auth_service_pb2 as auth
 from weft.auth.v1 import role_service_pb2 as roles
 from weft.auth.v1 import tenant_service_pb2 as tenants
+from weft.auth.v1.auth_service_pb2_grpc import AuthServiceStub
 
 PARENT = "tenants/default"
 ADMIN = f"{PARENT}/apiKeys/admin"
@@ -71,6 +76,20 @@ def test_every_method_of_the_contracts_is_implemented(made: Access) -> None:
         for contract in file.services_by_name.values():
             for method in methods_of(contract):
                 assert hasattr(made.handler(contract.name), method.attribute)
+
+
+async def test_what_needs_no_credential_works_without_one_in_the_pipeline(made: Access) -> None:
+    interceptors = server_interceptors(CollectorRegistry())
+    endpoints = bind(made.service.handlers, interceptors, RpcSettings())
+    channel: Any = LocalChannel(endpoints)
+    stub: Any = AuthServiceStub(channel)
+    assert len((await stub.GetJwks(auth.GetJwksRequest())).keys) == 1
+    response = await stub.ExchangeToken(auth.ExchangeTokenRequest(api_key=made.admin_key))
+    assert made.principal(response.token).name == ADMIN
+    with pytest.raises(CredentialInvalid):
+        await stub.ExchangeToken(auth.ExchangeTokenRequest(api_key="x"))
+    with pytest.raises(CredentialInvalid):
+        await stub.WhoAmI(auth.WhoAmIRequest())
 
 
 class TestTokens:
