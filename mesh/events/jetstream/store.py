@@ -280,6 +280,11 @@ async def connect_store(
     )
 
 
+async def log_end(connection: Connection) -> int:
+    """Position of the last commit of all; 0 where there is none."""
+    return await History(connection, replicated=False).last_position()
+
+
 def _failpoint(draft: CommitDraft, place: str) -> None:
     if failpoints.active():
         first = draft.events[0].payload.DESCRIPTOR.name
