@@ -301,6 +301,11 @@ def _stream_of(message: StoredMessage) -> str:
     return message.subject.removeprefix(f"{SUBJECT_PREFIX}.")
 
 
+async def log_end(connection: Connection) -> int:
+    """Position of the last commit of all; 0 where there is none."""
+    return await History(connection, replicated=False).last_position()
+
+
 def _failpoint(draft: CommitDraft, place: str) -> None:
     if failpoints.active():
         first = draft.events[0].payload.DESCRIPTOR.name
