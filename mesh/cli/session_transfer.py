@@ -14,10 +14,12 @@ from mesh.cli.names import AGENT, SESSION, check_id, resource_name, short_name
 from mesh.cli.output import Output, as_data, note, show_data
 from mesh.cli.private_files import private_file
 from mesh.cli.session_records import RecordBatches, opened, record_line
-from mesh.cli.sessions import SessionArgument, show_session_message
+from mesh.cli.sessions import SessionArgument, sessions, show_session_message
 
 if TYPE_CHECKING:
     from weft.state.v1.session_service_pb2_grpc import SessionServiceStub
+
+__all__ = ["sessions"]
 
 TRANSFER_SECONDS = 3_600.0
 """Deadline of an export or import where no --timeout is given."""
@@ -25,16 +27,7 @@ TRANSFER_SECONDS = 3_600.0
 ERASE_SECONDS = 120.0
 
 
-def add_session_transfer(sessions: typer.Typer) -> None:
-    """Adds `weft session erase`, `export` and `import`."""
-    erase = "weft session erase librarian/talk --cascade --yes"
-    command(sessions, "erase", example=erase)(erase_session)
-    export = "weft session export librarian/talk --to talk.ndjson"
-    command(sessions, "export", example=export)(export_session)
-    import_ = "weft session import librarian talk.ndjson --id copy"
-    command(sessions, "import", example=import_)(import_session)
-
-
+@command(sessions, "erase", example="weft session erase librarian/talk --cascade --yes")
 def erase_session(
     client: Client,
     session: SessionArgument,
@@ -62,6 +55,7 @@ def erase_session(
         sys.stdout.write(f"erased {short_name(erased)}\n")
 
 
+@command(sessions, "export", example="weft session export librarian/talk --to talk.ndjson")
 def export_session(
     client: Client,
     session: SessionArgument,
@@ -83,6 +77,7 @@ def export_session(
     note(f"wrote session {short_name(name)} to {to}")
 
 
+@command(sessions, "import", example="weft session import librarian talk.ndjson --id copy")
 def import_session(
     client: Client,
     agent: Annotated[str, typer.Argument(help="The agent: an id or a full name.")],

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from mesh.rpc.pipeline import bind, server_interceptors
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
+from tests.support.memory_access import Admission, MemoryAccess
 from tests.support.memory_catalogues import (
     MemoryAgents,
     MemoryCollections,
@@ -32,6 +33,7 @@ class MemoryPlatform:
     """
 
     def __init__(self) -> None:
+        self.access = MemoryAccess()
         self.agents = MemoryAgents()
         self.sessions = MemorySessions()
         self.turns = MemoryTurns(self.restart_soon)
@@ -91,6 +93,11 @@ class MemoryPlatform:
         handlers = {
             "weft.agents.v1.AgentService": self.agents,
             "weft.agents.v1.TurnService": self.turns,
+            "weft.auth.v1.ApiKeyService": self.access,
+            "weft.auth.v1.AuditService": self.access,
+            "weft.auth.v1.AuthService": self.access,
+            "weft.auth.v1.RoleService": self.access,
+            "weft.auth.v1.TenantService": self.access,
             "weft.models.v1.ModelService": self.models,
             "weft.state.v1.SessionService": self.sessions,
             "weft.state.v1.StateService": self.sessions,
@@ -98,7 +105,7 @@ class MemoryPlatform:
             "weft.vectors.v1.VectorService": self.collections,
         }
         settings = RpcSettings.model_validate({})
-        interceptors = server_interceptors(CollectorRegistry())
+        interceptors = (Admission(self.access), *server_interceptors(CollectorRegistry()))
         self._server = RpcServer(bind(handlers, interceptors, settings), settings)
         self.port = await self._server.start("127.0.0.1", self.port)
 
