@@ -13,7 +13,7 @@ from mesh.cli.inputs import Yes, confirm
 from mesh.cli.names import AGENT, SESSION, check_id, resource_name, short_name
 from mesh.cli.output import Output, as_data, note, show_data
 from mesh.cli.private_files import private_file
-from mesh.cli.session_records import RecordBatches, opened, record_line
+from mesh.cli.session_records import batches, record_line, whole_session
 from mesh.cli.sessions import SessionArgument, sessions, show_session_message
 
 if TYPE_CHECKING:
@@ -90,8 +90,6 @@ def import_session(
     ] = 0,
 ) -> None:
     """Makes a new session of an exported one, sealed anew."""
-    import grpc
-
     from weft.state.v1 import session_service_pb2 as pb
 
     first = pb.ImportSessionRequest(
@@ -99,15 +97,10 @@ def import_session(
         agent_revision=agent_revision,
         parent=resource_name(agent, AGENT, client),
     )
-    with opened(file) as lines:
-        batches = RecordBatches(lines, first)
-        method = _stub(client).ImportSession
-        try:
-            answer = method(iter(batches), timeout=client.remaining_seconds(TRANSFER_SECONDS))
-        except grpc.RpcError:
-            if batches.failure is not None:
-                raise batches.failure from None
-            raise
+    method = _stub(client).ImportSession
+    with whole_session(file) as lines:
+        timeout = client.remaining_seconds(TRANSFER_SECONDS)
+        answer = method(batches(lines, first), timeout=timeout)
     show_session_message(client, answer.session)
 
 

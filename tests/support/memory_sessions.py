@@ -192,6 +192,9 @@ class MemorySessions:
         self, requests: AsyncIterator[sessions.ImportSessionRequest], _: Call
     ) -> sessions.ImportSessionResponse:
         received = [request async for request in requests]
+        header = received[0].records[0].header
+        if header.event_count != sum(len(request.records) for request in received) - 1:
+            raise FailedPrecondition("that isn't all that was exported")
         self.imports.extend(received)
         name = f"{received[0].parent}/sessions/{received[0].session_id or new_id()}"
         self._sessions[name] = session_pb2.Session(name=name, agent_revision=1)
