@@ -11,7 +11,7 @@ from mesh.cli.command import command
 from mesh.cli.connection import Client
 from mesh.cli.inputs import Yes, confirm
 from mesh.cli.names import AGENT, SESSION, check_id, resource_name, short_name
-from mesh.cli.output import Output, as_data, note, show_data
+from mesh.cli.output import Output, as_data, note, printable, show_data
 from mesh.cli.private_files import private_file
 from mesh.cli.session_records import batches, record_line, whole_session
 from mesh.cli.sessions import SessionArgument, sessions, show_session_message
@@ -52,7 +52,7 @@ def erase_session(
         show_data(client.output, as_data(answer))
         return
     for erased in answer.erased_sessions:
-        sys.stdout.write(f"erased {short_name(erased)}\n")
+        sys.stdout.write(printable(f"erased {short_name(erased)}") + "\n")
 
 
 @command(sessions, "export", example="weft session export librarian/talk --to talk.ndjson")

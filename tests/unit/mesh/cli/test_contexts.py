@@ -13,32 +13,32 @@ from tests.support.memory_access import new_secret
 from tests.support.memory_platform import MemoryPlatform
 
 
-def test_a_context_is_kept_shown_used_and_removed(weft_process: Weft, config: Path) -> None:
+def test_a_context_is_kept_shown_used_and_removed(
+    weft: Weft, weft_process: Weft, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = new_secret(), new_secret()
-    added = weft_process(
-        "context", "add", "prod", "--address", "127.0.0.1:7", "--tenant", "acme", stdin=f"{first}\n"
-    )
+    where = ("--address", "127.0.0.1:7", "--tenant", "acme")
+    added = weft_process("context", "add", "prod", *where, stdin=f"{first}\n")
     assert (added.code, added.out) == (0, "")
-    taken = weft_process("context", "add", "lab", "--from-environment", WEFT_API_KEY=second)
-    assert taken.code == 0
+    monkeypatch.setenv("WEFT_API_KEY", second)
+    assert weft("context", "add", "lab", "--from-environment").code == 0
     assert ((config / "contexts.json").stat().st_mode & 0o777) == 0o600
     assert (config.stat().st_mode & 0o777) == 0o700
-    listed = weft_process("context", "list", "-o", "json")
+    listed = weft("context", "list", "-o", "json")
     assert [(c["context"], c["current"]) for c in listed.data] == [("lab", False), ("prod", True)]
-    assert listed.data[1] | {"key": ""} == {
-        "context": "prod", "current": True, "address": "127.0.0.1:7", "data_dir": "",
-        "tenant": "acme", "key": "",
-    }  # fmt: skip
-    assert listed.data[1]["key"] == f"key weft_{first.split('_')[1]}_…"
-    assert weft_process("context", "use", "lab").code == 0
-    shown = weft_process("context", "show").out
+    assert {name: listed.data[1][name] for name in ("address", "tenant", "key")} == {
+        "address": "127.0.0.1:7",
+        "tenant": "acme",
+        "key": f"key weft_{first.split('_')[1]}_…",
+    }
+    assert weft("context", "use", "lab").code == 0
+    shown = weft("context", "show").out
     assert shown.splitlines()[0].split() == ["context", "lab"]
-    said = listed.out + weft_process("context", "list").out
-    assert first not in said + shown
-    assert second not in said + shown
-    assert weft_process("context", "remove", "lab").code == 0
+    said = shown + listed.out + weft("context", "list").out
+    assert not any(secret in said for secret in (first, second))
+    assert weft("context", "remove", "lab").code == 0
     assert json.loads((config / "contexts.json").read_text())["current"] == ""
-    assert weft_process("context", "show", "lab").code == 3
+    assert weft("context", "show", "lab").code == 3
 
 
 def test_the_key_is_asked_for_without_being_shown(platform: MemoryPlatform, config: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 
 from mesh.cli.clusters import ClusterFile
 from mesh.cli.credentials import Credential
+from mesh.cli.demo.server import Server
 from tests.support.command_line import ROOT, Weft, command_line, environment_for
 from tests.support.memory_access import new_secret
 from tests.support.memory_platform import MemoryPlatform
@@ -282,7 +282,20 @@ def test_a_credential_is_no_text() -> None:
     secret = new_secret()
     found = Credential(secret, "somewhere")
     assert secret not in f"{found!r} {found} {found.label}"
-    assert pickle.loads(pickle.dumps(found)) == found
+
+
+def test_the_demo_uses_the_key_of_its_own_server_alone(
+    clusters: ClusterFile, tmp_path: Path
+) -> None:
+    ours, own = new_secret(), new_secret()
+    server = Server(tmp_path / "demo" / "data")
+    server.address = "127.0.0.1:1"
+    clusters.write("ours", server.address, ours)
+    assert server.access("tenants/default").find_credential() is None
+    ClusterFile(tmp_path / "demo" / "config" / "weft" / "clusters").write("c", server.address, own)
+    found = server.access("tenants/default").find_credential()
+    assert found is not None
+    assert found.secret == own
 
 
 def test_no_option_takes_a_key(weft: Weft) -> None:
