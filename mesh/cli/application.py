@@ -24,8 +24,7 @@ from mesh.cli.keys import keys
 from mesh.cli.models import models
 from mesh.cli.output import printable
 from mesh.cli.roles import roles
-from mesh.cli.session_transfer import add_session_transfer
-from mesh.cli.sessions import sessions
+from mesh.cli.session_transfer import sessions
 from mesh.cli.tenants import tenants
 from mesh.cli.tools import tools
 from mesh.cli.turns import turns
@@ -47,7 +46,6 @@ def application() -> typer.Typer:
     app.callback()(with_shared_options(_weft))
     add_ask(app)
     app.add_typer(agents, name="agent")
-    add_session_transfer(sessions)
     app.add_typer(sessions, name="session")
     app.add_typer(turns, name="turn")
     app.add_typer(tools, name="tool")

@@ -8,7 +8,7 @@ import json
 import re
 from pathlib import Path
 
-from mesh.cli.private_files import others_may_read, read_private, readable_by_others, write_private
+from mesh.cli.private_files import FILE_BYTES_MAX, read_private, write_private
 
 FILES_MAX = 256
 """Most files that are looked through for an address."""
@@ -54,11 +54,17 @@ class ClusterFile:
         except OSError:
             return None
         for _, path in sorted(files, reverse=True)[:FILES_MAX]:
-            stored = _parse(path.read_text(encoding="utf-8", errors="replace"))
-            if stored.get("address") == address:
-                if others_may_read(path):
-                    raise readable_by_others(path)
-                return stored.get("api_key")
+            # Of what is another server's, it doesn't matter here who may read it.
+            if _parse(_text(path)).get("address") == address:
+                return _parse(read_private(path)).get("api_key")
+        return None
+
+
+def _text(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return file.read(FILE_BYTES_MAX).decode(errors="replace")
+    except OSError:
         return None
 
 

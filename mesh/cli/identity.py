@@ -11,7 +11,7 @@ from mesh.cli.connection import Client
 from mesh.cli.credentials import key_notes
 from mesh.cli.failures import CommandFailed, ExitCode, usage_error
 from mesh.cli.names import short_name
-from mesh.cli.output import Output, as_data, moment, note, show_data, show_message
+from mesh.cli.output import Output, as_data, moment, note, printable, show_data, show_message
 
 if TYPE_CHECKING:
     from weft.auth.v1 import auth_service_pb2
@@ -73,7 +73,7 @@ def show_token(client: Client) -> None:
     if client.output is not Output.TABLE:
         show_data(client.output, as_data(answer))
         return
-    sys.stdout.write(f"{answer.token}\n")
+    sys.stdout.write(printable(answer.token) + "\n")
     note(f"It expires at {moment(answer.expire_time)}.")
 
 

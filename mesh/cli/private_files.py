@@ -58,7 +58,11 @@ def read_private(path: Path) -> str | None:
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_mode & _OTHERS:
-                raise readable_by_others(path)
+                raise CommandFailed(
+                    f"others can read {path}, which holds a key",
+                    exit_code=ExitCode.AUTHENTICATION,
+                    notes=[f"chmod 600 {path}", "Somebody may have read it: weft key rotate"],
+                )
             return file.read(FILE_BYTES_MAX).decode("utf-8")
     except FileNotFoundError:
         return None
@@ -75,12 +79,3 @@ def others_may_read(path: Path) -> bool:
         return bool(path.stat().st_mode & _OTHERS)
     except OSError:
         return False
-
-
-def readable_by_others(path: Path) -> CommandFailed:
-    """The failure of a command that won't use such a file."""
-    return CommandFailed(
-        f"others can read {path}, which holds a key",
-        exit_code=ExitCode.AUTHENTICATION,
-        notes=[f"chmod 600 {path}", "If somebody may have read it: weft key rotate"],
-    )

@@ -17,7 +17,16 @@ from mesh.cli.names import (
     resource_pattern,
     short_name,
 )
-from mesh.cli.output import Output, as_data, moment, note, show_data, show_list, show_message
+from mesh.cli.output import (
+    Output,
+    as_data,
+    moment,
+    note,
+    printable,
+    show_data,
+    show_list,
+    show_message,
+)
 from mesh.cli.pages import LIMIT, Limit, each, fetch
 
 if TYPE_CHECKING:
@@ -218,7 +227,8 @@ def check_role(
     if client.output is not Output.TABLE:
         show_data(client.output, as_data(answer))
     elif answer.allowed:
-        sys.stdout.write(f"allowed by {short_name(answer.role) or 'what it is'}\n")
+        role = short_name(answer.role) or "what it is"
+        sys.stdout.write(printable(f"allowed by {role}") + "\n")
     if not answer.allowed:
         raise CommandFailed(
             f"{permission} is denied on {request.resource or request.parent}",

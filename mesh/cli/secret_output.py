@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from mesh.cli.output import Output, as_data, note, show_data
+from mesh.cli.output import Output, as_data, note, printable, show_data
 from mesh.cli.private_files import private_file
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def show_once(
     if to is None:
         answer = make()
         if output is Output.TABLE:
-            sys.stdout.write(f"{getattr(answer, field)}\n")
+            sys.stdout.write(printable(getattr(answer, field)) + "\n")
         else:
             show_data(output, as_data(answer))
         note("The secret is shown this once; --to FILE would have kept it off the terminal.")

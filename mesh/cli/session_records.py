@@ -2,10 +2,11 @@
 
 import json
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from mesh.cli.failures import CommandFailed, usage_error
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 FORMAT = 1
 LINE_BYTES_MAX = 32 * 1024 * 1024
 """Longest line accepted: a fact of a megabyte, each of its characters written as six."""
+
+SESSION_BYTES_MAX = 8 * 1024**3
+SPOOL_MEMORY_BYTES = 64 * 1024 * 1024
 
 BATCH_BYTES_MAX = 900 * 1024
 BATCH_RECORDS_MAX = 1_000
@@ -39,59 +43,67 @@ def record_line(record: "pb.SessionRecord") -> str:
 
 
 @contextmanager
-def opened(path: str) -> Iterator[BinaryIO]:
-    """The file, or standard input for `-`, as bytes."""
-    if path == "-":
-        yield sys.stdin.buffer
-        return
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(Path(path).open("rb"))
-        except OSError as error:
-            raise CommandFailed(f"can't read {path}: {error.strerror}") from error
-        yield file
+def whole_session(path: str) -> Iterator[BinaryIO]:
+    """The lines of an exported session, from a file or, for `-`, from standard input.
 
-
-class RecordBatches:
-    """The messages that import the session of `lines`, each of bounded size; `first` says
-    where to.
-
-    gRPC asks for them in a thread of its own, where an error only ends the call: the
-    CommandFailed that says what is wrong with the lines is kept as `failure`.
+    All of them are looked at before the first is given: a server can't tell well a stream
+    that was broken off from one that ended. CommandFailed where they aren't a whole one.
     """
-
-    def __init__(self, lines: BinaryIO, first: "pb.ImportSessionRequest") -> None:
-        self._lines = lines
-        self._first = first
-        self.failure: CommandFailed | None = None
-
-    def __iter__(self) -> "Iterator[pb.ImportSessionRequest]":
-        try:
-            yield from self._requests()
-        except CommandFailed as failure:
-            self.failure = failure
-            raise
-
-    def _requests(self) -> "Iterator[pb.ImportSessionRequest]":
-        request, size = self._first, 0
-        for record in _checked(map(_parse, _numbered(self._lines))):
-            length = record.ByteSize()
-            full = size + length > BATCH_BYTES_MAX or len(request.records) >= BATCH_RECORDS_MAX
-            if request.records and full:
-                yield request
-                request, size = type(request)(parent=self._first.parent), 0
-            request.records.append(record)
-            size += length
-        yield request
+    with ExitStack() as stack:
+        lines = _open(path, stack)
+        keep = None if lines.seekable() else _spool(stack)
+        begin = lines.tell() if keep is None else 0
+        for _ in _checked(map(_parse, _numbered(lines, keep))):
+            pass
+        again = keep or lines
+        again.seek(begin)
+        yield again
 
 
-def _numbered(lines: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    number = 0
+def batches(
+    lines: BinaryIO, first: "pb.ImportSessionRequest"
+) -> "Iterator[pb.ImportSessionRequest]":
+    """The messages that import these lines, each of bounded size; `first` says where to."""
+    request, size = first, 0
+    for record in map(_parse, _numbered(lines)):
+        length = record.ByteSize()
+        full = size + length > BATCH_BYTES_MAX or len(request.records) >= BATCH_RECORDS_MAX
+        if request.records and full:
+            yield request
+            request, size = type(first)(parent=first.parent), 0
+        request.records.append(record)
+        size += length
+    yield request
+
+
+def _open(path: str, stack: ExitStack) -> BinaryIO:
+    if path == "-":
+        return sys.stdin.buffer
+    try:
+        return stack.enter_context(Path(path).open("rb"))
+    except OSError as error:
+        raise CommandFailed(f"can't read {path}: {error.strerror}") from error
+
+
+def _spool(stack: ExitStack) -> BinaryIO:
+    """A place for what can be read only once; on disk it has no name, and one owner."""
+    spool = tempfile.SpooledTemporaryFile(SPOOL_MEMORY_BYTES)  # noqa: SIM115 - the stack closes it
+    return cast(BinaryIO, stack.enter_context(spool))
+
+
+def _numbered(lines: BinaryIO, keep: BinaryIO | None = None) -> Iterator[tuple[int, bytes]]:
+    """The lines that aren't empty with their numbers; all of them go to `keep` as well."""
+    number = size = 0
     try:
         while line := lines.readline(LINE_BYTES_MAX + 1):
             number += 1
             if len(line) > LINE_BYTES_MAX:
                 raise usage_error(f"line {number} is too long")
+            size += len(line)
+            if size > SESSION_BYTES_MAX:
+                raise usage_error("that is too much for one session")
+            if keep is not None:
+                keep.write(line)
             if line.strip():
                 yield number, line
     except OSError as error:

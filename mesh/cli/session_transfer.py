@@ -11,13 +11,15 @@ from mesh.cli.command import command
 from mesh.cli.connection import Client
 from mesh.cli.inputs import Yes, confirm
 from mesh.cli.names import AGENT, SESSION, check_id, resource_name, short_name
-from mesh.cli.output import Output, as_data, note, show_data
+from mesh.cli.output import Output, as_data, note, printable, show_data
 from mesh.cli.private_files import private_file
-from mesh.cli.session_records import RecordBatches, opened, record_line
-from mesh.cli.sessions import SessionArgument, show_session_message
+from mesh.cli.session_records import batches, record_line, whole_session
+from mesh.cli.sessions import SessionArgument, sessions, show_session_message
 
 if TYPE_CHECKING:
     from weft.state.v1.session_service_pb2_grpc import SessionServiceStub
+
+__all__ = ["sessions"]
 
 TRANSFER_SECONDS = 3_600.0
 """Deadline of an export or import where no --timeout is given."""
@@ -25,16 +27,7 @@ TRANSFER_SECONDS = 3_600.0
 ERASE_SECONDS = 120.0
 
 
-def add_session_transfer(sessions: typer.Typer) -> None:
-    """Adds `weft session erase`, `export` and `import`."""
-    erase = "weft session erase librarian/talk --cascade --yes"
-    command(sessions, "erase", example=erase)(erase_session)
-    export = "weft session export librarian/talk --to talk.ndjson"
-    command(sessions, "export", example=export)(export_session)
-    import_ = "weft session import librarian talk.ndjson --id copy"
-    command(sessions, "import", example=import_)(import_session)
-
-
+@command(sessions, "erase", example="weft session erase librarian/talk --cascade --yes")
 def erase_session(
     client: Client,
     session: SessionArgument,
@@ -59,9 +52,10 @@ def erase_session(
         show_data(client.output, as_data(answer))
         return
     for erased in answer.erased_sessions:
-        sys.stdout.write(f"erased {short_name(erased)}\n")
+        sys.stdout.write(printable(f"erased {short_name(erased)}") + "\n")
 
 
+@command(sessions, "export", example="weft session export librarian/talk --to talk.ndjson")
 def export_session(
     client: Client,
     session: SessionArgument,
@@ -83,6 +77,7 @@ def export_session(
     note(f"wrote session {short_name(name)} to {to}")
 
 
+@command(sessions, "import", example="weft session import librarian talk.ndjson --id copy")
 def import_session(
     client: Client,
     agent: Annotated[str, typer.Argument(help="The agent: an id or a full name.")],
@@ -95,8 +90,6 @@ def import_session(
     ] = 0,
 ) -> None:
     """Makes a new session of an exported one, sealed anew."""
-    import grpc
-
     from weft.state.v1 import session_service_pb2 as pb
 
     first = pb.ImportSessionRequest(
@@ -104,15 +97,10 @@ def import_session(
         agent_revision=agent_revision,
         parent=resource_name(agent, AGENT, client),
     )
-    with opened(file) as lines:
-        batches = RecordBatches(lines, first)
-        method = _stub(client).ImportSession
-        try:
-            answer = method(iter(batches), timeout=client.remaining_seconds(TRANSFER_SECONDS))
-        except grpc.RpcError:
-            if batches.failure is not None:
-                raise batches.failure from None
-            raise
+    method = _stub(client).ImportSession
+    with whole_session(file) as lines:
+        timeout = client.remaining_seconds(TRANSFER_SECONDS)
+        answer = method(batches(lines, first), timeout=timeout)
     show_session_message(client, answer.session)
 
 

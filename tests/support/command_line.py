@@ -3,12 +3,14 @@
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+NO_CONFIG = Path(tempfile.gettempdir()) / "weft-tests-no-config"
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ def command_line(*arguments: str) -> list[str]:
 
 
 def environment_for(address: str, **more: str) -> dict[str, str]:
-    """The environment of such a process, with none of our own WEFT_* in it."""
+    """The environment of such a process, with none of our own WEFT_* in it, and no key of
+    the person who runs the tests."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WEFT_")}
     paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "generated")])}
-    return kept | paths | {"WEFT_ADDRESS": address} | more
+    own = {"WEFT_ADDRESS": address, "XDG_CONFIG_HOME": str(NO_CONFIG)}
+    return kept | paths | own | more

@@ -10,6 +10,7 @@ from mesh.rpc.pipeline import bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
 from tests.support.edge import OPEN_DOOR, interceptors
+from tests.support.memory_access import Admission, MemoryAccess
 from tests.support.memory_catalogues import (
     MemoryAgents,
     MemoryCollections,
@@ -31,6 +32,7 @@ class MemoryPlatform:
     """
 
     def __init__(self) -> None:
+        self.access = MemoryAccess()
         self.agents = MemoryAgents()
         self.sessions = MemorySessions()
         self.turns = MemoryTurns(self.restart_soon)
@@ -90,6 +92,11 @@ class MemoryPlatform:
         handlers = {
             "weft.agents.v1.AgentService": self.agents,
             "weft.agents.v1.TurnService": self.turns,
+            "weft.auth.v1.ApiKeyService": self.access,
+            "weft.auth.v1.AuditService": self.access,
+            "weft.auth.v1.AuthService": self.access,
+            "weft.auth.v1.RoleService": self.access,
+            "weft.auth.v1.TenantService": self.access,
             "weft.models.v1.ModelService": self.models,
             "weft.state.v1.SessionService": self.sessions,
             "weft.state.v1.StateService": self.sessions,
@@ -97,8 +104,8 @@ class MemoryPlatform:
             "weft.vectors.v1.VectorService": self.collections,
         }
         settings = RpcSettings.model_validate({})
-        endpoints = bind(handlers, interceptors(settings), settings)
-        self._server = RpcServer(endpoints, settings, OPEN_DOOR)
+        around = (Admission(self.access), *interceptors(settings))
+        self._server = RpcServer(bind(handlers, around, settings), settings, OPEN_DOOR)
         self.port = await self._server.start("127.0.0.1", self.port)
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:

@@ -2,12 +2,13 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from google.protobuf.message import Message
 
 from mesh.call import Call
-from mesh.errors import NotFound, NotServing
+from mesh.cli.contracts import message_class
+from mesh.errors import FailedPrecondition, NotFound, NotServing
 from mesh.ids import id_from, new_id
 from tests.support.memory_catalogues import page_of
 from weft.events.v1 import events_pb2
@@ -32,6 +33,8 @@ class MemorySessions:
         self._grew = asyncio.Event()
         self.cuts: list[int] = []
         self.damaged: set[str] = set()
+        self.log_problems: list[state.LogProblem] = []
+        self.imports: list[sessions.ImportSessionRequest] = []
 
     def commit(self, session: str, *payloads: Message) -> None:
         """Adds a commit to the session's log: one position, a revision for each payload."""
@@ -157,6 +160,53 @@ class MemorySessions:
             live_hash=b"\1" * 32 if matches else b"\2" * 32,
             problem="" if matches else "the live state's hash differs",
         )
+
+    async def verify_log(
+        self, request: state.VerifyLogRequest, _: Call
+    ) -> AsyncGenerator[state.VerifyLogResponse, None]:
+        yield state.VerifyLogResponse(stream_count=1, commit_count=2, problems=self.log_problems)
+        yield state.VerifyLogResponse(stream_count=2, commit_count=5, erased_count=1, done=True)
+
+    async def erase_session(
+        self, request: sessions.EraseSessionRequest, _: Call
+    ) -> sessions.EraseSessionResponse:
+        self._of(request.name)
+        forks = [n for n, s in self._sessions.items() if s.forked_from.session == request.name]
+        if forks and not request.cascade:
+            raise FailedPrecondition("a fork of it lives")
+        return sessions.EraseSessionResponse(erased_sessions=[*forks, request.name])
+
+    async def export_session(
+        self, request: sessions.ExportSessionRequest, _: Call
+    ) -> AsyncGenerator[sessions.ExportSessionResponse, None]:
+        self._of(request.name)
+        events = self._of_session(request.name)
+        header = sessions.SessionHeader(
+            format=1, source_session=request.name, event_count=len(events), agent_revision=1
+        )
+        yield sessions.ExportSessionResponse(record=sessions.SessionRecord(header=header))
+        for event in events:
+            yield sessions.ExportSessionResponse(record=sessions.SessionRecord(event=event))
+
+    async def import_session(
+        self, requests: AsyncIterator[sessions.ImportSessionRequest], _: Call
+    ) -> sessions.ImportSessionResponse:
+        received = [request async for request in requests]
+        header = received[0].records[0].header
+        if header.event_count != sum(len(request.records) for request in received) - 1:
+            raise FailedPrecondition("that isn't all that was exported")
+        self.imports.extend(received)
+        name = f"{received[0].parent}/sessions/{received[0].session_id or new_id()}"
+        self._sessions[name] = session_pb2.Session(name=name, agent_revision=1)
+        for request in received:
+            for record in request.records:
+                if record.HasField("event"):
+                    payload = message_class(record.event.type)
+                    assert payload is not None
+                    opened = payload()
+                    assert record.event.payload.Unpack(opened)
+                    self.commit(name, opened)
+        return sessions.ImportSessionResponse(session=self._of(name))
 
     def _of(self, name: str) -> session_pb2.Session:
         if name not in self._sessions:

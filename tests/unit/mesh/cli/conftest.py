@@ -1,7 +1,9 @@
 """The command line against a small Weft in memory, over real gRPC."""
 
+import os
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,15 @@ from tests.support.command_line import ROOT, Ran, Weft, command_line, environmen
 from tests.support.memory_platform import MemoryPlatform
 
 PROCESS_SECONDS_MAX = 60
+
+
+@pytest.fixture(autouse=True)
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of contexts and keys, of this test alone."""
+    for name in [name for name in os.environ if name.startswith("WEFT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return tmp_path / "config" / "weft"
 
 
 @pytest.fixture
@@ -35,14 +46,16 @@ def weft(platform: MemoryPlatform, capsys: pytest.CaptureFixture[str]) -> Weft:
 
 
 @pytest.fixture
-def weft_process(platform: MemoryPlatform) -> Weft:
+def weft_process(platform: MemoryPlatform, config: Path) -> Weft:
     """Runs a command line in a process of its own, against the platform."""
 
     def invoke(*arguments: str, stdin: str = "", **environment: str) -> Ran:
         finished = subprocess.run(
             command_line(*arguments),
             input=stdin,
-            env=environment_for(platform.address, **environment),
+            env=environment_for(
+                platform.address, **{"XDG_CONFIG_HOME": str(config.parent)} | environment
+            ),
             cwd=ROOT,
             capture_output=True,
             text=True,

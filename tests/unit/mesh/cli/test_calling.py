@@ -83,6 +83,7 @@ def test_doctor_judges_every_service_and_warns_of_the_offline_model(weft: Weft) 
     assert ran.code == 0
     verdicts = {check["check"]: check["verdict"] for check in ran.data}
     assert verdicts.pop("models") == "warn"
+    assert verdicts.pop("key") == "warn"
     assert verdicts.pop("weft.agents.v1.AgentService") == "ok"
     assert set(verdicts.values()) == {"ok"}
 

@@ -22,6 +22,14 @@ COMMANDS = [
     *(["agent", verb] for verb in ("apply", "list", "show", "delete", "revisions")),
     ["ask"],
     *(["session", verb] for verb in ("list", "create", "history", "state", "fork", "verify")),
+    *(["session", verb] for verb in ("erase", "export", "import")),
+    *(["key", verb] for verb in ("create", "list", "show", "rotate", "revoke")),
+    *(["role", verb] for verb in ("list", "show", "create", "update", "delete", "check")),
+    *(["role", verb] for verb in ("bind", "bindings", "unbind")),
+    *(["tenant", verb] for verb in ("create", "list", "show", "rotate-key")),
+    *(["context", verb] for verb in ("add", "use", "list", "show", "remove")),
+    *(["auth", verb] for verb in ("jwks", "rotate-signing-key", "revoke-token")),
+    *(["whoami"], ["token"], ["audit"], ["verify"]),
     *(["turn", verb] for verb in ("show", "watch", "cancel", "approve", "resolve")),
     *(["tool", verb] for verb in ("list", "show", "call", "add-grpc", "delete")),
     ["events", "tail"],
@@ -42,7 +50,7 @@ def test_every_command_has_help_with_an_example_and_the_shared_options(
     ran = weft(*command, "--help")
     assert ran.code == 0
     assert f"Example: weft {' '.join(command)}" in " ".join(ran.out.split())
-    for option in ("--address", "--data-dir", "--tenant", "--output", "--timeout"):
+    for option in ("--address", "--data-dir", "--tenant", "--context", "--output"):
         assert option in ran.out
 
 
