@@ -1,6 +1,5 @@
 """`weft context`: servers, keys and tenants under names."""
 
-import getpass
 import os
 import sys
 from dataclasses import replace
@@ -120,6 +119,8 @@ def _key(from_environment: bool) -> str:
     if from_environment:
         return api_key(os.environ.get(API_KEY_VARIABLE, ""), API_KEY_VARIABLE)
     if sys.stdin.isatty():
+        import getpass
+
         return api_key(getpass.getpass("API key (not shown): ", sys.stderr), "the answer")
     return api_key(sys.stdin.readline(TOKEN_LENGTH_MAX), "stdin")
 

@@ -1,7 +1,6 @@
 """Files that only their owner may read: keys, contexts, exports."""
 
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +23,7 @@ def config_folder() -> Path:
 def private_file(path: Path) -> Iterator[TextIO]:
     """A file of mode 0600 that takes the place of `path` once the block has ended; should
     the block fail, `path` stays as it was. CommandFailed where it can't be written."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.new")
     try:
         if path.is_dir():
             raise CommandFailed(f"can't write {path}: it is a folder")

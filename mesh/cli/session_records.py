@@ -2,7 +2,6 @@
 
 import json
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -87,6 +86,8 @@ def _open(path: str, stack: ExitStack) -> BinaryIO:
 
 def _spool(stack: ExitStack) -> BinaryIO:
     """A place for what can be read only once; on disk it has no name, and one owner."""
+    import tempfile
+
     spool = tempfile.SpooledTemporaryFile(SPOOL_MEMORY_BYTES)  # noqa: SIM115 - the stack closes it
     return cast(BinaryIO, stack.enter_context(spool))
 
