@@ -1,8 +1,12 @@
-"""The catalogue: every service, what it serves, what it calls, how it is built.
+"""The catalogue: every service, what it serves, what it calls, how it is built, and what
+it does on the bus.
 
-Start order, channels and who may call whom follow from it.
+Start order, channels, who may call whom and the users of NATS follow from it.
 """
 
+from dataclasses import replace
+
+from mesh.runtime.bus_access import BusAccess, KeyUse
 from mesh.runtime.service import Mesh, Service, ServiceEntry
 from services.agents.service import AgentsService
 from services.agents.settings import AgentsSettings
@@ -38,7 +42,19 @@ def _vectors(mesh: Mesh) -> Service:
     return VectorsService(VectorsSettings(), mesh.data_dir)
 
 
-CATALOGUE = (
+_BUS = {
+    "agents": BusAccess(appends=("agents", "state"), tokens=True, leases=True, keys=KeyUse.PUT),
+    "auth": BusAccess(appends=("auth",), keys=KeyUse.DESTROY),
+    # It authenticates by what the log says.
+    "gateway": BusAccess(reads=True, keys=KeyUse.READ),
+    "models": BusAccess(),
+    "state": BusAccess(appends=("state",), keys=KeyUse.DESTROY, erases=True),
+    "tools": BusAccess(appends=("tools",), keys=KeyUse.PUT),
+    "vectors": BusAccess(),
+}
+"""What each service does on the bus; one that isn't in here doesn't start."""
+
+_SERVICES = (
     ServiceEntry(
         name="models",
         summary="calls models of any provider",
@@ -88,3 +104,5 @@ CATALOGUE = (
         build=GatewayService,
     ),
 )
+
+CATALOGUE = tuple(replace(entry, bus=_BUS[entry.name]) for entry in _SERVICES)

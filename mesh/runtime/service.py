@@ -15,6 +15,7 @@ from mesh.events.store import EventStore
 from mesh.events.tokens import TokenStream
 from mesh.rpc.pipeline import Endpoint
 from mesh.rpc.settings import RpcSettings
+from mesh.runtime.bus_access import BusAccess
 from mesh.runtime.settings import RuntimeSettings
 
 S = TypeVar("S")
@@ -105,10 +106,12 @@ class Mesh(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ServiceEntry:
-    """A row of the catalogue: a service, what it serves, what it calls, how it is built."""
+    """A row of the catalogue: a service, what it serves, what it calls, how it is built,
+    what it does on the bus."""
 
     name: str
     summary: str
     contracts: tuple[ServiceDescriptor, ...]
     calls: tuple[str, ...]
     build: Callable[[Mesh], Service]
+    bus: BusAccess = BusAccess()

@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
 from mesh import failpoints
 from mesh.clock import NANOSECONDS
@@ -22,8 +21,9 @@ from mesh.events.jetstream.assets import (
     ensure_memory_assets,
 )
 from mesh.events.jetstream.connection import (
-    READ_ATTEMPT_SECONDS,
+    NOBODY,
     Connection,
+    Login,
     NotSent,
     StoredMessage,
     connect,
@@ -208,13 +208,7 @@ class JetStreamEventStore:
         return await self._envelope.open_snapshot(kept)
 
     async def _last_snapshot(self, subject: str) -> bytes | None:
-        get = partial(
-            self.connection.request,
-            f"$JS.API.DIRECT.GET.{SNAPSHOTS}.{subject}",
-            timeout=READ_ATTEMPT_SECONDS,
-        )
-        message = await retried(get)
-        return None if message.status else message.data
+        return await retried(partial(self.connection.last_stored, SNAPSHOTS, subject))
 
     async def _snapshot_until(
         self, stream: StreamName, subject: str, revision: int
@@ -244,27 +238,32 @@ async def connect_store(
     url: str,
     *,
     name: str,
-    seed_file: Path | None = None,
+    login: Login = NOBODY,
     replicas: int = 1,
+    makes_streams: bool = True,
+    uses_tokens: bool = True,
     append_seconds_max: float = 5.0,
     attempt_seconds: float = 1.0,
     codecs: Codecs = PLAIN,
     disk_full: Callable[[], bool] = lambda: False,
 ) -> JetStreamEventStore:
-    """An event store on the NATS servers of `url`, with its streams made or brought up to date.
+    """An event store on the NATS servers of `url`.
 
-    `name` and `seed_file` as in `connect`; `replicas` is 1 or, in a cluster, 3. An append
-    is tried for `append_seconds_max`, each attempt for `attempt_seconds`; `disk_full`
-    tells whether it fails for want of room. Raises EventStoreUnavailable when NATS can't be
-    reached within 10 s.
+    `name` and `login` as in `connect`; `replicas` is 1 or, in a cluster, 3. Who
+    `makes_streams` makes them or brings them up to date first; who `uses_tokens` makes
+    those in memory again where a server lost them. An append is tried for
+    `append_seconds_max`, each attempt for `attempt_seconds`; `disk_full` tells whether it
+    fails for want of room. Raises EventStoreUnavailable when NATS can't be reached within 10 s.
     """
-    connection = await connect(url, name=name, seed_file=seed_file)
+    connection = await connect(url, name=name, login=login)
     try:
-        await ensure_assets(connection, replicas)
+        if makes_streams:
+            await ensure_assets(connection, replicas)
     except BaseException:
         await connection.close()
         raise
-    connection.on_reconnect(partial(ensure_memory_assets, connection, replicas))
+    if uses_tokens:
+        connection.on_reconnect(partial(ensure_memory_assets, connection, replicas))
     bounds = Bounds(append_seconds_max, attempt_seconds)
     return JetStreamEventStore(
         connection, replicas=replicas, bounds=bounds, codecs=codecs, disk_full=disk_full
