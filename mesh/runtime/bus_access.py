@@ -37,6 +37,10 @@ class BusAccess:
         return self.reads or bool(self.appends)
 
 
+NOTHING = BusAccess()
+"""No use of the bus."""
+
+
 def union(accesses: Iterable[BusAccess]) -> BusAccess:
     """What all of them do together, and nothing more."""
     each = list(accesses)

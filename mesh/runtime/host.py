@@ -20,15 +20,18 @@ from mesh.clock import SYSTEM, Clock
 from mesh.control.leases import Leases
 from mesh.control.nats_leases import NatsLeases
 from mesh.events.aggregate import Fold, Repository
+from mesh.events.jetstream.connection import Login
 from mesh.events.jetstream.store import JetStreamEventStore, connect_store
 from mesh.events.jetstream.tokens import JetStreamTokenStream
 from mesh.ids import new_id
 from mesh.rpc.channel import MeshChannel
 from mesh.rpc.pipeline import Endpoint, bind, server_interceptors
 from mesh.rpc.settings import RpcSettings
+from mesh.runtime.bus_access import union
 from mesh.runtime.data_dir import DataDirectory
 from mesh.runtime.log_mark import LogMark, check_complete
 from mesh.runtime.nats_server import EmbeddedNats
+from mesh.runtime.nats_users import ADMIN, bus_users, external_user, process_user
 from mesh.runtime.service import Service, ServiceEntry
 from mesh.runtime.settings import RuntimeSettings
 from mesh.telemetry import traces
@@ -57,6 +60,7 @@ class Host:
         self.notes: list[str] = []
         self._interceptors = server_interceptors(self.registry)
         self._catalogue = in_call_order(catalogue)
+        self._access = union(entry.bus for entry in catalogue)
         self._instance = new_id()
         self._repositories: dict[int, Repository[Any]] = {}
         self._nats: EmbeddedNats | None = None
@@ -143,7 +147,7 @@ class Host:
         return {
             **self._ready,
             "events": self._store.connection.connected and not self._disk_full(),
-            "lease": self._leases.held(),
+            **({"lease": self._leases.held()} if self._access.leases else {}),
         }
 
     async def _start(self) -> None:
@@ -164,45 +168,72 @@ class Host:
 
     async def _connect(self, predecessor: str | None) -> None:
         settings = self.settings
-        url, seed_file = settings.nats_url, settings.nats_seed_file
-        if not url:
-            self._nats = EmbeddedNats(
-                settings.data_dir, binary=settings.nats_binary, port=settings.nats_port
-            )
-            self._stack.push_async_callback(self._nats.stop)
-            endpoint = await self._nats.start()
-            url, seed_file = endpoint.url, endpoint.seed_file
-            if endpoint.port_taken is not None:
-                self.notes.append(f"port {endpoint.port_taken} (nats) is in use; using {url}")
+        url, admin, login = await self._find_nats()
         self.addresses["nats"] = url.rpartition("@")[2].removeprefix("nats://")
+        mark = await self._prepare_log(url, admin)
         self._store = await connect_store(
             url,
             name=f"weft-{self._instance}",
-            seed_file=seed_file,
+            login=login,
             replicas=settings.nats_replicas,
+            makes_streams=False,
+            uses_tokens=self._access.tokens,
             disk_full=self._disk_full,
         )
         self._stack.push_async_callback(self._store.close)
-        await self._check_log()
+        if mark is not None:
+            mark.follow(self._store)
+            self._stack.push_async_callback(mark.stop)
         self._tokens = JetStreamTokenStream(self._store.connection)
         self._leases = NatsLeases(
             self._store.connection, self._instance, predecessor=predecessor, clock=self.clock
         )
-        self._stack.push_async_callback(self._leases.stop)
-        await self._leases.start()
+        if self._access.leases:
+            self._stack.push_async_callback(self._leases.stop)
+            await self._leases.start()
 
-    async def _check_log(self) -> None:
-        """Raises DataDamaged where commits are gone, unless that is accepted."""
+    async def _find_nats(self) -> tuple[str, Login, Login]:
+        """Where NATS is, embedded or not, and how to log in: as who makes the streams,
+        and as who works with them."""
+        settings = self.settings
+        if settings.nats_url:
+            user = external_user(settings.nats_user, self._catalogue)
+            login = Login(settings.nats_seed_file, user.inbox, user.api)
+            admin_seed = settings.nats_admin_seed_file
+            return settings.nats_url, Login(admin_seed, ADMIN.inbox) if admin_seed else login, login
+        users = bus_users(self._catalogue)
+        self._nats = EmbeddedNats(
+            settings.data_dir, users, binary=settings.nats_binary, port=settings.nats_port
+        )
+        self._stack.push_async_callback(self._nats.stop)
+        endpoint = await self._nats.start()
+        if endpoint.port_taken is not None:
+            self.notes.append(f"port {endpoint.port_taken} (nats) is in use; using {endpoint.url}")
+        return endpoint.url, endpoint.login(ADMIN), endpoint.login(process_user(self._catalogue))
+
+    async def _prepare_log(self, url: str, admin: Login) -> LogMark | None:
+        """Makes the streams, and raises DataDamaged where commits are gone, unless that is
+        accepted. Returns the embedded server's mark."""
         accept_loss = self.settings.accept_loss
-        if self._nats is not None:
-            mark = LogMark(self.settings.data_dir, self._store)
-            await mark.start(accept_loss=accept_loss)
-            self._stack.push_async_callback(mark.stop)
-        elif not accept_loss:
-            await check_complete(self._store)
-        if accept_loss:
-            # Those of commits that are gone would pass for the present.
-            await self._store.forget_snapshots()
+        mark = LogMark(self.settings.data_dir) if self._nats is not None else None
+        store = await connect_store(
+            url,
+            name=f"weft-admin-{self._instance}",
+            login=admin,
+            replicas=self.settings.nats_replicas,
+            uses_tokens=False,
+        )
+        try:
+            if mark is not None:
+                await mark.check(store, accept_loss=accept_loss)
+            elif not accept_loss:
+                await check_complete(store)
+            if accept_loss:
+                # Those of commits that are gone would pass for the present.
+                await store.forget_snapshots()
+        finally:
+            await store.close()
+        return mark
 
     def _disk_full(self) -> bool:
         return self._nats is not None and self._nats.disk_full

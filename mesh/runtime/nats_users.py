@@ -107,6 +107,14 @@ def process_user(catalogue: Sequence[ServiceEntry]) -> BusUser:
     return user_of(HOST, union(entry.bus for entry in catalogue))
 
 
+def external_user(name: str, catalogue: Sequence[ServiceEntry]) -> BusUser:
+    """The user of that name on a server that isn't ours. ValueError where there is none."""
+    for user in bus_users(catalogue):
+        if user.name == name:
+            return user
+    raise ValueError(f"NATS has no user {name!r} for this process")
+
+
 def user_of(name: str, access: BusAccess, *, apart: bool = False) -> BusUser:
     """The user that may do what `access` says, and nothing else."""
     grants = [*_log(access), *_keys(access)]

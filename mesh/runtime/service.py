@@ -15,7 +15,7 @@ from mesh.events.store import EventStore
 from mesh.events.tokens import TokenStream
 from mesh.rpc.pipeline import Endpoint
 from mesh.rpc.settings import RpcSettings
-from mesh.runtime.bus_access import BusAccess
+from mesh.runtime.bus_access import NOTHING, BusAccess
 from mesh.runtime.settings import RuntimeSettings
 
 S = TypeVar("S")
@@ -114,4 +114,4 @@ class ServiceEntry:
     contracts: tuple[ServiceDescriptor, ...]
     calls: tuple[str, ...]
     build: Callable[[Mesh], Service]
-    bus: BusAccess = BusAccess()
+    bus: BusAccess = NOTHING

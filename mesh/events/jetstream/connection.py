@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, TypeVar
 import nats.errors
 import orjson
 import structlog
-from nats.aio.client import PERMISSIONS_ERR, Client
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.protocol.parser import PERMISSIONS_ERR
 
 from mesh.errors import EventStoreUnavailable, LimitExceeded, WeftError
 from mesh.ids import new_id
