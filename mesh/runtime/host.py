@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import structlog
 from grpc import aio
@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from mesh.clock import SYSTEM, Clock
 from mesh.control.leases import Leases
 from mesh.control.nats_leases import NatsLeases
+from mesh.errors import WeftError
 from mesh.events.aggregate import Fold, Repository
 from mesh.events.jetstream.connection import Login
 from mesh.events.jetstream.store import JetStreamEventStore, connect_store
@@ -32,11 +33,16 @@ from mesh.runtime.data_dir import DataDirectory
 from mesh.runtime.log_mark import LogMark, check_complete
 from mesh.runtime.nats_server import EmbeddedNats
 from mesh.runtime.nats_users import ADMIN, bus_users, external_user, process_user
+from mesh.runtime.redis_client import client_of_url, load_library
 from mesh.runtime.service import Service, ServiceEntry
 from mesh.runtime.settings import RuntimeSettings
+from mesh.runtime.valkey_server import EmbeddedValkey
 from mesh.telemetry import traces
 from mesh.telemetry.http import TelemetryServer
 from mesh.telemetry.metrics import new_registry
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -63,7 +69,11 @@ class Host:
         self._access = union(entry.bus for entry in catalogue)
         self._instance = new_id()
         self._repositories: dict[int, Repository[Any]] = {}
+        self.redis: Redis | None = None
+        """Counters and cached values that this process shares with others, each call
+        within 0.2 s; keys begin with `weft:`. None where there is no server."""
         self._nats: EmbeddedNats | None = None
+        self._valkey: EmbeddedValkey | None = None
         self._store: JetStreamEventStore
         self._leases: NatsLeases
         self._tokens: JetStreamTokenStream
@@ -155,6 +165,8 @@ class Host:
         directory = self._stack.enter_context(DataDirectory(self.settings.data_dir, self._instance))
         if traces.start(self._instance):
             self._stack.push_async_callback(asyncio.to_thread, traces.stop, TRACE_FLUSH_SECONDS)
+        redis = asyncio.create_task(self._start_redis(), name="redis start")
+        self._stack.push_async_callback(self._stop_redis, redis)
         await self._connect(directory.previous_instance)
         for channel in self._channels.values():
             self._stack.push_async_callback(channel.close)
@@ -164,7 +176,35 @@ class Host:
         self._stack.push_async_callback(telemetry.stop)
         port = await telemetry.start(self.settings.host, self.settings.http_port)
         self.announce("http", self.settings.http_port, port)
+        await redis
         self._write_addresses()
+
+    async def _start_redis(self) -> None:
+        """Beside everything else. Without it Weft does its work: limits are then counted
+        in this process alone."""
+        settings = self.settings
+        try:
+            if not settings.redis_url:
+                self._valkey = EmbeddedValkey(settings.data_dir, binary=settings.valkey_binary)
+                await self._valkey.start()
+            await load_library()
+            if self._valkey is not None:
+                self.redis = self._valkey.client()
+            else:
+                self.redis = client_of_url(settings.redis_url, settings.redis_password_file)
+        except (WeftError, OSError, ValueError) as error:
+            _log.warning("redis_missing", error=type(error).__name__)
+            fault = error.message if isinstance(error, WeftError) else "REDIS_URL isn't usable"
+            self.notes.append(f"{fault}; limits are counted in this process alone")
+
+    async def _stop_redis(self, starting: asyncio.Task[None]) -> None:
+        starting.cancel()
+        await asyncio.wait({starting})
+        client, self.redis = self.redis, None
+        if client is not None:
+            await client.aclose()
+        if self._valkey is not None:
+            await self._valkey.stop()
 
     async def _connect(self, predecessor: str | None) -> None:
         settings = self.settings
