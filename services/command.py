@@ -6,13 +6,14 @@ import json
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mesh.cli.application import application, run
+from mesh.cli.credentials import add_credentials
 from mesh.cli.demo import add_demo
 from mesh.cli.failures import from_weft_error, usage_error
 from mesh.cli.output import Output
@@ -20,6 +21,7 @@ from mesh.errors import WeftError
 
 if TYPE_CHECKING:
     from mesh.runtime.host import Host
+    from mesh.runtime.nats_users import BusUser
 
 
 def run_command() -> None:
@@ -27,7 +29,15 @@ def run_command() -> None:
     app = application()
     app.command()(up)
     add_demo(app)
+    add_credentials(app, _bus_users)
     run(app)
+
+
+def _bus_users() -> "Sequence[BusUser]":
+    from mesh.runtime.nats_users import bus_users
+    from services.catalog import CATALOGUE
+
+    return bus_users(CATALOGUE)
 
 
 def up(

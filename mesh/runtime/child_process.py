@@ -128,6 +128,15 @@ def holder(lock_file: Path, configuration: Path) -> int | None:
     return int(written) if _runs(int(written), str(configuration)) else None
 
 
+def end_holder(lock_file: Path, configuration: Path) -> None:
+    """Tells the server that runs with this configuration to end, if there is one; its
+    owner, where it has one, starts the next."""
+    pid = holder(lock_file, configuration)
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+
+
 async def _take_lock(path: Path, mark: str) -> int:
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
