@@ -7,15 +7,19 @@ from pathlib import Path
 
 import nkeys
 
+USERS = ("host", "admin")
+
 
 def credentials() -> str:
+    nats = "".join(nats_user(user) for user in USERS)
+    return f"{nats}VALKEY_PASSWORD={secrets.token_urlsafe(32)}\n"
+
+
+def nats_user(name: str) -> str:
     seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
-    user = nkeys.from_seed(seed).public_key
-    return (
-        f"WEFT_NATS_USER={user.decode()}\n"
-        f"WEFT_NATS_SEED={seed.decode()}\n"
-        f"VALKEY_PASSWORD={secrets.token_urlsafe(32)}\n"
-    )
+    public = nkeys.from_seed(seed).public_key
+    prefix = f"WEFT_NATS_{name.upper()}"
+    return f"{prefix}_USER={public.decode()}\n{prefix}_SEED={seed.decode()}\n"
 
 
 def main(path: Path) -> int:

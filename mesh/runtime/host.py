@@ -33,7 +33,7 @@ from mesh.runtime.data_dir import DataDirectory
 from mesh.runtime.log_mark import LogMark, check_complete
 from mesh.runtime.nats_server import EmbeddedNats
 from mesh.runtime.nats_users import ADMIN, bus_users, external_user, process_user
-from mesh.runtime.redis_client import client_of_url, load_library
+from mesh.runtime.redis_client import LazyRedis, client_of_url
 from mesh.runtime.service import Service, ServiceEntry
 from mesh.runtime.settings import RuntimeSettings
 from mesh.runtime.valkey_server import EmbeddedValkey
@@ -69,9 +69,7 @@ class Host:
         self._access = union(entry.bus for entry in catalogue)
         self._instance = new_id()
         self._repositories: dict[int, Repository[Any]] = {}
-        self.redis: Redis | None = None
-        """Counters and cached values that this process shares with others, each call
-        within 0.2 s; keys begin with `weft:`. None where there is no server."""
+        self._redis: LazyRedis | None = None
         self._nats: EmbeddedNats | None = None
         self._valkey: EmbeddedValkey | None = None
         self._store: JetStreamEventStore
@@ -124,6 +122,13 @@ class Host:
     def leases(self) -> Leases:
         """The leases of all instances."""
         return self._leases
+
+    @property
+    def redis(self) -> "Redis | None":
+        """A client for counters and cached values that processes share; its keys begin
+        with `weft:`, and each call ends within a moment. None where there is no server,
+        and in the moment after it was first asked for."""
+        return self._redis.client() if self._redis is not None else None
 
     @property
     def data_dir(self) -> Path:
@@ -183,26 +188,26 @@ class Host:
         """Beside everything else. Without it Weft does its work: limits are then counted
         in this process alone."""
         settings = self.settings
+        if settings.redis_url:
+            url, password_file = settings.redis_url, settings.redis_password_file
+            self._redis = LazyRedis(lambda: client_of_url(url, password_file))
+            return
+        self._valkey = EmbeddedValkey(settings.data_dir, binary=settings.valkey_binary)
         try:
-            if not settings.redis_url:
-                self._valkey = EmbeddedValkey(settings.data_dir, binary=settings.valkey_binary)
-                await self._valkey.start()
-            await load_library()
-            if self._valkey is not None:
-                self.redis = self._valkey.client()
-            else:
-                self.redis = client_of_url(settings.redis_url, settings.redis_password_file)
-        except (WeftError, OSError, ValueError) as error:
-            _log.warning("redis_missing", error=type(error).__name__)
-            fault = error.message if isinstance(error, WeftError) else "REDIS_URL isn't usable"
+            await self._valkey.start()
+        except (WeftError, OSError) as error:
+            _log.warning("valkey_missing", error=type(error).__name__)
+            fault = error.message if isinstance(error, WeftError) else "valkey-server can't start"
             self.notes.append(f"{fault}; limits are counted in this process alone")
+        else:
+            self._redis = LazyRedis(self._valkey.client)
 
     async def _stop_redis(self, starting: asyncio.Task[None]) -> None:
         starting.cancel()
         await asyncio.wait({starting})
-        client, self.redis = self.redis, None
-        if client is not None:
-            await client.aclose()
+        redis, self._redis = self._redis, None
+        if redis is not None:
+            await redis.close()
         if self._valkey is not None:
             await self._valkey.stop()
 

@@ -9,9 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
+_log = structlog.get_logger(__name__)
 CALL_SECONDS_MAX = 0.2
 CONNECTIONS_MAX = 16
 
@@ -43,9 +46,36 @@ def client_of_url(url: str, password_file: Path | None) -> "Redis":
     return Redis.from_pool(pool)
 
 
-async def load_library() -> None:
-    """Imports it beside the event loop, so that the first client doesn't hold it up."""
-    await asyncio.to_thread(importlib.import_module, "redis.asyncio")
+class LazyRedis:
+    """A client that is made, once it is asked for, beside the event loop: importing the
+    library would hold that up."""
+
+    def __init__(self, make: Callable[[], "Redis"]) -> None:
+        self._make = make
+        self._client: Redis | None = None
+        self._making: asyncio.Task[None] | None = None
+
+    def client(self) -> "Redis | None":
+        """The client; None until it is made, and where it can't be."""
+        if self._making is None:
+            self._making = asyncio.create_task(self._load(), name="redis client")
+        return self._client
+
+    async def close(self) -> None:
+        """Ends its connections."""
+        if self._making is not None:
+            self._making.cancel()
+            await asyncio.wait({self._making})
+        if self._client is not None:
+            await self._client.aclose()
+
+    async def _load(self) -> None:
+        await asyncio.to_thread(importlib.import_module, "redis.asyncio")
+        try:
+            self._client = self._make()
+        except ValueError as error:
+            # Not with its text: the URL may hold a password.
+            _log.error("redis_url_unusable", error=type(error).__name__)
 
 
 def _bounds() -> dict[str, Any]:
