@@ -1,5 +1,6 @@
 """Makes `deploy/.env` with fresh credentials for `compose.yaml`; never replaces one."""
 
+import base64
 import os
 import secrets
 import sys
@@ -12,7 +13,9 @@ USERS = ("host", "admin")
 
 def credentials() -> str:
     nats = "".join(nats_user(user) for user in USERS)
-    return f"{nats}VALKEY_PASSWORD={secrets.token_urlsafe(32)}\n"
+    master_key = base64.b64encode(secrets.token_bytes(32)).decode()
+    password = secrets.token_urlsafe(32)
+    return f"WEFT_MASTER_KEY={master_key}\n{nats}VALKEY_PASSWORD={password}\n"
 
 
 def nats_user(name: str) -> str:

@@ -10,6 +10,7 @@ its reply appends there). Between accounts an answer reaches the asking account 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from mesh.errors import FailedPrecondition
 from mesh.events.jetstream.assets import (
     BLOBS_BUCKET,
     EVENTS,
@@ -108,11 +109,12 @@ def process_user(catalogue: Sequence[ServiceEntry]) -> BusUser:
 
 
 def external_user(name: str, catalogue: Sequence[ServiceEntry]) -> BusUser:
-    """The user of that name on a server that isn't ours. ValueError where there is none."""
+    """The user of that name on a server that isn't ours. FailedPrecondition where there is
+    none."""
     for user in bus_users(catalogue):
         if user.name == name:
             return user
-    raise ValueError(f"NATS has no user {name!r} for this process")
+    raise FailedPrecondition(f"WEFT_RUNTIME_NATS_USER: there is no user {name!r}")
 
 
 def user_of(name: str, access: BusAccess, *, apart: bool = False) -> BusUser:

@@ -1,5 +1,6 @@
 """What `deploy/` holds parses, and keeps the promises that it makes."""
 
+import base64
 import os
 import re
 import shlex
@@ -126,6 +127,19 @@ def test_compose_names_only_what_is_there(
             assert (DEPLOY / source).exists() if "/" in source else source in compose["volumes"]
     build = compose["services"]["weft"]["build"]
     assert (DEPLOY / build["context"] / build["dockerfile"]).exists()
+
+
+def test_secrets_are_files_of_one_user_and_never_variables(
+    compose: dict[str, Any], credentials: dict[str, str]
+) -> None:
+    secret = {secret["environment"] for secret in compose["secrets"].values()}
+    assert secret == {name for name in credentials if not name.endswith("_USER")}
+    assert len(base64.b64decode(credentials["WEFT_MASTER_KEY"], validate=True)) == 32
+    for service in compose["services"].values():
+        assert not any(name in str(service.get("environment", "")) for name in secret)
+        for mounted in service.get("secrets", ()):
+            assert mounted["mode"] == 0o400
+            assert mounted["uid"] == str(service.get("user", "10001")).split(":")[0]
 
 
 def check_nats(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
