@@ -1,5 +1,6 @@
 """Makes `deploy/.env` with fresh credentials for `compose.yaml`; never replaces one."""
 
+import base64
 import os
 import secrets
 import sys
@@ -7,15 +8,21 @@ from pathlib import Path
 
 import nkeys
 
+USERS = ("host", "admin")
+
 
 def credentials() -> str:
+    nats = "".join(nats_user(user) for user in USERS)
+    master_key = base64.b64encode(secrets.token_bytes(32)).decode()
+    password = secrets.token_urlsafe(32)
+    return f"WEFT_MASTER_KEY={master_key}\n{nats}VALKEY_PASSWORD={password}\n"
+
+
+def nats_user(name: str) -> str:
     seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
-    user = nkeys.from_seed(seed).public_key
-    return (
-        f"WEFT_NATS_USER={user.decode()}\n"
-        f"WEFT_NATS_SEED={seed.decode()}\n"
-        f"VALKEY_PASSWORD={secrets.token_urlsafe(32)}\n"
-    )
+    public = nkeys.from_seed(seed).public_key
+    prefix = f"WEFT_NATS_{name.upper()}"
+    return f"{prefix}_USER={public.decode()}\n{prefix}_SEED={seed.decode()}\n"
 
 
 def main(path: Path) -> int:

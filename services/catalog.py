@@ -1,10 +1,13 @@
-"""The catalogue: every service, what it serves, what it calls, how it is built.
+"""The catalogue: every service, what it serves, what it calls, how it is built, and what
+it does on the bus.
 
-Start order, channels and who may call whom follow from it.
+Start order, channels, who may call whom and the users of NATS follow from it.
 """
 
+from dataclasses import replace
 from typing import cast
 
+from mesh.runtime.bus_access import EVERY_PROCESS, BusAccess, KeyUse
 from mesh.runtime.service import Access, Mesh, Service, ServiceEntry
 from services.agents.service import AgentsService
 from services.agents.settings import AgentsSettings
@@ -59,7 +62,19 @@ def _vectors(mesh: Mesh) -> Service:
     return VectorsService(VectorsSettings(), mesh.data_dir)
 
 
-CATALOGUE = (
+_BUS = {
+    "agents": BusAccess(appends=("agents", "state"), tokens=True, leases=True),
+    "auth": BusAccess(appends=("auth",), keys=KeyUse.DESTROY),
+    # It authenticates by what the log says, and notes there who was refused.
+    "gateway": BusAccess(appends=("auth",)),
+    "models": EVERY_PROCESS,
+    "state": BusAccess(appends=("state",), keys=KeyUse.DESTROY, erases=True),
+    "tools": BusAccess(appends=("tools",)),
+    "vectors": EVERY_PROCESS,
+}
+"""What each service does on the bus; one that isn't in here doesn't start."""
+
+_SERVICES = (
     ServiceEntry(
         name="auth",
         summary="keeps tenants, API keys and roles; exchanges and revokes tokens",
@@ -122,3 +137,5 @@ CATALOGUE = (
         build=GatewayService,
     ),
 )
+
+CATALOGUE = tuple(replace(entry, bus=_BUS[entry.name]) for entry in _SERVICES)

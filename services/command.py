@@ -3,16 +3,18 @@
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mesh.cli.application import application, run
+from mesh.cli.bus_credentials import add_credentials
 from mesh.cli.demo import add_demo
 from mesh.cli.failures import from_weft_error, usage_error
 from mesh.cli.output import Output
@@ -20,6 +22,7 @@ from mesh.errors import WeftError
 
 if TYPE_CHECKING:
     from mesh.runtime.host import Host
+    from mesh.runtime.nats_users import BusUser
     from services.first_key import FirstKey
 
 
@@ -28,7 +31,15 @@ def run_command() -> None:
     app = application()
     app.command()(up)
     add_demo(app)
+    add_credentials(app, _bus_users)
     run(app)
+
+
+def _bus_users() -> "Sequence[BusUser]":
+    from mesh.runtime.nats_users import bus_users
+    from services.catalog import CATALOGUE
+
+    return bus_users(CATALOGUE)
 
 
 def up(
@@ -111,6 +122,8 @@ async def _serve(given: dict[str, Any], output: Output, new_admin_key: bool) -> 
     from services.catalog import CATALOGUE, access
     from services.first_key import admitted
 
+    # What is written from here on is nobody else's business.
+    os.umask(0o077)
     settings = RuntimeSettings(**given)
     configure_logs(settings.log_level)
     stopping = asyncio.Event()

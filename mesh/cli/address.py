@@ -71,6 +71,15 @@ def read_running_server(data_dir: Path) -> RunningServer | None:
         return None
 
 
+def find_nats(data_dir: Path) -> str:
+    """URL of the NATS server that runs on the data folder; empty where none does."""
+    try:
+        stored = json.loads(address_file(data_dir).read_text(encoding="utf-8"))
+        return f"nats://{stored['nats']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
 def find_address(given: str | None, data_dir: Path | None) -> Address:
     """The address that was given, else that of the data folder's server.
 

@@ -11,9 +11,10 @@ one lease per process and second.
 """
 
 import asyncio
+import math
 import time
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import structlog
 
@@ -26,6 +27,8 @@ BUCKETS_MAX = 20_000
 LEASES_PER_SECOND = 10
 """A lease is this share of the limit: as many questions to Redis a second and bucket."""
 WINDOW_SECONDS = 1.0
+KEPT_SECONDS = 3
+"""How long Redis keeps a counter: two windows, and some."""
 PAUSE_SECONDS = 1.0
 """How long Redis isn't asked after it failed."""
 
@@ -171,12 +174,6 @@ def _take_alone(bucket: _Bucket, now: float) -> bool:
     return True
 
 
-class Redis(Protocol):
-    """What is needed of `redis.asyncio.Redis`."""
-
-    def pipeline(self, transaction: bool = ...) -> "Pipeline": ...
-
-
 class Pipeline(Protocol):
     """Commands that go together."""
 
@@ -186,43 +183,52 @@ class Pipeline(Protocol):
 
     def get(self, name: str) -> object: ...
 
-    async def execute(self) -> list[object]: ...
+    async def execute(self) -> Sequence[Any]: ...
+
+
+class Redis(Protocol):
+    """What is needed of `redis.asyncio.Redis`."""
+
+    def pipeline(self, transaction: bool = ...) -> Pipeline: ...
 
 
 class RedisCounters:
-    """Counters in Redis. `errors` are those that its client raises when it is away; `now`
-    is Unix time in seconds, which the processes' clocks have to agree on within about
-    half a second."""
+    """Counters in Redis. `client` gives the client, once there is one; `now` is Unix time in
+    seconds, on which the processes' clocks have to agree within about half a second."""
 
     def __init__(
-        self,
-        redis: Redis,
-        errors: tuple[type[Exception], ...],
-        now: Callable[[], float] = time.time,
+        self, client: Callable[[], Redis | None], now: Callable[[], float] = time.time
     ) -> None:
-        self._redis = redis
-        self._errors = errors
+        self._client = client
         self._now = now
 
     async def take(self, key: str, count: int, limit: int) -> int:
         """See Counters."""
+        redis = self._client()
+        if redis is None:
+            raise CountersUnavailable("there is no Redis")
+        from redis.exceptions import RedisError
+
+        try:
+            return await self._take(redis, key, count, limit)
+        except (RedisError, OSError) as error:
+            raise CountersUnavailable(type(error).__name__) from error
+
+    async def _take(self, redis: Redis, key: str, count: int, limit: int) -> int:
         now = self._now()
         window = int(now // WINDOW_SECONDS)
         share = 1 - (now / WINDOW_SECONDS - window)
         present = f"weft:rate:{key}:{window}"
-        commands = self._redis.pipeline(transaction=False)
+        commands = redis.pipeline(transaction=False)
         commands.incrby(present, count)
-        commands.expire(present, 3)
+        commands.expire(present, KEPT_SECONDS)
         commands.get(f"weft:rate:{key}:{window - 1}")
-        try:
-            counted, _, before = await commands.execute()
-            used = float(int(counted)) + share * int(before or 0)  # type: ignore[call-overload]
-            excess = min(count, max(0, int(used - limit + 0.999)))
-            if excess:
-                # What wasn't granted mustn't count against those who wait for it.
-                back = self._redis.pipeline(transaction=False)
-                back.incrby(present, -excess)
-                await back.execute()
-        except self._errors as error:
-            raise CountersUnavailable(type(error).__name__) from error
+        counted, _, before = await commands.execute()
+        used = int(counted) + share * int(before or 0)
+        excess = min(count, max(0, math.ceil(used - limit)))
+        if excess:
+            # What wasn't granted mustn't count against those who wait for it.
+            back = redis.pipeline(transaction=False)
+            back.incrby(present, -excess)
+            await back.execute()
         return count - excess

@@ -112,6 +112,31 @@ async def end_left_behind(lock_file: Path, configuration: Path) -> None:
     os.close(await _take_lock(lock_file, str(configuration)))
 
 
+def holder(lock_file: Path, configuration: Path) -> int | None:
+    """Id of the server that runs with this configuration, whoever owns it; None where none
+    does."""
+    try:
+        lock = os.open(lock_file, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        written = os.pread(lock, 20, 0).decode(errors="replace").strip()
+        if _try_lock(lock) or not written.isdigit():
+            return None
+    finally:
+        os.close(lock)
+    return int(written) if _runs(int(written), str(configuration)) else None
+
+
+def end_holder(lock_file: Path, configuration: Path) -> None:
+    """Tells the server that runs with this configuration to end, if there is one; its
+    owner, where it has one, starts the next."""
+    pid = holder(lock_file, configuration)
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+
+
 async def _take_lock(path: Path, mark: str) -> int:
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import structlog
 from grpc import aio
@@ -19,21 +19,32 @@ from prometheus_client import CollectorRegistry
 from mesh.clock import SYSTEM, Clock
 from mesh.control.leases import Leases
 from mesh.control.nats_leases import NatsLeases
+from mesh.errors import WeftError
 from mesh.events.aggregate import Fold, Repository
 from mesh.events.codec import Codecs
+from mesh.events.jetstream.connection import Login
 from mesh.events.jetstream.key_store import JetStreamKeyStore
-from mesh.events.jetstream.store import JetStreamEventStore, connect_prepared, log_end
+from mesh.events.jetstream.store import (
+    JetStreamEventStore,
+    connect_prepared,
+    connect_store,
+    log_end,
+)
 from mesh.events.jetstream.tokens import JetStreamTokenStream
 from mesh.ids import cluster_id, new_id
 from mesh.rpc.channel import MeshChannel
 from mesh.rpc.pipeline import Edge, Endpoint, Interceptor, bind, server_interceptors
-from mesh.rpc.rate_limiter import RateLimiter
+from mesh.rpc.rate_limiter import RateLimiter, RedisCounters
 from mesh.rpc.settings import RateLimitSettings, RpcSettings
+from mesh.runtime.bus_access import union
 from mesh.runtime.data_dir import DataDirectory
 from mesh.runtime.log_mark import LogMark, check_complete
 from mesh.runtime.nats_server import EmbeddedNats
+from mesh.runtime.nats_users import ADMIN, bus_users, external_user, process_user
+from mesh.runtime.redis_client import LazyRedis, client_of_url
 from mesh.runtime.service import Access, Mesh, Service, ServiceEntry
 from mesh.runtime.settings import RuntimeSettings
+from mesh.runtime.valkey_server import EmbeddedValkey
 from mesh.security.keyring import Keyring
 from mesh.security.master_key import open_master_key
 from mesh.security.sealing import SealedCodec
@@ -41,6 +52,9 @@ from mesh.security.settings import SecuritySettings
 from mesh.telemetry import traces
 from mesh.telemetry.http import TelemetryServer
 from mesh.telemetry.metrics import new_registry
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -74,12 +88,15 @@ class Host:
         self._access: Access
         self._interceptors: Sequence[Interceptor] = ()
         self._catalogue = in_call_order(catalogue)
+        self._bus = union(entry.bus for entry in catalogue)
         self._instance = new_id()
         self._repositories: dict[int, Repository[Any]] = {}
+        self._redis: LazyRedis | None = None
         self._nats: EmbeddedNats | None = None
         # Read at once, so that no process that is started from here inherits it.
         self._master_key = open_master_key(SecuritySettings())
         self._keyring: Keyring
+        self._valkey: EmbeddedValkey | None = None
         self._store: JetStreamEventStore
         self._leases: NatsLeases
         self._tokens: JetStreamTokenStream
@@ -129,6 +146,13 @@ class Host:
     def leases(self) -> Leases:
         """The leases of all instances."""
         return self._leases
+
+    @property
+    def redis(self) -> "Redis | None":
+        """A client for counters and cached values that processes share; its keys begin
+        with `weft:`, and each call ends within a moment. None where there is no server,
+        and in the moment after it was first asked for."""
+        return self._redis.client() if self._redis is not None else None
 
     @property
     def data_dir(self) -> Path:
@@ -188,7 +212,7 @@ class Host:
         return {
             **self._ready,
             "events": self._store.connection.connected and not self._disk_full(),
-            "lease": self._leases.held(),
+            **({"lease": self._leases.held()} if self._bus.leases else {}),
         }
 
     async def _start(self) -> None:
@@ -196,6 +220,8 @@ class Host:
         directory = self._stack.enter_context(DataDirectory(self.settings.data_dir, self._instance))
         if traces.start(self._instance):
             self._stack.push_async_callback(asyncio.to_thread, traces.stop, TRACE_FLUSH_SECONDS)
+        redis = asyncio.create_task(self._start_redis(), name="redis start")
+        self._stack.push_async_callback(self._stop_redis, redis)
         await self._connect(directory.previous_instance)
         await self._open_edge()
         telemetry = TelemetryServer(self.registry, self.readiness)
@@ -205,26 +231,48 @@ class Host:
         port = await telemetry.start(self.settings.host, self.settings.http_port)
         self.announce("http", self.settings.http_port, port)
         self.cluster = cluster_id(await self._store.log_id())
+        await redis
         self._write_addresses()
+
+    async def _start_redis(self) -> None:
+        """Beside everything else. Without it Weft does its work: limits are then counted
+        in this process alone."""
+        settings = self.settings
+        if settings.redis_url:
+            url, password_file = settings.redis_url, settings.redis_password_file
+            self._redis = LazyRedis(lambda: client_of_url(url, password_file))
+            return
+        self._valkey = EmbeddedValkey(settings.data_dir, binary=settings.valkey_binary)
+        try:
+            await self._valkey.start()
+        except (WeftError, OSError) as error:
+            _log.warning("valkey_missing", error=type(error).__name__)
+            fault = error.message if isinstance(error, WeftError) else "valkey-server can't start"
+            self.notes.append(f"{fault}; limits are counted in this process alone")
+        else:
+            self._redis = LazyRedis(self._valkey.client)
+
+    async def _stop_redis(self, starting: asyncio.Task[None]) -> None:
+        starting.cancel()
+        await asyncio.wait({starting})
+        redis, self._redis = self._redis, None
+        if redis is not None:
+            await redis.close()
+        if self._valkey is not None:
+            await self._valkey.stop()
 
     async def _connect(self, predecessor: str | None) -> None:
         settings = self.settings
-        url, seed_file = settings.nats_url, settings.nats_seed_file
-        if not url:
-            self._nats = EmbeddedNats(
-                settings.data_dir, binary=settings.nats_binary, port=settings.nats_port
-            )
-            self._stack.push_async_callback(self._nats.stop)
-            endpoint = await self._nats.start()
-            url, seed_file = endpoint.url, endpoint.seed_file
-            if endpoint.port_taken is not None:
-                self.notes.append(f"port {endpoint.port_taken} (nats) is in use; using {url}")
+        url, admin, login = await self._find_nats()
         self.addresses["nats"] = url.rpartition("@")[2].removeprefix("nats://")
+        mark = await self._prepare_log(url, admin)
         connection = await connect_prepared(
             url,
             name=f"weft-{self._instance}",
-            seed_file=seed_file,
+            login=login,
             replicas=settings.nats_replicas,
+            makes_streams=False,
+            uses_tokens=self._bus.tokens,
         )
         self._stack.push_async_callback(connection.close)
         self._keyring = Keyring(JetStreamKeyStore(connection, self._disk_full), self._master_key)
@@ -239,13 +287,16 @@ class Host:
             disk_full=self._disk_full,
         )
         self._stack.push_async_callback(self._store.close)
-        await self._check_log()
+        if mark is not None:
+            mark.follow(self._store)
+            self._stack.push_async_callback(mark.stop)
         self._tokens = JetStreamTokenStream(connection, codecs)
         self._leases = NatsLeases(
             connection, self._instance, predecessor=predecessor, clock=self.clock
         )
-        self._stack.push_async_callback(self._leases.stop)
-        await self._leases.start()
+        if self._bus.leases:
+            self._stack.push_async_callback(self._leases.stop)
+            await self._leases.start()
 
     async def _open_edge(self) -> None:
         self._access = self._make_access(self)
@@ -256,22 +307,53 @@ class Host:
             for entry in self._catalogue
             for contract in entry.contracts
         }
-        limiter = RateLimiter(RateLimitSettings(), clock=self.clock)
+        counters = RedisCounters(lambda: self.redis)
+        limiter = RateLimiter(RateLimitSettings(), counters, self.clock)
         edge = Edge(self._access, self._access, limiter, callers)
         self._interceptors = server_interceptors(self.registry, self.rpc_settings, edge)
 
-    async def _check_log(self) -> None:
-        """Raises DataDamaged where commits are gone, unless that is accepted."""
+    async def _find_nats(self) -> tuple[str, Login, Login]:
+        """Where NATS is, embedded or not, and how to log in: as who makes the streams,
+        and as who works with them."""
+        settings = self.settings
+        if settings.nats_url:
+            user = external_user(settings.nats_user, self._catalogue)
+            login = Login(settings.nats_seed_file, user.inbox, user.api)
+            admin_seed = settings.nats_admin_seed_file
+            return settings.nats_url, Login(admin_seed, ADMIN.inbox) if admin_seed else login, login
+        users = bus_users(self._catalogue)
+        self._nats = EmbeddedNats(
+            settings.data_dir, users, binary=settings.nats_binary, port=settings.nats_port
+        )
+        self._stack.push_async_callback(self._nats.stop)
+        endpoint = await self._nats.start()
+        if endpoint.port_taken is not None:
+            self.notes.append(f"port {endpoint.port_taken} (nats) is in use; using {endpoint.url}")
+        return endpoint.url, endpoint.login(ADMIN), endpoint.login(process_user(self._catalogue))
+
+    async def _prepare_log(self, url: str, admin: Login) -> LogMark | None:
+        """Makes the streams, and raises DataDamaged where commits are gone, unless that is
+        accepted. Returns the embedded server's mark."""
         accept_loss = self.settings.accept_loss
-        if self._nats is not None:
-            mark = LogMark(self.settings.data_dir, self._store)
-            await mark.start(accept_loss=accept_loss)
-            self._stack.push_async_callback(mark.stop)
-        elif not accept_loss:
-            await check_complete(self._store)
-        if accept_loss:
-            # Those of commits that are gone would pass for the present.
-            await self._store.forget_snapshots()
+        mark = LogMark(self.settings.data_dir) if self._nats is not None else None
+        store = await connect_store(
+            url,
+            name=f"weft-admin-{self._instance}",
+            login=admin,
+            replicas=self.settings.nats_replicas,
+            uses_tokens=False,
+        )
+        try:
+            if mark is not None:
+                await mark.check(store, accept_loss=accept_loss)
+            elif not accept_loss:
+                await check_complete(store)
+            if accept_loss:
+                # Those of commits that are gone would pass for the present.
+                await store.forget_snapshots()
+        finally:
+            await store.close()
+        return mark
 
     def _disk_full(self) -> bool:
         return self._nats is not None and self._nats.disk_full

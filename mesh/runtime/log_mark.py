@@ -34,36 +34,38 @@ class _Mark:
 
 
 class LogMark:
-    """The file `log_mark` in `folder`, which follows what `store` acknowledged.
+    """The file `log_mark` in `folder`, which follows what a store acknowledged.
 
     It is written each second at most and at `stop`, and only with positions of commits
     that are on the disk: it may lag behind the log, and is never ahead of it.
     """
 
-    def __init__(self, folder: Path, store: JetStreamEventStore) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._path = folder / "log_mark"
-        self._store = store
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._mark: _Mark
 
-    async def start(self, *, accept_loss: bool = False) -> None:
-        """Compares the log with the mark, and follows the log from then on.
+    async def check(self, store: JetStreamEventStore, *, accept_loss: bool = False) -> None:
+        """Compares the log with the mark.
 
         Raises DataDamaged where the log is another one, ends before the mark or lacks
         commits, or the mark doesn't parse; with `accept_loss` the mark is set back instead.
         """
-        log = await self._store.log_id()
+        log = await store.log_id()
         try:
-            self._mark = await self._checked(log)
+            self._mark = await self._checked(store, log)
         except DataDamaged as error:
             if not accept_loss:
                 raise
             _log.warning("event_log_loss_accepted", message=error.message)
-            self._mark = _Mark(log, 0, await self._store.lacking())
+            self._mark = _Mark(log, 0, await store.lacking())
             await self._write(self._mark)
-        self._task = asyncio.create_task(self._follow(), name="log mark")
+
+    def follow(self, store: JetStreamEventStore) -> None:
+        """Follows, once it was checked, what `store` acknowledges, until `stop`."""
+        self._task = asyncio.create_task(self._follow(store), name="log mark")
 
     async def stop(self) -> None:
         """Writes the mark a last time."""
@@ -71,14 +73,14 @@ class LogMark:
         if self._task is not None:
             await self._task
 
-    async def _checked(self, log: str) -> _Mark:
+    async def _checked(self, store: JetStreamEventStore, log: str) -> _Mark:
         """The mark to go on from."""
         kept = self._read()
         if kept is None or (kept.log != log and not kept.position):
             kept = _Mark(log, 0)
-        last = await self._store.last_position()
+        last = await store.last_position()
         if kept.log == log and kept.position <= last:
-            await check_complete(self._store, kept.lacking)
+            await check_complete(store, kept.lacking)
             return kept
         found = f"ends at position {last}" if kept.log == log else "is another one"
         raise DataDamaged(
@@ -99,12 +101,12 @@ class LogMark:
                 " `weft up --accept-loss` starts without it"
             ) from error
 
-    async def _follow(self) -> None:
+    async def _follow(self, store: JetStreamEventStore) -> None:
         while not self._stopping.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WRITE_SECONDS):
                     await self._stopping.wait()
-            position = self._store.acknowledged_position
+            position = store.acknowledged_position
             if position > self._mark.position:
                 await self._write(replace(self._mark, position=position))
 

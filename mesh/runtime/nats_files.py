@@ -1,22 +1,19 @@
-"""What the embedded nats-server needs on disk: its binary, credentials, configuration."""
+"""What the embedded nats-server needs on disk: its binary and its configuration."""
 
 import asyncio
 import json
 import os
 import re
 import shutil
-import stat
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import nkeys
-
-from mesh.errors import DataDamaged, FailedPrecondition, LimitExceeded
+from mesh.errors import FailedPrecondition, LimitExceeded
+from mesh.runtime.nats_access import ACCOUNT
 
 VERSION_MIN = (2, 12)
 _VERSION_SECONDS_MAX = 5.0
-ACCOUNT = "WEFT"
 
 # Of what the disk still holds for us, this share may be taken; the rest keeps the
 # file system usable. A full disk stops a stream until the server restarts, a full
@@ -92,40 +89,9 @@ async def _version(binary: Path) -> tuple[int, ...] | None:
     return tuple(map(int, match.groups())) if match else None
 
 
-def ensure_seed(path: Path) -> str:
-    """Makes the user's nkey seed in `path` (0600) unless it is there, and returns the
-    public key. A seed that others could read is replaced. Raises DataDamaged where the
-    file holds no seed."""
-    try:
-        with path.open("rb") as file:
-            exposed = stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077
-            seed = file.read(200).strip()
-    except FileNotFoundError:
-        exposed, seed = 0, b""
-    if exposed or not seed:
-        seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
-        write_private(path, seed.decode() + "\n")
-    try:
-        return str(nkeys.from_seed(seed).public_key, "ascii")
-    except (nkeys.NkeysError, ValueError) as error:
-        raise DataDamaged(f"{path} holds no nkey seed: remove it to have a new one made") from error
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replaces the file by one that only its owner can read, never wider in between."""
-    new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    new.replace(path)
-
-
-def configuration(
-    folder: Path, *, server_name: str, port: int, user: str, limits: NatsLimits
-) -> str:
-    """The server's configuration: loopback only, one user by its public nkey, every
-    acknowledged write on the disk."""
+def configuration(folder: Path, *, server_name: str, port: int, limits: NatsLimits) -> str:
+    """The server's configuration: loopback only, nobody but the users of `access.conf`,
+    every acknowledged write on the disk."""
     # JSON strings are valid in it, so that no path can break out of its quotes.
     store = json.dumps(str(folder / "jetstream"))
     return f"""\
@@ -146,15 +112,7 @@ jetstream {{
     batch {{ max_inflight_per_stream: 200 }}
   }}
 }}
-accounts {{
-  {ACCOUNT} {{
-    jetstream: enabled
-    users: [ {{ nkey: {user} }} ]
-  }}
-  SYS {{
-  }}
-}}
-system_account: SYS
+include "access.conf"
 """
 
 

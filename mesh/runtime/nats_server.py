@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,18 +12,19 @@ import nats.errors
 import structlog
 
 from mesh.errors import DataDamaged, FailedPrecondition, Unavailable, WeftError
+from mesh.events.jetstream.connection import Login
 from mesh.ids import new_id
 from mesh.runtime.child_process import ChildProcess, end_left_behind
+from mesh.runtime.nats_credentials import NatsCredentials, write_private
 from mesh.runtime.nats_files import (
     NatsLimits,
     configuration,
-    ensure_seed,
     find_binary,
     last_complaint,
     store_bytes_max,
     stored_streams,
-    write_private,
 )
+from mesh.runtime.nats_users import ADMIN, BusUser
 from mesh.sockets import bind_first_free
 
 PORT = 4222
@@ -46,21 +48,26 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class NatsEndpoint:
-    """Where a nats-server listens, and the file that holds the seed to log in with.
+    """Where a nats-server listens, and the folder that holds its users' seeds.
 
     `port_taken` is the port that was asked for, where another program had it.
     """
 
     url: str
-    seed_file: Path
+    folder: Path
     port_taken: int | None = None
+
+    def login(self, user: BusUser) -> Login:
+        """How to log in as that user."""
+        return Login(self.folder / f"{user.name}.nkey", user.inbox, user.api)
 
 
 class EmbeddedNats:
     """One nats-server with its store under `data_dir`, which the caller has locked.
 
-    It listens on loopback only, lets in nobody but the holder of the seed, and is on
-    disk before it acknowledges. One that a killed owner left behind is ended first.
+    It listens on loopback only, lets in nobody but `users`, `admin` among them, and
+    subscribers, and is on disk before it acknowledges. One that a killed owner left
+    behind is ended first.
     When it dies it is started again on the same port: at once, then after growing
     pauses; after five failed starts in a row, or with damaged data, it stays down.
     A stream that had no room for a message takes none until the server starts again, so
@@ -68,12 +75,12 @@ class EmbeddedNats:
     """
 
     _binary: Path
-    _user: str
     _port: int
 
     def __init__(
         self,
         data_dir: Path,
+        users: Sequence[BusUser],
         *,
         binary: Path | None = None,
         port: int = PORT,
@@ -83,7 +90,7 @@ class EmbeddedNats:
         self._named_binary = binary
         self._wanted_port = port
         self._limits = limits or NatsLimits()
-        self._seed_file = self._folder / "user.nkey"
+        self._credentials = NatsCredentials(self._folder, users)
         self._config_file = self._folder / "nats.conf"
         self._lock_file = self._folder / "server.lock"
         self._log_file = self._folder / "server.log"
@@ -103,7 +110,7 @@ class EmbeddedNats:
         self._binary = await find_binary(self._named_binary)
         (self._folder / "jetstream").mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder.chmod(0o700)
-        self._user = ensure_seed(self._seed_file)
+        self._credentials.ensure()
         # Before a port is looked for: the server that was left behind has ours.
         await end_left_behind(self._lock_file, self._config_file)
         bytes_max = store_bytes_max(self._folder / "jetstream", self._limits)
@@ -115,7 +122,7 @@ class EmbeddedNats:
             asyncio.create_task(self._watch_room(), name="nats-server disk"),
         }
         taken = self._wanted_port if self._wanted_port not in (0, self._port) else None
-        return NatsEndpoint(f"nats://{_HOST}:{self._port}", self._seed_file, taken)
+        return NatsEndpoint(f"nats://{_HOST}:{self._port}", self._folder, taken)
 
     async def stop(self) -> None:
         """Ends it, by force once it had 10 s. Safe to call again, and without a start."""
@@ -156,9 +163,7 @@ class EmbeddedNats:
     async def _launch(self, port: int) -> ChildProcess:
         """Starts the process and waits until it serves; leaves none where it raises."""
         server_name = f"weft-{new_id()}"
-        text = configuration(
-            self._folder, server_name=server_name, port=port, user=self._user, limits=self._limits
-        )
+        text = configuration(self._folder, server_name=server_name, port=port, limits=self._limits)
         write_private(self._config_file, text)
         log_bytes = self._log_file.stat().st_size if self._log_file.exists() else 0
         stored = stored_streams(self._folder)
@@ -189,7 +194,8 @@ class EmbeddedNats:
             await asyncio.sleep(_POLL_SECONDS)
         connection = await nats.connect(
             f"nats://{_HOST}:{port}",
-            nkeys_seed=str(self._seed_file),
+            nkeys_seed=str(self._credentials.seed_file(ADMIN.name)),
+            inbox_prefix=ADMIN.inbox,
             allow_reconnect=False,
             connect_timeout=int(_REQUEST_SECONDS_MAX),
             error_cb=_log_error,

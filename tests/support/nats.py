@@ -13,7 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from mesh.runtime.nats_users import ADMIN, BusUser
+
 START_SECONDS_MAX = 10.0
+UNBOUND = BusUser("host", sends=(">",), hears=(">",))
+"""A user who may do everything, for tests of what isn't about permissions."""
+UNBOUND_USERS = (ADMIN, UNBOUND)
 
 
 class NatsServer:

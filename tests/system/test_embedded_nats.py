@@ -17,6 +17,7 @@ from nats.aio.client import Client
 
 from mesh.errors import DataDamaged, FailedPrecondition, WeftError
 from mesh.runtime.nats_server import EmbeddedNats, NatsEndpoint
+from tests.support.nats import UNBOUND_USERS
 from tests.support.processes import line_of, running, until
 
 
@@ -26,7 +27,10 @@ async def ignore(error: Exception) -> None:
 
 async def login(endpoint: NatsEndpoint) -> Client:
     return await nats.connect(
-        endpoint.url, nkeys_seed=str(endpoint.seed_file), allow_reconnect=False, error_cb=ignore
+        endpoint.url,
+        nkeys_seed=str(endpoint.folder / "host.nkey"),
+        allow_reconnect=False,
+        error_cb=ignore,
     )
 
 
@@ -66,14 +70,14 @@ async def kill(server: EmbeddedNats) -> None:
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[EmbeddedNats]:
-    server = EmbeddedNats(tmp_path, port=0)
+    server = EmbeddedNats(tmp_path, UNBOUND_USERS, port=0)
     yield server
     await server.stop()
 
 
 async def test_keeps_what_it_acknowledged_over_a_restart_of_its_owner(tmp_path: Path) -> None:
     for first in (True, False):
-        server = EmbeddedNats(tmp_path, port=0)
+        server = EmbeddedNats(tmp_path, UNBOUND_USERS, port=0)
         endpoint = await server.start()
         if first:
             await store_a_message(endpoint)
@@ -104,34 +108,35 @@ async def test_nobody_else_can_read_its_files(server: EmbeddedNats, tmp_path: Pa
     await server.start()
     folder = tmp_path / "nats"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    for name in ("user.nkey", "nats.conf"):
+    for name in ("admin.nkey", "host.nkey", "nats.conf", "access.conf"):
         assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
 
 
 async def test_replaces_a_seed_that_others_could_read(tmp_path: Path) -> None:
     seeds = []
     for mode in (0o600, 0o644, 0o600):
-        server = EmbeddedNats(tmp_path, port=0)
+        server = EmbeddedNats(tmp_path, UNBOUND_USERS, port=0)
         endpoint = await server.start()
         await server.stop()
-        seeds.append(endpoint.seed_file.read_text())
-        endpoint.seed_file.chmod(mode)
+        seed_file = endpoint.folder / "host.nkey"
+        seeds.append(seed_file.read_text())
+        seed_file.chmod(mode)
     assert seeds[0] == seeds[1] != seeds[2]
 
 
 async def test_refuses_a_seed_file_that_holds_no_seed(tmp_path: Path) -> None:
-    seed_file = tmp_path / "nats" / "user.nkey"
+    seed_file = tmp_path / "nats" / "host.nkey"
     seed_file.parent.mkdir()
     seed_file.touch(0o600)
     seed_file.write_text("not a seed\n")
-    with pytest.raises(DataDamaged, match=r"user\.nkey"):
-        await EmbeddedNats(tmp_path, port=0).start()
+    with pytest.raises(DataDamaged, match=r"host\.nkey"):
+        await EmbeddedNats(tmp_path, UNBOUND_USERS, port=0).start()
 
 
 async def test_takes_the_next_port_where_its_own_is_taken(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken: int = other.getsockname()[1]
-        server = EmbeddedNats(tmp_path, port=taken)
+        server = EmbeddedNats(tmp_path, UNBOUND_USERS, port=taken)
         endpoint = await server.start()
         await server.stop()
     assert endpoint.port_taken == taken
@@ -173,10 +178,10 @@ async def test_ends_the_server_that_a_killed_owner_left_behind(
     # a parent-death signal, and of a server that hangs.
     async with running("tests.support.nats_owner", tmp_path, 0) as owner:
         line = json.loads(await line_of(owner))
-        await store_a_message(NatsEndpoint(line["url"], Path(line["seed_file"])))
+        await store_a_message(NatsEndpoint(line["url"], Path(line["folder"])))
         os.kill(line["pid"], left)
         owner.kill()
-    server = EmbeddedNats(tmp_path, port=int(line["url"].rpartition(":")[2]))
+    server = EmbeddedNats(tmp_path, UNBOUND_USERS, port=int(line["url"].rpartition(":")[2]))
     endpoint = await server.start()
     try:
         assert servers_on(tmp_path) == [server.pid]
@@ -215,13 +220,13 @@ def replace_store_by_a_file(data_dir: Path) -> None:
 async def test_refuses_a_damaged_store_and_says_what_the_server_said(
     tmp_path: Path, damage: object, raised: type[WeftError], said: str
 ) -> None:
-    server = EmbeddedNats(tmp_path, port=0)
+    server = EmbeddedNats(tmp_path, UNBOUND_USERS, port=0)
     await store_a_message(await server.start())
     await server.stop()
     assert callable(damage)
     damage(tmp_path)
     with pytest.raises(raised, match=said):
-        await EmbeddedNats(tmp_path, port=0).start()
+        await EmbeddedNats(tmp_path, UNBOUND_USERS, port=0).start()
     assert servers_on(tmp_path) == []
 
 
@@ -235,4 +240,4 @@ async def test_refuses_a_named_binary_that_is_no_recent_nats_server(
     binary.write_text(f"#!/bin/sh\n{program}\n")
     binary.chmod(0o755)
     with pytest.raises(FailedPrecondition, match=r"2\.12 or newer"):
-        await EmbeddedNats(tmp_path / "data", binary=binary, port=0).start()
+        await EmbeddedNats(tmp_path / "data", UNBOUND_USERS, binary=binary, port=0).start()

@@ -18,6 +18,7 @@ from mesh.runtime.host import Host
 from mesh.runtime.service import Mesh, Service, ServiceEntry
 from mesh.runtime.settings import RuntimeSettings
 from services.catalog import CATALOGUE, access
+from tests.support.edge import open_access
 from tests.support.platform import Platform
 from tests.support.turn_client import TurnClient
 from weft.agents.v1 import agent_pb2
@@ -58,7 +59,7 @@ def recorded(name: str, log: list[str], *calls: str, fails: bool = False) -> Ser
 async def test_services_start_in_call_order_and_stop_in_reverse(tmp_path: Path) -> None:
     log: list[str] = []
     catalogue = [recorded("top", log, "base"), recorded("base", log)]
-    async with Host(catalogue, settings(tmp_path / "data"), access):
+    async with Host(catalogue, settings(tmp_path / "data"), open_access):
         assert log == ["start base", "start top"]
     assert log[2:] == ["stop top", "stop base"]
 
@@ -69,10 +70,10 @@ async def test_a_start_that_fails_stops_what_was_started_and_frees_the_folder(
     log: list[str] = []
     catalogue = [recorded("top", log, "base", fails=True), recorded("base", log)]
     with pytest.raises(FailedPrecondition, match="top can't start"):
-        async with Host(catalogue, settings(tmp_path / "data"), access):
+        async with Host(catalogue, settings(tmp_path / "data"), open_access):
             raise AssertionError("it must not start")
     assert log == ["start base", "stop top", "stop base"]
-    async with Host([recorded("base", log)], settings(tmp_path / "data"), access):
+    async with Host([recorded("base", log)], settings(tmp_path / "data"), open_access):
         assert log[-1] == "start base"
 
 

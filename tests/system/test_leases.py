@@ -16,6 +16,7 @@ from mesh.control.nats_leases import NatsLeases
 from mesh.events.jetstream.connection import Connection, connect
 from mesh.ids import new_id
 from mesh.runtime.nats_server import EmbeddedNats, NatsEndpoint
+from tests.support.nats import UNBOUND, UNBOUND_USERS
 from tests.support.processes import asked, line_of, running, until
 
 HOLDER = "tests.support.lease_holder"
@@ -23,14 +24,14 @@ HOLDER = "tests.support.lease_holder"
 
 @pytest.fixture(scope="module")
 async def endpoint(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsEndpoint]:
-    server = EmbeddedNats(tmp_path_factory.mktemp("leases"), port=0)
+    server = EmbeddedNats(tmp_path_factory.mktemp("leases"), UNBOUND_USERS, port=0)
     yield await server.start()
     await server.stop()
 
 
 @pytest.fixture
 async def connection(endpoint: NatsEndpoint) -> AsyncIterator[Connection]:
-    connection = await connect(endpoint.url, name="test", seed_file=endpoint.seed_file)
+    connection = await connect(endpoint.url, name="test", login=endpoint.login(UNBOUND))
     yield connection
     await connection.close()
 
@@ -53,7 +54,7 @@ async def certain(leases: NatsLeases) -> None:
 
 
 def arguments(endpoint: NatsEndpoint, instance: str) -> tuple[str, Path, str]:
-    return endpoint.url, endpoint.seed_file, instance
+    return endpoint.url, endpoint.folder / "host.nkey", instance
 
 
 async def test_is_renewed_until_it_is_given_back(connection: Connection) -> None:
@@ -123,7 +124,7 @@ async def test_a_stopped_instance_is_gone_until_it_wakes(
 async def test_an_instance_that_leaves_is_gone_without_waiting(
     endpoint: NatsEndpoint, connection: Connection
 ) -> None:
-    leaving = await connect(endpoint.url, name="leaving", seed_file=endpoint.seed_file)
+    leaving = await connect(endpoint.url, name="leaving", login=endpoint.login(UNBOUND))
     async with lease(connection, new_id()) as leases:
         async with lease(leaving, "leaving"):
             await certain(leases)
@@ -147,9 +148,9 @@ async def test_the_lease_is_over_by_its_own_clock_whoever_stopped_it(
 
 
 async def test_holds_nothing_and_claims_nothing_while_nats_is_away(tmp_path: Path) -> None:
-    server = EmbeddedNats(tmp_path, port=0)
+    server = EmbeddedNats(tmp_path, UNBOUND_USERS, port=0)
     endpoint = await server.start()
-    connection = await connect(endpoint.url, name="test", seed_file=endpoint.seed_file)
+    connection = await connect(endpoint.url, name="test", login=endpoint.login(UNBOUND))
     async with lease(connection, new_id()) as leases:
         await certain(leases)
         assert server.pid is not None
@@ -166,10 +167,10 @@ async def test_holds_nothing_and_claims_nothing_while_nats_is_away(tmp_path: Pat
 
 
 async def test_nobody_is_gone_because_nats_lost_its_memory(tmp_path: Path) -> None:
-    server = EmbeddedNats(tmp_path, port=0)
+    server = EmbeddedNats(tmp_path, UNBOUND_USERS, port=0)
     endpoint = await server.start()
     one, two = [
-        await connect(endpoint.url, name=name, seed_file=endpoint.seed_file)
+        await connect(endpoint.url, name=name, login=endpoint.login(UNBOUND))
         for name in ("one", "two")
     ]
     async with lease(one, "one") as watching, lease(two, "two") as watched:

@@ -1,6 +1,7 @@
 """The streams that events need in JetStream. Leases make their own, in `mesh.control`."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from mesh.clock import NANOSECONDS
@@ -87,9 +88,11 @@ async def ensure_assets(connection: Connection, replicas: int = 1) -> None:
 
 
 async def ensure_memory_assets(connection: Connection, replicas: int = 1) -> None:
-    """Creates again what a restart of the server took away; see `ensure_assets`."""
+    """Creates again what a restart of the server took away; what is there stays as it is,
+    since updating streams isn't for everybody."""
     for name, shape in _MEMORY.items():
-        await _ensure_stream(connection, name, shape, replicas)
+        config = {"name": name, "num_replicas": replicas, **shape}
+        await retried(partial(_made, connection, f"STREAM.CREATE.{name}", config))
 
 
 async def _ensure_stream(

@@ -17,6 +17,7 @@ import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.protocol.parser import PERMISSIONS_ERR
 
 from mesh.errors import EventStoreUnavailable, LimitExceeded, WeftError
 from mesh.ids import new_id
@@ -24,6 +25,7 @@ from weft.events.v1 import events_pb2
 
 T = TypeVar("T")
 
+JETSTREAM_API = "$JS.API"
 PAUSE_SECONDS = 0.05
 """Between two attempts at what NATS couldn't do yet."""
 READ_SECONDS_MAX = 10.0
@@ -131,6 +133,20 @@ class _FastClient(Client):
         elif not expected.reply.done():
             expected.reply.set_result(Reply(data, status, found))
 
+    async def _process_err(self, err_msg: str) -> None:
+        # nats-py closes for good over most of what a server says before it cuts a
+        # connection, such as that its user has a new key since the last reload.
+        if PERMISSIONS_ERR in err_msg:
+            await super()._process_err(err_msg)
+        else:
+            await self._process_op_err(nats.errors.Error(f"nats: {err_msg}"))
+
+    def _connect_command(self) -> bytes:
+        # nats-py signs with the seed that the file holds now, but names the first one's key.
+        if self._nkeys_seed is not None:
+            self._setup_nkeys_connect()
+        return super()._connect_command()
+
     async def _process_pong(self) -> None:
         # nats-py ends its read loop for good over a flush that nobody waits for any more.
         if self._pongs and self._pongs[0].done():
@@ -179,10 +195,12 @@ class Connection:
     Whatever talks to NATS raises NotSent or NoReply, both EventStoreUnavailable.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, inbox_prefix: str = "", api_prefix: str = JETSTREAM_API) -> None:
         self._name = name
         self._client = _FastClient()
-        self._inbox = f"_INBOX_{name}.{new_id()}"
+        self._inbox_prefix = inbox_prefix or f"_INBOX_{name}"
+        self._inbox = f"{self._inbox_prefix}.{new_id()}"
+        self._api_prefix = api_prefix
         self._connected = asyncio.Event()
         self._tokens = itertools.count(1)
         self._reconnect_callbacks: list[Callable[[], Awaitable[None]]] = []
@@ -193,7 +211,7 @@ class Connection:
             url.split(","),
             name=self._name,
             nkeys_seed=str(seed_file) if seed_file else None,
-            inbox_prefix=f"_INBOX_{self._name}",
+            inbox_prefix=self._inbox_prefix,
             # By default nats-py closes for good after 60 attempts.
             max_reconnect_attempts=-1,
             reconnect_time_wait=_RECONNECT_WAIT_SECONDS,  # type: ignore[arg-type]
@@ -262,8 +280,17 @@ class Connection:
     ) -> dict[str, Any]:
         """The answer of JetStream's API, such as `STREAM.INFO.EVENTS`. One that says no has
         an `error` with `code`, `err_code` and `description`."""
-        message = await self.request(f"$JS.API.{call}", orjson.dumps(request), timeout=timeout)
-        return answer_of(message)
+        subject = f"{self._api_prefix}.{call}"
+        return answer_of(await self.request(subject, orjson.dumps(request), timeout=timeout))
+
+    async def last_stored(
+        self, stream: str, subject: str, *, timeout: float = READ_ATTEMPT_SECONDS
+    ) -> bytes | None:
+        """Data of the last message that the stream has of the subject, by a direct get;
+        None where it has none."""
+        call = f"{self._api_prefix}.DIRECT.GET.{stream}.{subject}"
+        message = await self.request(call, timeout=timeout)
+        return None if message.status else message.data
 
     async def direct_get(
         self, stream: str, request: Mapping[str, Any], *, timeout: float = READ_ATTEMPT_SECONDS
@@ -303,7 +330,8 @@ class Connection:
         take: Callable[[bytes, bytes], None],
     ) -> Reply:
         asked = orjson.dumps({"max_bytes": BATCH_BYTES_MAX, **request})
-        end = await self._ask(f"$JS.API.DIRECT.GET.{stream}", asked, None, timeout, take)
+        call = f"{self._api_prefix}.DIRECT.GET.{stream}"
+        end = await self._ask(call, asked, None, timeout, take)
         if end.status == "503":
             raise NotSent(f"nobody answers for the stream {stream}")
         if end.status not in ("204", "404"):
@@ -394,18 +422,36 @@ class Connection:
         report("nats_error", connection=self._name, error=repr(error))
 
 
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Who we are to NATS.
+
+    `seed_file` holds the nkey's seed and is read at each connect, so that a new one is
+    taken up. `inbox_prefix` is what our inboxes begin with, by default the connection's
+    name; `api_prefix` is where JetStream's API is for us.
+    """
+
+    seed_file: Path | None = None
+    inbox_prefix: str = ""
+    api_prefix: str = JETSTREAM_API
+
+
+NOBODY = Login()
+"""Of a server that asks for no login."""
+
+
 async def connect(
-    url: str, *, name: str, seed_file: Path | None = None, timeout: float = READ_SECONDS_MAX
+    url: str, *, name: str, login: Login = NOBODY, timeout: float = READ_SECONDS_MAX
 ) -> Connection:
     """A connection to one of the servers in `url`, which commas part.
 
-    `name` is a NATS token, shown by the server; `seed_file` holds an nkey's seed. Raises
-    EventStoreUnavailable when no server let us in within `timeout` seconds.
+    `name` is a NATS token, shown by the server. Raises EventStoreUnavailable when no
+    server let us in within `timeout` seconds.
     """
-    connection = Connection(name)
+    connection = Connection(name, login.inbox_prefix, login.api_prefix)
     try:
         async with asyncio.timeout(timeout):
-            await connection.open(url, seed_file)
+            await connection.open(url, login.seed_file)
     except TimeoutError:
         await connection.close()
         raise EventStoreUnavailable("NATS can't be reached, or refuses the connection") from None

@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
 from mesh import failpoints
 from mesh.clock import NANOSECONDS
@@ -28,8 +27,9 @@ from mesh.events.jetstream.assets import (
     ensure_memory_assets,
 )
 from mesh.events.jetstream.connection import (
-    READ_ATTEMPT_SECONDS,
+    NOBODY,
     Connection,
+    Login,
     NotSent,
     StoredMessage,
     connect,
@@ -226,13 +226,7 @@ class JetStreamEventStore:
         return await self._envelope.open_snapshot(kept)
 
     async def _last_snapshot(self, subject: str) -> bytes | None:
-        get = partial(
-            self.connection.request,
-            f"$JS.API.DIRECT.GET.{SNAPSHOTS}.{subject}",
-            timeout=READ_ATTEMPT_SECONDS,
-        )
-        message = await retried(get)
-        return None if message.status else message.data
+        return await retried(partial(self.connection.last_stored, SNAPSHOTS, subject))
 
     async def _snapshot_until(
         self, stream: StreamName, subject: str, revision: int
@@ -258,17 +252,25 @@ class JetStreamEventStore:
 
 
 async def connect_prepared(
-    url: str, *, name: str, seed_file: Path | None = None, replicas: int = 1
+    url: str,
+    *,
+    name: str,
+    login: Login = NOBODY,
+    replicas: int = 1,
+    makes_streams: bool = True,
+    uses_tokens: bool = True,
 ) -> Connection:
-    """A connection to the NATS servers of `url`, whose streams are made or brought up to
-    date. Arguments and errors are those of `connect_store`."""
-    connection = await connect(url, name=name, seed_file=seed_file)
+    """A connection to the NATS servers of `url`, with what the store on it needs. Arguments
+    and errors are those of `connect_store`."""
+    connection = await connect(url, name=name, login=login)
     try:
-        await ensure_assets(connection, replicas)
+        if makes_streams:
+            await ensure_assets(connection, replicas)
     except BaseException:
         await connection.close()
         raise
-    connection.on_reconnect(partial(ensure_memory_assets, connection, replicas))
+    if uses_tokens:
+        connection.on_reconnect(partial(ensure_memory_assets, connection, replicas))
     return connection
 
 
@@ -276,21 +278,31 @@ async def connect_store(
     url: str,
     *,
     name: str,
-    seed_file: Path | None = None,
+    login: Login = NOBODY,
     replicas: int = 1,
+    makes_streams: bool = True,
+    uses_tokens: bool = True,
     append_seconds_max: float = 5.0,
     attempt_seconds: float = 1.0,
     codecs: Codecs = PLAIN,
     disk_full: Callable[[], bool] = lambda: False,
 ) -> JetStreamEventStore:
-    """An event store on the NATS servers of `url`, with its streams made or brought up to date.
+    """An event store on the NATS servers of `url`.
 
-    `name` and `seed_file` as in `connect`; `replicas` is 1 or, in a cluster, 3. An append
-    is tried for `append_seconds_max`, each attempt for `attempt_seconds`; `disk_full`
-    tells whether it fails for want of room. Raises EventStoreUnavailable when NATS can't be
-    reached within 10 s.
+    `name` and `login` as in `connect`; `replicas` is 1 or, in a cluster, 3. Who
+    `makes_streams` makes them or brings them up to date first; who `uses_tokens` makes
+    those in memory again where a server lost them. An append is tried for
+    `append_seconds_max`, each attempt for `attempt_seconds`; `disk_full` tells whether it
+    fails for want of room. Raises EventStoreUnavailable when NATS can't be reached within 10 s.
     """
-    connection = await connect_prepared(url, name=name, seed_file=seed_file, replicas=replicas)
+    connection = await connect_prepared(
+        url,
+        name=name,
+        login=login,
+        replicas=replicas,
+        makes_streams=makes_streams,
+        uses_tokens=uses_tokens,
+    )
     bounds = Bounds(append_seconds_max, attempt_seconds)
     return JetStreamEventStore(
         connection, replicas=replicas, bounds=bounds, codecs=codecs, disk_full=disk_full

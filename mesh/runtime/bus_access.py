@@ -1,0 +1,55 @@
+"""What a service does on the bus; its NATS user's permissions follow from it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class KeyUse(IntEnum):
+    """What a service does with the key store; each holds those before it."""
+
+    NONE = 0
+    READ = 1
+    PUT = 2
+    """Makes keys: whoever seals needs it."""
+    DESTROY = 3
+
+
+@dataclass(frozen=True, slots=True)
+class BusAccess:
+    """Nothing is granted that isn't named here.
+
+    `appends` are the areas whose streams it writes, with their snapshots and blobs;
+    `reads` is the whole log, live too, with its snapshots and blobs, and goes with
+    `appends`; `erases` purges snapshots, tokens and blobs.
+    """
+
+    appends: tuple[str, ...] = ()
+    reads: bool = False
+    tokens: bool = False
+    leases: bool = False
+    keys: KeyUse = KeyUse.NONE
+    erases: bool = False
+
+    @property
+    def reads_log(self) -> bool:
+        """Whether it reads the log: who appends settles by it what became of an append."""
+        return self.reads or bool(self.appends)
+
+
+EVERY_PROCESS = BusAccess(reads=True, keys=KeyUse.PUT)
+"""What any process of Weft does: it knows from the log who may call, opens what is sealed
+there, and makes what secrets are missing. Who may put a key can't replace one."""
+
+
+def union(accesses: Iterable[BusAccess]) -> BusAccess:
+    """What a process with all of them does, and nothing more."""
+    each = [EVERY_PROCESS, *accesses]
+    return BusAccess(
+        appends=tuple(sorted({area for access in each for area in access.appends})),
+        reads=any(access.reads for access in each),
+        tokens=any(access.tokens for access in each),
+        leases=any(access.leases for access in each),
+        keys=max(access.keys for access in each),
+        erases=any(access.erases for access in each),
+    )

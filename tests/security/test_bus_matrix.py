@@ -1,0 +1,192 @@
+"""Every user of NATS x every subject: what the catalogue doesn't grant is refused."""
+
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from mesh.runtime.nats_server import NatsEndpoint
+from mesh.runtime.nats_users import ADMIN, HOST, SERVICE_API
+from services.catalog import CATALOGUE
+from tests.security.bus import STREAMS, USERS, RawClient, bus, logged_in, others
+
+KEY_IS_THERE = 10077
+AREAS = ("agents", "auth", "models", "state", "tools", "vectors")
+API = "$JS.API"
+
+# Written by hand, so that a wrong rule doesn't prove itself: a short name for each group
+# of subjects, and who has it.
+LOG = {
+    *("STREAM.INFO.EVENTS", "STREAM.MSG.GET.EVENTS", "DIRECT.GET.EVENTS", "DIRECT.GET.SNAPSHOTS"),
+    *("STREAM.MSG.GET.OBJ_BLOBS", "DIRECT.GET.SNAPSHOTS.weft.snapshots.state.t.k"),
+    "hear weft.live.events.>",
+}
+BLOBS = {"$O.BLOBS.C.refused", "$O.BLOBS.M.refused"}
+TOKENS = {
+    *("weft.tokens.state.t.refused", "STREAM.CREATE.TOKENS", "DIRECT.GET.TOKENS"),
+    "hear weft.tokens.>",
+}
+LEASES = {
+    *("$KV.LEASES.refused", "STREAM.CREATE.KV_LEASES", "STREAM.INFO.KV_LEASES"),
+    "STREAM.PURGE.KV_LEASES",
+}
+READ_KEYS = {
+    *("STREAM.INFO.KV_KEYS", "STREAM.MSG.GET.KV_KEYS", "DIRECT.GET.KV_KEYS"),
+    "hear $KV.KEYS.>",
+}
+KEYS = READ_KEYS | {"$KV.KEYS.refused"}
+DESTROYS = {"STREAM.MSG.DELETE.KV_KEYS"}
+ERASES = {"STREAM.PURGE.SNAPSHOTS", "STREAM.PURGE.TOKENS", "STREAM.PURGE.OBJ_BLOBS"}
+
+
+def writes(*areas: str) -> set[str]:
+    """What appending to these areas takes, with the log that it is settled by."""
+    subjects = {
+        f"weft.{kind}.{area}.t.refused" for kind in ("events", "snapshots") for area in areas
+    }
+    return subjects | LOG | BLOBS
+
+
+GRANTED = {
+    "agents": writes("agents", "state") | TOKENS | LEASES | KEYS,
+    "auth": writes("auth") | KEYS | DESTROYS,
+    "gateway": writes("auth") | KEYS,
+    "models": LOG | KEYS,
+    "state": writes("state") | KEYS | DESTROYS | ERASES,
+    "tools": writes("tools") | KEYS,
+    "vectors": LOG | KEYS,
+    "admin": {
+        *(f"STREAM.{call}.{name}" for call in ("CREATE", "UPDATE", "INFO") for name in STREAMS),
+        *("STREAM.NAMES", "STREAM.PURGE.SNAPSHOTS"),
+    },
+}
+GRANTED["host"] = set[str]().union(*(GRANTED[entry.name] for entry in CATALOGUE))
+
+CALLS = (
+    *("STREAM.CREATE", "STREAM.UPDATE", "STREAM.DELETE", "STREAM.PURGE", "STREAM.INFO"),
+    *("STREAM.MSG.GET", "STREAM.MSG.DELETE", "STREAM.SNAPSHOT", "STREAM.RESTORE", "DIRECT.GET"),
+    *("CONSUMER.CREATE", "CONSUMER.NAMES", "CONSUMER.LIST", "STREAM.PEER.REMOVE"),
+    "STREAM.LEADER.STEPDOWN",
+)
+SUBJECTS = (
+    *(f"weft.{kind}.{area}.t.refused" for kind in ("events", "snapshots") for area in AREAS),
+    *("weft.events.refused", "weft.live.events.state.t.refused", "weft.tokens.state.t.refused"),
+    *("$O.BLOBS.C.refused", "$O.BLOBS.M.refused", "$KV.LEASES.refused", "$KV.KEYS.refused"),
+    *("$SYS.REQ.SERVER.PING", "$SYS.REQ.ACCOUNT.WEFT.INFO", "$JS.ACK.EVENTS.refused", "refused"),
+)
+API_CALLS = (
+    *(f"{call}.{name}" for call in CALLS for name in STREAMS),
+    *(f"CONSUMER.DURABLE.CREATE.{name}.refused" for name in STREAMS),
+    *(f"CONSUMER.CREATE.{name}.refused.weft.events.>" for name in STREAMS),
+    *("STREAM.NAMES", "STREAM.LIST", "INFO", "DIRECT.GET.SNAPSHOTS.weft.snapshots.state.t.k"),
+    "DIRECT.GET.KV_KEYS.$KV.KEYS.refused",
+)
+HEARD = (
+    *(">", "*.>", "weft.>", "weft.events.>", "weft.live.events.>", "weft.live.>", "weft.tokens.>"),
+    *("weft.snapshots.>", "$KV.KEYS.>", "$KV.LEASES.>", "$O.BLOBS.>", "$JS.>", "$JS.API.>"),
+    *("$JS.EVENT.ADVISORY.>", "$SYS.>", "_INBOX.>", "_R_.>", "weft.js.>"),
+)
+PAYLOADS = {
+    "STREAM.PURGE": {"filter": "weft.none"},
+    "STREAM.MSG.GET": {"seq": 1},
+    "STREAM.MSG.DELETE": {"seq": 1_000_000},
+    "DIRECT.GET": {"seq": 1},
+}
+
+
+@pytest.fixture(scope="module")
+async def endpoint(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsEndpoint]:
+    async with bus(tmp_path_factory.mktemp("bus")) as endpoint:
+        yield endpoint
+
+
+async def may(client: RawClient, api: str, name: str) -> set[str]:
+    """All that it may do, by the names of the table."""
+    inboxes = [other.inbox for other in others(USERS[name])]
+    # Of no effect where one is let through: no API takes that payload.
+    sent = [*SUBJECTS, *(f"{api}.{call}" for call in API_CALLS), *(f"{box}.x" for box in inboxes)]
+    allowed = await client.tries(sent, [*HEARD, *(f"{box}.>" for box in inboxes)])
+    return {subject.removeprefix(f"{api}.") for subject in allowed}
+
+
+def test_every_user_has_a_row() -> None:
+    assert {entry.name for entry in CATALOGUE} <= GRANTED.keys()
+    assert set(USERS) <= GRANTED.keys()
+
+
+@pytest.mark.parametrize("name", sorted(USERS))
+async def test_a_user_may_do_what_its_row_says_and_nothing_else(
+    endpoint: NatsEndpoint, name: str
+) -> None:
+    user = USERS[name]
+    async with logged_in(endpoint.url, endpoint.login(user)) as client:
+        assert await may(client, user.api, name) == GRANTED[name]
+        wrong_api = SERVICE_API if user.api == API else API
+        assert not await client.tries([f"{wrong_api}.{call}" for call in API_CALLS])
+
+
+@pytest.mark.parametrize("name", sorted(USERS))
+async def test_what_is_granted_works(endpoint: NatsEndpoint, name: str) -> None:
+    user = USERS[name]
+    async with logged_in(endpoint.url, endpoint.login(user)) as client:
+        for granted in sorted(GRANTED[name]):
+            if granted.startswith("hear ") or ".CREATE." in granted or ".UPDATE." in granted:
+                continue
+            if granted in SUBJECTS:
+                answer = await client.asks(granted, b"granted")
+                # A key that is there can't be replaced by who may put one.
+                there = answer.get("error", {}).get("err_code") == KEY_IS_THERE
+                assert answer.get("seq") or there, granted
+                continue
+            payload = next((PAYLOADS[call] for call in PAYLOADS if granted.startswith(call)), {})
+            if granted.startswith("DIRECT.GET.SNAPSHOTS."):
+                payload = {}
+            answer = await client.asks(f"{user.api}.{granted}", json.dumps(payload).encode())
+            # Nothing at that place, rather than nobody who may ask.
+            error = answer.get("error", {"err_code": 10037})
+            assert error["err_code"] in (10037, 10057, 10043), (granted, answer)
+
+
+async def test_nothing_that_was_refused_had_an_effect(endpoint: NatsEndpoint) -> None:
+    async with (
+        logged_in(endpoint.url, endpoint.login(ADMIN)) as admin,
+        logged_in(endpoint.url, endpoint.login(USERS["models"])) as client,
+    ):
+        before = await shape(admin)
+        await may(client, USERS["models"].api, "models")
+        assert await shape(admin) == before
+
+
+async def shape(admin: RawClient) -> dict[str, object]:
+    """All streams, with when they were made and what they hold."""
+    names = (await admin.asks(f"{API}.STREAM.NAMES"))["streams"]
+    filtered = json.dumps({"subjects_filter": ">"}).encode()
+    found = {name: await admin.asks(f"{API}.STREAM.INFO.{name}", filtered) for name in names}
+    return {name: (info["created"], info["config"], info["state"]) for name, info in found.items()}
+
+
+@pytest.mark.parametrize("name", sorted(entry.name for entry in CATALOGUE))
+async def test_no_answer_of_the_server_goes_where_its_user_may_not_write(
+    endpoint: NatsEndpoint, name: str
+) -> None:
+    # nats-server doesn't ask whether one may publish to the reply subject that one names.
+    user = USERS[name]
+    aims = [
+        *(f"weft.events.{area}.t.deputy" for area in AREAS),
+        *("weft.live.events.state.t.deputy", "$KV.KEYS.deputy", "_INBOX_host.deputy"),
+        "_INBOX_admin.deputy",
+    ]
+    async with (
+        logged_in(endpoint.url, endpoint.login(USERS[HOST])) as host,
+        logged_in(endpoint.url, endpoint.login(ADMIN)) as admin,
+        logged_in(endpoint.url, endpoint.login(user)) as client,
+    ):
+        assert len(await host.tries([], ["weft.live.events.>", "$KV.KEYS.>", "_INBOX_host.>"])) == 3
+        assert await admin.tries([], ["_INBOX_admin.>"])
+        for subject in user.publish:
+            for aim in aims:
+                await client.client.publish(subject.replace(">", "x"), b'{"seq":1}', aim)
+        await client.settle()
+        heard = [message.subject for message in (*host.heard, *admin.heard)]
+        assert [subject for subject in heard if "deputy" in subject] == []
+        assert "deputy" not in json.dumps(await shape(admin))
