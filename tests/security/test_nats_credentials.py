@@ -18,7 +18,7 @@ from mesh.events.jetstream.store import JetStreamEventStore, connect_store
 from mesh.events.store import START, CommitDraft, Head, NewEvent, StreamName
 from mesh.runtime.host import Host
 from mesh.runtime.nats_access import Subscriber
-from mesh.runtime.nats_credentials import NatsCredentials, reload_server
+from mesh.runtime.nats_credentials import NatsCredentials, ensure_seed, reload_server
 from mesh.runtime.nats_server import EmbeddedNats, NatsEndpoint
 from mesh.runtime.nats_users import ADMIN, HOST
 from mesh.runtime.settings import RuntimeSettings
@@ -234,3 +234,19 @@ def test_for_a_server_of_ones_own_the_entry_is_printed(tmp_path: Path) -> None:
         "publish": ["_nowhere"],
         "subscribe": ["weft.live.events.*.acme.>"],
     }
+
+
+async def test_giving_up_on_a_server_that_refuses_takes_no_longer_than_was_said(
+    endpoint: NatsEndpoint, tmp_path: Path
+) -> None:
+    # One cancellation in some hundred used to get lost in a task that tried on for ever.
+    ensure_seed(tmp_path / "unknown.nkey")
+    login = Login(tmp_path / "unknown.nkey", USERS[HOST].inbox)
+    for _ in range(20):
+        seconds = [0.05 + 0.005 * each for each in range(20)]
+        asked = [
+            connect(endpoint.url, name="asking", login=login, timeout=each) for each in seconds
+        ]
+        async with asyncio.timeout(5):
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(isinstance(answer, EventStoreUnavailable) for answer in answers)

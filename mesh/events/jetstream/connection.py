@@ -36,6 +36,7 @@ BATCH_BYTES_MAX = 8_000_000
 
 _RECONNECT_WAIT_SECONDS = 0.1
 _PING_SECONDS = 2
+_CANCELS_MAX = 20
 _PENDING_MESSAGES_MAX = 8192
 _PENDING_BYTES_MAX = 32_000_000
 _STATUS_LINE = b"NATS/1.0 "
@@ -449,13 +450,27 @@ async def connect(
     server let us in within `timeout` seconds.
     """
     connection = Connection(name, login.inbox_prefix, login.api_prefix)
+    opening = asyncio.create_task(connection.open(url, login.seed_file))
     try:
-        async with asyncio.timeout(timeout):
-            await connection.open(url, login.seed_file)
-    except TimeoutError:
+        done, _ = await asyncio.wait({opening}, timeout=timeout)
+        if not done:
+            raise EventStoreUnavailable("NATS can't be reached, or refuses the connection")
+        await opening
+    except BaseException:
+        await _give_up(opening)
         await connection.close()
-        raise EventStoreUnavailable("NATS can't be reached, or refuses the connection") from None
+        raise
     return connection
+
+
+async def _give_up(opening: asyncio.Task[None]) -> None:
+    """Ends a task that tries to connect. `asyncio.wait_for` of Python 3.11 may swallow a
+    cancellation that comes as its future ends (CPython 86296), and nats-py tries on."""
+    for _ in range(_CANCELS_MAX):
+        if opening.done():
+            return
+        opening.cancel()
+        await asyncio.wait({opening}, timeout=PAUSE_SECONDS)
 
 
 async def retried(attempt: Callable[[], Awaitable[T]], seconds: float = READ_SECONDS_MAX) -> T:
