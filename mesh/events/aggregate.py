@@ -91,16 +91,6 @@ class Fold(Generic[S]):
         except DecodeError as error:
             raise DataDamaged(f"event {event.id} of type {event.type} doesn't parse") from error
 
-    def evolved(self, state: S, stored: StoredCommit) -> S:
-        """The state after a commit. Takes `state` over."""
-        place = Place(stored.commit.revision - 1, stored.commit.time)
-        for event in stored.commit.events:
-            place.revision += 1
-            message = self.open(event)
-            if message is not None:
-                state = self.evolve(state, message, place)
-        return state
-
 
 @dataclass(slots=True)
 class Loaded(Generic[S]):

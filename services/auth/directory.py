@@ -9,13 +9,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from mesh.clock import NANOSECONDS, SYSTEM, Clock
 from mesh.errors import NotFound, Unavailable
-from mesh.events.aggregate import Repository
+from mesh.events.aggregate import Aggregate, Repository
 from mesh.events.store import EventStore, StoredCommit, StreamName
 from mesh.principal import Principal
 from mesh.security import api_keys
 from mesh.security.secrets import Secrets
 from mesh.security.tokens import (
     TOKEN_BYTES_MAX,
+    AccessToken,
     SigningKey,
     refused,
     verify_access_token,
@@ -25,7 +26,7 @@ from services.auth.access import KeyAccess, SecretAccess, TenantAccess, Use
 from services.auth.background import Background
 from services.auth.checkpoint import CHECKPOINT_COMMITS, load_checkpoint, save_checkpoint
 from services.auth.denials import Denials
-from services.auth.following import ACCESS, Following
+from services.auth.following import ACCESS, Following, evolved
 from services.auth.settings import AuthSettings
 from services.auth.signing import SigningKeys
 from weft.auth.v1 import access_pb2
@@ -38,17 +39,18 @@ _ENDLESS_NS = 2**63
 
 class _Verified(NamedTuple):
     """A credential that was verified; while `access` is current and it hasn't expired, it
-    still is valid."""
+    still is valid. The signature of a `token` needn't be checked again after that."""
 
     principal: Principal
     access: TenantAccess
     expire_ns: int
     use: Use
+    token: AccessToken | None = None
 
 
 class AccessDirectory:
     """Implements `Authenticator` and `KeySet` in every process: `await start()` before
-    the first service, `await stop()` after the last.
+    the first service, `await stop()` after the last, also where `start` failed.
 
     It follows the log of access, sees what others commit a moment later and what this
     process commits at once. While the log can't be reached it goes on with what it
@@ -104,7 +106,7 @@ class AccessDirectory:
         now_ns = self._clock.now_ns()
         found = self._verified.get(digest)
         if found is None or not found.access.current:
-            found = self._verify(authorization, now_ns)
+            found = self._verify_again(found, authorization, now_ns)
             self._remember(digest, found)
         elif found.expire_ns <= now_ns:
             del self._verified[digest]
@@ -193,17 +195,26 @@ class AccessDirectory:
     async def change(self, tenant: str, command: domain.Command) -> domain.State:
         """Decides and commits; the state of the tenant of that id once it is stored, not to
         be changed. Raises what `decide` raises, EventStoreUnavailable."""
-        aggregate = self._access_log.open(domain.access_stream(tenant))
-        request_id = "" if isinstance(command, domain.UseApiKeys) else command.request.id
-        await aggregate.execute(lambda state: domain.decide(state, command), request_id)
+        aggregate = await self._commit(tenant, command)
         loaded = await aggregate.acknowledged()
         self._put(tenant, loaded.state)
         return self._tenants[tenant].state if tenant in self._tenants else loaded.state
+
+    async def _commit(self, tenant: str, command: domain.Command) -> Aggregate[domain.State]:
+        aggregate = self._access_log.open(domain.access_stream(tenant))
+        request_id = "" if isinstance(command, domain.UseApiKeys) else command.request.id
+        await aggregate.execute(lambda state: domain.decide(state, command), request_id)
+        return aggregate
 
     async def rotate_signing_key(self) -> access_pb2.SigningKey:
         """Makes another key to sign with. Raises FailedPrecondition where that was done too
         often, EventStoreUnavailable."""
         return await self._signing.rotate()
+
+    def _verify_again(self, found: _Verified | None, authorization: str, now_ns: int) -> _Verified:
+        if found is not None and found.token is not None and now_ns < found.expire_ns:
+            return self._permitted(found.token, now_ns)
+        return self._verify(authorization, now_ns)
 
     def _verify(self, authorization: str, now_ns: int) -> _Verified:
         scheme, _, credential = authorization.partition(" ")
@@ -211,7 +222,7 @@ class AccessDirectory:
             raise refused()
         if credential.startswith(api_keys.PREFIX):
             return self._verified_key(credential, now_ns)
-        return self._verified_token(credential, now_ns)
+        return self._permitted(verify_access_token(credential, self._signing, now_ns), now_ns)
 
     def _verified_key(self, text: str, now_ns: int) -> _Verified:
         parsed = api_keys.parse_api_key(text)
@@ -230,8 +241,8 @@ class AccessDirectory:
         ends_ns = _ENDLESS_NS if expire_ns is None else expire_ns
         return _Verified(secret.principal, access, ends_ns, secret.key.use)
 
-    def _verified_token(self, text: str, now_ns: int) -> _Verified:
-        token = verify_access_token(text, self._signing, now_ns)
+    def _permitted(self, token: AccessToken, now_ns: int) -> _Verified:
+        """What a token that is signed gives, if its subject still may use it."""
         access = self._tenants.get(token.tenant)
         key = access.keys.get(token.subject) if access is not None else None
         if access is None or key is None or not key.is_valid(now_ns):
@@ -239,7 +250,7 @@ class AccessDirectory:
         if token.token_id in access.revoked_tokens or set(token.scopes) != key.scopes:
             raise refused()
         expire_ns = token.expire_seconds * NANOSECONDS
-        return _Verified(key.token_principal(token), access, expire_ns, key.use)
+        return _Verified(key.token_principal(token), access, expire_ns, key.use, token)
 
     def _remember(self, digest: bytes, found: _Verified) -> None:
         self._verified[digest] = found
@@ -265,7 +276,7 @@ class AccessDirectory:
         state = known.state if known is not None else domain.State()
         if stored.head.revision <= state.revision:
             return
-        state = domain.ACCESS_FOLD.evolved(state, stored)
+        state = evolved(domain.ACCESS_FOLD, state, stored)
         used = facts.ApiKeyUsed.DESCRIPTOR.full_name
         if known is None or any(event.type != used for event in stored.commit.events):
             self._compile(tenant, state)
@@ -316,7 +327,9 @@ class AccessDirectory:
             used = {each for each in self._used if each[0] == tenant}
             names = frozenset(name for _, name in used)
             now_ns = self._clock.now_ns()
-            await self.change(tenant, domain.UseApiKeys(names, now_ns, interval_ns))
+            command = domain.UseApiKeys(names, now_ns, interval_ns)
+            # What it changes is told by the log soon enough: nothing is decided on it.
+            await self._commit(tenant, command)
             self._used -= used
 
 

@@ -3,15 +3,18 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import structlog
 
 from mesh.clock import Clock
 from mesh.errors import EventStoreUnavailable, WeftError
+from mesh.events.aggregate import Fold, Place
 from mesh.events.store import EventStore, Selection, StoredCommit
 from services.auth.domain.names import AREA
 from services.auth.settings import AuthSettings
 
+S = TypeVar("S")
 RETRY_SECONDS = 0.5
 ACCESS = Selection(AREA)
 
@@ -109,3 +112,15 @@ class Following:
         except TimeoutError:
             return False
         return True
+
+
+def evolved(fold: Fold[S], state: S, stored: StoredCommit) -> S:
+    """The state after a commit. Takes `state` over. Raises DataDamaged where the commit
+    can't be read."""
+    place = Place(stored.commit.revision - 1, stored.commit.time)
+    for event in stored.commit.events:
+        place.revision += 1
+        message = fold.open(event)
+        if message is not None:
+            state = fold.evolve(state, message, place)
+    return state

@@ -17,6 +17,7 @@ from mesh.security.secrets import Secrets
 from mesh.security.tokens import LEEWAY_SECONDS, SigningKey
 from services.auth import domain
 from services.auth.domain import SigningState
+from services.auth.following import evolved
 from services.auth.settings import AuthSettings
 from weft.auth.v1 import access_pb2
 
@@ -65,7 +66,7 @@ class SigningKeys:
     def apply(self, stored: StoredCommit) -> None:
         """Learns of a commit in the log."""
         if stored.head.revision > self._state.revision:
-            self.put(domain.SIGNING_FOLD.evolved(self._state, stored))
+            self.put(evolved(domain.SIGNING_FOLD, self._state, stored))
 
     def put(self, state: SigningState) -> None:
         """Takes a state over, unless a newer one is known."""

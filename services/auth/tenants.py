@@ -4,6 +4,7 @@ from typing import Protocol
 
 from mesh.call import Call
 from mesh.clock import Clock
+from mesh.errors import LimitExceeded
 from mesh.ids import new_id
 from mesh.security.api_keys import new_api_key
 from services.auth import domain
@@ -12,6 +13,8 @@ from services.auth.requests import Requests, page_of
 from weft.auth.v1 import tenant_service_pb2 as pb
 
 ADMIN_API_KEY = "admin"
+TENANTS_MAX = 65_536
+"""Every process knows all of them."""
 
 
 class TenantKeys(Protocol):
@@ -34,6 +37,8 @@ class Tenants:
         self, request: pb.CreateTenantRequest, call: Call
     ) -> pb.CreateTenantResponse:
         """Makes the tenant with its administrator's key."""
+        if len(self._directory.tenants) >= TENANTS_MAX:
+            raise LimitExceeded(f"a deployment has at most {TENANTS_MAX} tenants")
         key = new_api_key()
         command = domain.CreateTenant(
             request=self._requests.of(call),

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import hmac
 import json
+import string
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from mesh.errors import CredentialInvalid
 from mesh.ids import new_id
@@ -495,6 +498,26 @@ def test_a_forged_identity_is_refused(world: World, changes: dict[str, Any]) -> 
     wrong = {name: value for name, value in (right | changes).items() if value is not None}
     with pytest.raises(CredentialInvalid):
         verifier.verify(world.forge.token(head, wrong))
+
+
+LETTERS = string.ascii_letters + string.digits + "-_.=+/ "
+
+
+@settings(deadline=None)
+@given(place=st.integers(0, 10_000), letter=st.sampled_from(LETTERS))
+def test_no_character_of_a_token_can_be_another(world: World, place: int, letter: str) -> None:
+    token = world.forge.token()
+    place %= len(token)
+    assume(token[place] != letter)
+    with pytest.raises(CredentialInvalid):
+        world.accepts(token[:place] + letter + token[place + 1 :])
+
+
+@given(st.text(max_size=300))
+def test_garbage_is_refused_and_nothing_else_happens(world: World, text: str) -> None:
+    for header in (text, f"Bearer {text}", f"Bearer weft_{text}", f"Bearer a.{text}.b"):
+        with pytest.raises(CredentialInvalid):
+            world.access.directory.authenticate(header)
 
 
 async def test_a_revoked_token_is_refused_at_once(world: World) -> None:

@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from mesh.errors import CredentialInvalid, EventStoreUnavailable, FailedPrecondition, Unavailable
-from mesh.events.memory import MemoryEventStore
+from mesh.events.memory import MemoryEventStore, MemoryLog
 from mesh.events.store import (
     EVERYTHING,
     START,
@@ -29,6 +29,7 @@ from services.auth.first_start import first_start, recover_admin
 from services.auth.settings import AuthSettings
 from tests.support.access import Access, MovedClock, access
 from tests.support.eventually import eventually
+from tests.support.forging import Forge
 from tests.support.memory_keyring import MemoryKeyring
 from weft.auth.v1 import access_pb2
 from weft.auth.v1 import api_key_service_pb2 as keys
@@ -329,7 +330,8 @@ class TestOutOfReach:
             one.principal(one.admin_key)
 
     async def test_what_couldnt_be_noted_is_noted_later(self) -> None:
-        events = FailingStore()
+        log = MemoryLog()
+        events = FailingStore(log)
         directory = AccessDirectory(events, MemoryKeyring())
         await directory.start()
         key = await first_start(directory)
@@ -338,15 +340,17 @@ class TestOutOfReach:
         await asyncio.sleep(0.05)
         events.away = False
         await directory.stop()
-        state = directory.tenants["default"].state
-        assert state.api_keys[0].api_key.HasField("last_used_time")
+        last = log.entries[-1]
+        assert last.stream == "auth.default.access"
+        assert b"ApiKeyUsed" in last.data
 
 
 class TestSigningKeys:
     async def test_a_new_key_signs_once_everybody_knows_it(self) -> None:
         moved = MovedClock()
         async with access(clock=moved.clock, settings=AuthSettings(stale_seconds_max=1e6)) as made:
-            first = made.directory.signing_key().kid
+            first_key = made.directory.signing_key()
+            first = first_key.kid
             token = await exchange(made, made.admin_key)
             request = auth.RotateSigningKeyRequest()
             handler = made.handler("AuthService")
@@ -368,6 +372,9 @@ class TestSigningKeys:
             assert made.directory.public_key(first) is not None
             moved.seconds = 2_000
             assert made.directory.public_key(first) is None
+            now = moved.now_ns() // 10**9
+            forge = Forge(first_key, f"{PARENT}/apiKeys/admin")
+            assert refused(made, forge.with_claims(iat=now, exp=now + 300))
 
     async def test_keys_are_rotated_by_themselves(self) -> None:
         moved = MovedClock()
