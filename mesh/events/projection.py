@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from mesh.errors import EventStoreUnavailable, WeftError
+from mesh.events.batches import in_batches
 from mesh.events.store import EVERYTHING, EventStore, Selection, StoredCommit
 
 _log = structlog.get_logger()
@@ -138,38 +139,11 @@ class Projection:
                 async with asyncio.timeout(PAUSE_SECONDS):
                     await self._wanted.wait()
 
-    async def _batches(self) -> AsyncGenerator[list[StoredCommit]]:
+    def _batches(self) -> AsyncGenerator[list[StoredCommit], None]:
         """Commits as they come, those already there together."""
-        queue: asyncio.Queue[StoredCommit | None] = asyncio.Queue(BATCH_COMMITS_MAX)
-        reader = asyncio.create_task(self._read_into(queue))
-        try:
-            stored = await queue.get()
-            while stored is not None:
-                batch = [stored]
-                while not queue.empty() and len(batch) < BATCH_COMMITS_MAX:
-                    stored = queue.get_nowait()
-                    if stored is None:
-                        break
-                    batch.append(stored)
-                yield batch
-                if stored is not None:
-                    stored = await queue.get()
-            await reader
-        finally:
-            reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError, WeftError):
-                await reader
-
-    async def _read_into(self, queue: asyncio.Queue[StoredCommit | None]) -> None:
-        """Ends the queue with None where the watch fails."""
-        try:
-            # Everything is watched, selected or not: the checkpoint must reach the end
-            # of the log even where nothing in it concerns this read model.
-            async for stored in self._store.watch(EVERYTHING, self.position):
-                await queue.put(stored)
-        except WeftError:
-            await queue.put(None)
-            raise
+        # Everything is watched, selected or not: the checkpoint must reach the end of the
+        # log even where nothing in it concerns this read model.
+        return in_batches(self._store.watch(EVERYTHING, self.position), BATCH_COMMITS_MAX)
 
     def _store_batch(self, batch: Sequence[StoredCommit]) -> None:
         selected = [

@@ -19,7 +19,9 @@ from prometheus_client import CollectorRegistry
 from mesh.clock import SYSTEM, Clock
 from mesh.control.leases import Leases
 from mesh.control.nats_leases import NatsLeases
+from mesh.errors import DataDamaged
 from mesh.events.aggregate import Fold, Repository
+from mesh.events.head_ledger import HeadLedger
 from mesh.events.jetstream.store import JetStreamEventStore, connect_store
 from mesh.events.jetstream.tokens import JetStreamTokenStream
 from mesh.ids import new_id
@@ -27,7 +29,6 @@ from mesh.rpc.channel import MeshChannel
 from mesh.rpc.pipeline import Endpoint, bind, server_interceptors
 from mesh.rpc.settings import RpcSettings
 from mesh.runtime.data_dir import DataDirectory
-from mesh.runtime.log_mark import LogMark, check_complete
 from mesh.runtime.nats_server import EmbeddedNats
 from mesh.runtime.service import Service, ServiceEntry
 from mesh.runtime.settings import RuntimeSettings
@@ -61,6 +62,7 @@ class Host:
         self._repositories: dict[int, Repository[Any]] = {}
         self._nats: EmbeddedNats | None = None
         self._store: JetStreamEventStore
+        self._heads: HeadLedger
         self._leases: NatsLeases
         self._tokens: JetStreamTokenStream
         self._channels = {
@@ -100,6 +102,11 @@ class Host:
     def events(self) -> JetStreamEventStore:
         """The event store."""
         return self._store
+
+    @property
+    def heads(self) -> HeadLedger:
+        """Where the streams of the log end, kept outside it."""
+        return self._heads
 
     @property
     def tokens(self) -> JetStreamTokenStream:
@@ -192,14 +199,23 @@ class Host:
         await self._leases.start()
 
     async def _check_log(self) -> None:
-        """Raises DataDamaged where commits are gone, unless that is accepted."""
+        """Raises DataDamaged where commits are gone, unless that is accepted. What is
+        remembered of a log that isn't ours alone may be of another one: that is told, and
+        `weft verify` says it too."""
         accept_loss = self.settings.accept_loss
-        if self._nats is not None:
-            mark = LogMark(self.settings.data_dir, self._store)
-            await mark.start(accept_loss=accept_loss)
-            self._stack.push_async_callback(mark.stop)
-        elif not accept_loss:
-            await check_complete(self._store)
+        folder = self.settings.data_dir
+        lacking = await self._store.lacking()
+        self._heads = HeadLedger(self._store, folder / "heads.sqlite3")
+        self._stack.push_async_callback(self._heads.stop)
+        await self._heads.start(lacking=lacking, accept_loss=accept_loss)
+        problem = self._heads.problem
+        if problem:
+            _log.error("event_log_differs", problem=problem)
+        if problem and (lacking or self._nats is not None):
+            raise DataDamaged(
+                f"{problem}: it was damaged or restored from an older backup (data folder"
+                f" {folder}); `weft up --accept-loss` starts on what is there"
+            )
         if accept_loss:
             # Those of commits that are gone would pass for the present.
             await self._store.forget_snapshots()

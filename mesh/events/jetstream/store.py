@@ -38,6 +38,7 @@ from mesh.events.store import (
     SUBJECT_PREFIX,
     CommitDraft,
     Head,
+    SealedCommit,
     Selection,
     StoredCommit,
     StreamName,
@@ -69,8 +70,6 @@ class JetStreamEventStore:
         self._history = History(connection, replicated=replicas > 1)
         self._tail: LogTail | None = None
         self._tail_start = asyncio.Lock()
-        self.acknowledged_position = 0
-        """The highest position that an append of ours was acknowledged with."""
 
     async def close(self) -> None:
         """Ends all watches and the connection."""
@@ -110,7 +109,6 @@ class JetStreamEventStore:
         _failpoint(draft, "before_publish")
         position = await self._publisher.append(stream.subject, data, headers, head.position)
         _failpoint(draft, "stored")
-        self.acknowledged_position = max(self.acknowledged_position, position)
         appended = Head(head.revision + len(draft.events), position, digest)
         _failpoint(draft, "acknowledged")
         return appended
@@ -160,6 +158,35 @@ class JetStreamEventStore:
         position = after_position
         if position is None:
             position = await self._history.last_position()
+        async with aclosing(self._messages(tail, selection, position)) as messages:
+            async for message in messages:
+                yield await self.open(_sealed(message))
+
+    async def watch_sealed(
+        self, selection: Selection, after_position: int
+    ) -> AsyncGenerator[SealedCommit, None]:
+        """See EventStore."""
+        tail = await self._started_tail()
+        async with aclosing(self._messages(tail, selection, after_position)) as messages:
+            async for message in messages:
+                yield _sealed(message)
+
+    async def scan(
+        self, selection: Selection, after_position: int, until_position: int
+    ) -> AsyncGenerator[SealedCommit, None]:
+        """See EventStore."""
+        found = self._history.selected(selection, after_position, until_position)
+        async with aclosing(found) as messages:
+            async for message in messages:
+                yield _sealed(message)
+
+    async def open(self, sealed: SealedCommit) -> StoredCommit:
+        """See EventStore."""
+        return await self._envelope.open(sealed.stream, sealed.position, sealed.data)
+
+    async def _messages(
+        self, tail: LogTail, selection: Selection, position: int
+    ) -> AsyncGenerator[StoredMessage, None]:
         with tail.follow(selection) as feed:
             while True:
                 if position < feed.since:
@@ -167,11 +194,11 @@ class JetStreamEventStore:
                     position = feed.since
                     async with aclosing(missed):
                         async for message in missed:
-                            yield await self._open(message)
+                            yield message
                 for message in await feed.take():
                     if message.position > position:
                         position = message.position
-                        yield await self._open(message)
+                        yield message
 
     async def position_at(self, time_ns: int) -> int:
         """See EventStore."""
@@ -227,10 +254,6 @@ class JetStreamEventStore:
                 return kept
         return None
 
-    async def _open(self, message: StoredMessage) -> StoredCommit:
-        stream = message.subject.removeprefix(f"{SUBJECT_PREFIX}.")
-        return await self._envelope.open(stream, message.position, message.data)
-
     async def _started_tail(self) -> LogTail:
         async with self._tail_start:
             if self._tail is None:
@@ -269,6 +292,11 @@ async def connect_store(
     return JetStreamEventStore(
         connection, replicas=replicas, bounds=bounds, codecs=codecs, disk_full=disk_full
     )
+
+
+def _sealed(message: StoredMessage) -> SealedCommit:
+    stream = message.subject.removeprefix(f"{SUBJECT_PREFIX}.")
+    return SealedCommit(stream, message.position, message.data)
 
 
 def _failpoint(draft: CommitDraft, place: str) -> None:
