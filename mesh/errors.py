@@ -7,6 +7,7 @@ status that is stands in one table, in `mesh.rpc.status`.
     ├── InvalidArgument           a field is missing, malformed or out of bounds
     │   └── RequestIdReused       the request_id came before with another body
     ├── NotFound                  no such resource, or no such revision of it
+    │   └── DataErased            it was erased, and its key with it
     ├── AlreadyExists             a resource of that name is there
     ├── Conflict                  it changed since the revision that was named
     │   └── OwnerLost             another instance owns the turn
@@ -98,6 +99,12 @@ class NotFound(WeftError):
     def of(cls, kind: str, name: str) -> "NotFound":
         """The error for the resource `name`; `kind` is a word such as `agent`."""
         return cls(f"no {kind} {name}", metadata={"resource": name})
+
+
+class DataErased(NotFound):
+    """The data were erased: their key is destroyed, and nothing can open them again."""
+
+    reason = errors_pb2.REASON_DATA_ERASED
 
 
 class AlreadyExists(WeftError):

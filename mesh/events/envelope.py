@@ -171,7 +171,7 @@ def check_chain(head: Head, page: Sequence[StoredCommit]) -> Head:
     """The head behind `page`; DataDamaged unless its commits follow `head` in their stream,
     link by link."""
     revision, digest = head.revision, head.hash
-    for commit, _, own_digest in page:
+    for commit, _, own_digest, _ in page:
         if commit.revision != revision + 1:
             raise _damaged(commit.stream, f"revision {revision + 1} is missing")
         if commit.previous_hash != digest:

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from google.protobuf.message import Message
 
-from mesh.errors import Conflict
+from mesh.errors import Conflict, DataErased
 from weft.events.v1 import events_pb2
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -131,17 +131,25 @@ class SealedCommit(NamedTuple):
 
 class StoredCommit(NamedTuple):
     """A commit as it was stored, with its payloads opened: `commit.events[i].payload`
-    holds the plain message, wherever it lay."""
+    holds the plain message, wherever it lay. Where it is `erased`, its key is destroyed and
+    all payloads are empty: nothing may be read out of them. It isn't to be changed."""
 
     commit: events_pb2.Commit
     position: int
     hash: bytes
+    erased: bool = False
 
     @property
     def head(self) -> Head:
         """The stream's head once this commit is its last."""
         last = self.commit.revision + len(self.commit.events) - 1
         return Head(last, self.position, self.hash)
+
+    def refuse_erased(self) -> None:
+        """Raises DataErased where it is erased: for who can't go on without its facts."""
+        if self.erased:
+            stream = self.commit.stream
+            raise DataErased(f"{stream} was erased", metadata={"stream": stream})
 
 
 class HeadConflict(Conflict):
@@ -164,8 +172,9 @@ class EventStore(Protocol):
 
         Raises HeadConflict when `head` isn't the stream's head any more: exactly one
         of any number of racing appends wins. LimitExceeded when the store is full or
-        the commit has too many events. After EventStoreUnavailable it is unknown
-        whether the commit is stored, now or in a moment: load again before deciding.
+        the commit has too many events, DataErased when the stream's keys were erased. After
+        EventStoreUnavailable it is unknown whether the commit is stored, now or in a
+        moment: load again before deciding.
         """
         ...
 
@@ -225,5 +234,6 @@ class EventStore(Protocol):
     async def snapshot(
         self, stream: StreamName, *, until_revision: int | None = None
     ) -> events_pb2.Snapshot | None:
-        """The latest kept snapshot at or before `until_revision`, its state opened."""
+        """The latest kept snapshot at or before `until_revision`, its state opened.
+        DataErased where its key was erased."""
         ...

@@ -32,6 +32,7 @@ TABLE: dict["Reason.ValueType", tuple[grpc.StatusCode, type[WeftError]]] = {
     errors_pb2.REASON_INVALID_FIELD: (_Code.INVALID_ARGUMENT, errors.InvalidArgument),
     errors_pb2.REASON_REQUEST_ID_REUSED: (_Code.INVALID_ARGUMENT, errors.RequestIdReused),
     errors_pb2.REASON_RESOURCE_NOT_FOUND: (_Code.NOT_FOUND, errors.NotFound),
+    errors_pb2.REASON_DATA_ERASED: (_Code.NOT_FOUND, errors.DataErased),
     errors_pb2.REASON_RESOURCE_EXISTS: (_Code.ALREADY_EXISTS, errors.AlreadyExists),
     errors_pb2.REASON_REVISION_CONFLICT: (_Code.ABORTED, errors.Conflict),
     errors_pb2.REASON_OWNER_LOST: (_Code.ABORTED, errors.OwnerLost),

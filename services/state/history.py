@@ -1,13 +1,16 @@
 """The RPCs that read what sessions were and are."""
 
+import contextlib
 from collections.abc import AsyncIterator
 
 from mesh.call import Call
 from mesh.errors import DataDamaged, InvalidArgument, NotFound
 from mesh.events.aggregate import Loaded, Repository
+from mesh.events.head_ledger import HeadLedger
 from mesh.events.store import EVERYTHING, START, Selection, StoredCommit, StreamName
 from mesh.rpc.pages import read_page_number, write_page_token
 from services.state import domain
+from services.state.log_check import LogCheck
 from weft.events.v1 import events_pb2
 from weft.state.v1 import session_pb2, state_service_pb2
 
@@ -20,8 +23,9 @@ Events = AsyncIterator[state_service_pb2.WatchEventsResponse]
 class StateHistory:
     """`weft.state.v1.StateService`."""
 
-    def __init__(self, repository: Repository[session_pb2.SessionState]) -> None:
+    def __init__(self, repository: Repository[session_pb2.SessionState], heads: HeadLedger) -> None:
         self._repository = repository
+        self._heads = heads
 
     async def get_state(
         self, request: state_service_pb2.GetStateRequest, call: Call
@@ -129,6 +133,16 @@ class StateHistory:
         response.problem = _problem(response)
         response.matches = not response.problem
         return response
+
+    async def verify_log(
+        self, request: state_service_pb2.VerifyLogRequest, call: Call
+    ) -> AsyncIterator[state_service_pb2.VerifyLogResponse]:
+        """Looks through the tenant's log."""
+        tenant = request.parent.split("/")[1]
+        check = LogCheck(self._repository.store, self._heads, tenant)
+        async with contextlib.aclosing(check.run()) as responses:
+            async for response in responses:
+                yield response
 
     async def _live(self, stream: StreamName) -> Loaded[session_pb2.SessionState]:
         """What this process works with, caught up with the log."""

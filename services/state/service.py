@@ -17,7 +17,7 @@ class StateService:
         repository = mesh.repository(SESSION_FOLD)
         self._read_model = SessionsReadModel(mesh.events, mesh.data_dir / "state.sqlite3")
         self._sessions = Sessions(repository, self._read_model, mesh.stub(AgentServiceStub))
-        self._history = StateHistory(repository)
+        self._history = StateHistory(repository, mesh.heads)
 
     @property
     def handlers(self) -> Mapping[str, object]:

@@ -82,6 +82,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """RESOURCE_EXHAUSTED: too many calls; `google.rpc.RetryInfo` says when to try
     again.
     """
+    REASON_DATA_ERASED: _Reason.ValueType  # 25
+    """NOT_FOUND: the data were erased, and their key with them."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call failed. The gRPC status code that goes with it stands beside it."""
@@ -144,4 +146,6 @@ REASON_RATE_LIMITED: Reason.ValueType  # 24
 """RESOURCE_EXHAUSTED: too many calls; `google.rpc.RetryInfo` says when to try
 again.
 """
+REASON_DATA_ERASED: Reason.ValueType  # 25
+"""NOT_FOUND: the data were erased, and their key with them."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

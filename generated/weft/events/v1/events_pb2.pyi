@@ -287,3 +287,33 @@ class Snapshot(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
+
+@_typing.final
+class TokenDelta(_message.Message):
+    """What a model writes, on its way to those who watch the turn; it isn't kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODEC_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    codec: _builtins.str
+    """Name of the codec that made the payload."""
+    key_id: _builtins.str
+    """Id of the data key that sealed it; empty where none did."""
+    payload: _builtins.bytes
+    """The delta, as the codec made it."""
+    def __init__(
+        self,
+        *,
+        codec: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        payload: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "key_id", b"key_id", "payload", b"payload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenDelta: _TypeAlias = TokenDelta  # noqa: Y015

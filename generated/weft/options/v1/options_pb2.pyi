@@ -160,7 +160,12 @@ Global___FieldBounds: _TypeAlias = FieldBounds  # noqa: Y015
 
 POLICY_FIELD_NUMBER: _builtins.int
 BOUNDS_FIELD_NUMBER: _builtins.int
+STORED_CLEAR_FIELD_NUMBER: _builtins.int
 policy: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___MethodPolicy]
 """The method's policy; every RPC sets it."""
 bounds: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, Global___FieldBounds]
 """The field's bounds; strings, bytes and repeated fields always set them."""
+stored_clear: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MessageOptions, _builtins.bool]
+"""The message is a fact that is stored in the clear, since it must outlive the
+stream's key: it holds nothing that needs a seal.
+"""

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from mesh.call import Call
 from mesh.errors import InvalidArgument, LimitExceeded
 from mesh.events.aggregate import FORK_DEPTH_MAX, Repository
+from mesh.events.head_ledger import HeadLedger
 from mesh.events.memory import MemoryEventStore
 from mesh.rpc.local import LocalChannel
 from mesh.rpc.pages import write_page_token
@@ -39,8 +40,11 @@ def repository() -> Repo:
 
 
 @pytest.fixture
-def history(repository: Repo) -> StateHistory:
-    return StateHistory(repository)
+async def history(repository: Repo, tmp_path: Path) -> AsyncIterator[StateHistory]:
+    heads = HeadLedger(repository.store, tmp_path / "heads.sqlite3")
+    await heads.start()
+    yield StateHistory(repository, heads)
+    await heads.stop()
 
 
 @pytest.fixture
