@@ -20,6 +20,7 @@ from mesh.clock import SYSTEM, Clock
 from mesh.errors import (
     Conflict,
     DataDamaged,
+    DataErased,
     EventStoreUnavailable,
     LimitExceeded,
     NotFound,
@@ -131,8 +132,8 @@ class Repository(Generic[S]):
     ) -> Loaded[S]:
         """The state at `until_revision`, or now; with head START where there is nothing.
 
-        Raises NotFound where the stream has no such revision yet, DataDamaged where the
-        log doesn't hold together.
+        Raises NotFound where the stream has no such revision yet, DataErased where its key
+        was erased, DataDamaged where the log doesn't hold together.
         """
         loaded = await self._load(stream, until_revision, snapshots, FORK_DEPTH_MAX)
         if until_revision is not None and loaded.head.revision < until_revision:
@@ -206,6 +207,7 @@ class Repository(Generic[S]):
             loaded.state = (await self._load(*origin, snapshots, depth - 1)).state
 
     def _origin(self, first: StoredCommit) -> tuple[StreamName, int] | None:
+        first.refuse_erased()
         event = self.fold.open(first.commit.events[0])
         return self.fold.origin(event) if event is not None else None
 
@@ -215,6 +217,7 @@ class Repository(Generic[S]):
         evolve, open_event = self.fold.evolve, self.fold.open
         state = loaded.state
         for stored in page:
+            stored.refuse_erased()
             place = Place(stored.commit.revision - 1, stored.commit.time)
             for event in stored.commit.events:
                 place.revision += 1
@@ -408,8 +411,8 @@ class Aggregate(Generic[S]):
     async def _save(self, snapshot: events_pb2.Snapshot) -> None:
         try:
             await self._repository.store.save_snapshot(snapshot)
-        except (EventStoreUnavailable, LimitExceeded):
-            # A snapshot only shortens loads; the next one is due soon.
+        except (EventStoreUnavailable, LimitExceeded, DataErased):
+            # A snapshot only shortens loads; the next one is due soon, or never.
             return
 
     def _observe(self, revision: int, time: Timestamp, fact: Message) -> None:

@@ -6,16 +6,19 @@ the codec, and large ones move out to blobs and come back.
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 
 from mesh.clock import NANOSECONDS
-from mesh.errors import DataDamaged, LimitExceeded
+from mesh.errors import DataDamaged, DataErased, LimitExceeded
 from mesh.events.blobs import KEY_PREFIX, BlobStore, bring_back, move_out
-from mesh.events.codec import PLAIN, Codecs, PlainCodec
+from mesh.events.codec import PLAIN, Codecs, PayloadSeal, PlainCodec
 from mesh.events.store import CommitDraft, Head, StoredCommit, StreamName
 from mesh.ids import new_id
 from weft.events.v1 import events_pb2
+from weft.options.v1 import options_pb2
 
 COMMIT_EVENTS_MAX = 1024
 COMMIT_BYTES_MAX = 900_000
@@ -42,14 +45,18 @@ class Envelope:
     async def seal(self, stream: StreamName, draft: CommitDraft, head: Head) -> bytes:
         """The bytes of the commit that puts `draft` behind `head`; its blobs are stored.
 
-        Raises LimitExceeded for more than 1,024 events or 900 kB without the blobs, and
-        ValueError for a draft without events.
+        Raises LimitExceeded for more than 1,024 events or 900 kB without the blobs,
+        DataErased where the stream's keys were erased and a fact isn't one that is stored
+        in the clear, and ValueError for a draft without events.
         """
         if not draft.events:
             raise ValueError("a commit needs events")
         if len(draft.events) > COMMIT_EVENTS_MAX:
             raise LimitExceeded(f"a commit holds at most {COMMIT_EVENTS_MAX} events")
-        commit = self._commit(stream, draft, head)
+        codec = self._codecs.clear if _is_clear(draft) else self._codecs.writing
+        seal = await codec.to_write(str(stream))
+        commit = _commit(stream, draft, head, seal)
+        commit.codec = codec.name
         sizes = [len(event.payload.value) for event in commit.events]
         for index in _outsized(sizes):
             event = commit.events[index]
@@ -60,44 +67,29 @@ class Envelope:
             raise LimitExceeded(f"a commit holds at most {COMMIT_BYTES_MAX} bytes")
         return data
 
-    def _commit(self, stream: StreamName, draft: CommitDraft, head: Head) -> events_pb2.Commit:
-        codec = self._codecs.writing
-        name = str(stream)
-        commit = events_pb2.Commit(
-            stream=name,
-            revision=head.revision + 1,
-            actor=draft.actor,
-            tenant=stream.tenant,
-            request_id=draft.request_id,
-            causation_id=draft.causation_id,
-            traceparent=draft.traceparent,
-            previous_hash=head.hash,
-            codec=codec.name,
-            previous_position=head.position,
-        )
-        commit.time.seconds, commit.time.nanos = divmod(draft.time_ns, NANOSECONDS)
-        for revision, new in enumerate(draft.events, head.revision + 1):
-            event = commit.events.add(id=new_id(), may_ignore=new.may_ignore)
-            event.type = new.payload.DESCRIPTOR.full_name
-            event.payload.type_url = _TYPE_URL + event.type
-            plain = new.payload.SerializeToString()
-            event.payload.value = codec.seal(name, revision, event.type, plain)
-        return commit
-
     def open_at_once(
         self, position: int, data: bytes, commit: events_pb2.Commit
     ) -> StoredCommit | None:
-        """As `open`, where nothing is sealed and nothing lies elsewhere; else None. A long
-        load is mostly such commits, and looking at each event would take a third of it."""
-        if _BLOB_MARK in data or not isinstance(self._codecs.named(commit.codec), PlainCodec):
+        """As `open`, where the key is at hand and nothing lies elsewhere; else None. A long
+        load is mostly such commits."""
+        if _BLOB_MARK in data:
             return None
+        codec = self._codecs.named(commit.codec)
+        if not isinstance(codec, PlainCodec):
+            # Looking at each event of a plain one would take a third of the load.
+            seal = codec.at_hand(commit.stream, commit.key_id)
+            if seal is None:
+                return None
+            for revision, event in enumerate(commit.events, commit.revision):
+                payload = event.payload
+                payload.value = seal.open(revision, event.type, payload.value)
         return StoredCommit(commit, position, hashlib.sha256(data).digest())
 
     async def open(
         self, stream: str, position: int, data: bytes, commit: events_pb2.Commit | None = None
     ) -> StoredCommit:
-        """The commit that `data`, found in `stream`, holds, with its payloads opened.
-        `commit` is what `parse_commit` made of `data`, where that was done.
+        """The commit that `data`, found in `stream`, holds, with its payloads opened, or
+        marked as erased. `commit` is what `parse_commit` made of `data`, where that was done.
 
         Raises DataDamaged where `data` isn't a commit of this stream, the codec is
         unknown or refuses, or a blob is missing or has changed.
@@ -107,24 +99,30 @@ class Envelope:
         opened = self.open_at_once(position, data, commit)
         if opened is not None:
             return opened
-        opened = StoredCommit(commit, position, hashlib.sha256(data).digest())
-        codec = self._codecs.named(commit.codec)
-        sealed = not isinstance(codec, PlainCodec)
+        digest = hashlib.sha256(data).digest()
+        try:
+            seal = await self._codecs.named(commit.codec).to_read(stream, commit.key_id)
+        except DataErased:
+            for event in commit.events:
+                event.payload.value = b""
+                event.ClearField("blob")
+            return StoredCommit(commit, position, digest, erased=True)
         for revision, event in enumerate(commit.events, commit.revision):
+            stored = event.payload.value
             if event.HasField("blob"):
-                event.payload.value = await bring_back(self._blobs, event.blob)
-            if sealed:
-                stored = event.payload.value
-                event.payload.value = codec.open(stream, revision, event.type, stored)
-        return opened
+                stored = await bring_back(self._blobs, event.blob)
+            event.payload.value = seal.open(revision, event.type, stored)
+        return StoredCommit(commit, position, digest)
 
     async def seal_snapshot(self, snapshot: events_pb2.Snapshot) -> bytes:
-        """The bytes to keep of `snapshot`, whose state is plain; its blob is stored."""
+        """The bytes to keep of `snapshot`, whose state is plain; its blob is stored.
+        DataErased where the stream's keys were erased."""
         codec = self._codecs.writing
+        seal = await codec.to_write(snapshot.stream)
         kept = events_pb2.Snapshot()
         kept.CopyFrom(snapshot)
-        kept.codec = codec.name
-        kept.state = codec.seal(kept.stream, kept.revision, _SNAPSHOT_TYPE, kept.state)
+        kept.codec, kept.key_id = codec.name, seal.key_id
+        kept.state = seal.seal(kept.revision, _place_of(kept), kept.state)
         if len(kept.state) > PAYLOAD_BYTES_MAX:
             tenant = StreamName.parse(kept.stream).tenant
             kept.blob.CopyFrom(await move_out(self._blobs, tenant, kept.state))
@@ -132,12 +130,58 @@ class Envelope:
         return kept.SerializeToString()
 
     async def open_snapshot(self, kept: events_pb2.Snapshot) -> events_pb2.Snapshot:
-        """`kept`, as `parse_snapshot` gave it, with its state opened; DataDamaged as `open`."""
-        codec = self._codecs.named(kept.codec)
+        """`kept`, as `parse_snapshot` gave it, with its state opened; DataDamaged as `open`,
+        DataErased where its key was erased."""
+        seal = await self._codecs.named(kept.codec).to_read(kept.stream, kept.key_id)
         if kept.HasField("blob"):
             kept.state = await bring_back(self._blobs, kept.blob)
-        kept.state = codec.open(kept.stream, kept.revision, _SNAPSHOT_TYPE, kept.state)
+        kept.state = seal.open(kept.revision, _place_of(kept), kept.state)
         return kept
+
+
+def _commit(
+    stream: StreamName, draft: CommitDraft, head: Head, seal: PayloadSeal
+) -> events_pb2.Commit:
+    commit = events_pb2.Commit(
+        stream=str(stream),
+        revision=head.revision + 1,
+        actor=draft.actor,
+        tenant=stream.tenant,
+        request_id=draft.request_id,
+        causation_id=draft.causation_id,
+        traceparent=draft.traceparent,
+        previous_hash=head.hash,
+        previous_position=head.position,
+        key_id=seal.key_id,
+    )
+    commit.time.seconds, commit.time.nanos = divmod(draft.time_ns, NANOSECONDS)
+    for revision, new in enumerate(draft.events, head.revision + 1):
+        event = commit.events.add(id=new_id(), may_ignore=new.may_ignore)
+        event.type = new.payload.DESCRIPTOR.full_name
+        event.payload.type_url = _TYPE_URL + event.type
+        plain = new.payload.SerializeToString()
+        event.payload.value = seal.seal(revision, event.type, plain)
+    return commit
+
+
+def _is_clear(draft: CommitDraft) -> bool:
+    """Whether the facts say of themselves that they are stored in the clear. ValueError
+    where only some do: a commit has one codec."""
+    clear = {_stored_clear(new.payload.DESCRIPTOR) for new in draft.events}
+    if len(clear) > 1:
+        raise ValueError("facts that are stored in the clear need a commit of their own")
+    return clear == {True}
+
+
+@cache
+def _stored_clear(descriptor: Descriptor) -> bool:
+    return bool(descriptor.GetOptions().Extensions[options_pb2.stored_clear])
+
+
+def _place_of(snapshot: events_pb2.Snapshot) -> str:
+    """What a snapshot's state is bound to, beside its stream and revision."""
+    stands = (snapshot.position, snapshot.head_hash.hex(), snapshot.fold_version)
+    return "/".join((_SNAPSHOT_TYPE, *map(str, stands)))
 
 
 def parse_commit(stream: str, data: bytes) -> events_pb2.Commit:

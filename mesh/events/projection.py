@@ -149,7 +149,9 @@ class Projection:
         selected = [
             stored
             for stored in batch
-            if any(selection.holds(stored.commit.stream) for selection in self._selections)
+            # What an erased stream held was in the tables, or was never to be.
+            if not stored.erased
+            and any(selection.holds(stored.commit.stream) for selection in self._selections)
         ]
         with self.connection:
             for stored in selected:

@@ -21,8 +21,10 @@ from mesh.control.leases import Leases
 from mesh.control.nats_leases import NatsLeases
 from mesh.errors import DataDamaged
 from mesh.events.aggregate import Fold, Repository
+from mesh.events.codec import Codecs, PlainCodec
 from mesh.events.head_ledger import HeadLedger
-from mesh.events.jetstream.store import JetStreamEventStore, connect_store
+from mesh.events.jetstream.key_store import JetStreamKeyStore
+from mesh.events.jetstream.store import JetStreamEventStore, connect_prepared
 from mesh.events.jetstream.tokens import JetStreamTokenStream
 from mesh.ids import new_id
 from mesh.rpc.channel import MeshChannel
@@ -32,6 +34,10 @@ from mesh.runtime.data_dir import DataDirectory
 from mesh.runtime.nats_server import EmbeddedNats
 from mesh.runtime.service import Service, ServiceEntry
 from mesh.runtime.settings import RuntimeSettings
+from mesh.security.keyring import Keyring
+from mesh.security.master_key import open_master_key
+from mesh.security.sealing import SealedCodec
+from mesh.security.settings import SecuritySettings
 from mesh.telemetry import traces
 from mesh.telemetry.http import TelemetryServer
 from mesh.telemetry.metrics import new_registry
@@ -61,6 +67,9 @@ class Host:
         self._instance = new_id()
         self._repositories: dict[int, Repository[Any]] = {}
         self._nats: EmbeddedNats | None = None
+        # Read at once, so that no process that is started from here inherits it.
+        self._master_key = open_master_key(SecuritySettings())
+        self._keyring: Keyring
         self._store: JetStreamEventStore
         self._heads: HeadLedger
         self._leases: NatsLeases
@@ -112,6 +121,11 @@ class Host:
     def tokens(self) -> JetStreamTokenStream:
         """The token stream."""
         return self._tokens
+
+    @property
+    def keyring(self) -> Keyring:
+        """The keys and secrets of this deployment."""
+        return self._keyring
 
     @property
     def leases(self) -> Leases:
@@ -182,18 +196,28 @@ class Host:
             if endpoint.port_taken is not None:
                 self.notes.append(f"port {endpoint.port_taken} (nats) is in use; using {url}")
         self.addresses["nats"] = url.rpartition("@")[2].removeprefix("nats://")
-        self._store = await connect_store(
+        connection = await connect_prepared(
             url,
             name=f"weft-{self._instance}",
             seed_file=seed_file,
             replicas=settings.nats_replicas,
+        )
+        self._stack.push_async_callback(connection.close)
+        self._keyring = Keyring(JetStreamKeyStore(connection, self._disk_full), self._master_key)
+        await self._keyring.start()
+        # What was stored before there were seals stays readable.
+        codecs = Codecs(SealedCodec(self._keyring), PlainCodec())
+        self._store = JetStreamEventStore(
+            connection,
+            replicas=settings.nats_replicas,
+            codecs=codecs,
             disk_full=self._disk_full,
         )
         self._stack.push_async_callback(self._store.close)
         await self._check_log()
-        self._tokens = JetStreamTokenStream(self._store.connection)
+        self._tokens = JetStreamTokenStream(connection, codecs)
         self._leases = NatsLeases(
-            self._store.connection, self._instance, predecessor=predecessor, clock=self.clock
+            connection, self._instance, predecessor=predecessor, clock=self.clock
         )
         self._stack.push_async_callback(self._leases.stop)
         await self._leases.start()

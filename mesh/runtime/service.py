@@ -17,6 +17,7 @@ from mesh.events.tokens import TokenStream
 from mesh.rpc.pipeline import Endpoint
 from mesh.rpc.settings import RpcSettings
 from mesh.runtime.settings import RuntimeSettings
+from mesh.security.keyring import Keyring
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -67,6 +68,11 @@ class Mesh(Protocol):
 
     @property
     def tokens(self) -> TokenStream: ...
+
+    @property
+    def keyring(self) -> Keyring:
+        """The keys and secrets of this deployment."""
+        ...
 
     def repository(self, fold: Fold[S]) -> Repository[S]:
         """The process's one repository of a fold: services that read what others write

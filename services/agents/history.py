@@ -21,6 +21,7 @@ async def facts_of(
     """Every fact of the session's own stream: its revision, its time, the fact."""
     async for page in sessions.store.read(stream):
         for stored in page:
+            stored.refuse_erased()
             for revision, event in enumerate(stored.commit.events, stored.commit.revision):
                 fact = sessions.fold.open(event)
                 if fact is not None:
@@ -40,6 +41,7 @@ async def decided_before(
     async for page in sessions.store.read(stream):
         for stored in page:
             if stored.commit.request_id == request_id:
+                stored.refuse_erased()
                 facts = (sessions.fold.open(event) for event in stored.commit.events)
                 if any(_says(fact, decision) for fact in facts):
                     return True

@@ -177,6 +177,8 @@ def _selection(name: str) -> Selection:
 def _recorded(commits: list[StoredCommit], types: frozenset[str]) -> list[events_pb2.RecordedEvent]:
     events = []
     for stored in commits:
+        if stored.erased:
+            continue
         commit = stored.commit
         for revision, event in enumerate(commit.events, commit.revision):
             if types and event.type not in types:

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Protocol
@@ -33,19 +33,38 @@ from tests.support.nats import NatsServer
 from weft.events.v1 import events_pb2
 
 
-class ReversingCodec:
+class ReversingSeal:
     """Writes payloads backwards behind their place, and refuses them anywhere else."""
 
-    name = "reversing"
+    key_id = "mirror"
 
-    def seal(self, stream: str, revision: int, event_type: str, plain: bytes) -> bytes:
-        return f"{stream}|{revision}|{event_type}|".encode() + plain[::-1]
+    def __init__(self, stream: str) -> None:
+        self._stream = stream
 
-    def open(self, stream: str, revision: int, event_type: str, stored: bytes) -> bytes:
-        place = f"{stream}|{revision}|{event_type}|".encode()
+    def seal(self, revision: int, event_type: str, plain: bytes) -> bytes:
+        return f"{self._stream}|{revision}|{event_type}|".encode() + plain[::-1]
+
+    def open(self, revision: int, event_type: str, stored: bytes) -> bytes:
+        place = f"{self._stream}|{revision}|{event_type}|".encode()
         if not stored.startswith(place):
             raise DataDamaged("a payload isn't in its place")
         return stored[len(place) :][::-1]
+
+
+class ReversingCodec:
+    name = "reversing"
+
+    async def to_write(self, stream: str) -> ReversingSeal:
+        return ReversingSeal(stream)
+
+    async def to_read(self, stream: str, key_id: str) -> ReversingSeal:
+        return ReversingSeal(stream)
+
+    def at_hand(self, stream: str, key_id: str) -> ReversingSeal | None:
+        return None
+
+    def on_erased(self, callback: Callable[[str], None]) -> None:
+        """It has no keys."""
 
 
 REVERSING = Codecs(ReversingCodec(), PlainCodec())

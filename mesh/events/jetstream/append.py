@@ -31,6 +31,9 @@ class Bounds:
     attempt_seconds: float = 1.0
 
 
+DEFAULT_BOUNDS = Bounds()
+
+
 class _Refused(Exception):
     """JetStream has another last sequence than was expected; `code` says which kind."""
 
@@ -44,7 +47,8 @@ class Publisher:
 
     Each message has an id of its own, used again only to send the same bytes again, so
     JetStream stores it once. Both methods raise LimitExceeded when the store is full, and
-    EventStoreUnavailable when the bounds are spent: then it may be stored or not.
+    EventStoreUnavailable when the bounds are spent: then it may be stored or not. `stream`
+    is the one that `append` looks into to settle what became of a message.
     """
 
     def __init__(
@@ -52,8 +56,11 @@ class Publisher:
         connection: Connection,
         bounds: Bounds,
         disk_full: Callable[[], bool] = lambda: False,
+        *,
+        stream: str = EVENTS,
     ) -> None:
         self._connection = connection
+        self._stream = stream
         self._bounds = bounds
         self._disk_full = disk_full
 
@@ -127,7 +134,7 @@ class Publisher:
         try:
             first = await from_leader(
                 self._connection,
-                EVENTS,
+                self._stream,
                 {"seq": behind, "next_by_subj": subject},
                 timeout=self._bounds.attempt_seconds,
             )

@@ -7,15 +7,20 @@ from mesh.clock import NANOSECONDS
 from mesh.errors import Internal
 from mesh.events.envelope import COMMIT_BYTES_MAX
 from mesh.events.jetstream.connection import Connection, NotSent, retried
+from mesh.security.key_store import VALUE_BYTES_MAX
 
 EVENTS = "EVENTS"
 SNAPSHOTS = "SNAPSHOTS"
 TOKENS = "TOKENS"
+KEYS = "KV_KEYS"
 BLOBS_BUCKET = "BLOBS"
 LIVE_PREFIX = "weft.live.events"
 SNAPSHOT_PREFIX = "weft.snapshots"
 TOKEN_PREFIX = "weft.tokens"
+KEYS_PREFIX = "$KV.KEYS"
 SNAPSHOTS_KEPT = 8
+KEY_MESSAGES_MAX = 8
+"""More than the one there should be: see `key_store`."""
 
 _STREAM_EXISTS = 10058
 _NOT_NOW = 503
@@ -48,6 +53,16 @@ _FILES: dict[str, dict[str, Any]] = {
         "discard": "new",
         "allow_direct": True,
         "allow_rollup_hdrs": True,
+    },
+    KEYS: {
+        "subjects": [f"{KEYS_PREFIX}.>"],
+        "storage": "file",
+        # Neither compressed, nor dropped for want of room: what goes is overwritten first.
+        "discard": "new",
+        "discard_new_per_subject": True,
+        "max_msgs_per_subject": KEY_MESSAGES_MAX,
+        "max_msg_size": VALUE_BYTES_MAX + 4096,
+        "allow_direct": True,
     },
 }
 _MEMORY: dict[str, dict[str, Any]] = {

@@ -12,7 +12,7 @@ from mesh import failpoints
 from mesh.clock import NANOSECONDS
 from mesh.events.codec import PLAIN, Codecs
 from mesh.events.envelope import Envelope, check_chain, head_of, parse_snapshot
-from mesh.events.jetstream.append import Bounds, Publisher
+from mesh.events.jetstream.append import DEFAULT_BOUNDS, Bounds, Publisher
 from mesh.events.jetstream.assets import (
     EVENTS,
     SNAPSHOT_PREFIX,
@@ -50,7 +50,7 @@ _COMMIT_TYPE = events_pb2.Commit.DESCRIPTOR.full_name
 
 
 class JetStreamEventStore:
-    """An EventStore on the streams of `assets`; `connect_store` makes one.
+    """An EventStore on the streams of `assets`; `connect_store` makes one, from a URL.
 
     `connection` is there for what else the process keeps in NATS, such as leases.
     """
@@ -60,7 +60,7 @@ class JetStreamEventStore:
         connection: Connection,
         *,
         replicas: int,
-        bounds: Bounds,
+        bounds: Bounds = DEFAULT_BOUNDS,
         codecs: Codecs,
         disk_full: Callable[[], bool],
     ) -> None:
@@ -263,6 +263,21 @@ class JetStreamEventStore:
             return self._tail
 
 
+async def connect_prepared(
+    url: str, *, name: str, seed_file: Path | None = None, replicas: int = 1
+) -> Connection:
+    """A connection to the NATS servers of `url`, whose streams are made or brought up to
+    date. Arguments and errors are those of `connect_store`."""
+    connection = await connect(url, name=name, seed_file=seed_file)
+    try:
+        await ensure_assets(connection, replicas)
+    except BaseException:
+        await connection.close()
+        raise
+    connection.on_reconnect(partial(ensure_memory_assets, connection, replicas))
+    return connection
+
+
 async def connect_store(
     url: str,
     *,
@@ -281,13 +296,7 @@ async def connect_store(
     tells whether it fails for want of room. Raises EventStoreUnavailable when NATS can't be
     reached within 10 s.
     """
-    connection = await connect(url, name=name, seed_file=seed_file)
-    try:
-        await ensure_assets(connection, replicas)
-    except BaseException:
-        await connection.close()
-        raise
-    connection.on_reconnect(partial(ensure_memory_assets, connection, replicas))
+    connection = await connect_prepared(url, name=name, seed_file=seed_file, replicas=replicas)
     bounds = Bounds(append_seconds_max, attempt_seconds)
     return JetStreamEventStore(
         connection, replicas=replicas, bounds=bounds, codecs=codecs, disk_full=disk_full

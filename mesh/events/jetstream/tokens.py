@@ -3,37 +3,45 @@
 import asyncio
 from collections.abc import AsyncGenerator
 
+import structlog
+from google.protobuf.message import DecodeError
 from nats.aio.msg import Msg
 
-from mesh.errors import EventStoreUnavailable, LimitExceeded
+from mesh.errors import DataDamaged, DataErased, EventStoreUnavailable, LimitExceeded
+from mesh.events.codec import PLAIN, Codecs
 from mesh.events.jetstream.assets import TOKEN_PREFIX, TOKENS
 from mesh.events.jetstream.connection import Connection
 from mesh.events.store import StreamName
+from weft.events.v1 import events_pb2
 
 PAST_MESSAGES_MAX = 1_000
 WAITING_MESSAGES_MAX = 1_024
 PUBLISHING_MAX = 4_096
+
+_DELTA_TYPE = events_pb2.TokenDelta.DESCRIPTOR.full_name
+_log = structlog.get_logger(__name__)
 
 
 class JetStreamTokenStream:
     """Tokens are sent without an acknowledgement: one that is lost, or too large for a
     message, comes again with the fact that ends its step."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, codecs: Codecs = PLAIN) -> None:
         self._connection = connection
+        self._codecs = codecs
         self._publishing: set[asyncio.Task[None]] = set()
 
     def publish(self, stream: StreamName, turn: str, data: bytes) -> None:
         """See TokenStream."""
         if len(self._publishing) >= PUBLISHING_MAX:
             return
-        task = asyncio.create_task(self._publish(f"{TOKEN_PREFIX}.{stream}.{turn}", data))
+        task = asyncio.create_task(self._publish(stream, turn, data))
         self._publishing.add(task)
         task.add_done_callback(self._publishing.discard)
 
     async def follow(self, stream: StreamName, turn: str) -> AsyncGenerator[bytes, None]:
-        """See TokenStream."""
-        subject = f"{TOKEN_PREFIX}.{stream}.{turn}"
+        """See TokenStream. What can't be opened is as good as lost."""
+        subject = _subject(stream, turn)
         coming: asyncio.Queue[bytes] = asyncio.Queue(WAITING_MESSAGES_MAX)
 
         async def arrived(message: Msg) -> None:
@@ -48,14 +56,48 @@ class JetStreamTokenStream:
             )
             # A message may come both ways: who follows goes by the text's offset.
             for message in past.messages:
-                yield message.data
+                opened = await open_delta(self._codecs, stream, turn, message.data)
+                if opened is not None:
+                    yield opened
             while True:
-                yield await coming.get()
+                opened = await open_delta(self._codecs, stream, turn, await coming.get())
+                if opened is not None:
+                    yield opened
         finally:
             await subscription.unsubscribe()
 
-    async def _publish(self, subject: str, data: bytes) -> None:
+    async def _publish(self, stream: StreamName, turn: str, data: bytes) -> None:
         try:
-            await self._connection.publish(subject, data)
-        except (EventStoreUnavailable, LimitExceeded):
+            sealed = await seal_delta(self._codecs, stream, turn, data)
+            await self._connection.publish(_subject(stream, turn), sealed)
+        except (EventStoreUnavailable, LimitExceeded, DataErased):
             return
+
+
+async def seal_delta(codecs: Codecs, stream: StreamName, turn: str, data: bytes) -> bytes:
+    """The message that carries a delta of the turn, and opens for no other turn or use."""
+    codec = codecs.writing
+    seal = await codec.to_write(str(stream))
+    payload = seal.seal(0, _kind(turn), data)
+    delta = events_pb2.TokenDelta(codec=codec.name, key_id=seal.key_id, payload=payload)
+    return delta.SerializeToString()
+
+
+async def open_delta(codecs: Codecs, stream: StreamName, turn: str, message: bytes) -> bytes | None:
+    """The delta in a message; None where it was changed, moved or erased."""
+    try:
+        delta = events_pb2.TokenDelta.FromString(message)
+        seal = await codecs.named(delta.codec).to_read(str(stream), delta.key_id)
+        return seal.open(0, _kind(turn), delta.payload)
+    except (DecodeError, DataDamaged, DataErased) as error:
+        _log.warning("a token delta can't be opened", stream=str(stream), error=str(error))
+        return None
+
+
+def _kind(turn: str) -> str:
+    # No event has revision 0, and no message's name a slash.
+    return f"{_DELTA_TYPE}/{turn}"
+
+
+def _subject(stream: StreamName, turn: str) -> str:
+    return f"{TOKEN_PREFIX}.{stream}.{turn}"

@@ -1,0 +1,137 @@
+"""The key store port on a JetStream stream, which `nats kv` reads as the bucket KEYS.
+
+nats-server leaves the bytes of a message that a newer one of its subject replaces in the
+file, and can't overwrite them any more (measured with 2.15.1: with one message per
+subject the old one still lay in its block, and deleting it answered `no message found`).
+So the stream keeps a few messages per subject, and after each put those before it are
+deleted with erasure, which writes random bytes over them.
+"""
+
+from collections.abc import AsyncGenerator, Callable
+from functools import partial
+
+from nats.aio.msg import Msg
+
+from mesh.errors import EventStoreUnavailable, Internal
+from mesh.events.jetstream.append import DEFAULT_BOUNDS, Publisher
+from mesh.events.jetstream.assets import KEYS, KEYS_PREFIX
+from mesh.events.jetstream.connection import Connection, NoReply, StoredMessage, retried
+from mesh.events.jetstream.history import from_leader
+from mesh.events.store import HeadConflict
+from mesh.security.key_store import KeyConflict, OnPut, StoredKey, checked_name
+
+PAGE_KEYS = 500
+DESTROY_PASSES_MAX = 8
+
+_NO_MESSAGE = 10057
+_SUBJECT_START = len(KEYS_PREFIX) + 1
+
+
+class JetStreamKeyStore:
+    """A KeyStore on the stream KV_KEYS; revisions are its sequences."""
+
+    def __init__(
+        self, connection: Connection, disk_full: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._connection = connection
+        self._publisher = Publisher(connection, DEFAULT_BOUNDS, disk_full, stream=KEYS)
+
+    async def get(self, name: str) -> StoredKey | None:
+        """See KeyStore."""
+        request = {"last_by_subj": _subject(name)}
+        message = await retried(partial(from_leader, self._connection, KEYS, request))
+        return StoredKey(message.data, message.position) if message else None
+
+    async def put(self, name: str, value: bytes, revision: int) -> int:
+        """See KeyStore."""
+        subject = _subject(name)
+        try:
+            position = await self._publisher.append(subject, value, {}, revision)
+        except HeadConflict:
+            raise KeyConflict("the key has changed", metadata={"key": name}) from None
+        if revision:
+            await self._erase(subject, until=position - 1)
+        return position
+
+    async def destroy(self, name: str) -> None:
+        """See KeyStore."""
+        subject = _subject(name)
+        for _ in range(DESTROY_PASSES_MAX):
+            # Another process may put it once more meanwhile.
+            if not await self._erase(subject, until=await self._last_position()):
+                return
+        raise EventStoreUnavailable("a key is put again and again while it is destroyed")
+
+    async def list(self, prefix: str) -> AsyncGenerator[tuple[str, StoredKey], None]:
+        """See KeyStore."""
+        until = await self._last_position()
+        async for message in self._messages(f"{_subject(prefix)}.>", until):
+            yield message.subject[_SUBJECT_START:], StoredKey(message.data, message.position)
+
+    async def scrub(self) -> None:
+        """See KeyStore."""
+        state = (await retried(self._information))["state"]
+        if state["messages"] == state.get("num_subjects", 0):
+            return
+        newest: dict[str, int] = {}
+        async for message in self._messages(f"{KEYS_PREFIX}.>", int(state["last_seq"])):
+            replaced = newest.get(message.subject)
+            newest[message.subject] = message.position
+            if replaced is not None:
+                await self._erase_one(replaced)
+
+    async def watch(self, callback: OnPut) -> None:
+        """See KeyStore."""
+
+        async def put(message: Msg) -> None:
+            callback(message.subject[_SUBJECT_START:], message.data)
+
+        await self._connection.subscribe(f"{KEYS_PREFIX}.>", put)
+
+    async def _erase(self, subject: str, until: int) -> bool:
+        """Overwrites the subject's messages up to a position; whether there were any."""
+        positions = [message.position async for message in self._messages(subject, until)]
+        for position in positions:
+            await self._erase_one(position)
+        return bool(positions)
+
+    async def _erase_one(self, position: int) -> None:
+        async def erase() -> None:
+            request = {"seq": position, "no_erase": False}
+            error = (await self._connection.api(f"STREAM.MSG.DELETE.{KEYS}", request)).get("error")
+            if error is None or error.get("err_code") == _NO_MESSAGE:
+                return
+            if error.get("code") in (500, 503):
+                raise NoReply("JetStream didn't erase a message")
+            raise Internal(
+                "JetStream refuses to erase a message",
+                metadata={"code": str(error.get("err_code"))},
+            )
+
+        await retried(erase)
+
+    async def _messages(self, subject: str, until: int) -> AsyncGenerator[StoredMessage, None]:
+        position = 0
+        while position < until:
+            request = {"batch": PAGE_KEYS, "seq": position + 1, "next_by_subj": subject}
+            batch = await retried(partial(self._connection.direct_get, KEYS, request))
+            for message in batch.messages:
+                if message.position > until:
+                    return
+                yield message
+                position = message.position
+            if not batch.pending or not batch.messages:
+                return
+
+    async def _last_position(self) -> int:
+        return int((await retried(self._information))["state"]["last_seq"])
+
+    async def _information(self) -> dict[str, dict[str, int]]:
+        answer = await self._connection.api(f"STREAM.INFO.{KEYS}", {})
+        if "error" in answer:
+            raise NoReply("the key store isn't ready")
+        return answer
+
+
+def _subject(name: str) -> str:
+    return f"{KEYS_PREFIX}.{checked_name(name)}"
