@@ -179,6 +179,14 @@ class MemoryEventStore:
                 return await self._envelope.open_snapshot(kept)
         return None
 
+    async def scrub(self, stream: StreamName) -> None:
+        """See EventStore."""
+        name = str(stream)
+        kept = [parse_snapshot(name, data) for data in self._log.snapshots.pop(name, ())]
+        sealed = [self._sealed(position) for position in self._positions.get(name, ())]
+        commits = [events_pb2.Commit.FromString(each.data) for each in sealed]
+        await self._envelope.delete_blobs((*kept, *commits))
+
     def _sealed(self, position: int) -> SealedCommit:
         entry = self._log.entries[position - 1]
         return SealedCommit(entry.stream, position, entry.data)

@@ -107,6 +107,11 @@ class Projection:
         if self.position < target and self._follow_failed is not None:
             raise self._follow_failed
 
+    def scrub(self) -> None:
+        """Leaves no bytes of deleted rows on the disk: they were overwritten in the tables
+        when they were deleted, and go from the journal now."""
+        self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     async def _follow(self) -> None:
         while True:
             try:
@@ -177,6 +182,8 @@ def _prepare(path: Path, tables: str) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode = WAL")
     # Losing the last transactions only repeats a little work.
     connection.execute("PRAGMA synchronous = OFF")
+    # What an erased stream left in it must not stay in free pages.
+    connection.execute("PRAGMA secure_delete = ON")
     known = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'checkpoint'").fetchone()
     if known and connection.execute("SELECT tables FROM checkpoint").fetchone()[0] == tables:
         return connection

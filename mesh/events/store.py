@@ -237,3 +237,9 @@ class EventStore(Protocol):
         """The latest kept snapshot at or before `until_revision`, its state opened.
         DataErased where its key was erased."""
         ...
+
+    async def scrub(self, stream: StreamName) -> None:
+        """Deletes what is kept of an erased stream beside its log: its snapshots, and the
+        blobs that these and its commits name. Blobs of commits that weren't sealed stay:
+        another stream may hold the same. Safe to repeat."""
+        ...

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from mesh import failpoints
 from mesh.clock import NANOSECONDS
+from mesh.events.blobs import KEY_PREFIX
 from mesh.events.codec import PLAIN, Codecs
-from mesh.events.envelope import Envelope, check_chain, head_of, parse_snapshot
+from mesh.events.envelope import Envelope, check_chain, head_of, parse_commit, parse_snapshot
 from mesh.events.jetstream.append import DEFAULT_BOUNDS, Bounds, Publisher
 from mesh.events.jetstream.assets import (
     EVENTS,
@@ -29,6 +30,7 @@ from mesh.events.jetstream.connection import (
     connect,
     retried,
 )
+from mesh.events.jetstream.erase import erase_subject, messages_of
 from mesh.events.jetstream.history import PAGE_COMMITS, History
 from mesh.events.jetstream.objects import ObjectBlobStore
 from mesh.events.jetstream.tail import LogTail
@@ -46,6 +48,7 @@ from mesh.events.store import (
 from weft.events.v1 import events_pb2
 
 _TIME_NS_MAX = 2**63 - 1
+_BLOB_MARK = KEY_PREFIX.encode()
 _COMMIT_TYPE = events_pb2.Commit.DESCRIPTOR.full_name
 
 
@@ -233,6 +236,18 @@ class JetStreamEventStore:
             earlier = await self._snapshot_until(stream, subject, until_revision)
             return await self._envelope.open_snapshot(earlier) if earlier else None
         return await self._envelope.open_snapshot(kept)
+
+    async def scrub(self, stream: StreamName) -> None:
+        """See EventStore. What names a blob goes after it, so that a crash loses none."""
+        name, subject = str(stream), f"{SNAPSHOT_PREFIX}.{stream}"
+        async for message in messages_of(self.connection, SNAPSHOTS, subject):
+            await self._envelope.delete_blobs([parse_snapshot(name, message.data)])
+        until = await self._history.last_position()
+        async with aclosing(self.scan(Selection(name), 0, until)) as commits:
+            async for sealed in commits:
+                if _BLOB_MARK in sealed.data:
+                    await self._envelope.delete_blobs([parse_commit(sealed.stream, sealed.data)])
+        await erase_subject(self.connection, SNAPSHOTS, subject)
 
     async def _last_snapshot(self, subject: str) -> bytes | None:
         get = partial(
