@@ -3,13 +3,14 @@
 from collections.abc import AsyncGenerator
 from functools import partial
 
-from mesh.errors import Internal
+from mesh.errors import EventStoreUnavailable, Internal
 from mesh.events.jetstream.connection import Connection, NoReply, StoredMessage, retried
 
 BATCH_MESSAGES = 64
+PASSES_MAX = 8
 
-_NO_MESSAGE = 10057
-_NOT_FOUND = 404
+# No such message, no such sequence, or the deletion failed: who asks again is told.
+_NOT_DELETED = frozenset({10037, 10043, 10057})
 
 
 async def messages_of(
@@ -29,15 +30,22 @@ async def messages_of(
 
 async def erase_subject(connection: Connection, stream: str, subject: str) -> None:
     """Overwrites the messages that a stream holds of a subject with random bytes, and
-    deletes them. Safe to repeat."""
-    async for message in messages_of(connection, stream, subject):
-        await retried(partial(_erase, connection, stream, message.position))
+    deletes them. Safe to repeat, and while another process does the same.
+    EventStoreUnavailable where there are messages again and again."""
+    for _ in range(PASSES_MAX):
+        # What another process erased meanwhile, or what failed, the next pass tells.
+        positions = [each.position async for each in messages_of(connection, stream, subject)]
+        if not positions:
+            return
+        for position in positions:
+            await retried(partial(_erase, connection, stream, position))
+    raise EventStoreUnavailable("what is erased is stored again and again")
 
 
 async def _erase(connection: Connection, stream: str, position: int) -> None:
     request = {"seq": position, "no_erase": False}
     error = (await connection.api(f"STREAM.MSG.DELETE.{stream}", request)).get("error")
-    if error is None or error.get("err_code") == _NO_MESSAGE or error.get("code") == _NOT_FOUND:
+    if error is None or error.get("err_code") in _NOT_DELETED:
         return
     if error.get("code") in (500, 503):
         raise NoReply("JetStream didn't erase a message")

@@ -45,7 +45,7 @@ class Agents:
         )
 
 
-def imports_of(store: MemoryEventStore, **bounds: int) -> Imports:
+def imports_of(store: MemoryEventStore, **bounds: Any) -> Imports:
     agents: Any = Agents()
     repository = Repository(store, domain.SESSION_FOLD)
     return Imports(repository, agents, StateSettings(**bounds), SYSTEM)
@@ -80,7 +80,7 @@ async def exported(store: MemoryEventStore, session: str) -> Records:
 
 def essence(records: Records) -> list[tuple[object, ...]]:
     """What of exported events a round trip leaves as it is."""
-    found = []
+    found: list[tuple[object, ...]] = []
     for record in records[1:]:
         event = record.event
         payload = event.payload.value
