@@ -5,6 +5,9 @@ from typing import Protocol
 
 from mesh.errors import DataDamaged
 
+NEVER = 2**63 - 1
+"""A position that no log reaches."""
+
 
 class PayloadSeal(Protocol):
     """Turns the payloads of one stream into stored bytes and back, with one key.
@@ -97,10 +100,17 @@ class PlainCodec:
 
 class Codecs:
     """The codec that writes, and all that may have written what is read. What must outlive
-    its stream's key is written with `clear`."""
+    its stream's key is written with `clear`.
 
-    def __init__(self, writing: PayloadCodec, *reading: PayloadCodec) -> None:
+    Behind the position `sealed_after` nothing else in the clear is read: else whoever can
+    write to the log's files could put anything into it.
+    """
+
+    def __init__(
+        self, writing: PayloadCodec, *reading: PayloadCodec, sealed_after: int = NEVER
+    ) -> None:
         self.writing = writing
+        self.sealed_after = sealed_after
         self.clear = PlainCodec()
         self._by_name = {codec.name: codec for codec in (self.clear, *reading, writing)}
 

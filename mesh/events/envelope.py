@@ -6,8 +6,9 @@ the codec, and large ones move out to blobs and come back.
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 
+from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 
@@ -15,6 +16,7 @@ from mesh.clock import NANOSECONDS
 from mesh.errors import DataDamaged, DataErased, LimitExceeded
 from mesh.events.blobs import KEY_PREFIX, BlobStore, bring_back, move_out
 from mesh.events.codec import PLAIN, Codecs, PayloadSeal, PlainCodec
+from mesh.events.opened import OpenedCommits
 from mesh.events.store import CommitDraft, Head, StoredCommit, StreamName
 from mesh.ids import new_id
 from weft.events.v1 import events_pb2
@@ -41,6 +43,8 @@ class Envelope:
     def __init__(self, blobs: BlobStore, codecs: Codecs = PLAIN) -> None:
         self._blobs = blobs
         self._codecs = codecs
+        self._opened = OpenedCommits()
+        codecs.writing.on_erased(self._opened.forget)
 
     async def seal(self, stream: StreamName, draft: CommitDraft, head: Head) -> bytes:
         """The bytes of the commit that puts `draft` behind `head`; its blobs are stored.
@@ -75,8 +79,11 @@ class Envelope:
         if _BLOB_MARK in data:
             return None
         codec = self._codecs.named(commit.codec)
-        if not isinstance(codec, PlainCodec):
-            # Looking at each event of a plain one would take a third of the load.
+        if isinstance(codec, PlainCodec):
+            # Looking at each event would take a third of the load.
+            if position > self._codecs.sealed_after:
+                _refuse_unsealed(commit)
+        else:
             seal = codec.at_hand(commit.stream, commit.key_id)
             if seal is None:
                 return None
@@ -100,8 +107,11 @@ class Envelope:
         if opened is not None:
             return opened
         digest = hashlib.sha256(data).digest()
+        codec = self._codecs.named(commit.codec)
+        if isinstance(codec, PlainCodec) and position > self._codecs.sealed_after:
+            _refuse_unsealed(commit)
         try:
-            seal = await self._codecs.named(commit.codec).to_read(stream, commit.key_id)
+            seal = await codec.to_read(stream, commit.key_id)
         except DataErased:
             for event in commit.events:
                 event.payload.value = b""
@@ -110,9 +120,24 @@ class Envelope:
         for revision, event in enumerate(commit.events, commit.revision):
             stored = event.payload.value
             if event.HasField("blob"):
+                if stored:
+                    raise _damaged(stream, f"the payload of revision {revision} lies in two places")
                 stored = await bring_back(self._blobs, event.blob)
             event.payload.value = seal.open(revision, event.type, stored)
         return StoredCommit(commit, position, digest)
+
+    async def open_shared(self, stream: str, position: int, data: bytes) -> StoredCommit:
+        """As `open`; who wants it once more within a moment gets the same commit."""
+        kept = self._opened.get(stream, position)
+        if kept is not None:
+            # Only as long as its key may open it: nothing outlives an erasure here.
+            codec = self._codecs.named(kept.commit.codec)
+            if codec.at_hand(stream, kept.commit.key_id) is not None:
+                return kept
+        opened = await self.open(stream, position, data)
+        if not opened.erased:
+            self._opened.keep(opened, len(data))
+        return opened
 
     async def seal_snapshot(self, snapshot: events_pb2.Snapshot) -> bytes:
         """The bytes to keep of `snapshot`, whose state is plain; its blob is stored.
@@ -132,7 +157,10 @@ class Envelope:
     async def open_snapshot(self, kept: events_pb2.Snapshot) -> events_pb2.Snapshot:
         """`kept`, as `parse_snapshot` gave it, with its state opened; DataDamaged as `open`,
         DataErased where its key was erased."""
-        seal = await self._codecs.named(kept.codec).to_read(kept.stream, kept.key_id)
+        codec = self._codecs.named(kept.codec)
+        if isinstance(codec, PlainCodec) and kept.position > self._codecs.sealed_after:
+            raise _damaged(kept.stream, "a snapshot isn't sealed")
+        seal = await codec.to_read(kept.stream, kept.key_id)
         if kept.HasField("blob"):
             kept.state = await bring_back(self._blobs, kept.blob)
         kept.state = seal.open(kept.revision, _place_of(kept), kept.state)
@@ -186,6 +214,22 @@ def _is_clear(draft: CommitDraft) -> bool:
     if len(clear) > 1:
         raise ValueError("facts that are stored in the clear need a commit of their own")
     return clear == {True}
+
+
+def _refuse_unsealed(commit: events_pb2.Commit) -> None:
+    """Raises DataDamaged unless all facts are ones that are stored in the clear."""
+    for event in commit.events:
+        if not _type_is_clear(event.type):
+            raise _damaged(commit.stream, f"revision {commit.revision} isn't sealed")
+
+
+@lru_cache(maxsize=1_024)
+def _type_is_clear(name: str) -> bool:
+    try:
+        pool = descriptor_pool.Default()  # type: ignore[no-untyped-call]
+        return _stored_clear(pool.FindMessageTypeByName(name))
+    except KeyError:
+        return False
 
 
 @cache

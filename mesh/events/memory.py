@@ -117,7 +117,7 @@ class MemoryEventStore:
         """See EventStore."""
         position = len(self._log.entries) if after_position is None else after_position
         async for sealed in self.watch_sealed(selection, position):
-            yield await self.open(sealed)
+            yield await self._envelope.open_shared(*sealed)
 
     async def watch_sealed(
         self, selection: Selection, after_position: int

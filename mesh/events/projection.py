@@ -10,10 +10,11 @@ import contextlib
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
-from mesh.errors import EventStoreUnavailable, WeftError
+from mesh.errors import DataDamaged, EventStoreUnavailable, WeftError
 from mesh.events.batches import in_batches
 from mesh.events.store import EVERYTHING, EventStore, Selection, StoredCommit
 
@@ -22,16 +23,24 @@ _log = structlog.get_logger()
 BATCH_COMMITS_MAX = 256
 RETRY_SECONDS = 0.5
 CATCH_UP_SECONDS_MAX = 5.0
+REBUILDS_MAX = 3
+"""How often a process builds a read model anew whose rows are damaged."""
 PAUSE_SECONDS = 0.02
 """Between two batches, so that a transaction holds what comes within it."""
 
+T = TypeVar("T")
 Apply = Callable[[sqlite3.Connection, StoredCommit], None]
 Observe = Callable[[Sequence[StoredCommit]], None]
 
 
+class _RowDamaged(Exception):
+    """A row of the tables can't be read any more; the log can."""
+
+
 class Projection:
     """One read model. `tables` is the SQL that makes it, and also its version: another
-    text builds the file anew. `apply` changes the tables by one commit. `observe`, if
+    text builds the file anew. `apply` changes the tables by one commit; where it raises
+    DataDamaged, a row can't be read any more, and the file is built anew too. `observe`, if
     there is one, is told of each batch after it was stored."""
 
     def __init__(
@@ -56,6 +65,9 @@ class Projection:
         self._task: asyncio.Task[None] | None = None
         self._follow_failed: WeftError | None = None
         self._connection: sqlite3.Connection | None = None
+        self._rebuilds = 0
+        self._rebuilding = asyncio.Lock()
+        self._made_with = ""
         self.position = 0
 
     @property
@@ -64,21 +76,35 @@ class Projection:
         assert self._connection is not None, "start first"
         return self._connection
 
-    async def start(self) -> None:
-        """Opens the file, and returns once it holds all that is in the log by now."""
-        # What was read from another log is built anew, as with other tables.
-        tables = f"{self._tables}\n-- of the log {await self._store.log_id()}"
-        self._connection = _open(self._path, tables)
+    async def start(self, sealed_with: str = "") -> None:
+        """Opens the file, and returns once it holds all that is in the log by now.
+        `sealed_with` tells which key its rows are sealed with, where they are."""
+        # What was read from another log or sealed with another key is built anew, as with
+        # other tables.
+        log = await self._store.log_id()
+        self._made_with = (
+            f"{self._tables}\n-- of the log {log}, sealed with {sealed_with or 'none'}"
+        )
+        self._connection = _open(self._path, self._made_with)
         row = self.connection.execute("SELECT position FROM checkpoint").fetchone()
         self.position = row[0]
         if self.position > await self._store.last_position():
             # The log lost its end, as when it was restored from a backup.
-            self.connection.close()
-            _delete(self._path)
-            self._connection = _open(self._path, tables)
-            self.position = 0
+            self._begin_anew()
         self._task = asyncio.create_task(self._follow())
         await self.catch_up(seconds_max=None)
+
+    async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        """What `query` reads out of the tables, which doesn't wait. Where it raises
+        DataDamaged, since a row can't be read, the tables are built anew first."""
+        rebuilds = self._rebuilds
+        try:
+            return query(self.connection)
+        except DataDamaged:
+            async with self._rebuilding:
+                if rebuilds == self._rebuilds:
+                    await self._rebuild()
+        return query(self.connection)
 
     async def stop(self) -> None:
         """Ends following and closes the file."""
@@ -112,6 +138,28 @@ class Projection:
         when they were deleted, and go from the journal now."""
         self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
+    async def _rebuild(self) -> None:
+        self._count_rebuild()
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        self._begin_anew()
+        self._task = asyncio.create_task(self._follow())
+        await self.catch_up(seconds_max=None)
+
+    def _count_rebuild(self) -> None:
+        self._rebuilds += 1
+        if self._rebuilds > REBUILDS_MAX:
+            raise DataDamaged(f"rows of {self._path.name} can't be read, again and again")
+        _log.warning("read model was damaged and is built anew", path=self._path.name)
+
+    def _begin_anew(self) -> None:
+        self.connection.close()
+        _delete(self._path)
+        self._connection = _open(self._path, self._made_with)
+        self.position = 0
+
     async def _follow(self) -> None:
         while True:
             try:
@@ -127,14 +175,24 @@ class Projection:
                 # As on a full disk: what wasn't stored is read again.
                 _log.warning("read model not written", path=self._path.name, error=str(error))
                 await asyncio.sleep(RETRY_SECONDS)
+            except _RowDamaged:
+                try:
+                    self._count_rebuild()
+                except DataDamaged as error:
+                    await self._fail(error)
+                    return
+                self._begin_anew()
             except WeftError as error:
                 # The log is damaged where the read model would go on: it stays behind,
                 # and who needs it newer is told why.
-                _log.error("projection stopped", path=self._path.name, error=error.message)
-                self._follow_failed = error
-                async with self._moved:
-                    self._moved.notify_all()
+                await self._fail(error)
                 return
+
+    async def _fail(self, error: WeftError) -> None:
+        _log.error("projection stopped", path=self._path.name, error=error.message)
+        self._follow_failed = error
+        async with self._moved:
+            self._moved.notify_all()
 
     async def _pause(self) -> None:
         """Lets commits gather, unless somebody waits for them."""
@@ -160,7 +218,10 @@ class Projection:
         ]
         with self.connection:
             for stored in selected:
-                self._apply(self.connection, stored)
+                try:
+                    self._apply(self.connection, stored)
+                except DataDamaged as error:
+                    raise _RowDamaged from error
             self.connection.execute("UPDATE checkpoint SET position = ?", (batch[-1].position,))
         self.position = batch[-1].position
         if selected and self._observe is not None:
@@ -180,10 +241,10 @@ def _open(path: Path, tables: str) -> sqlite3.Connection:
 def _prepare(path: Path, tables: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA journal_mode = WAL")
+    # What is deleted is overwritten, not only forgotten.
+    connection.execute("PRAGMA secure_delete = ON")
     # Losing the last transactions only repeats a little work.
     connection.execute("PRAGMA synchronous = OFF")
-    # What an erased stream left in it must not stay in free pages.
-    connection.execute("PRAGMA secure_delete = ON")
     known = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'checkpoint'").fetchone()
     if known and connection.execute("SELECT tables FROM checkpoint").fetchone()[0] == tables:
         return connection

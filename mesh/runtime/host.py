@@ -21,10 +21,10 @@ from mesh.control.leases import Leases
 from mesh.control.nats_leases import NatsLeases
 from mesh.errors import DataDamaged
 from mesh.events.aggregate import Fold, Repository
-from mesh.events.codec import Codecs, PlainCodec
+from mesh.events.codec import Codecs
 from mesh.events.head_ledger import HeadLedger
 from mesh.events.jetstream.key_store import JetStreamKeyStore
-from mesh.events.jetstream.store import JetStreamEventStore, connect_prepared
+from mesh.events.jetstream.store import JetStreamEventStore, connect_prepared, log_end
 from mesh.events.jetstream.tokens import JetStreamTokenStream
 from mesh.ids import new_id
 from mesh.rpc.channel import MeshChannel
@@ -206,7 +206,8 @@ class Host:
         self._keyring = Keyring(JetStreamKeyStore(connection, self._disk_full), self._master_key)
         await self._keyring.start()
         # What was stored before there were seals stays readable.
-        codecs = Codecs(SealedCodec(self._keyring), PlainCodec())
+        sealed_after = await self._keyring.sealed_after(await log_end(connection))
+        codecs = Codecs(SealedCodec(self._keyring), sealed_after=sealed_after)
         self._store = JetStreamEventStore(
             connection,
             replicas=settings.nats_replicas,

@@ -9,6 +9,7 @@ something else in its place.
 import asyncio
 import secrets
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import structlog
@@ -92,6 +93,12 @@ class KeyEntries:
         entry = self.at_hand(name) or await self._in_flight(name, make=True)
         assert entry is not None, "made where it was missing"
         return entry
+
+    async def put_first(self, name: str, key: Key) -> OpenEntry:
+        """The entry, made of `key` unless another process was first."""
+        with suppress(KeyConflict):
+            await self._put(name, keys_pb2.KeyEntry(), key, 0)
+        return await self.find_or_make(name)
 
     async def read(self, name: str) -> OpenEntry | None:
         """The entry as it is now, not as it was a moment ago."""

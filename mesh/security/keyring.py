@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from mesh.clock import SYSTEM, Clock
 from mesh.errors import DataDamaged, FailedPrecondition, Unavailable
+from mesh.security.aead import KEY_BYTES
 from mesh.security.key_entries import Key, KeyEntries, erased, parse_entry
 from mesh.security.key_store import KeyStore
 from mesh.security.master_key import VARIABLE, MasterKey, MasterKeyUnknown
@@ -25,6 +26,7 @@ SEALED_MAX = 2**26
 nonce of 96 bits a key is good for 2**32 (NIST SP 800-38D, 8.3): 64 processes' worth."""
 
 _FINGERPRINT = "master"
+_SEALED_AFTER = "sealed-after"
 _SESSIONS = "state"
 _SESSION_TOKENS = 4
 _PASSES_MAX = 16
@@ -69,6 +71,18 @@ class Keyring:
         """See Secrets."""
         await self._store.destroy(f"secret.{name}")
         self._entries.forget(f"secret.{name}")
+
+    async def sealed_after(self, position: int) -> int:
+        """The position behind which all commits are sealed: `position` when this is called
+        for the first time in this deployment, ever after what it was then."""
+        name = f"secret.{_SEALED_AFTER}"
+        entry = await self._entries.find(name)
+        if entry is None:
+            key = Key(_SEALED_AFTER, position.to_bytes(KEY_BYTES, "big"))
+            entry = await self._entries.put_first(name, key)
+        if entry.newest is None:
+            raise DataDamaged("where the seals begin can't be read")
+        return int.from_bytes(entry.newest.secret, "big")
 
     async def data_key_to_seal(self, stream: str) -> DataKey:
         """The key to seal with what `stream` stores next; made where there is none.

@@ -10,6 +10,8 @@ from google.protobuf.message import Message
 
 from mesh.events.projection import Observe, Projection
 from mesh.events.store import EventStore, Selection, StoredCommit
+from mesh.security.sealing import RowSeal
+from mesh.security.secrets import Secrets
 from weft.agents.v1 import agent_pb2, events_pb2
 from weft.events.v1 import events_pb2 as envelope_pb2
 from weft.state.v1 import events_pb2 as facts_pb2
@@ -70,21 +72,25 @@ class KnownTurn:
 
 
 class AgentsReadModel:
-    """Follows the log; `observe` is told of commits to agents and sessions."""
+    """Follows the log; `observe` is told of commits to agents and sessions. What it copies
+    of them is sealed."""
 
-    def __init__(self, store: EventStore, path: Path, observe: Observe) -> None:
+    def __init__(self, store: EventStore, path: Path, observe: Observe, secrets: Secrets) -> None:
+        self._secrets = secrets
+        self._seal: RowSeal
         self._projection = Projection(
             store,
             path,
             tables=_TABLES,
             selections=(Selection("agents"), Selection("state")),
-            apply=_apply,
+            apply=self._apply,
             observe=observe,
         )
 
     async def start(self) -> None:
         """Returns once it has caught up with the log."""
-        await self._projection.start()
+        self._seal = await RowSeal.of(self._secrets, "agents")
+        await self._projection.start(self._seal.id)
 
     async def stop(self) -> None:
         """Ends following."""
@@ -97,21 +103,33 @@ class AgentsReadModel:
     async def agents(self, parent: str, after: str, count: int) -> list[agent_pb2.Agent]:
         """The first `count` agents under `parent` behind the name `after`, by name."""
         await self._projection.catch_up()
-        rows = self._projection.connection.execute(
-            "SELECT agent FROM agents WHERE parent = ? AND name > ? ORDER BY name LIMIT ?",
-            (parent, after, count),
-        )
-        return [agent_pb2.Agent.FromString(row[0]) for row in rows]
 
-    def turn(self, session: str, *, turn: str = "", request_id: str = "") -> KnownTurn | None:
+        def page(connection: sqlite3.Connection) -> list[agent_pb2.Agent]:
+            rows = connection.execute(
+                "SELECT name, agent FROM agents WHERE parent = ? AND name > ?"
+                " ORDER BY name LIMIT ?",
+                (parent, after, count),
+            )
+            return [self._opened(name, sealed) for name, sealed in rows]
+
+        return await self._projection.read(page)
+
+    async def turn(self, session: str, *, turn: str = "", request_id: str = "") -> KnownTurn | None:
         """The turn of a session's stream with that id, or that request's: also those that
         the session's state has forgotten."""
-        row = self._projection.connection.execute(
-            "SELECT turn, request_id, request_hash FROM turns"
-            " WHERE session = ? AND (turn = ? OR request_id = ?)",
-            (session, turn, request_id),
-        ).fetchone()
-        return KnownTurn(*row) if row else None
+
+        def known(connection: sqlite3.Connection) -> KnownTurn | None:
+            row = connection.execute(
+                "SELECT turn, request_id, request_hash FROM turns"
+                " WHERE session = ? AND (turn = ? OR request_id = ?)",
+                (session, turn, request_id),
+            ).fetchone()
+            if row is None:
+                return None
+            found, request, sealed = row
+            return KnownTurn(found, request, self._seal.open(f"{session}/{found}", sealed))
+
+        return await self._projection.read(known)
 
     def open_turns(self) -> list[OpenTurnRow]:
         """The turns that aren't ended, as far as the log was followed."""
@@ -120,33 +138,77 @@ class AgentsReadModel:
         )
         return [OpenTurnRow(*row) for row in rows]
 
+    def _opened(self, name: str, sealed: bytes) -> agent_pb2.Agent:
+        return agent_pb2.Agent.FromString(self._seal.open(name, sealed))
 
-def _apply(connection: sqlite3.Connection, stored: StoredCommit) -> None:
-    commit = stored.commit
-    if commit.stream.startswith("agents."):
+    def _apply(self, connection: sqlite3.Connection, stored: StoredCommit) -> None:
+        commit = stored.commit
+        if commit.stream.startswith("agents."):
+            for event in commit.events:
+                self._apply_agent(connection, commit, event)
+            return
+        imported = _is_imported(connection, commit)
         for event in commit.events:
-            _apply_agent(connection, commit, event)
-        return
-    imported = _is_imported(connection, commit)
-    for event in commit.events:
-        if event.type == ERASED:
-            _forget(connection, commit.stream)
-        elif event.type in _TAKES:
-            fact = _TAKES[event.type].FromString(event.payload.value)
-            if isinstance(fact, facts_pb2.TurnAccepted):
-                _know(connection, commit.stream, fact)
-            if not imported:
-                _take(connection, commit.stream, fact)
-        elif event.type in _ENDS:
-            ended = _ENDS[event.type].FromString(event.payload.value)
-            connection.execute(
-                "DELETE FROM open_turns WHERE session = ? AND turn = ?",
-                (commit.stream, ended.turn),  # type: ignore[attr-defined]
-            )
-    last = commit.revision + len(commit.events) - 1
-    connection.execute(
-        "UPDATE open_turns SET revision = ? WHERE session = ?", (last, commit.stream)
-    )
+            if event.type == ERASED:
+                _forget(connection, commit.stream)
+            elif event.type in _TAKES:
+                fact = _TAKES[event.type].FromString(event.payload.value)
+                if isinstance(fact, facts_pb2.TurnAccepted):
+                    self._know(connection, commit.stream, fact)
+                if not imported:
+                    _take(connection, commit.stream, fact)
+            elif event.type in _ENDS:
+                ended = _ENDS[event.type].FromString(event.payload.value)
+                connection.execute(
+                    "DELETE FROM open_turns WHERE session = ? AND turn = ?",
+                    (commit.stream, ended.turn),  # type: ignore[attr-defined]
+                )
+        last = commit.revision + len(commit.events) - 1
+        connection.execute(
+            "UPDATE open_turns SET revision = ? WHERE session = ?", (last, commit.stream)
+        )
+
+    def _know(
+        self, connection: sqlite3.Connection, session: str, fact: facts_pb2.TurnAccepted
+    ) -> None:
+        # The hash too: short inputs could be guessed by it.
+        sealed = self._seal.seal(f"{session}/{fact.turn}", fact.request_hash)
+        connection.execute(
+            "INSERT OR REPLACE INTO turns VALUES (?, ?, ?, ?)",
+            (session, fact.turn, fact.request_id, sealed),
+        )
+
+    def _apply_agent(
+        self,
+        connection: sqlite3.Connection,
+        commit: envelope_pb2.Commit,
+        event: envelope_pb2.Event,
+    ) -> None:
+        event_type = _AGENT_EVENTS.get(event.type)
+        if event_type is None:
+            return
+        fact = event_type.FromString(event.payload.value)
+        _, tenant, agent_id = commit.stream.split(".")
+        parent = f"tenants/{tenant}"
+        name = f"{parent}/agents/{agent_id}"
+        if isinstance(fact, events_pb2.AgentDeleted):
+            connection.execute("DELETE FROM agents WHERE name = ?", (name,))
+            return
+        agent = agent_pb2.Agent(name=name, spec=fact.spec, update_time=commit.time)  # type: ignore[attr-defined]
+        agent.revision = fact.request.agent_revision  # type: ignore[attr-defined]
+        agent.etag = f"r{agent.revision}"
+        created = (
+            self._created(connection, name) if isinstance(fact, events_pb2.AgentUpdated) else None
+        )
+        agent.create_time.CopyFrom(created.create_time if created else commit.time)
+        sealed = self._seal.seal(name, agent.SerializeToString())
+        connection.execute("INSERT OR REPLACE INTO agents VALUES (?, ?, ?)", (name, parent, sealed))
+
+    def _created(self, connection: sqlite3.Connection, name: str) -> agent_pb2.Agent | None:
+        row: Sequence[bytes] | None = connection.execute(
+            "SELECT agent FROM agents WHERE name = ?", (name,)
+        ).fetchone()
+        return self._opened(name, row[0]) if row else None
 
 
 def _is_imported(connection: sqlite3.Connection, commit: envelope_pb2.Commit) -> bool:
@@ -175,13 +237,6 @@ def _forget(connection: sqlite3.Connection, session: str) -> None:
     connection.execute("DELETE FROM imports WHERE session = ?", (session,))
 
 
-def _know(connection: sqlite3.Connection, session: str, fact: facts_pb2.TurnAccepted) -> None:
-    connection.execute(
-        "INSERT OR REPLACE INTO turns VALUES (?, ?, ?, ?)",
-        (session, fact.turn, fact.request_id, fact.request_hash),
-    )
-
-
 def _take(connection: sqlite3.Connection, session: str, fact: Message) -> None:
     owner: str = fact.owner  # type: ignore[attr-defined]
     turn: str = fact.turn  # type: ignore[attr-defined]
@@ -189,32 +244,3 @@ def _take(connection: sqlite3.Connection, session: str, fact: Message) -> None:
         connection.execute(
             "INSERT OR REPLACE INTO open_turns VALUES (?, ?, ?, 0)", (session, turn, owner)
         )
-
-
-def _apply_agent(
-    connection: sqlite3.Connection, commit: envelope_pb2.Commit, event: envelope_pb2.Event
-) -> None:
-    event_type = _AGENT_EVENTS.get(event.type)
-    if event_type is None:
-        return
-    fact = event_type.FromString(event.payload.value)
-    _, tenant, agent_id = commit.stream.split(".")
-    parent = f"tenants/{tenant}"
-    name = f"{parent}/agents/{agent_id}"
-    if isinstance(fact, events_pb2.AgentDeleted):
-        connection.execute("DELETE FROM agents WHERE name = ?", (name,))
-        return
-    agent = agent_pb2.Agent(name=name, spec=fact.spec, update_time=commit.time)  # type: ignore[attr-defined]
-    agent.revision = fact.request.agent_revision  # type: ignore[attr-defined]
-    agent.etag = f"r{agent.revision}"
-    created = _created(connection, name) if isinstance(fact, events_pb2.AgentUpdated) else None
-    agent.create_time.CopyFrom(created.create_time if created else commit.time)
-    blob = agent.SerializeToString()
-    connection.execute("INSERT OR REPLACE INTO agents VALUES (?, ?, ?)", (name, parent, blob))
-
-
-def _created(connection: sqlite3.Connection, name: str) -> agent_pb2.Agent | None:
-    row: Sequence[bytes] | None = connection.execute(
-        "SELECT agent FROM agents WHERE name = ?", (name,)
-    ).fetchone()
-    return agent_pb2.Agent.FromString(row[0]) if row else None

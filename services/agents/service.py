@@ -26,7 +26,7 @@ class AgentsService:
         self._agents = Repository(mesh.events, AGENT_FOLD, clock=mesh.clock)
         self._sessions = mesh.repository(SESSION_FOLD)
         path = mesh.data_dir / "agents.sqlite3"
-        self._read_model = AgentsReadModel(mesh.events, path, self._observe)
+        self._read_model = AgentsReadModel(mesh.events, path, self._observe, mesh.keyring)
         self._definitions = AgentDefinitions(
             self._agents, self._read_model, mesh.stub(ToolServiceStub)
         )

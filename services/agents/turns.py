@@ -239,7 +239,7 @@ class Turns:
             return domain.find_request(await session.load(), request_id, digest)
         if session.state.turn_count <= domain.ENDED_TURNS_MAX:
             return None
-        known = self._read_model.turn(str(session.stream), request_id=request_id)
+        known = await self._read_model.turn(str(session.stream), request_id=request_id)
         if known is not None and known.request_hash != digest:
             raise RequestIdReused(f"request_id {request_id} came before with another body")
         return known.turn if known is not None else None
@@ -280,7 +280,7 @@ class Turns:
         domain.refuse_absent(state)
         known = {state.active_turn.id, *(queued.id for queued in state.queued_turns)}
         if turn not in known and all(ended.id != turn for ended in state.ended_turns):
-            if self._read_model.turn(str(session.stream), turn=turn) is None:
+            if await self._read_model.turn(str(session.stream), turn=turn) is None:
                 name = domain.turn_name(domain.session_name(session.stream), turn)
                 raise NotFound.of("turn", name)
             return False

@@ -9,6 +9,8 @@ from mesh.clock import SYSTEM, Clock
 from mesh.events.aggregate import FORK_DEPTH_MAX
 from mesh.events.projection import Observe, Projection
 from mesh.events.store import EventStore, Selection, StoredCommit
+from mesh.security.sealing import RowSeal
+from mesh.security.secrets import Secrets
 from services.state.domain import session_name
 from weft.state.v1 import events_pb2, session_pb2
 
@@ -53,29 +55,34 @@ class Erasure(NamedTuple):
 
 
 class SessionsReadModel:
-    """Follows the sessions' streams; `observe` is told of what came."""
+    """Follows the sessions' streams; what it copies of them is sealed. `observe` is told of
+    what came."""
 
     def __init__(
         self,
         store: EventStore,
         path: Path,
+        secrets: Secrets,
         observe: Observe | None = None,
         clock: Clock = SYSTEM,
     ) -> None:
+        self._secrets = secrets
+        self._seal: RowSeal
         self._observe = observe
+        self._clock = clock
         self._projection = Projection(
             store,
             path,
             tables=_TABLES,
             selections=(Selection("state"),),
-            # When something came, since imported commits tell when they were first made.
-            apply=lambda tables, stored: _apply(tables, stored, clock.now_ns()),
+            apply=self._apply,
             observe=self._observed,
         )
 
     async def start(self) -> None:
         """Returns once it has caught up with the log."""
-        await self._projection.start()
+        self._seal = await RowSeal.of(self._secrets, "sessions")
+        await self._projection.start(self._seal.id)
 
     async def stop(self) -> None:
         """Ends following."""
@@ -91,12 +98,16 @@ class SessionsReadModel:
         """The newest `count` sessions made before position `before`, each with the
         position at which it was made; of every agent where `agent` is `-`."""
         await self.catch_up()
-        rows = self._projection.connection.execute(
-            "SELECT made, session FROM sessions WHERE is_there AND tenant = ? AND made < ?"
-            " AND (? = '-' OR agent = ?) ORDER BY made DESC LIMIT ?",
-            (tenant, before if before is not None else 2**62, agent, agent, count),
-        )
-        return [(made, session_pb2.Session.FromString(blob)) for made, blob in rows]
+
+        def page(connection: sqlite3.Connection) -> list[tuple[int, session_pb2.Session]]:
+            rows = connection.execute(
+                "SELECT made, name, session FROM sessions WHERE is_there AND tenant = ?"
+                " AND made < ? AND (? = '-' OR agent = ?) ORDER BY made DESC LIMIT ?",
+                (tenant, before if before is not None else 2**62, agent, agent, count),
+            )
+            return [(made, self._opened(name, blob)) for made, name, blob in rows]
+
+        return await self._projection.read(page)
 
     def forks(self, session: str, count: int) -> list[str]:
         """At most `count` of the forks of a session, of their forks and so on, each behind
@@ -157,6 +168,39 @@ class SessionsReadModel:
         )
         return [name for (name,) in rows]
 
+    def _opened(self, name: str, blob: bytes) -> session_pb2.Session:
+        return session_pb2.Session.FromString(self._seal.open(name, blob))
+
+    def _apply(self, connection: sqlite3.Connection, stored: StoredCommit) -> None:
+        commit = stored.commit
+        name = session_name(commit.stream)
+        if erases(stored):
+            erased = events_pb2.SessionErased.FromString(commit.events[0].payload.value)
+            connection.execute("DELETE FROM sessions WHERE name = ?", (name,))
+            connection.execute(
+                "INSERT OR IGNORE INTO erasures VALUES (?, ?, ?, ?, 0)",
+                (name, stored.position, erased.request_id, erased.request_hash),
+            )
+            return
+        row = connection.execute(
+            "SELECT session, complete_revision FROM sessions WHERE name = ?", (name,)
+        ).fetchone()
+        if not row:
+            row = (b"", _insert(connection, stored, name))
+        session = self._opened(name, row[0]) if row[0] else session_pb2.Session(name=name)
+        for event in commit.events:
+            _evolve(session, event.type, event.payload.value)
+            if event.type in _BEGINS:
+                session.create_time.CopyFrom(commit.time)
+        session.revision = commit.revision + len(commit.events) - 1
+        session.update_time.CopyFrom(commit.time)
+        blob = self._seal.seal(name, session.SerializeToString())
+        # When it came, since imported commits tell when they were first made.
+        connection.execute(
+            "UPDATE sessions SET session = ?, is_there = ?, stored_ns = ? WHERE name = ?",
+            (blob, session.revision >= row[1], self._clock.now_ns(), name),
+        )
+
     def _observed(self, batch: Sequence[StoredCommit]) -> None:
         if any(erases(stored) for stored in batch):
             self._projection.scrub()
@@ -167,36 +211,6 @@ class SessionsReadModel:
 def erases(stored: StoredCommit) -> bool:
     """Whether the commit erases its session."""
     return any(event.type == _ERASED for event in stored.commit.events)
-
-
-def _apply(connection: sqlite3.Connection, stored: StoredCommit, now_ns: int) -> None:
-    commit = stored.commit
-    name = session_name(commit.stream)
-    if erases(stored):
-        erased = events_pb2.SessionErased.FromString(commit.events[0].payload.value)
-        connection.execute("DELETE FROM sessions WHERE name = ?", (name,))
-        connection.execute(
-            "INSERT OR IGNORE INTO erasures VALUES (?, ?, ?, ?, 0)",
-            (name, stored.position, erased.request_id, erased.request_hash),
-        )
-        return
-    row = connection.execute(
-        "SELECT session, complete_revision FROM sessions WHERE name = ?", (name,)
-    ).fetchone()
-    if not row:
-        row = (b"", _insert(connection, stored, name))
-    session = session_pb2.Session.FromString(row[0])
-    session.name = name
-    for event in commit.events:
-        _evolve(session, event.type, event.payload.value)
-        if event.type in _BEGINS:
-            session.create_time.CopyFrom(commit.time)
-    session.revision = commit.revision + len(commit.events) - 1
-    session.update_time.CopyFrom(commit.time)
-    connection.execute(
-        "UPDATE sessions SET session = ?, is_there = ?, stored_ns = ? WHERE name = ?",
-        (session.SerializeToString(), session.revision >= row[1], now_ns, name),
-    )
 
 
 def _insert(connection: sqlite3.Connection, stored: StoredCommit, name: str) -> int:

@@ -20,7 +20,11 @@ class StateService:
     def __init__(self, mesh: Mesh, settings: StateSettings) -> None:
         self._repository = mesh.repository(SESSION_FOLD)
         self._read_model = SessionsReadModel(
-            mesh.events, mesh.data_dir / "state.sqlite3", self._observe, mesh.clock
+            mesh.events,
+            mesh.data_dir / "state.sqlite3",
+            mesh.keyring,
+            self._observe,
+            mesh.clock,
         )
         agents = mesh.stub(AgentServiceStub)
         erasures = Erasures(self._repository, self._read_model, mesh.keyring, mesh.tokens)

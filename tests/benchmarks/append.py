@@ -15,6 +15,7 @@ from mesh.events.store import START, CommitDraft, Head, NewEvent, StreamName
 from tests.benchmarks.measure import alternate, per_second
 from tests.benchmarks.raw_nats import RawNats, connected
 from tests.benchmarks.results import Baseline, Goal, Result
+from tests.support.keys import memory_keyring, sealing
 from tests.support.nats import running_nats
 
 ROUNDS = 9
@@ -70,29 +71,27 @@ async def run() -> list[Result]:
         nats = await stack.enter_async_context(running_nats(folder))
         store = await connect_store(nats.url, name="bench")
         stack.push_async_callback(store.close)
+        codecs = sealing(memory_keyring())
+        sealed = await connect_store(nats.url, name="sealed", codecs=codecs)
+        stack.push_async_callback(sealed.close)
         raw = await stack.enter_async_context(connected(nats.url))
         variants = {
             "one raw": lambda: per_second([publish_to(raw, data)], 300),
             "one": lambda: per_second([append_to(store)], 300),
+            "one sealed": lambda: per_second([append_to(sealed)], 300),
             "many raw": lambda: per_second([publish_to(raw, data) for _ in range(CONCURRENT)], 30),
             "many": lambda: per_second([append_to(store) for _ in range(CONCURRENT)], 30),
+            "many sealed": lambda: per_second([append_to(sealed) for _ in range(CONCURRENT)], 30),
         }
         await alternate(1, variants)
         values = await alternate(ROUNDS, variants)
     goal = Goal(0.8, at_most=False, of_ratio=True)
+    raw_one = Baseline("/s, js.publish", values["one raw"])
+    raw_many = Baseline("/s, js.publish", values["many raw"])
+    many_name = f"appends, {CONCURRENT} streams at once"
     return [
-        Result(
-            "appends, one at a time",
-            "/s",
-            values["one"],
-            Baseline("/s, js.publish", values["one raw"]),
-            goal,
-        ),
-        Result(
-            f"appends, {CONCURRENT} streams at once",
-            "/s",
-            values["many"],
-            Baseline("/s, js.publish", values["many raw"]),
-            goal,
-        ),
+        Result("appends, one at a time", "/s", values["one"], raw_one, goal),
+        Result("the same, sealed", "/s", values["one sealed"], raw_one, goal),
+        Result(many_name, "/s", values["many"], raw_many, goal),
+        Result("the same, sealed", "/s", values["many sealed"], raw_many, goal),
     ]

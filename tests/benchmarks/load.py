@@ -22,6 +22,7 @@ from services.state.domain import SESSION_FOLD
 from tests.benchmarks.measure import Variant, alternate
 from tests.benchmarks.raw_nats import RawNats, connected
 from tests.benchmarks.results import Baseline, Goal, Result
+from tests.support.keys import memory_keyring, sealing
 from tests.support.nats import running_nats
 from weft.models.v1 import models_pb2
 from weft.state.v1 import events_pb2
@@ -123,19 +124,31 @@ async def run() -> list[Result]:
         raw = await stack.enter_async_context(connected(nats.url))
         loads = Loads(store, raw)
         await loads.prepare()
+        codecs = sealing(memory_keyring())
+        sealed_store = await connect_store(nats.url, name="sealed", codecs=codecs)
+        stack.push_async_callback(sealed_store.close)
+        sealed = Loads(sealed_store, raw)
+        await sealed.prepare()
         variants = {
             "raw bare": lambda: median_of(loads.raw_bare),
             "read": lambda: median_of(loads.read),
             "raw headers": lambda: median_of(loads.raw_headers),
             "fold": lambda: median_of(loads.fold),
+            "read sealed": lambda: median_of(sealed.read),
+            "fold sealed": lambda: median_of(sealed.fold),
         }
         await alternate(1, variants)
         values = await alternate(ROUNDS, variants)
     goal = Goal(0.8, at_most=False, of_ratio=True)
     bare = Baseline("events/s, direct gets without headers", values["raw bare"])
     headers = Baseline("events/s, direct gets with headers", values["raw headers"])
+    plain = Baseline("events/s, unsealed", values["read"])
+    folded = Baseline("events/s, unsealed", values["fold"])
     return [
         Result("load of 10,000 events, store.read", "events/s", values["read"], bare, goal),
         Result("the same against headers", "events/s", values["read"], headers, goal),
         Result("load and fold of them, Repository.load", "events/s", values["fold"], bare),
+        Result("load of 10,000 sealed events", "events/s", values["read sealed"], bare),
+        Result("the same against unsealed ones", "events/s", values["read sealed"], plain),
+        Result("load and fold of sealed ones", "events/s", values["fold sealed"], folded),
     ]

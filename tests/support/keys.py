@@ -4,7 +4,7 @@ import base64
 import secrets
 
 from mesh.clock import SYSTEM, Clock
-from mesh.events.codec import Codecs, PlainCodec
+from mesh.events.codec import Codecs
 from mesh.security.key_store import KeyStore, MemoryKeyStore
 from mesh.security.keyring import Keyring
 from mesh.security.master_key import EnvironmentMasterKey, MasterKey
@@ -29,6 +29,6 @@ def memory_keyring(
     return Keyring(store or MemoryKeyStore(), master or memory_master(), clock)
 
 
-def sealing(keyring: Keyring) -> Codecs:
-    """Codecs that seal, and read what was stored before there were seals."""
-    return Codecs(SealedCodec(keyring), PlainCodec())
+def sealing(keyring: Keyring, sealed_after: int = 0) -> Codecs:
+    """Codecs that seal, and read what is in the clear up to a position."""
+    return Codecs(SealedCodec(keyring), sealed_after=sealed_after)

@@ -163,7 +163,7 @@ class JetStreamEventStore:
             position = await self._history.last_position()
         async with aclosing(self._messages(tail, selection, position)) as messages:
             async for message in messages:
-                yield await self.open(_sealed(message))
+                yield await self._envelope.open_shared(*_sealed(message))
 
     async def watch_sealed(
         self, selection: Selection, after_position: int
@@ -321,6 +321,11 @@ async def connect_store(
 def _sealed(message: StoredMessage) -> SealedCommit:
     stream = message.subject.removeprefix(f"{SUBJECT_PREFIX}.")
     return SealedCommit(stream, message.position, message.data)
+
+
+async def log_end(connection: Connection) -> int:
+    """Position of the last commit of all; 0 where there is none."""
+    return await History(connection, replicated=False).last_position()
 
 
 def _failpoint(draft: CommitDraft, place: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from mesh.errors import DataDamaged, EventStoreUnavailable
 from mesh.events.jetstream.store import connect_store
 from mesh.events.memory import LogEntry, MemoryEventStore, MemoryLog
-from mesh.events.projection import BATCH_COMMITS_MAX, Projection
+from mesh.events.projection import BATCH_COMMITS_MAX, REBUILDS_MAX, Projection
 from mesh.events.store import EventStore, Selection, StoredCommit, StreamName
 from tests.support.events import appended, text_of
 from tests.support.nats import NatsServer
@@ -220,6 +220,60 @@ class TestRestarts:
 
 
 class TestFaults:
+    async def test_rows_that_cannot_be_read_are_built_anew(
+        self, file: Path, stream: StreamName
+    ) -> None:
+        def whole(connection: sqlite3.Connection) -> list[str]:
+            if "broken" in said(connection):
+                raise DataDamaged("a row is damaged")
+            return said(connection)
+
+        def note_if_whole(connection: sqlite3.Connection, stored: StoredCommit) -> None:
+            whole(connection)
+            note(connection, stored)
+
+        store = MemoryEventStore()
+        head = (await appended(store, stream, "a", "b"))[-1]
+        async with following(store, file, stream, apply=note_if_whole) as projection:
+            projection.connection.execute("UPDATE said SET text = 'broken'")
+            projection.connection.commit()
+            readers = (projection.read(whole) for _ in range(5))
+            assert await asyncio.gather(*readers) == [["a", "b"]] * 5
+            projection.connection.execute("UPDATE said SET text = 'broken'")
+            projection.connection.commit()
+            await appended(store, stream, "c", head=head)
+            await projection.catch_up(CATCH_UP_SECONDS)
+            assert said(projection.connection) == ["a", "b", "c"]
+
+    async def test_rows_that_are_never_readable_are_said_to_be_damaged(
+        self, file: Path, stream: StreamName
+    ) -> None:
+        def unreadable(connection: sqlite3.Connection) -> None:
+            raise DataDamaged("a row is damaged")
+
+        store = MemoryEventStore()
+        await appended(store, stream, "a")
+        async with following(store, file, stream) as projection:
+            for _ in range(REBUILDS_MAX + 2):
+                with pytest.raises(DataDamaged):
+                    await projection.read(unreadable)
+            assert said(projection.connection) == ["a"]
+
+    @pytest.mark.parametrize(("key", "kept"), [("k1", "changed"), ("k2", "a")])
+    async def test_rows_of_another_key_are_built_anew(
+        self, file: Path, stream: StreamName, key: str, kept: str
+    ) -> None:
+        store = MemoryEventStore()
+        await appended(store, stream, "a")
+        for sealed_with, expected in (("k1", "a"), (key, kept)):
+            selections = [Selection(str(stream))]
+            projection = Projection(store, file, tables=TABLES, selections=selections, apply=note)
+            await projection.start(sealed_with)
+            assert said(projection.connection) == [expected]
+            projection.connection.execute("UPDATE said SET text = 'changed'")
+            projection.connection.commit()
+            await projection.stop()
+
     async def test_a_log_that_is_damaged_further_on_is_said_to_who_needs_it(
         self, file: Path, stream: StreamName
     ) -> None:

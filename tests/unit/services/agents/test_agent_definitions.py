@@ -23,6 +23,7 @@ from services.agents.domain import AGENT_FOLD
 from services.agents.read_model import AgentsReadModel
 from services.tools.service import ToolsService
 from services.tools.settings import ToolsSettings
+from tests.support.keys import memory_keyring
 from weft.agents.v1 import agent_pb2, agent_service_pb2
 from weft.models.v1 import models_pb2
 from weft.state.v1 import session_pb2
@@ -42,7 +43,9 @@ def a_call() -> Call:
 @pytest.fixture
 async def definitions(tmp_path: Path) -> AsyncIterator[AgentDefinitions]:
     store = MemoryEventStore()
-    read_model = AgentsReadModel(store, tmp_path / "agents.sqlite", lambda commits: None)
+    read_model = AgentsReadModel(
+        store, tmp_path / "agents.sqlite", lambda commits: None, memory_keyring()
+    )
     await read_model.start()
     yield AgentDefinitions(Repository(store, AGENT_FOLD), read_model, tools_of(store))
     await read_model.stop()

@@ -13,6 +13,7 @@ from mesh.events.aggregate import Repository
 from mesh.events.blobs import MemoryBlobStore
 from mesh.events.codec import PLAIN, Codecs
 from mesh.events.memory import MemoryEventStore, MemoryLog
+from mesh.security.keyring import Keyring
 from services.state import domain
 from services.state.erasing import Erasures
 from services.state.existing import existing
@@ -67,13 +68,13 @@ class World:
         return True
 
 
-async def world_of(codecs: Codecs, path: Path, keyring: object) -> AsyncIterator[World]:
+async def world_of(codecs: Codecs, path: Path, keyring: Keyring) -> AsyncIterator[World]:
     log, blobs, tokens = MemoryLog(), MemoryBlobStore(), MemoryTokens()
     store = MemoryEventStore(log, blobs=blobs, codecs=codecs)
     repository = Repository(store, domain.SESSION_FOLD, snapshot_commits=SNAPSHOT_COMMITS)
-    read_model = SessionsReadModel(store, path / "sessions.sqlite3")
+    read_model = SessionsReadModel(store, path / "sessions.sqlite3", keyring)
     await read_model.start()
-    erasures = Erasures(repository, read_model, keyring, tokens)  # type: ignore[arg-type]
+    erasures = Erasures(repository, read_model, keyring, tokens)
     yield World(repository, read_model, erasures, blobs, log, tokens)
     await read_model.stop()
 

@@ -21,6 +21,7 @@ from services.state.exporting import export
 from services.state.importing import Imports
 from services.state.read_model import SessionsReadModel
 from services.state.settings import StateSettings
+from tests.support.keys import memory_keyring
 from tests.support.session_log import SESSION, SessionLog
 from tests.support.session_walk import walked
 from weft.agents.v1 import agent_pb2, agent_service_pb2
@@ -151,7 +152,7 @@ async def test_who_imports_answers_for_it_and_an_open_turn_is_ended(tmp_path: Pa
     last = events_pb2.TurnCancelled.FromString(commits[-1].commit.events[-1].payload.value)
     assert last.turn == "t3"
     assert "imported" in last.reason
-    read_model = SessionsReadModel(store, tmp_path / "sessions.sqlite3")
+    read_model = SessionsReadModel(store, tmp_path / "sessions.sqlite3", memory_keyring())
     await read_model.start()
     ((_, session),) = await read_model.sessions("other", "bot", None, 10)
     await read_model.stop()
@@ -188,7 +189,7 @@ async def test_nothing_is_there_before_all_is_stored(tmp_path: Path) -> None:
     whole, half = list(entries), entries[: len(entries) // 2]
     entries[:] = half
     partial = MemoryEventStore(store._log)
-    read_model = SessionsReadModel(partial, tmp_path / "sessions.sqlite3")
+    read_model = SessionsReadModel(partial, tmp_path / "sessions.sqlite3", memory_keyring())
     await read_model.start()
     assert await read_model.sessions("other", "bot", None, 10) == []
     state = (

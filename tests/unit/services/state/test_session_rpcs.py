@@ -55,7 +55,9 @@ async def history(repository: Repo, tmp_path: Path) -> AsyncIterator[StateHistor
 
 @pytest.fixture
 async def sessions(repository: Repo, tmp_path: Path) -> AsyncIterator[Sessions]:
-    read_model = SessionsReadModel(repository.store, tmp_path / "sessions.sqlite3")
+    read_model = SessionsReadModel(
+        repository.store, tmp_path / "sessions.sqlite3", memory_keyring()
+    )
     await read_model.start()
     # Nobody serves agents: only what makes a session of one asks for it.
     channel: Any = LocalChannel({})
