@@ -75,16 +75,21 @@ class HeadLedger:
         self.problem = ""
         self.followed = Followed("", 0, b"", 0)
 
-    async def start(self, *, lacking: int = 0, accept_loss: bool = False) -> None:
+    async def start(
+        self, *, lacking: int = 0, accept_loss: bool = False, before: Followed | None = None
+    ) -> None:
         """Compares the log, of which `lacking` commits are gone, with what is remembered,
-        and follows it unless there is a `problem`. With `accept_loss` what it has is
-        remembered instead.
+        and follows it unless there is a `problem`. With `accept_loss` all that was
+        remembered is forgotten, and what the log has is remembered instead. `before` is what
+        was known of the log before there was a ledger.
 
         Raises DataDamaged where the file can't be read.
         """
         log = await self._store.log_id()
         try:
             self._open()
+            if before is not None and not self.followed.log:
+                self.followed = before
             self.problem = await self._difference(log, lacking)
         except sqlite3.DatabaseError as error:
             if not accept_loss:
@@ -92,8 +97,7 @@ class HeadLedger:
                     f"{self._path} is damaged: it doesn't tell where the event log ended;"
                     " `weft up --accept-loss` starts without it"
                 ) from error
-            self._reset(log, lacking)
-        if self.problem and accept_loss:
+        if accept_loss:
             _log.warning("event_log_loss_accepted", message=self.problem)
             self._reset(log, lacking)
         if not self.problem:
@@ -154,8 +158,7 @@ class HeadLedger:
         """What isn't as it is remembered."""
         kept = self.followed
         if not kept.position and kept.log != log:
-            self._remember(Followed(log, 0, b"", kept.lacking))
-            kept = self.followed
+            kept = Followed(log, 0, b"", kept.lacking)
         held = f"but it held position {kept.position}"
         if kept.log != log:
             return f"the event log is another one, {held}"
@@ -166,6 +169,9 @@ class HeadLedger:
             return f"the event log lacks {lacking} commits"
         if kept.hash and await self._hash_at(kept.position) != kept.hash:
             return f"the event log has another commit at position {kept.position} than it had"
+        if not kept.hash:
+            # No head of it was seen yet.
+            self._remember(kept._replace(position=0))
         return ""
 
     async def _hash_at(self, position: int) -> bytes:

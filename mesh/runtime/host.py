@@ -22,7 +22,7 @@ from mesh.control.nats_leases import NatsLeases
 from mesh.errors import DataDamaged
 from mesh.events.aggregate import Fold, Repository
 from mesh.events.codec import Codecs
-from mesh.events.head_ledger import HeadLedger
+from mesh.events.head_ledger import Followed, HeadLedger
 from mesh.events.jetstream.key_store import JetStreamKeyStore
 from mesh.events.jetstream.store import JetStreamEventStore, connect_prepared, log_end
 from mesh.events.jetstream.tokens import JetStreamTokenStream
@@ -232,7 +232,8 @@ class Host:
         lacking = await self._store.lacking()
         self._heads = HeadLedger(self._store, folder / "heads.sqlite3")
         self._stack.push_async_callback(self._heads.stop)
-        await self._heads.start(lacking=lacking, accept_loss=accept_loss)
+        mark = folder / "log_mark"
+        await self._heads.start(lacking=lacking, accept_loss=accept_loss, before=_read_mark(mark))
         problem = self._heads.problem
         if problem:
             _log.error("event_log_differs", problem=problem)
@@ -241,6 +242,7 @@ class Host:
                 f"{problem}: it was damaged or restored from an older backup (data folder"
                 f" {folder}); `weft up --accept-loss` starts on what is there"
             )
+        mark.unlink(missing_ok=True)
         if accept_loss:
             # Those of commits that are gone would pass for the present.
             await self._store.forget_snapshots()
@@ -269,6 +271,16 @@ class Host:
         temporary = path.with_suffix(".new")
         temporary.write_text(json.dumps({**self.addresses, "pid": os.getpid()}))
         temporary.replace(path)
+
+
+def _read_mark(path: Path) -> Followed | None:
+    """What an earlier version noted of the event log, in place of the ledger; None where
+    there is nothing, or nothing that can be read."""
+    try:
+        kept = json.loads(path.read_bytes())
+        return Followed(str(kept["log"]), int(kept["position"]), b"", int(kept["lacking"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def in_call_order(catalogue: Sequence[ServiceEntry]) -> list[ServiceEntry]:

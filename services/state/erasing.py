@@ -58,14 +58,28 @@ class Erasures:
         self._read_model = read_model
         self._keyring = keyring
         self._tokens = tokens
+        self._running: set[asyncio.Task[list[str]]] = set()
+
+    async def stop(self) -> None:
+        """Ends what is under way: it is finished at the next start."""
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running)
 
     async def erase(self, request: session_service_pb2.EraseSessionRequest) -> list[str]:
         """Erases the session, with its forks where `cascade` says so; returns the names of
-        all that this request erased, forks first.
+        all that this request erased, forks first. It goes on where its caller goes away.
 
         Raises FailedPrecondition while a turn is open or a fork lives, DataErased where
         another request erased it, RequestIdReused, NotFound, LimitExceeded.
         """
+        task = asyncio.create_task(self._answer(request))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
+
+    async def _answer(self, request: session_service_pb2.EraseSessionRequest) -> list[str]:
         digest = request_hash(request)
         erasure = Erasure(request.name, request.request_id or new_id(), digest)
         await self._read_model.catch_up()
@@ -187,7 +201,8 @@ class Sweeper:
         self._task = asyncio.create_task(self._run(), name="session sweeper")
 
     async def stop(self) -> None:
-        """Ends; what is left half done is finished at the next start."""
+        """Ends sweeping, and erasing: what is half done is finished at the next start."""
+        await self._erasures.stop()
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -238,7 +238,13 @@ class Imports:
             incoming.session, incoming.header.source_session, incoming.event_count
         )
         first = domain.decide(session_pb2.SessionState(), command)
-        draft = CommitDraft([NewEvent(fact) for fact in first], self._clock.now_ns(), call.actor)
+        draft = CommitDraft(
+            [NewEvent(fact) for fact in first],
+            self._clock.now_ns(),
+            call.actor,
+            call.request_id,
+            traceparent=call.traceparent,
+        )
         store = self._repository.store
         try:
             head = await store.append(stream, draft, START)

@@ -1,6 +1,5 @@
 """The RPCs of sessions."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -130,8 +129,7 @@ class Sessions:
         self, request: session_service_pb2.EraseSessionRequest, call: Call
     ) -> session_service_pb2.EraseSessionResponse:
         """Erases the session, and its forks where that is asked for."""
-        # Whoever asked may go away meanwhile: what was begun is finished.
-        erased = await asyncio.shield(self._erasures.erase(request))
+        erased = await self._erasures.erase(request)
         return session_service_pb2.EraseSessionResponse(erased_sessions=erased)
 
     async def export_session(

@@ -1,5 +1,6 @@
 """Stored data that is damaged or lost: refused at the start, and never passed over."""
 
+import json
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -154,6 +155,21 @@ async def test_the_ledger_is_written_while_it_runs(folder: Path) -> None:
         await running.kill()
     halve(folder)
     assert weft("up", "--data-dir", folder, *FREE_PORTS).code == 1
+
+
+def test_a_folder_of_the_version_before_is_still_watched(folder: Path) -> None:
+    """It had a mark in place of the ledger."""
+    position = marked_position(folder)
+    with closing(sqlite3.connect(folder / "heads.sqlite3")) as ledger:
+        log = ledger.execute("SELECT log FROM followed").fetchone()[0]
+    for file in folder.glob("heads.sqlite3*"):
+        file.unlink()
+    mark = {"log": log, "position": position, "lacking": 0}
+    (folder / "log_mark").write_text(json.dumps(mark))
+    halve(folder)
+    refused = weft("up", "--data-dir", folder, *FREE_PORTS)
+    assert refused.code == 1
+    assert f"but it held position {position}" in refused.err
 
 
 async def test_kills_and_stops_at_any_time_are_no_damage(folder: Path) -> None:
