@@ -18,6 +18,7 @@ from mesh.events.store import Selection
 from mesh.runtime.host import Host
 from mesh.runtime.settings import RuntimeSettings
 from services.state.domain import session_stream
+from tests.support.nats import running_nats
 from tests.support.platform import Platform
 from tests.support.serve import SCRIPTED_CATALOGUE
 from tests.support.session_calls import TENANT, SessionCalls
@@ -31,9 +32,14 @@ BIG = f"{MARK} big " + "\N{MUSICAL SYMBOL G CLEF}" * 65_000
 
 
 @asynccontextmanager
-async def weft(folder: Path) -> AsyncIterator[tuple[Host, SessionCalls]]:
+async def weft(folder: Path, nats_url: str = "") -> AsyncIterator[tuple[Host, SessionCalls]]:
     settings = RuntimeSettings(
-        data_dir=folder, grpc_port=0, http_port=0, nats_port=0, notice_seconds=0
+        data_dir=folder,
+        grpc_port=0,
+        http_port=0,
+        nats_port=0,
+        notice_seconds=0,
+        nats_url=nats_url,
     )
     async with Host(SCRIPTED_CATALOGUE, settings) as host:
         options = [("grpc.max_receive_message_length", 32 << 20)]
@@ -209,6 +215,27 @@ async def open_turn(calls: SessionCalls, session: str) -> str:
             if response.session.active_turn:
                 return f"{session}/turns/{response.session.active_turn}"
             await asyncio.sleep(0.01)
+
+
+async def test_another_process_drops_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "nats").mkdir()
+    async with (
+        running_nats(tmp_path / "nats") as nats,
+        weft(tmp_path / "one", nats.url) as (_, here),
+        weft(tmp_path / "two", nats.url) as (there_host, there),
+    ):
+        session = await here.create(await here.agent())
+        turn = await here.run(session, f"{MARK} here")
+        await there.run(session, f"{MARK} there")
+        assert held_in_memory(there_host, session)
+        await here.erase(session)
+        async with asyncio.timeout(5):
+            while held_in_memory(there_host, session):  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0.01)
+        codes = await codes_of(there.readings(session, [turn]))
+        assert set(codes.values()) == {grpc.StatusCode.NOT_FOUND}, codes
+        assert await there.listed() == []
+        assert not held_in_memory(there_host, session)
 
 
 async def test_another_request_is_told_that_it_was_erased(tmp_path: Path) -> None:
