@@ -1,5 +1,6 @@
 """Makes `deploy/.env` with fresh credentials for `compose.yaml`; never replaces one."""
 
+import base64
 import os
 import secrets
 import sys
@@ -14,6 +15,7 @@ def credentials() -> str:
     return (
         f"WEFT_NATS_USER={user.decode()}\n"
         f"WEFT_NATS_SEED={seed.decode()}\n"
+        f"WEFT_MASTER_KEY={base64.b64encode(os.urandom(32)).decode()}\n"
         f"VALKEY_PASSWORD={secrets.token_urlsafe(32)}\n"
     )
 

@@ -1,8 +1,5 @@
 """What holds for every test."""
 
-import os
-import tempfile
+from tests.support.configuration import use_own_configuration
 
-# Keys that hosts make, here or in processes, must not land in the developer's own folder.
-_configuration = tempfile.TemporaryDirectory(prefix="weft-config-")
-os.environ["XDG_CONFIG_HOME"] = _configuration.name
+use_own_configuration()

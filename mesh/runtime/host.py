@@ -55,7 +55,12 @@ class Host:
     had, NATS out of reach. What was started by then is stopped again.
     """
 
-    def __init__(self, catalogue: Sequence[ServiceEntry], settings: RuntimeSettings) -> None:
+    def __init__(
+        self,
+        catalogue: Sequence[ServiceEntry],
+        settings: RuntimeSettings,
+        security: SecuritySettings | None = None,
+    ) -> None:
         self.settings = settings
         self.rpc_settings = RpcSettings()
         self.registry: CollectorRegistry = new_registry()
@@ -68,7 +73,7 @@ class Host:
         self._repositories: dict[int, Repository[Any]] = {}
         self._nats: EmbeddedNats | None = None
         # Read at once, so that no process that is started from here inherits it.
-        self._master_key = open_master_key(SecuritySettings())
+        self._master_key = open_master_key(security or SecuritySettings())
         self._keyring: Keyring
         self._store: JetStreamEventStore
         self._heads: HeadLedger

@@ -14,6 +14,7 @@ import uvloop
 from mesh.telemetry.logs import configure_logs
 from tests.benchmarks import append, edge, load, memory, turn
 from tests.benchmarks.results import RESULTS_FILE, Result, machine, show, write
+from tests.support.configuration import use_own_configuration
 
 BENCHMARKS: dict[str, Callable[[], Awaitable[list[Result]]]] = {
     "turn": turn.run,
@@ -47,6 +48,7 @@ def main() -> None:
         print("\n".join(names))
         return
     configure_logs("warning")
+    use_own_configuration()
     noted = machine()
     results = uvloop.run(measured(names))
     show(results, noted)

@@ -18,6 +18,7 @@ import grpc.aio
 from tests.chaos.harm import HARMS, LIKELIHOODS
 from tests.chaos.load import Request, effects_in, new_requests, new_sessions
 from tests.chaos.world import World, world
+from tests.support.configuration import use_own_configuration
 from tests.support.stored_session import Fault, faults_of_session, faults_of_view
 
 QUIET_SECONDS_MAX = 0.4
@@ -149,6 +150,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="a random one where it isn't given")
     options = parser.parse_args()
     seed = secrets.randbits(32) if options.seed is None else options.seed
+    use_own_configuration()
     tally = asyncio.run(run(options.rounds, seed))
     print(json.dumps(tally.summary(seed)))
     return 1 if tally.faults else 0

@@ -34,7 +34,11 @@ class Server:
             *("--data-dir", str(self._data_dir), "-o", "json"),
             *("--port", grpc_port, "--http-port", http_port),
         ]
-        environment = {"WEFT_RUNTIME_NATS_PORT": "0", **os.environ}
+        environment = {
+            "WEFT_RUNTIME_NATS_PORT": "0",
+            "WEFT_SECURITY_SECRETS_DIR": str(self._data_dir.with_name("secrets")),
+            **os.environ,
+        }
         with self._log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=log, env=environment
