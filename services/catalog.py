@@ -17,6 +17,7 @@ from services.gateway.service import GatewayService
 from services.models.service import ModelsService
 from services.models.settings import ModelsSettings
 from services.state.service import StateService
+from services.state.settings import StateSettings
 from services.tools.service import ToolsService
 from services.tools.settings import ToolsSettings
 from services.vectors.service import VectorsService
@@ -52,6 +53,10 @@ def _agents(mesh: Mesh) -> Service:
 
 def _models(mesh: Mesh) -> Service:
     return ModelsService(ModelsSettings())
+
+
+def _state(mesh: Mesh) -> Service:
+    return StateService(mesh, StateSettings())
 
 
 def _tools(mesh: Mesh) -> Service:
@@ -127,7 +132,7 @@ _SERVICES = (
             state_service_pb2.DESCRIPTOR.services_by_name["StateService"],
         ),
         calls=("agents",),
-        build=StateService,
+        build=_state,
     ),
     ServiceEntry(
         name="gateway",

@@ -92,7 +92,9 @@ def up(
         if folder is not None:
             given["data_dir"] = folder
         try:
-            _install_event_loop().run(_serve(given, output, new_admin_key))
+            # What is deleted with its data needs no master key that outlives them.
+            secrets_dir = folder / "secrets" if folder is not None else None
+            _install_event_loop().run(_serve(given, secrets_dir, output, new_admin_key))
         except WeftError as error:
             raise from_weft_error(error) from error
 
@@ -114,10 +116,13 @@ def _install_event_loop() -> asyncio.Runner:
     return asyncio.Runner(loop_factory=uvloop.new_event_loop)
 
 
-async def _serve(given: dict[str, Any], output: Output, new_admin_key: bool) -> None:
+async def _serve(
+    given: dict[str, Any], secrets_dir: Path | None, output: Output, new_admin_key: bool
+) -> None:
     # Imported here, so that `weft --help` doesn't load the services.
     from mesh.runtime.host import Host
     from mesh.runtime.settings import RuntimeSettings
+    from mesh.security.settings import SecuritySettings
     from mesh.telemetry.logs import configure_logs
     from services.catalog import CATALOGUE, access
     from services.first_key import admitted
@@ -125,12 +130,13 @@ async def _serve(given: dict[str, Any], output: Output, new_admin_key: bool) -> 
     # What is written from here on is nobody else's business.
     os.umask(0o077)
     settings = RuntimeSettings(**given)
+    security = SecuritySettings(secrets_dir=secrets_dir) if secrets_dir else SecuritySettings()
     configure_logs(settings.log_level)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
-    async with Host(CATALOGUE, settings, access) as host:
+    async with Host(CATALOGUE, settings, access, security) as host:
         first_key = await admitted(host, another=new_admin_key)
         _announce(host, output, first_key)
         await stopping.wait()

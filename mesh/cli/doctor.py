@@ -95,6 +95,7 @@ def _checks(client: Client) -> Iterator[Check]:
     if client.address.running is not None and client.address.running.http:
         yield _readiness(client.address.running.http)
     yield _events(client)
+    yield _event_log(client)
     yield _models(client)
 
 
@@ -194,6 +195,27 @@ def _events(client: Client) -> Check:
     except grpc.RpcError as error:
         return _failed("event store", client, error)
     return Check("event store", Verdict.OK, "it answers")
+
+
+def _event_log(client: Client) -> Check:
+    """Whether the log is the one that the server remembers. Asks for the begin of what
+    `VerifyLog` streams, which says that, and lets the rest be."""
+    import grpc
+
+    from weft.state.v1 import state_service_pb2 as pb
+    from weft.state.v1.state_service_pb2_grpc import StateServiceStub
+
+    stub: StateServiceStub = client.stub(StateServiceStub)
+    responses = stub.VerifyLog(pb.VerifyLogRequest(parent=client.parent), timeout=READY_SECONDS)
+    try:
+        problems = [problem.problem for problem in next(iter(responses)).problems]
+    except grpc.RpcError as error:
+        return _failed("event log", client, error)
+    finally:
+        responses.cancel()
+    if problems:
+        return Check("event log", Verdict.FAIL, "; ".join(problems))
+    return Check("event log", Verdict.OK, "it is the one that was there before")
 
 
 def _models(client: Client) -> Check:

@@ -156,17 +156,12 @@ class Repository(Generic[S]):
         """The writer of the stream, if this process has one."""
         return self._open.get(stream)
 
-    async def fork_depth(self, stream: StreamName) -> int:
-        """How many streams in a row it goes on from: 0 where it is no fork, and counted up
-        to FORK_DEPTH_MAX, beyond which none can be loaded."""
-        for depth in range(FORK_DEPTH_MAX):
-            origin = None
-            async for page in self.store.read(stream, until_revision=1):
-                origin = self._origin(page[0])
-            if origin is None:
-                return depth
-            stream = origin[0]
-        return FORK_DEPTH_MAX
+    def forget(self, stream: StreamName) -> None:
+        """Drops what this process holds of the stream, as when it was erased. Who has its
+        writer in hand reads the log again."""
+        aggregate = self._open.pop(stream, None)
+        if aggregate is not None:
+            aggregate.forget()
 
     async def _load(
         self, stream: StreamName, until_revision: int | None, snapshots: bool, depth: int
@@ -202,11 +197,13 @@ class Repository(Generic[S]):
     async def _begin_at_origin(
         self, loaded: Loaded[S], first: StoredCommit, snapshots: bool, depth: int
     ) -> None:
-        origin = self._origin(first)
+        origin = self.origin(first)
         if origin is not None:
             loaded.state = (await self._load(*origin, snapshots, depth - 1)).state
 
-    def _origin(self, first: StoredCommit) -> tuple[StreamName, int] | None:
+    def origin(self, first: StoredCommit) -> tuple[StreamName, int] | None:
+        """The stream and revision that a stream with this first commit continues, if it is
+        a fork. DataErased where it was erased."""
         first.refuse_erased()
         event = self.fold.open(first.commit.events[0])
         return self.fold.origin(event) if event is not None else None
@@ -279,6 +276,12 @@ class Aggregate(Generic[S]):
     def idle(self) -> bool:
         """Whether it may be forgotten: nobody pinned it and nothing is in flight."""
         return not self.pins and not self._lock.locked() and self._settled()
+
+    def forget(self) -> None:
+        """Drops the state; the next use reads the log."""
+        if self._loaded is not None:
+            self._loaded = Loaded(self._repository.fold.initial(), START)
+            self._stale = True
 
     async def ready(self) -> S:
         """The state as this process knows it; read only if it knows nothing yet."""

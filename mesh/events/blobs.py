@@ -13,7 +13,7 @@ KEY_PREFIX = "weft-payload/"
 class BlobStore(Protocol):
     """Keeps bytes by key. Keys name their content, so a blob never changes.
 
-    Both methods may raise EventStoreUnavailable.
+    All methods may raise EventStoreUnavailable.
     """
 
     async def put(self, key: str, data: bytes) -> None:
@@ -23,6 +23,10 @@ class BlobStore(Protocol):
 
     async def get(self, key: str) -> bytes | None:
         """The blob, or None where there is none."""
+        ...
+
+    async def delete(self, key: str) -> None:
+        """Overwrites and deletes the blob; harmless where there is none."""
         ...
 
 
@@ -39,6 +43,10 @@ class MemoryBlobStore:
     async def get(self, key: str) -> bytes | None:
         """The blob, or None where there is none."""
         return self._blobs.get(key)
+
+    async def delete(self, key: str) -> None:
+        """Deletes the blob, if there is one."""
+        self._blobs.pop(key, None)
 
 
 async def move_out(blobs: BlobStore, tenant: str, data: bytes) -> events_pb2.BlobReference:

@@ -5,7 +5,7 @@ the codec, and large ones move out to blobs and come back.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 
 from google.protobuf import descriptor_pool
@@ -165,6 +165,21 @@ class Envelope:
             kept.state = await bring_back(self._blobs, kept.blob)
         kept.state = seal.open(kept.revision, _place_of(kept), kept.state)
         return kept
+
+    async def delete_blobs(
+        self, holders: Iterable[events_pb2.Commit | events_pb2.Snapshot]
+    ) -> None:
+        """Deletes the blobs of what was sealed: no other stream has the same."""
+        for holder in holders:
+            if isinstance(self._codecs.named(holder.codec), PlainCodec):
+                continue
+            if isinstance(holder, events_pb2.Snapshot):
+                references = [holder.blob]
+            else:
+                references = [event.blob for event in holder.events]
+            for reference in references:
+                if reference.key:
+                    await self._blobs.delete(reference.key)
 
 
 def _commit(

@@ -22,6 +22,7 @@ from mesh.events.store import (
     CommitDraft,
     Head,
     HeadConflict,
+    SealedCommit,
     Selection,
     StoredCommit,
     StreamName,
@@ -101,7 +102,7 @@ class MemoryEventStore:
             for position in positions[start : start + READ_PAGE_COMMITS]:
                 if until_revision is not None and head.revision >= until_revision:
                     break
-                stored = await self._open(position)
+                stored = await self.open(self._sealed(position))
                 head = check_chain(head, [stored])
                 page.append(stored)
             if not page:
@@ -120,15 +121,34 @@ class MemoryEventStore:
         self, selection: Selection, after_position: int | None = None
     ) -> AsyncGenerator[StoredCommit, None]:
         """See EventStore."""
-        entries = self._log.entries
-        position = len(entries) if after_position is None else after_position
+        position = len(self._log.entries) if after_position is None else after_position
+        async for sealed in self.watch_sealed(selection, position):
+            yield await self._envelope.open_shared(*sealed)
+
+    async def watch_sealed(
+        self, selection: Selection, after_position: int
+    ) -> AsyncGenerator[SealedCommit, None]:
+        """See EventStore."""
+        position = after_position
         while True:
-            while position < len(entries):
-                position += 1
-                entry = entries[position - 1]
-                if selection.holds(entry.stream):
-                    yield await self._envelope.open_shared(entry.stream, position, entry.data)
-            await self._grown.wait()
+            until = len(self._log.entries)
+            async for sealed in self.scan(selection, position, until):
+                yield sealed
+            position = until
+            if until == len(self._log.entries):
+                await self._grown.wait()
+
+    async def scan(
+        self, selection: Selection, after_position: int, until_position: int
+    ) -> AsyncGenerator[SealedCommit, None]:
+        """See EventStore."""
+        for position in range(after_position + 1, until_position + 1):
+            if selection.holds(self._log.entries[position - 1].stream):
+                yield self._sealed(position)
+
+    async def open(self, sealed: SealedCommit) -> StoredCommit:
+        """See EventStore."""
+        return await self._envelope.open(sealed.stream, sealed.position, sealed.data)
 
     async def tenant_commits(
         self, tenant: str, after_position: int
@@ -179,6 +199,14 @@ class MemoryEventStore:
                 return await self._envelope.open_snapshot(kept)
         return None
 
-    async def _open(self, position: int) -> StoredCommit:
+    async def scrub(self, stream: StreamName) -> None:
+        """See EventStore."""
+        name = str(stream)
+        kept = [parse_snapshot(name, data) for data in self._log.snapshots.pop(name, ())]
+        sealed = [self._sealed(position) for position in self._positions.get(name, ())]
+        commits = [events_pb2.Commit.FromString(each.data) for each in sealed]
+        await self._envelope.delete_blobs((*kept, *commits))
+
+    def _sealed(self, position: int) -> SealedCommit:
         entry = self._log.entries[position - 1]
-        return await self._envelope.open(entry.stream, position, entry.data)
+        return SealedCommit(entry.stream, position, entry.data)

@@ -15,6 +15,7 @@ from typing import TypeVar
 import structlog
 
 from mesh.errors import DataDamaged, EventStoreUnavailable, WeftError
+from mesh.events.batches import in_batches
 from mesh.events.store import EVERYTHING, EventStore, Selection, StoredCommit
 
 _log = structlog.get_logger()
@@ -132,6 +133,11 @@ class Projection:
         if self.position < target and self._follow_failed is not None:
             raise self._follow_failed
 
+    def scrub(self) -> None:
+        """Leaves no bytes of deleted rows on the disk: they were overwritten in the tables
+        when they were deleted, and go from the journal now."""
+        self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     async def _rebuild(self) -> None:
         self._count_rebuild()
         if self._task is not None:
@@ -196,38 +202,11 @@ class Projection:
                 async with asyncio.timeout(PAUSE_SECONDS):
                     await self._wanted.wait()
 
-    async def _batches(self) -> AsyncGenerator[list[StoredCommit]]:
+    def _batches(self) -> AsyncGenerator[list[StoredCommit], None]:
         """Commits as they come, those already there together."""
-        queue: asyncio.Queue[StoredCommit | None] = asyncio.Queue(BATCH_COMMITS_MAX)
-        reader = asyncio.create_task(self._read_into(queue))
-        try:
-            stored = await queue.get()
-            while stored is not None:
-                batch = [stored]
-                while not queue.empty() and len(batch) < BATCH_COMMITS_MAX:
-                    stored = queue.get_nowait()
-                    if stored is None:
-                        break
-                    batch.append(stored)
-                yield batch
-                if stored is not None:
-                    stored = await queue.get()
-            await reader
-        finally:
-            reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError, WeftError):
-                await reader
-
-    async def _read_into(self, queue: asyncio.Queue[StoredCommit | None]) -> None:
-        """Ends the queue with None where the watch fails."""
-        try:
-            # Everything is watched, selected or not: the checkpoint must reach the end
-            # of the log even where nothing in it concerns this read model.
-            async for stored in self._store.watch(EVERYTHING, self.position):
-                await queue.put(stored)
-        except WeftError:
-            await queue.put(None)
-            raise
+        # Everything is watched, selected or not: the checkpoint must reach the end of the
+        # log even where nothing in it concerns this read model.
+        return in_batches(self._store.watch(EVERYTHING, self.position), BATCH_COMMITS_MAX)
 
     def _store_batch(self, batch: Sequence[StoredCommit]) -> None:
         selected = [

@@ -55,13 +55,23 @@ class StreamName:
 class Selection:
     """Which streams a watch sees: all whose text form is `prefix` or begins with
     `prefix` and a dot; every stream where it is empty. `Selection("state.acme.bot")`
-    sees all sessions of one agent."""
+    sees all sessions of one agent; `Selection.of_tenant("acme")` the tenant's streams of
+    every area."""
 
     prefix: str = ""
 
+    @classmethod
+    def of_tenant(cls, tenant: str) -> "Selection":
+        """All streams of a tenant. `*` stands for one token, as in NATS; no stream's name
+        has it."""
+        return cls(f"*.{tenant}")
+
     def holds(self, stream: str) -> bool:
         """Whether the stream with this text form is selected."""
-        return not self.prefix or stream == self.prefix or stream.startswith(self.prefix + ".")
+        prefix = self.prefix
+        if prefix.startswith("*."):
+            prefix = stream.partition(".")[0] + prefix[1:]
+        return not prefix or stream == prefix or stream.startswith(prefix + ".")
 
     @property
     def subjects(self) -> tuple[str, ...]:
@@ -108,6 +118,15 @@ class CommitDraft:
     request_id: str = ""
     causation_id: str = ""
     traceparent: str = ""
+
+
+class SealedCommit(NamedTuple):
+    """A commit's stored bytes, as the log has them in `stream` at `position`: nothing was
+    opened or checked."""
+
+    stream: str
+    position: int
+    data: bytes
 
 
 class StoredCommit(NamedTuple):
@@ -187,6 +206,24 @@ class EventStore(Protocol):
         checked: it is for who wants to know what happened, not what was said."""
         ...
 
+    def scan(
+        self, selection: Selection, after_position: int, until_position: int
+    ) -> AsyncGenerator[SealedCommit, None]:
+        """What the log has in the selected streams behind the one position and up to the
+        other, oldest first and damaged or not, for who looks at the log itself."""
+        ...
+
+    def watch_sealed(
+        self, selection: Selection, after_position: int
+    ) -> AsyncGenerator[SealedCommit, None]:
+        """As `watch`, of what `scan` returns."""
+        ...
+
+    async def open(self, sealed: SealedCommit) -> StoredCommit:
+        """The commit with its payloads opened. DataDamaged where its bytes aren't a commit
+        of that stream, or a payload doesn't open; its place in the chain isn't looked at."""
+        ...
+
     async def position_at(self, time_ns: int) -> int:
         """Position of the last commit stored before that time; 0 where there is none."""
         ...
@@ -207,4 +244,10 @@ class EventStore(Protocol):
     ) -> events_pb2.Snapshot | None:
         """The latest kept snapshot at or before `until_revision`, its state opened.
         DataErased where its key was erased."""
+        ...
+
+    async def scrub(self, stream: StreamName) -> None:
+        """Deletes what is kept of an erased stream beside its log: its snapshots, and the
+        blobs that these and its commits name. Blobs of commits that weren't sealed stay:
+        another stream may hold the same. Safe to repeat."""
         ...

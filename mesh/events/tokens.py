@@ -21,3 +21,7 @@ class TokenStream(Protocol):
         """Messages of the turn that are kept, then those that come. Never ends by
         itself."""
         ...
+
+    async def forget(self, stream: StreamName) -> None:
+        """Deletes what is kept of all turns of the stream. May raise EventStoreUnavailable."""
+        ...

@@ -3,7 +3,7 @@
 lock       locked while a process uses the folder; holds that process's id
 VERSION    what the folder's format is
 instance   id of the run that used it last
-log_mark   how far the embedded server's event log is known to reach
+heads      where the streams of the event log are known to end: heads.sqlite3
 """
 
 import fcntl

@@ -19,17 +19,13 @@ from prometheus_client import CollectorRegistry
 from mesh.clock import SYSTEM, Clock
 from mesh.control.leases import Leases
 from mesh.control.nats_leases import NatsLeases
-from mesh.errors import WeftError
+from mesh.errors import DataDamaged, WeftError
 from mesh.events.aggregate import Fold, Repository
 from mesh.events.codec import Codecs
+from mesh.events.head_ledger import Followed, HeadLedger
 from mesh.events.jetstream.connection import Login
 from mesh.events.jetstream.key_store import JetStreamKeyStore
-from mesh.events.jetstream.store import (
-    JetStreamEventStore,
-    connect_prepared,
-    connect_store,
-    log_end,
-)
+from mesh.events.jetstream.store import JetStreamEventStore, connect_prepared, log_end
 from mesh.events.jetstream.tokens import JetStreamTokenStream
 from mesh.ids import cluster_id, new_id
 from mesh.rpc.channel import MeshChannel
@@ -38,7 +34,6 @@ from mesh.rpc.rate_limiter import RateLimiter, RedisCounters
 from mesh.rpc.settings import RateLimitSettings, RpcSettings
 from mesh.runtime.bus_access import union
 from mesh.runtime.data_dir import DataDirectory
-from mesh.runtime.log_mark import LogMark, check_complete
 from mesh.runtime.nats_server import EmbeddedNats
 from mesh.runtime.nats_users import ADMIN, bus_users, external_user, process_user
 from mesh.runtime.redis_client import LazyRedis, client_of_url
@@ -75,6 +70,7 @@ class Host:
         catalogue: Sequence[ServiceEntry],
         settings: RuntimeSettings,
         access: Callable[[Mesh], Access],
+        security: SecuritySettings | None = None,
     ) -> None:
         self.settings = settings
         self.rpc_settings = RpcSettings()
@@ -94,10 +90,11 @@ class Host:
         self._redis: LazyRedis | None = None
         self._nats: EmbeddedNats | None = None
         # Read at once, so that no process that is started from here inherits it.
-        self._master_key = open_master_key(SecuritySettings())
+        self._master_key = open_master_key(security or SecuritySettings())
         self._keyring: Keyring
         self._valkey: EmbeddedValkey | None = None
         self._store: JetStreamEventStore
+        self._heads: HeadLedger
         self._leases: NatsLeases
         self._tokens: JetStreamTokenStream
         self._ready: dict[str, bool] = {entry.name: False for entry in self._catalogue}
@@ -131,6 +128,11 @@ class Host:
     def events(self) -> JetStreamEventStore:
         """The event store."""
         return self._store
+
+    @property
+    def heads(self) -> HeadLedger:
+        """Where the streams of the log end, kept outside it."""
+        return self._heads
 
     @property
     def tokens(self) -> JetStreamTokenStream:
@@ -265,7 +267,7 @@ class Host:
         settings = self.settings
         url, admin, login = await self._find_nats()
         self.addresses["nats"] = url.rpartition("@")[2].removeprefix("nats://")
-        mark = await self._prepare_log(url, admin)
+        await self._make_streams(url, admin)
         connection = await connect_prepared(
             url,
             name=f"weft-{self._instance}",
@@ -287,9 +289,7 @@ class Host:
             disk_full=self._disk_full,
         )
         self._stack.push_async_callback(self._store.close)
-        if mark is not None:
-            mark.follow(self._store)
-            self._stack.push_async_callback(mark.stop)
+        await self._check_log()
         self._tokens = JetStreamTokenStream(connection, codecs)
         self._leases = NatsLeases(
             connection, self._instance, predecessor=predecessor, clock=self.clock
@@ -331,29 +331,40 @@ class Host:
             self.notes.append(f"port {endpoint.port_taken} (nats) is in use; using {endpoint.url}")
         return endpoint.url, endpoint.login(ADMIN), endpoint.login(process_user(self._catalogue))
 
-    async def _prepare_log(self, url: str, admin: Login) -> LogMark | None:
-        """Makes the streams, and raises DataDamaged where commits are gone, unless that is
-        accepted. Returns the embedded server's mark."""
-        accept_loss = self.settings.accept_loss
-        mark = LogMark(self.settings.data_dir) if self._nats is not None else None
-        store = await connect_store(
+    async def _make_streams(self, url: str, admin: Login) -> None:
+        """Makes the streams or brings them up to date, as who alone may do so."""
+        connection = await connect_prepared(
             url,
             name=f"weft-admin-{self._instance}",
             login=admin,
             replicas=self.settings.nats_replicas,
             uses_tokens=False,
         )
-        try:
-            if mark is not None:
-                await mark.check(store, accept_loss=accept_loss)
-            elif not accept_loss:
-                await check_complete(store)
-            if accept_loss:
-                # Those of commits that are gone would pass for the present.
-                await store.forget_snapshots()
-        finally:
-            await store.close()
-        return mark
+        await connection.close()
+
+    async def _check_log(self) -> None:
+        """Raises DataDamaged where commits are gone, unless that is accepted. What is
+        remembered of a log that isn't ours alone may be of another one: that is told, and
+        `weft verify` says it too."""
+        accept_loss = self.settings.accept_loss
+        folder = self.settings.data_dir
+        lacking = await self._store.lacking()
+        self._heads = HeadLedger(self._store, folder / "heads.sqlite3")
+        self._stack.push_async_callback(self._heads.stop)
+        mark = folder / "log_mark"
+        await self._heads.start(lacking=lacking, accept_loss=accept_loss, before=_read_mark(mark))
+        problem = self._heads.problem
+        if problem:
+            _log.error("event_log_differs", problem=problem)
+        if problem and (lacking or self._nats is not None):
+            raise DataDamaged(
+                f"{problem}: it was damaged or restored from an older backup (data folder"
+                f" {folder}); `weft up --accept-loss` starts on what is there"
+            )
+        mark.unlink(missing_ok=True)
+        if accept_loss:
+            # Those of commits that are gone would pass for the present.
+            await self._store.forget_snapshots()
 
     def _disk_full(self) -> bool:
         return self._nats is not None and self._nats.disk_full
@@ -398,6 +409,16 @@ class _Seat:
     def stub(self, stub_class: Callable[[aio.Channel], T], *, validated: bool = False) -> T:
         """See Mesh."""
         return stub_class(cast(aio.Channel, self._channels[validated]))
+
+
+def _read_mark(path: Path) -> Followed | None:
+    """What an earlier version noted of the event log, in place of the ledger; None where
+    there is nothing, or nothing that can be read."""
+    try:
+        kept = json.loads(path.read_bytes())
+        return Followed(str(kept["log"]), int(kept["position"]), b"", int(kept["lacking"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def in_call_order(catalogue: Sequence[ServiceEntry]) -> list[ServiceEntry]:

@@ -125,8 +125,7 @@ def user_of(name: str, access: BusAccess, *, apart: bool = False) -> BusUser:
     if access.leases:
         grants.append(_LEASE)
     if access.erases:
-        purged = (SNAPSHOTS, TOKENS, _BLOBS)
-        grants.append(BusUser("", calls=tuple(f"STREAM.PURGE.{stream}" for stream in purged)))
+        grants.append(_ERASURE)
     return BusUser(
         name,
         sends=_sorted(grant.sends for grant in grants),
@@ -137,6 +136,17 @@ def user_of(name: str, access: BusAccess, *, apart: bool = False) -> BusUser:
     )
 
 
+# What is overwritten is found message by message; what lies in memory is just dropped.
+_ERASURE = BusUser(
+    "",
+    calls=(
+        f"STREAM.PURGE.{SNAPSHOTS}",
+        f"STREAM.PURGE.{TOKENS}",
+        f"STREAM.MSG.DELETE.{SNAPSHOTS}",
+        f"STREAM.MSG.DELETE.{_BLOBS}",
+    ),
+    gets=(f"DIRECT.GET.{SNAPSHOTS}", f"DIRECT.GET.{_BLOBS}"),
+)
 # A restart of the server takes away what lies in memory: who uses such a stream may
 # make it again. JetStream refuses to make one that is there in another shape.
 _TOKENS = BusUser(

@@ -11,6 +11,7 @@ from grpc import aio
 from mesh.clock import Clock
 from mesh.control.leases import Leases
 from mesh.events.aggregate import Fold, Repository
+from mesh.events.head_ledger import HeadLedger
 from mesh.events.store import EventStore
 from mesh.events.tokens import TokenStream
 from mesh.principal import Principal
@@ -80,6 +81,11 @@ class Mesh(Protocol):
 
     @property
     def events(self) -> EventStore: ...
+
+    @property
+    def heads(self) -> HeadLedger:
+        """Where the streams of the log end, kept outside it."""
+        ...
 
     @property
     def tokens(self) -> TokenStream: ...

@@ -79,6 +79,11 @@ class TurnFeed:
         self._closed = True
         self._notify()
 
+    def drop(self) -> None:
+        """Nothing of the turn is shown any more, and nothing of it is held."""
+        self._events = []
+        self.close()
+
     async def follow(
         self, offset: turn_pb2.TurnOffset, until: Callable[[], bool]
     ) -> AsyncGenerator[list[TurnEvent], None]:

@@ -3,6 +3,7 @@
 import asyncio
 
 from mesh.events.aggregate import Aggregate, Repository
+from mesh.events.store import StreamName
 from services.agents.feed import TurnFeed
 from services.agents.history import facts_of
 from services.state.domain import session_name
@@ -52,6 +53,12 @@ class TurnFeeds:
             session.pins -= 1
             session.observers.remove(feed.fact)
             del self._feeds[str(session.stream), feed.turn]
+
+    def forget(self, stream: StreamName) -> None:
+        """Drops what is held of the turns of an erased session."""
+        for (session, _), feed in self._feeds.items():
+            if session == str(stream):
+                feed.drop()
 
     def close(self) -> None:
         """This process stops: nothing more comes in any feed."""

@@ -26,8 +26,11 @@ CREATE TABLE turns (
   PRIMARY KEY (session, turn)
 );
 CREATE INDEX requests ON turns (session, request_id);
+CREATE TABLE imports (session TEXT PRIMARY KEY, last_revision INTEGER NOT NULL);
 """
 
+ERASED = facts_pb2.SessionErased.DESCRIPTOR.full_name
+_IMPORTED = facts_pb2.SessionImported.DESCRIPTOR.full_name
 _AGENT_EVENTS: dict[str, type[Message]] = {
     event.DESCRIPTOR.full_name: event
     for event in (events_pb2.AgentCreated, events_pb2.AgentUpdated, events_pb2.AgentDeleted)
@@ -93,6 +96,10 @@ class AgentsReadModel:
         """Ends following."""
         await self._projection.stop()
 
+    def scrub(self) -> None:
+        """Leaves no bytes of deleted rows on the disk."""
+        self._projection.scrub()
+
     async def agents(self, parent: str, after: str, count: int) -> list[agent_pb2.Agent]:
         """The first `count` agents under `parent` behind the name `after`, by name."""
         await self._projection.catch_up()
@@ -140,12 +147,16 @@ class AgentsReadModel:
             for event in commit.events:
                 self._apply_agent(connection, commit, event)
             return
+        imported = _is_imported(connection, commit)
         for event in commit.events:
-            if event.type in _TAKES:
+            if event.type == ERASED:
+                _forget(connection, commit.stream)
+            elif event.type in _TAKES:
                 fact = _TAKES[event.type].FromString(event.payload.value)
                 if isinstance(fact, facts_pb2.TurnAccepted):
                     self._know(connection, commit.stream, fact)
-                _take(connection, commit.stream, fact)
+                if not imported:
+                    _take(connection, commit.stream, fact)
             elif event.type in _ENDS:
                 ended = _ENDS[event.type].FromString(event.payload.value)
                 connection.execute(
@@ -198,6 +209,32 @@ class AgentsReadModel:
             "SELECT agent FROM agents WHERE name = ?", (name,)
         ).fetchone()
         return self._opened(name, row[0]) if row else None
+
+
+def _is_imported(connection: sqlite3.Connection, commit: envelope_pb2.Commit) -> bool:
+    """Whether the commit is part of an import: its turns ended elsewhere, or are about to
+    be ended, and nobody may take them up."""
+    first = commit.events[0]
+    if first.type == _IMPORTED:
+        imported = facts_pb2.SessionImported.FromString(first.payload.value)
+        last = commit.revision + imported.event_count
+        connection.execute("INSERT OR REPLACE INTO imports VALUES (?, ?)", (commit.stream, last))
+        return True
+    row = connection.execute(
+        "SELECT last_revision FROM imports WHERE session = ?", (commit.stream,)
+    ).fetchone()
+    if row is None:
+        return False
+    if commit.revision + len(commit.events) > row[0]:
+        connection.execute("DELETE FROM imports WHERE session = ?", (commit.stream,))
+    return commit.revision <= int(row[0])
+
+
+def _forget(connection: sqlite3.Connection, session: str) -> None:
+    """Deletes all that the session's events led to."""
+    connection.execute("DELETE FROM open_turns WHERE session = ?", (session,))
+    connection.execute("DELETE FROM turns WHERE session = ?", (session,))
+    connection.execute("DELETE FROM imports WHERE session = ?", (session,))
 
 
 def _take(connection: sqlite3.Connection, session: str, fact: Message) -> None:

@@ -10,7 +10,7 @@ from mesh.runtime.service import Mesh
 from services.agents.definitions import AgentDefinitions
 from services.agents.domain import AGENT_FOLD
 from services.agents.effects import Effects
-from services.agents.read_model import AgentsReadModel
+from services.agents.read_model import ERASED, AgentsReadModel
 from services.agents.recovery import Recovery
 from services.agents.settings import AgentsSettings
 from services.agents.turns import Turns
@@ -74,6 +74,16 @@ class AgentsService:
 
     def _observe(self, batch: Sequence[StoredCommit]) -> None:
         """Aggregates that this process keeps learn what other processes wrote."""
+        erased = [
+            StreamName.parse(stored.commit.stream)
+            for stored in batch
+            if any(event.type == ERASED for event in stored.commit.events)
+        ]
+        for stream in erased:
+            self._sessions.forget(stream)
+            self._turns.forget(stream)
+        if erased:
+            self._read_model.scrub()
         for stored in batch:
             self._refresh(stored)
 

@@ -19,6 +19,7 @@ from mesh.errors import (
     WeftError,
 )
 from mesh.events.aggregate import Repository, StoredFacts
+from mesh.events.store import StreamName
 from mesh.events.tokens import TokenStream
 from mesh.ids import new_id
 from mesh.runtime.requests import request_hash
@@ -183,6 +184,10 @@ class Turns:
             self._ensure_runner(session)
             return True
 
+    def forget(self, stream: StreamName) -> None:
+        """The session was erased: who watches its turns is shown nothing more."""
+        self._feeds.forget(stream)
+
     def runs(self, session_stream: str, turn: str) -> bool:
         """Whether this process works on the turn."""
         return any(key[:2] == (session_stream, turn) for key in self._running)
@@ -203,8 +208,9 @@ class Turns:
         self, session: Session, request: turn_service_pb2.RunTurnRequest, call: Call
     ) -> tuple[str, TurnFeed]:
         state = await session.ready()
-        if not state.revision:
+        if not domain.exists(state):
             state = await session.load()
+        domain.refuse_absent(state)
         if not state.revision:
             raise NotFound.of("session", request.session)
         agent = await self._definitions.runnable(state)
@@ -271,6 +277,7 @@ class Turns:
         """Whether the session's state knows the turn; False where it ended too long ago.
         Raises NotFound."""
         state = await session.load()
+        domain.refuse_absent(state)
         known = {state.active_turn.id, *(queued.id for queued in state.queued_turns)}
         if turn not in known and all(ended.id != turn for ended in state.ended_turns):
             if await self._read_model.turn(str(session.stream), turn=turn) is None:
@@ -315,6 +322,7 @@ class Turns:
         async for revision, time, fact in facts_of(self._sessions, stream):
             history.fact(revision, time, fact)
         state = await self._sessions.open(stream).load()
+        domain.refuse_absent(state)
         return history.turn(state)
 
     async def _follow(

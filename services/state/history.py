@@ -1,14 +1,18 @@
 """The RPCs that read what sessions were and are."""
 
+import contextlib
 from collections.abc import AsyncIterator
 
 from mesh.call import Call
-from mesh.errors import DataDamaged, InvalidArgument, NotFound
+from mesh.errors import DataDamaged, DataErased, InvalidArgument, NotFound
 from mesh.events.aggregate import Loaded, Repository
-from mesh.events.store import EVERYTHING, START, Selection, StoredCommit, StreamName
+from mesh.events.head_ledger import HeadLedger
+from mesh.events.store import EVERYTHING, Selection, StreamName
 from mesh.rpc.pages import read_page_number, write_page_token
 from services.state import domain
-from weft.events.v1 import events_pb2
+from services.state.existing import existing
+from services.state.log_check import LogCheck
+from services.state.records import recorded
 from weft.state.v1 import session_pb2, state_service_pb2
 
 PAGE_SIZE = 100
@@ -20,8 +24,9 @@ Events = AsyncIterator[state_service_pb2.WatchEventsResponse]
 class StateHistory:
     """`weft.state.v1.StateService`."""
 
-    def __init__(self, repository: Repository[session_pb2.SessionState]) -> None:
+    def __init__(self, repository: Repository[session_pb2.SessionState], heads: HeadLedger) -> None:
         self._repository = repository
+        self._heads = heads
 
     async def get_state(
         self, request: state_service_pb2.GetStateRequest, call: Call
@@ -53,7 +58,7 @@ class StateHistory:
         response = state_service_pb2.ListEventsResponse()
         room_bytes = PAGE_BYTES_MAX
         async for page in self._repository.store.read(stream):
-            for event in _recorded(page, types):
+            for event in recorded(page, types):
                 if event.revision <= after:
                     continue
                 room_bytes -= event.ByteSize()
@@ -90,19 +95,22 @@ class StateHistory:
         async for stored in self._repository.store.watch(selection, position):
             if stored.commit.tenant != tenant:
                 continue
-            for event in _recorded([stored], types):
+            for event in recorded([stored], types):
                 if event.revision > after_revision:
                     yield state_service_pb2.WatchEventsResponse(event=event)
 
     async def _refuse_unknown(self, name: str) -> None:
-        """Raises NotFound where nothing was ever stored of the session or agent."""
+        """Raises NotFound where nothing was ever stored of the agent, or the session isn't
+        there."""
         parts = name.split("/")[1::2]
         if len(parts) == 1:
             return
-        kind = "session" if len(parts) == 3 else "agent"
-        area = "state" if kind == "session" else "agents"
-        if not await self._repository.store.last_position(Selection(".".join([area, *parts]))):
-            raise NotFound.of(kind, name)
+        if len(parts) == 3:
+            await existing(self._repository, name)
+        elif not await self._repository.store.last_position(
+            Selection(".".join(["agents", *parts]))
+        ):
+            raise NotFound.of("agent", name)
 
     async def verify_replay(
         self, request: state_service_pb2.VerifyReplayRequest, call: Call
@@ -111,9 +119,8 @@ class StateHistory:
         stream = domain.session_stream(request.name)
         response = state_service_pb2.VerifyReplayResponse()
         try:
+            await existing(self._repository, request.name)
             live = await self._live(stream)
-            if live.head is START:
-                raise NotFound.of("session", request.name)
             revision = live.head.revision
             replayed = await self._repository.load(stream, until_revision=revision, snapshots=False)
             resumed = await self._repository.load(stream, until_revision=revision)
@@ -130,6 +137,16 @@ class StateHistory:
         response.matches = not response.problem
         return response
 
+    async def verify_log(
+        self, request: state_service_pb2.VerifyLogRequest, call: Call
+    ) -> AsyncIterator[state_service_pb2.VerifyLogResponse]:
+        """Looks through the tenant's log."""
+        tenant = request.parent.split("/")[1]
+        check = LogCheck(self._repository.store, self._heads, tenant)
+        async with contextlib.aclosing(check.run()) as responses:
+            async for response in responses:
+                yield response
+
     async def _live(self, stream: StreamName) -> Loaded[session_pb2.SessionState]:
         """What this process works with, caught up with the log."""
         aggregate = self._repository.open(stream)
@@ -139,16 +156,19 @@ class StateHistory:
     async def _existing(
         self, name: str, until_revision: int | None = None
     ) -> Loaded[session_pb2.SessionState]:
+        # What it was before it was erased isn't told either, nor what an import has so far.
+        await existing(self._repository, name)
         stream = domain.session_stream(name)
         try:
             loaded = await self._repository.load(stream, until_revision=until_revision)
+        except DataErased:
+            raise
         except NotFound as error:
             raise NotFound(
                 f"session {name} has no revision {until_revision}",
                 metadata={"resource": name, **error.metadata},
             ) from error
-        if loaded.head is START:
-            raise NotFound.of("session", name)
+        domain.refuse_absent(loaded.state)
         return loaded
 
 
@@ -158,31 +178,6 @@ def _selection(name: str) -> Selection:
     if len(parts) == 2:
         return EVERYTHING
     return Selection(".".join(["state", *parts[1::2]]))
-
-
-def _recorded(commits: list[StoredCommit], types: frozenset[str]) -> list[events_pb2.RecordedEvent]:
-    events = []
-    for stored in commits:
-        if stored.erased:
-            continue
-        commit = stored.commit
-        for revision, event in enumerate(commit.events, commit.revision):
-            if types and event.type not in types:
-                continue
-            events.append(
-                events_pb2.RecordedEvent(
-                    stream=commit.stream,
-                    revision=revision,
-                    position=stored.position,
-                    id=event.id,
-                    type=event.type,
-                    payload=event.payload,
-                    time=commit.time,
-                    actor=commit.actor,
-                    request_id=commit.request_id,
-                )
-            )
-    return events
 
 
 def _problem(response: state_service_pb2.VerifyReplayResponse) -> str:

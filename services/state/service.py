@@ -1,25 +1,37 @@
 """Puts the state service together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from mesh.events.store import StoredCommit, StreamName
 from mesh.runtime.service import Mesh
 from services.state.domain import SESSION_FOLD
+from services.state.erasing import Erasures, Sweeper
 from services.state.history import StateHistory
-from services.state.read_model import SessionsReadModel
+from services.state.importing import Imports
+from services.state.read_model import SessionsReadModel, erases
 from services.state.sessions import Sessions
+from services.state.settings import StateSettings
 from weft.agents.v1.agent_service_pb2_grpc import AgentServiceStub
 
 
 class StateService:
     """Sessions and what their log says of them."""
 
-    def __init__(self, mesh: Mesh) -> None:
-        repository = mesh.repository(SESSION_FOLD)
+    def __init__(self, mesh: Mesh, settings: StateSettings) -> None:
+        self._repository = mesh.repository(SESSION_FOLD)
         self._read_model = SessionsReadModel(
-            mesh.events, mesh.data_dir / "state.sqlite3", mesh.keyring
+            mesh.events,
+            mesh.data_dir / "state.sqlite3",
+            mesh.keyring,
+            self._observe,
+            mesh.clock,
         )
-        self._sessions = Sessions(repository, self._read_model, mesh.stub(AgentServiceStub))
-        self._history = StateHistory(repository)
+        agents = mesh.stub(AgentServiceStub)
+        erasures = Erasures(self._repository, self._read_model, mesh.keyring, mesh.tokens)
+        imports = Imports(self._repository, agents, settings, mesh.clock)
+        self._sweeper = Sweeper(erasures, settings, mesh.clock)
+        self._sessions = Sessions(self._repository, self._read_model, agents, erasures, imports)
+        self._history = StateHistory(self._repository, mesh.heads)
 
     @property
     def handlers(self) -> Mapping[str, object]:
@@ -30,9 +42,17 @@ class StateService:
         }
 
     async def start(self) -> None:
-        """Catches up with the log."""
+        """Catches up with the log, then finishes what a crash left half done."""
         await self._read_model.start()
+        self._sweeper.start()
 
     async def stop(self) -> None:
         """Closes the read model."""
+        await self._sweeper.stop()
         await self._read_model.stop()
+
+    def _observe(self, batch: Sequence[StoredCommit]) -> None:
+        """What was erased, here or elsewhere, isn't kept in memory either."""
+        for stored in batch:
+            if erases(stored):
+                self._repository.forget(StreamName.parse(stored.commit.stream))

@@ -1,15 +1,21 @@
 """The RPCs of sessions."""
 
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from mesh.call import Call
-from mesh.errors import AlreadyExists, LimitExceeded, NotFound, RequestIdReused
+from mesh.errors import AlreadyExists, DataErased, LimitExceeded, NotFound, RequestIdReused
 from mesh.events.aggregate import FORK_DEPTH_MAX, Repository
+from mesh.events.lineage import fork_depth
 from mesh.events.store import Selection
 from mesh.ids import id_from, new_id
 from mesh.rpc.pages import read_page_number, write_page_token
 from mesh.runtime.requests import request_hash
 from services.state import domain
+from services.state.erasing import Erasures
+from services.state.existing import existing
+from services.state.exporting import export
+from services.state.importing import Imports
 from services.state.read_model import SessionsReadModel
 from weft.agents.v1 import agent_service_pb2
 from weft.state.v1 import events_pb2, session_pb2, session_service_pb2
@@ -30,10 +36,14 @@ class Sessions:
         repository: Repository[session_pb2.SessionState],
         read_model: SessionsReadModel,
         agents: "AgentServiceAsyncStub",
+        erasures: Erasures,
+        imports: Imports,
     ) -> None:
         self._repository = repository
         self._read_model = read_model
         self._agents = agents
+        self._erasures = erasures
+        self._imports = imports
 
     async def create_session(
         self, request: session_service_pb2.CreateSessionRequest, call: Call
@@ -99,7 +109,7 @@ class Sessions:
                 f"session {request.name} is at revision {state.revision}, before {revision}",
                 metadata={"resource": request.name, "revision": str(state.revision)},
             )
-        forked = await self._repository.fork_depth(domain.session_stream(request.name))
+        forked = await fork_depth(self._repository, domain.session_stream(request.name))
         if forked == FORK_DEPTH_MAX:
             # It would be stored, and nobody could read it.
             raise LimitExceeded(f"a session is forked at most {FORK_DEPTH_MAX} times in a row")
@@ -112,7 +122,33 @@ class Sessions:
         await aggregate.execute(
             lambda state: domain.decide(state, command), request_id=request.request_id
         )
+        await self._erasures.follow_origin(name, request.name)
         return session_service_pb2.ForkSessionResponse(session=_session(await aggregate.ready()))
+
+    async def erase_session(
+        self, request: session_service_pb2.EraseSessionRequest, call: Call
+    ) -> session_service_pb2.EraseSessionResponse:
+        """Erases the session, and its forks where that is asked for."""
+        erased = await self._erasures.erase(request)
+        return session_service_pb2.EraseSessionResponse(erased_sessions=erased)
+
+    async def export_session(
+        self, request: session_service_pb2.ExportSessionRequest, call: Call
+    ) -> AsyncIterator[session_service_pb2.ExportSessionResponse]:
+        """The session's records, opened."""
+        state = session_pb2.SessionState()
+        # A copy: others go on with the session meanwhile.
+        state.CopyFrom(await self._existing(request.name))
+        async for record in export(self._repository, state):
+            yield session_service_pb2.ExportSessionResponse(record=record)
+
+    async def import_session(
+        self, requests: AsyncIterator[session_service_pb2.ImportSessionRequest], call: Call
+    ) -> session_service_pb2.ImportSessionResponse:
+        """Makes a session of records."""
+        name = await self._imports.run(requests, call)
+        state = await self._existing(name)
+        return session_service_pb2.ImportSessionResponse(session=_session(state))
 
     async def _refuse_unknown_agent(self, name: str, tenant: str, agent: str) -> None:
         """Raises NotFound where there never was such an agent."""
@@ -120,10 +156,7 @@ class Sessions:
             raise NotFound.of("agent", name)
 
     async def _existing(self, name: str) -> session_pb2.SessionState:
-        state = await self._repository.open(domain.session_stream(name)).load()
-        if not state.revision:
-            raise NotFound.of("session", name)
-        return state
+        return await existing(self._repository, name)
 
     async def _made_before(
         self, name: str, digest: bytes, request_id: str
@@ -133,18 +166,33 @@ class Sessions:
         Raises RequestIdReused or AlreadyExists where another one did.
         """
         stream = domain.session_stream(name)
-        state = await self._repository.open(stream).load()
+        taken = AlreadyExists(f"session {name} is there", metadata={"resource": name})
+        try:
+            state = await self._repository.open(stream).load()
+        except DataErased:
+            raise _gone(name) from None
+        if state.erased:
+            raise _gone(name)
+        if state.import_remaining_count:
+            raise taken
         if not state.revision:
             return None
         async for page in self._repository.store.read(stream, until_revision=1):
             first = page[0].commit
             made = self._repository.fold.open(first.events[0])
-            assert isinstance(made, events_pb2.SessionCreated | events_pb2.SessionForked)
+            if not isinstance(made, events_pb2.SessionCreated | events_pb2.SessionForked):
+                break
             if made.request_hash == digest and request_id and first.request_id == request_id:
                 return _session(state)
             if request_id and first.request_id == request_id:
                 raise RequestIdReused(f"request_id {request_id} came before with another body")
-        raise AlreadyExists(f"session {name} is there", metadata={"resource": name})
+        raise taken
+
+
+def _gone(name: str) -> AlreadyExists:
+    return AlreadyExists(
+        f"session {name} was erased, and its name isn't given again", metadata={"resource": name}
+    )
 
 
 def _new_name(agent: str, session_id: str, request_id: str) -> str:

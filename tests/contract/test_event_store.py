@@ -1,6 +1,7 @@
 """What every event store does, run on each back end."""
 
 import asyncio
+import hashlib
 import random
 import time
 from collections.abc import AsyncIterator, Callable
@@ -24,6 +25,7 @@ from mesh.events.store import (
     EventStore,
     Head,
     HeadConflict,
+    SealedCommit,
     Selection,
     StoredCommit,
     StreamName,
@@ -73,6 +75,14 @@ REVERSING = Codecs(ReversingCodec(), PlainCodec())
 def nanoseconds(year: int) -> int:
     """When the year began, in Unix time."""
     return int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) * NANOSECONDS
+
+
+async def sealed_of(
+    store: EventStore, selection: Selection, after: int, until: int
+) -> list[SealedCommit]:
+    """What a scan gives."""
+    async with aclosing(store.scan(selection, after, until)) as scan:
+        return [sealed async for sealed in scan]
 
 
 class BackEnd(Protocol):
@@ -648,3 +658,72 @@ async def test_a_log_keeps_its_id(store: EventStore) -> None:
     assert first
     assert await store.log_id() == first
     assert await MemoryEventStore().log_id() != first
+
+
+class TestScan:
+    async def test_a_scan_of_a_tenant_has_its_commits_of_every_area_in_order(
+        self, store: EventStore, tenant: str
+    ) -> None:
+        one, two = StreamName("state", tenant, ("bot", "s1")), StreamName("agents", tenant, ("b",))
+        stranger = StreamName("state", f"{tenant}x", ("bot", "s1"))
+        heads: list[Head] = []
+        for stream in (one, two, stranger, one):
+            head = heads[0] if stream is one and heads else START
+            heads.append(await store.append(stream, draft("a"), head))
+        first, last = heads[0].position, heads[-1].position
+        found = await sealed_of(store, Selection.of_tenant(tenant), 0, last)
+        assert [(each.stream, each.position) for each in found] == [
+            (str(one), heads[0].position),
+            (str(two), heads[1].position),
+            (str(one), heads[3].position),
+        ]
+        assert [hashlib.sha256(each.data).digest() for each in found][-1] == heads[3].hash
+        within = await sealed_of(store, Selection.of_tenant(tenant), first, last - 1)
+        assert [each.position for each in within] == [heads[1].position]
+        assert texts_of([await store.open(found[0])]) == ["a"]
+
+    async def test_a_scan_has_what_is_damaged(self, back_end: BackEnd, stream: StreamName) -> None:
+        await back_end.forge(stream, b"\xff no commit")
+        store = back_end.store
+        last = await store.last_position()
+        (found,) = await sealed_of(store, Selection(str(stream)), 0, last)
+        assert found.data == b"\xff no commit"
+        with pytest.raises(DataDamaged):
+            await store.open(found)
+
+    async def test_a_sealed_watch_of_a_tenant_goes_on_from_a_position(
+        self, store: EventStore, tenant: str
+    ) -> None:
+        stream, stranger = StreamName("state", tenant, ("s",)), StreamName("state", "x", (tenant,))
+        head = await store.append(stream, draft("a"), START)
+        seen = []
+        async with aclosing(store.watch_sealed(Selection.of_tenant(tenant), 0)) as watch:
+            seen.append((await anext(watch)).position)
+            await store.append(stranger, draft("x"), START)
+            head = await store.append(stream, draft("b"), head)
+            seen.append((await anext(watch)).position)
+        assert seen[-1] == head.position
+
+
+class TestScrub:
+    async def test_snapshots_and_sealed_blobs_go_and_others_stay(
+        self, back_end: BackEnd, stream: StreamName, tenant: str
+    ) -> None:
+        plain, other = (StreamName("state", tenant, (key,)) for key in ("plain", "other"))
+        large = "x" * 300_000
+        await back_end.store.append(plain, draft(large), START)
+        store = await back_end.opened(REVERSING)
+        for each in (stream, other):
+            await store.append(each, draft(large), START)
+            await store.save_snapshot(
+                events_pb2.Snapshot(stream=str(each), revision=1, state=large.encode())
+            )
+        for _ in range(2):
+            await store.scrub(stream)
+            await store.scrub(plain)
+        assert await store.snapshot(stream) is None
+        with pytest.raises(DataDamaged, match="blob is missing"):
+            await commits_of(store, stream)
+        assert texts_of(await commits_of(store, plain)) == [large]
+        assert texts_of(await commits_of(store, other)) == [large]
+        assert await store.snapshot(other) is not None

@@ -164,7 +164,15 @@ class MemorySessions:
     async def verify_log(
         self, request: state.VerifyLogRequest, _: Call
     ) -> AsyncGenerator[state.VerifyLogResponse, None]:
-        yield state.VerifyLogResponse(stream_count=1, commit_count=2, problems=self.log_problems)
+        yield state.VerifyLogResponse(
+            stream_count=1,
+            commit_count=2,
+            problems=self.log_problems
+            + [
+                state.LogProblem(stream=name, problem="the hash chain breaks")
+                for name in sorted(self.damaged)
+            ],
+        )
         yield state.VerifyLogResponse(stream_count=2, commit_count=5, erased_count=1, done=True)
 
     async def erase_session(

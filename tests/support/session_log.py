@@ -62,7 +62,7 @@ class SessionLog:
         fork = SessionLog(folded(inherited), inherited=inherited, now_ns=self.now_ns)
         origin = session_pb2.ForkOrigin(session=self.state.name, revision=revision)
         (fact,) = domain.decide(
-            self.state, domain.ForkSession(session, origin, self.state, b"fork")
+            session_pb2.SessionState(), domain.ForkSession(session, origin, self.state, b"fork")
         )
         fork._fold(fact)
         return fork

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -87,8 +89,8 @@ def remove_store(folder: Path) -> None:
     shutil.rmtree(folder / "nats")
 
 
-def garble_mark(folder: Path) -> None:
-    (folder / "log_mark").write_text("7\n")
+def garble_ledger(folder: Path) -> None:
+    (folder / "heads.sqlite3").write_text("7\n" * 1_000)
 
 
 DAMAGES = {
@@ -102,7 +104,7 @@ DAMAGES = {
     "block removed": remove_block,
     "stream removed": remove_stream,
     "store removed": remove_store,
-    "mark garbled": garble_mark,
+    "ledger garbled": garble_ledger,
 }
 
 
@@ -120,7 +122,7 @@ def test_a_log_that_lost_commits_is_refused_each_time(
         assert "Traceback" not in refused.err
 
 
-@pytest.mark.parametrize("damage", [halve, empty, flip(0.5), remove_stream, garble_mark])
+@pytest.mark.parametrize("damage", [halve, empty, flip(0.5), remove_stream, garble_ledger])
 def test_an_accepted_loss_is_started_on_and_stays_accepted(
     folder: Path, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
@@ -137,11 +139,12 @@ def test_an_accepted_loss_is_started_on_and_stays_accepted(
 
 
 def marked_position(folder: Path) -> int:
-    position: int = json.loads((folder / "log_mark").read_text())["position"]
+    with closing(sqlite3.connect(folder / "heads.sqlite3")) as ledger:
+        position: int = ledger.execute("SELECT position FROM followed").fetchone()[0]
     return position
 
 
-async def test_a_mark_is_written_while_it_runs(folder: Path) -> None:
+async def test_the_ledger_is_written_while_it_runs(folder: Path) -> None:
     before = marked_position(folder)
     assert before >= TURNS
     async with platform(folder) as running:
@@ -152,6 +155,21 @@ async def test_a_mark_is_written_while_it_runs(folder: Path) -> None:
         await running.kill()
     halve(folder)
     assert weft("up", "--data-dir", folder, *FREE_PORTS).code == 1
+
+
+def test_a_folder_of_the_version_before_is_still_watched(folder: Path) -> None:
+    """It had a mark in place of the ledger."""
+    position = marked_position(folder)
+    with closing(sqlite3.connect(folder / "heads.sqlite3")) as ledger:
+        log = ledger.execute("SELECT log FROM followed").fetchone()[0]
+    for file in folder.glob("heads.sqlite3*"):
+        file.unlink()
+    mark = {"log": log, "position": position, "lacking": 0}
+    (folder / "log_mark").write_text(json.dumps(mark))
+    halve(folder)
+    refused = weft("up", "--data-dir", folder, *FREE_PORTS)
+    assert refused.code == 1
+    assert f"but it held position {position}" in refused.err
 
 
 async def test_kills_and_stops_at_any_time_are_no_damage(folder: Path) -> None:

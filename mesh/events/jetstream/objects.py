@@ -13,6 +13,7 @@ from mesh.errors import DataDamaged
 from mesh.events.jetstream.append import Publisher
 from mesh.events.jetstream.assets import BLOBS_BUCKET
 from mesh.events.jetstream.connection import Connection, retried
+from mesh.events.jetstream.erase import erase_subject
 from mesh.events.jetstream.history import LeaderMessage, from_leader
 from mesh.ids import new_id
 
@@ -69,6 +70,14 @@ class ObjectBlobStore:
             chunks.append(message.data)
             sequence = message.position + 1
         return b"".join(chunks)
+
+    async def delete(self, key: str) -> None:
+        """See BlobStore. The entry goes last, so that a crash leaves what names the rest."""
+        info = await self._info(key)
+        if info is not None:
+            chunks = f"$O.{BLOBS_BUCKET}.C.{info['nuid']}"
+            await erase_subject(self._connection, _STREAM, chunks)
+        await erase_subject(self._connection, _STREAM, _info_subject(key))
 
     async def _info(self, key: str) -> dict[str, Any] | None:
         message = await self._read({"last_by_subj": _info_subject(key)})

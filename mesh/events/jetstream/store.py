@@ -9,11 +9,13 @@ from functools import partial
 
 from mesh import failpoints
 from mesh.clock import NANOSECONDS
+from mesh.events.blobs import KEY_PREFIX
 from mesh.events.codec import PLAIN, Codecs
 from mesh.events.envelope import (
     Envelope,
     check_chain,
     head_of,
+    parse_commit,
     parse_snapshot,
     sealed_commit,
 )
@@ -35,6 +37,7 @@ from mesh.events.jetstream.connection import (
     connect,
     retried,
 )
+from mesh.events.jetstream.erase import erase_subject, messages_of
 from mesh.events.jetstream.history import PAGE_COMMITS, History
 from mesh.events.jetstream.objects import ObjectBlobStore
 from mesh.events.jetstream.tail import LogTail
@@ -44,6 +47,7 @@ from mesh.events.store import (
     SUBJECT_PREFIX,
     CommitDraft,
     Head,
+    SealedCommit,
     Selection,
     StoredCommit,
     StreamName,
@@ -51,6 +55,7 @@ from mesh.events.store import (
 from weft.events.v1 import events_pb2
 
 _TIME_NS_MAX = 2**63 - 1
+_BLOB_MARK = KEY_PREFIX.encode()
 _COMMIT_TYPE = events_pb2.Commit.DESCRIPTOR.full_name
 
 
@@ -75,8 +80,6 @@ class JetStreamEventStore:
         self._history = History(connection, replicated=replicas > 1)
         self._tail: LogTail | None = None
         self._tail_start = asyncio.Lock()
-        self.acknowledged_position = 0
-        """The highest position that an append of ours was acknowledged with."""
 
     async def close(self) -> None:
         """Ends all watches and the connection."""
@@ -116,7 +119,6 @@ class JetStreamEventStore:
         _failpoint(draft, "before_publish")
         position = await self._publisher.append(stream.subject, data, headers, head.position)
         _failpoint(draft, "stored")
-        self.acknowledged_position = max(self.acknowledged_position, position)
         appended = Head(head.revision + len(draft.events), position, digest)
         _failpoint(draft, "acknowledged")
         return appended
@@ -166,6 +168,35 @@ class JetStreamEventStore:
         position = after_position
         if position is None:
             position = await self._history.last_position()
+        async with aclosing(self._messages(tail, selection, position)) as messages:
+            async for message in messages:
+                yield await self._envelope.open_shared(*_sealed(message))
+
+    async def watch_sealed(
+        self, selection: Selection, after_position: int
+    ) -> AsyncGenerator[SealedCommit, None]:
+        """See EventStore."""
+        tail = await self._started_tail()
+        async with aclosing(self._messages(tail, selection, after_position)) as messages:
+            async for message in messages:
+                yield _sealed(message)
+
+    async def scan(
+        self, selection: Selection, after_position: int, until_position: int
+    ) -> AsyncGenerator[SealedCommit, None]:
+        """See EventStore."""
+        found = self._history.selected(selection, after_position, until_position)
+        async with aclosing(found) as messages:
+            async for message in messages:
+                yield _sealed(message)
+
+    async def open(self, sealed: SealedCommit) -> StoredCommit:
+        """See EventStore."""
+        return await self._envelope.open(sealed.stream, sealed.position, sealed.data)
+
+    async def _messages(
+        self, tail: LogTail, selection: Selection, position: int
+    ) -> AsyncGenerator[StoredMessage, None]:
         with tail.follow(selection) as feed:
             while True:
                 if position < feed.since:
@@ -173,11 +204,11 @@ class JetStreamEventStore:
                     position = feed.since
                     async with aclosing(missed):
                         async for message in missed:
-                            yield await self._open(message)
+                            yield message
                 for message in await feed.take():
                     if message.position > position:
                         position = message.position
-                        yield await self._open(message)
+                        yield message
 
     async def tenant_commits(
         self, tenant: str, after_position: int
@@ -186,10 +217,7 @@ class JetStreamEventStore:
         pages = self._history.pages(f"{SUBJECT_PREFIX}.*.{tenant}.>", after_position)
         async with aclosing(pages):
             async for page in pages:
-                yield [
-                    sealed_commit(_stream_of(message), message.position, message.data)
-                    for message in page
-                ]
+                yield [sealed_commit(*_sealed(message)) for message in page]
 
     async def position_at(self, time_ns: int) -> int:
         """See EventStore."""
@@ -225,6 +253,18 @@ class JetStreamEventStore:
             return await self._envelope.open_snapshot(earlier) if earlier else None
         return await self._envelope.open_snapshot(kept)
 
+    async def scrub(self, stream: StreamName) -> None:
+        """See EventStore. What names a blob goes after it, so that a crash loses none."""
+        name, subject = str(stream), f"{SNAPSHOT_PREFIX}.{stream}"
+        async for message in messages_of(self.connection, SNAPSHOTS, subject):
+            await self._envelope.delete_blobs([parse_snapshot(name, message.data)])
+        until = await self._history.last_position()
+        async with aclosing(self.scan(Selection(name), 0, until)) as commits:
+            async for sealed in commits:
+                if _BLOB_MARK in sealed.data:
+                    await self._envelope.delete_blobs([parse_commit(sealed.stream, sealed.data)])
+        await erase_subject(self.connection, SNAPSHOTS, subject)
+
     async def _last_snapshot(self, subject: str) -> bytes | None:
         return await retried(partial(self.connection.last_stored, SNAPSHOTS, subject))
 
@@ -238,9 +278,6 @@ class JetStreamEventStore:
             if kept.revision <= revision:
                 return kept
         return None
-
-    async def _open(self, message: StoredMessage) -> StoredCommit:
-        return await self._envelope.open_shared(_stream_of(message), message.position, message.data)
 
     async def _started_tail(self) -> LogTail:
         async with self._tail_start:
@@ -309,8 +346,9 @@ async def connect_store(
     )
 
 
-def _stream_of(message: StoredMessage) -> str:
-    return message.subject.removeprefix(f"{SUBJECT_PREFIX}.")
+def _sealed(message: StoredMessage) -> SealedCommit:
+    stream = message.subject.removeprefix(f"{SUBJECT_PREFIX}.")
+    return SealedCommit(stream, message.position, message.data)
 
 
 async def log_end(connection: Connection) -> int:

@@ -171,7 +171,10 @@ class LogTail:
         self.position = message.position
         prefix = ""
         self._offer(prefix, message)
-        for token in message.subject.removeprefix(f"{SUBJECT_PREFIX}.").split("."):
+        tokens = message.subject.removeprefix(f"{SUBJECT_PREFIX}.").split(".")
+        if len(tokens) > 1:
+            self._offer(f"*.{tokens[1]}", message)
+        for token in tokens:
             prefix = f"{prefix}.{token}" if prefix else token
             self._offer(prefix, message)
 

@@ -10,7 +10,7 @@ from nats.aio.msg import Msg
 from mesh.errors import DataDamaged, DataErased, EventStoreUnavailable, LimitExceeded
 from mesh.events.codec import PLAIN, Codecs
 from mesh.events.jetstream.assets import TOKEN_PREFIX, TOKENS
-from mesh.events.jetstream.connection import Connection
+from mesh.events.jetstream.connection import Connection, NotSent, retried
 from mesh.events.store import StreamName
 from weft.events.v1 import events_pb2
 
@@ -65,6 +65,16 @@ class JetStreamTokenStream:
                     yield opened
         finally:
             await subscription.unsubscribe()
+
+    async def forget(self, stream: StreamName) -> None:
+        """See TokenStream. It lies in the server's memory."""
+
+        async def purge() -> None:
+            request = {"filter": f"{TOKEN_PREFIX}.{stream}.>"}
+            if "error" in await self._connection.api(f"STREAM.PURGE.{TOKENS}", request):
+                raise NotSent("JetStream isn't ready")
+
+        await retried(purge)
 
     async def _publish(self, stream: StreamName, turn: str, data: bytes) -> None:
         try:

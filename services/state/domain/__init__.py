@@ -7,6 +7,7 @@ is the one thing that a service may import of another.
 
 from services.state.domain.commands import (
     AcceptTurn,
+    BeginImport,
     Command,
     CompactContext,
     CompleteCalls,
@@ -15,6 +16,7 @@ from services.state.domain.commands import (
     DecideApproval,
     Decision,
     DoubtCalls,
+    EraseSession,
     FailTurn,
     FinishCancel,
     ForkSession,
@@ -23,7 +25,7 @@ from services.state.domain.commands import (
     ResumeTurn,
     StartCall,
 )
-from services.state.domain.decide import decide, find_request
+from services.state.domain.decide import decide, exists, find_request, refuse_absent
 from services.state.domain.evolve import (
     CONTEXT_TOKENS_PER_MESSAGE,
     ENDED_TURNS_MAX,
@@ -34,6 +36,7 @@ from services.state.domain.evolve import (
     evolve,
     state_hash,
 )
+from services.state.domain.importing import abandon_open_turns, check_follows, renamed
 from services.state.domain.names import session_name, session_stream, turn_name
 
 __all__ = [
@@ -43,6 +46,7 @@ __all__ = [
     "QUEUED_TURNS_MAX",
     "SESSION_FOLD",
     "AcceptTurn",
+    "BeginImport",
     "Command",
     "CompactContext",
     "CompleteCalls",
@@ -51,6 +55,7 @@ __all__ = [
     "DecideApproval",
     "Decision",
     "DoubtCalls",
+    "EraseSession",
     "FailTurn",
     "FinishCancel",
     "ForkSession",
@@ -58,10 +63,15 @@ __all__ = [
     "ResolveCall",
     "ResumeTurn",
     "StartCall",
+    "abandon_open_turns",
+    "check_follows",
     "decide",
     "estimate_tokens",
     "evolve",
+    "exists",
     "find_request",
+    "refuse_absent",
+    "renamed",
     "session_name",
     "session_stream",
     "state_hash",

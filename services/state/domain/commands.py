@@ -173,10 +173,26 @@ class CompactContext:
     usage: models_pb2.Usage
 
 
-Command = (
-    CreateSession
-    | ForkSession
-    | AcceptTurn
+@dataclass(frozen=True, slots=True)
+class EraseSession:
+    """Erases the session, for good."""
+
+    session: str
+    request_id: str
+    request_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BeginImport:
+    """Makes the session of an export; `event_count` facts follow."""
+
+    session: str
+    source_session: str
+    event_count: int
+
+
+TurnCommand = (
+    AcceptTurn
     | ResumeTurn
     | CompleteStep
     | StartCall
@@ -189,6 +205,9 @@ Command = (
     | FailTurn
     | CompactContext
 )
+"""What concerns the turns of a session that is there."""
+
+Command = CreateSession | ForkSession | EraseSession | BeginImport | TurnCommand
 
 Decision = DecideApproval | ResolveCall
 """What a person says of a call that waits."""

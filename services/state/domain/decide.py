@@ -34,9 +34,50 @@ def decide(state: State, command: c.Command) -> Facts:
     Raises the errors that `weft.errors.v1.Reason` lists for a caller's fault, Conflict
     for a revision that isn't the session's, OwnerLost for a stale epoch.
     """
+    if isinstance(command, c.CreateSession | c.ForkSession | c.BeginImport):
+        return _make(state, command)
+    if isinstance(command, c.EraseSession):
+        return _erase(state, command)
+    refuse_absent(state)
+    return _change(state, command)
+
+
+def exists(state: State) -> bool:
+    """Whether the session is there for callers: made, not erased, and imported whole."""
+    return bool(state.revision) and not state.erased and not state.import_remaining_count
+
+
+def refuse_absent(state: State) -> None:
+    """Raises NotFound where the session was erased or isn't imported whole."""
+    if state.erased:
+        raise NotFound(f"session {state.name} was erased", metadata={"resource": state.name})
+    if state.import_remaining_count:
+        raise NotFound.of("session", state.name)
+
+
+def _make(state: State, command: c.CreateSession | c.ForkSession | c.BeginImport) -> Facts:
+    if state.revision:
+        raise AlreadyExists(
+            f"session {command.session} is there", metadata={"resource": command.session}
+        )
     match command:
         case c.CreateSession():
-            return _create(state, command)
+            return [
+                events_pb2.SessionCreated(
+                    session=command.session,
+                    agent_revision=command.agent_revision,
+                    submit_policy=command.submit_policy,
+                    request_hash=command.request_hash,
+                )
+            ]
+        case c.BeginImport():
+            return [
+                events_pb2.SessionImported(
+                    session=command.session,
+                    source_session=command.source_session,
+                    event_count=command.event_count,
+                )
+            ]
         case c.ForkSession():
             return [
                 events_pb2.SessionForked(
@@ -48,6 +89,27 @@ def decide(state: State, command: c.Command) -> Facts:
                     turn_count=command.base.turn_count,
                 )
             ]
+
+
+def _erase(state: State, command: c.EraseSession) -> Facts:
+    """One that isn't imported whole is erased whatever it holds: nobody works on it."""
+    if not state.revision:
+        raise NotFound.of("session", command.session)
+    if state.erased:
+        return []
+    if state.HasField("active_turn") and not state.import_remaining_count:
+        name = turn_name(state.name, state.active_turn.id)
+        raise FailedPrecondition(
+            f"turn {name} isn't ended: cancel it and those that wait behind it, then erase",
+            metadata={"turn": name},
+        )
+    return [
+        events_pb2.SessionErased(request_id=command.request_id, request_hash=command.request_hash)
+    ]
+
+
+def _change(state: State, command: c.TurnCommand) -> Facts:
+    match command:
         case c.AcceptTurn():
             return _accept(state, command)
         case c.ResumeTurn():
@@ -109,21 +171,6 @@ def find_request(state: State, request_id: str, request_hash: bytes) -> str | No
                 )
             return turn.id
     return None
-
-
-def _create(state: State, command: c.CreateSession) -> Facts:
-    if state.revision:
-        raise AlreadyExists(
-            f"session {command.session} is there", metadata={"resource": command.session}
-        )
-    return [
-        events_pb2.SessionCreated(
-            session=command.session,
-            agent_revision=command.agent_revision,
-            submit_policy=command.submit_policy,
-            request_hash=command.request_hash,
-        )
-    ]
 
 
 def _accept(state: State, command: c.AcceptTurn) -> Facts:

@@ -39,6 +39,8 @@ def state_hash(state: State) -> bytes:
 
 def evolve(state: State, event: Message, place: Place) -> State:
     """The state after `event`. Takes `state` over: the caller must not use it again."""
+    if state.import_remaining_count:
+        state.import_remaining_count -= 1
     _HANDLERS[type(event)](state, event, place)
     state.revision = place.revision
     state.update_time.CopyFrom(place.time)
@@ -60,8 +62,22 @@ def _forked(state: State, event: events_pb2.SessionForked, place: Place) -> None
     state.ClearField("queued_turns")
     state.ClearField("ended_turns")
     state.name = event.session
-    state.forked_from.CopyFrom(event.origin)
+    if event.HasField("origin"):
+        state.forked_from.CopyFrom(event.origin)
     state.create_time.CopyFrom(place.time)
+
+
+def _imported(state: State, event: events_pb2.SessionImported, place: Place) -> None:
+    state.name = event.session
+    state.import_remaining_count = event.event_count
+    state.create_time.CopyFrom(place.time)
+
+
+def _erased(state: State, event: events_pb2.SessionErased, place: Place) -> None:
+    name = state.name
+    state.Clear()
+    state.name = name
+    state.erased = True
 
 
 def _accepted(state: State, event: events_pb2.TurnAccepted, place: Place) -> None:
@@ -314,6 +330,8 @@ def _on(event: type[_E], handler: Callable[[State, _E, Place], None]) -> None:
 
 _on(events_pb2.SessionCreated, _created)
 _on(events_pb2.SessionForked, _forked)
+_on(events_pb2.SessionImported, _imported)
+_on(events_pb2.SessionErased, _erased)
 _on(events_pb2.TurnAccepted, _accepted)
 _on(events_pb2.TurnStarted, _started)
 _on(events_pb2.TurnResumed, _resumed)
@@ -332,7 +350,7 @@ _on(events_pb2.TurnCancelled, _cancelled)
 
 
 def _origin(event: Message) -> tuple[StreamName, int] | None:
-    if isinstance(event, events_pb2.SessionForked):
+    if isinstance(event, events_pb2.SessionForked) and event.HasField("origin"):
         return session_stream(event.origin.session), event.origin.revision
     return None
 

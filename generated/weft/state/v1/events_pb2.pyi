@@ -114,7 +114,7 @@ class SessionForked(_message.Message):
     """How many turns its origin had accepted by then."""
     @_builtins.property
     def origin(self) -> _session_pb2.ForkOrigin:
-        """Where from."""
+        """Where from; not set in an imported session, which holds what it continues."""
 
     def __init__(
         self,

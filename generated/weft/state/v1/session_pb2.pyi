@@ -454,6 +454,8 @@ class SessionState(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     COMPACTED_MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
+    ERASED_FIELD_NUMBER: _builtins.int
+    IMPORT_REMAINING_COUNT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The session's name."""
     agent_revision: _builtins.int
@@ -472,6 +474,12 @@ class SessionState(_message.Message):
     """Grows whenever an instance takes a turn: the fence against stale owners."""
     compacted_message_count: _builtins.int
     """How many messages were compacted away."""
+    erased: _builtins.bool
+    """It was erased: nothing else is set but name and revision."""
+    import_remaining_count: _builtins.int
+    """How many events of an import are still to come; until it is 0 the session
+    isn't there for anybody.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
@@ -524,10 +532,12 @@ class SessionState(_message.Message):
         epoch: _builtins.int = ...,
         usage: _models_pb2.Usage | None = ...,
         compacted_message_count: _builtins.int = ...,
+        erased: _builtins.bool = ...,
+        import_remaining_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["active_turn", b"active_turn", "context", b"context", "create_time", b"create_time", "forked_from", b"forked_from", "update_time", b"update_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_turn", b"active_turn", "agent_revision", b"agent_revision", "compacted_message_count", b"compacted_message_count", "context", b"context", "context_tokens", b"context_tokens", "create_time", b"create_time", "ended_turns", b"ended_turns", "epoch", b"epoch", "forked_from", b"forked_from", "name", b"name", "queued_turns", b"queued_turns", "revision", b"revision", "submit_policy", b"submit_policy", "summary", b"summary", "turn_count", b"turn_count", "update_time", b"update_time", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_turn", b"active_turn", "agent_revision", b"agent_revision", "compacted_message_count", b"compacted_message_count", "context", b"context", "context_tokens", b"context_tokens", "create_time", b"create_time", "ended_turns", b"ended_turns", "epoch", b"epoch", "erased", b"erased", "forked_from", b"forked_from", "import_remaining_count", b"import_remaining_count", "name", b"name", "queued_turns", b"queued_turns", "revision", b"revision", "submit_policy", b"submit_policy", "summary", b"summary", "turn_count", b"turn_count", "update_time", b"update_time", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

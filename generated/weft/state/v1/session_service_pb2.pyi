@@ -366,7 +366,9 @@ class SessionRecord(_message.Message):
 
     @_builtins.property
     def event(self) -> _events_pb2.RecordedEvent:
-        """A fact."""
+        """A fact. Its revision counts the events of the export, from 1 without gaps;
+        those of the same stream and position were one commit.
+        """
 
     def __init__(
         self,

@@ -124,7 +124,10 @@ class SessionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ImportSession(self, request_iterator, context):
-        """Makes a new session of exported records, sealed anew.
+        """Makes a new session of exported records, sealed anew. It is there for nobody
+        before all of it is stored. A turn that was open is cancelled in it, and
+        nothing is run. Bounds: 100,000 events and 64 MiB, unless the server is set
+        otherwise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -54,7 +54,11 @@ class SessionServiceStub:
     ExportSession: _grpc.UnaryStreamMultiCallable[_session_service_pb2.ExportSessionRequest, _session_service_pb2.ExportSessionResponse]
     """Streams a session as records that ImportSession takes, opened."""
     ImportSession: _grpc.StreamUnaryMultiCallable[_session_service_pb2.ImportSessionRequest, _session_service_pb2.ImportSessionResponse]
-    """Makes a new session of exported records, sealed anew."""
+    """Makes a new session of exported records, sealed anew. It is there for nobody
+    before all of it is stored. A turn that was open is cancelled in it, and
+    nothing is run. Bounds: 100,000 events and 64 MiB, unless the server is set
+    otherwise.
+    """
 
 @_typing.type_check_only
 class SessionServiceAsyncStub(SessionServiceStub):
@@ -82,7 +86,11 @@ class SessionServiceAsyncStub(SessionServiceStub):
     ExportSession: _aio.UnaryStreamMultiCallable[_session_service_pb2.ExportSessionRequest, _session_service_pb2.ExportSessionResponse]  # type: ignore[assignment]
     """Streams a session as records that ImportSession takes, opened."""
     ImportSession: _aio.StreamUnaryMultiCallable[_session_service_pb2.ImportSessionRequest, _session_service_pb2.ImportSessionResponse]  # type: ignore[assignment]
-    """Makes a new session of exported records, sealed anew."""
+    """Makes a new session of exported records, sealed anew. It is there for nobody
+    before all of it is stored. A turn that was open is cancelled in it, and
+    nothing is run. Bounds: 100,000 events and 64 MiB, unless the server is set
+    otherwise.
+    """
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Makes, finds and forks sessions."""
@@ -149,6 +157,10 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_session_service_pb2.ImportSessionRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_session_service_pb2.ImportSessionResponse, _abc.Awaitable[_session_service_pb2.ImportSessionResponse]]:
-        """Makes a new session of exported records, sealed anew."""
+        """Makes a new session of exported records, sealed anew. It is there for nobody
+        before all of it is stored. A turn that was open is cancelled in it, and
+        nothing is run. Bounds: 100,000 events and 64 MiB, unless the server is set
+        otherwise.
+        """
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

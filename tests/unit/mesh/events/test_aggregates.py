@@ -11,6 +11,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from mesh.errors import Conflict, DataDamaged, EventStoreUnavailable, FailedPrecondition, NotFound
 from mesh.events.aggregate import CONFLICTS_MAX, FORK_DEPTH_MAX, Aggregate, Fold, Place, Repository
 from mesh.events.jetstream.store import connect_store
+from mesh.events.lineage import fork_depth
 from mesh.events.memory import MemoryEventStore, MemoryLog
 from mesh.events.store import (
     START,
@@ -400,12 +401,12 @@ class TestForks:
     ) -> None:
         store = MemoryEventStore()
         await store.append(stream, draft("a"), START)
-        depths = [await Repository(store, FOLD).fork_depth(stream)]
+        depths = [await fork_depth(Repository(store, FOLD), stream)]
         last = stream
         for number in range(FORK_DEPTH_MAX + 1):
             fork = other(stream, f"f{number}")
             await store.append(fork, draft(f"{FORK}{last} 1"), START)
-            depths.append(await Repository(store, FOLD).fork_depth(fork))
+            depths.append(await fork_depth(Repository(store, FOLD), fork))
             if number < FORK_DEPTH_MAX:
                 assert (await Repository(store, FOLD).load(fork)).state[0] == "1:a"
             last = fork

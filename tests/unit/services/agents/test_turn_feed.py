@@ -218,6 +218,9 @@ class SentTokens:
         return
         yield b""
 
+    async def forget(self, stream: StreamName) -> None:
+        self.texts.clear()
+
 
 class TestTokenBatches:
     @pytest.fixture

@@ -23,7 +23,9 @@ STREAM = domain.session_stream(SESSION)
 PROCESS_SECONDS_MAX = 60
 WALKS = st.builds(walked, st.integers(0, 10_000), st.integers(1, 120))
 EVENT_TYPES_OF_ANY_WALK = {event.__name__ for event in domain.SESSION_FOLD.events} - {
-    "SessionForked"
+    "SessionForked",
+    "SessionImported",
+    "SessionErased",
 }
 
 

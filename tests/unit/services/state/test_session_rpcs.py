@@ -9,16 +9,22 @@ import pytest
 from google.protobuf.message import Message
 
 from mesh.call import Call
+from mesh.clock import SYSTEM
 from mesh.errors import InvalidArgument, LimitExceeded
 from mesh.events.aggregate import FORK_DEPTH_MAX, Repository
+from mesh.events.head_ledger import HeadLedger
 from mesh.events.memory import MemoryEventStore
 from mesh.rpc.local import LocalChannel
 from mesh.rpc.pages import write_page_token
 from services.state import domain
+from services.state.erasing import Erasures
 from services.state.history import PAGE_BYTES_MAX, StateHistory
+from services.state.importing import Imports
 from services.state.read_model import SessionsReadModel
 from services.state.sessions import Sessions
+from services.state.settings import StateSettings
 from tests.support.keys import memory_keyring
+from tests.support.memory_tokens import MemoryTokens
 from tests.support.session_log import SESSION, SessionLog
 from weft.agents.v1.agent_service_pb2_grpc import AgentServiceStub
 from weft.events.v1 import events_pb2
@@ -40,8 +46,11 @@ def repository() -> Repo:
 
 
 @pytest.fixture
-def history(repository: Repo) -> StateHistory:
-    return StateHistory(repository)
+async def history(repository: Repo, tmp_path: Path) -> AsyncIterator[StateHistory]:
+    heads = HeadLedger(repository.store, tmp_path / "heads.sqlite3")
+    await heads.start()
+    yield StateHistory(repository, heads)
+    await heads.stop()
 
 
 @pytest.fixture
@@ -52,7 +61,10 @@ async def sessions(repository: Repo, tmp_path: Path) -> AsyncIterator[Sessions]:
     await read_model.start()
     # Nobody serves agents: only what makes a session of one asks for it.
     channel: Any = LocalChannel({})
-    yield Sessions(repository, read_model, AgentServiceStub(channel))
+    agents = AgentServiceStub(channel)
+    erasures = Erasures(repository, read_model, memory_keyring(), MemoryTokens())
+    imports = Imports(repository, agents, StateSettings(), SYSTEM)
+    yield Sessions(repository, read_model, agents, erasures, imports)
     await read_model.stop()
 
 

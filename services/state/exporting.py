@@ -1,0 +1,44 @@
+"""A session as records that an import takes."""
+
+from collections.abc import AsyncIterator
+
+from mesh.events.aggregate import Repository
+from mesh.events.lineage import lineage
+from services.state import domain
+from services.state.records import recorded
+from weft.state.v1 import events_pb2, session_pb2, session_service_pb2
+
+FORMAT = 1
+_IMPORTED = events_pb2.SessionImported.DESCRIPTOR.full_name
+
+
+async def export(
+    repository: Repository[session_pb2.SessionState], state: session_pb2.SessionState
+) -> AsyncIterator[session_service_pb2.SessionRecord]:
+    """The header, then the events that `state` holds, oldest first:
+    those that a fork continues are among them, and what says that it was imported isn't.
+
+    Raises DataErased where it is erased meanwhile.
+    """
+    parts = await lineage(repository, domain.session_stream(state.name), state.revision)
+    count = 0
+    for stream, revision in parts:
+        async for page in repository.store.read(stream, until_revision=1):
+            count += revision - (page[0].commit.events[0].type == _IMPORTED)
+    header = session_service_pb2.SessionHeader(
+        format=FORMAT,
+        source_session=state.name,
+        event_count=count,
+        agent_revision=state.agent_revision,
+    )
+    yield session_service_pb2.SessionRecord(header=header)
+    number = 0
+    for stream, revision in parts:
+        async for page in repository.store.read(stream, until_revision=revision):
+            for stored in page:
+                stored.refuse_erased()
+                for event in recorded([stored]):
+                    if event.type != _IMPORTED and event.revision <= revision:
+                        number += 1
+                        event.revision = number
+                        yield session_service_pb2.SessionRecord(event=event)

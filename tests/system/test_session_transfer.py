@@ -1,0 +1,108 @@
+"""Exports and imports over the wire, and the check of the log, on a real host."""
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+
+from tests.support.platform import platform
+from tests.support.session_calls import SessionCalls
+from weft.agents.v1 import agent_pb2, agent_service_pb2
+from weft.state.v1 import session_service_pb2, state_service_pb2
+
+BIG = "\N{MUSICAL SYMBOL G CLEF}" * 65_000
+OTHER_TENANT = "tenants/other"
+
+
+def essence(records: list[session_service_pb2.SessionRecord]) -> list[tuple[str, int, bytes]]:
+    """What of the events, behind the first, an import leaves as it is."""
+    events = [record.event for record in records[2:]]
+    return [(each.type, each.time.ToNanoseconds(), each.payload.value) for each in events]
+
+
+async def other_agent(calls: SessionCalls) -> str:
+    request = agent_service_pb2.CreateAgentRequest(
+        parent=OTHER_TENANT, agent_id="elsewhere", spec=agent_pb2.AgentSpec()
+    )
+    return str((await calls.agents.CreateAgent(request, timeout=10)).agent.name)
+
+
+async def test_a_session_moves_to_another_tenant_and_goes_on_there(tmp_path: Path) -> None:
+    async with platform(tmp_path / "data") as running:
+        calls = SessionCalls(running.open_channel)
+        agent = await calls.agent()
+        session = await calls.create(agent)
+        for question in ("one", BIG, "three"):
+            await calls.run(session, question)
+        records = await calls.export(session)
+        imported = await calls.import_(await other_agent(calls), records, "moved")
+        assert imported == f"{OTHER_TENANT}/agents/elsewhere/sessions/moved"
+        again = await calls.export(imported)
+        assert essence(again) == essence(records)
+        assert session not in str(again[1].event.payload.value)
+        verify = state_service_pb2.VerifyReplayRequest(name=imported)
+        assert (await calls.state.VerifyReplay(verify)).matches
+        assert await calls.run(imported, "and now?")
+        assert await calls.listed() == [session]
+        assert await calls.listed(f"{OTHER_TENANT}/agents/-") == [imported]
+
+
+async def test_an_import_runs_nothing(tmp_path: Path) -> None:
+    """A turn that was open in the export, with a call that waited to be approved."""
+    async with platform(tmp_path / "data") as running:
+        calls = SessionCalls(running.open_channel)
+        tools = [agent_pb2.ToolBinding(tool="calculator", requires_approval=True)]
+        agent = await running.apply("careful", agent_pb2.AgentSpec(tools=tools))
+        session = await calls.create(agent)
+        plan = [{"calls": [{"tool": "calculator", "arguments": {"expression": "6*7"}}]}]
+        await calls.run(session, json.dumps({"steps": [*plan, {"text": "done"}]}))
+        records = await calls.export(session)
+        imported = await calls.import_(agent, records)
+        got = await calls.sessions.GetSession(session_service_pb2.GetSessionRequest(name=imported))
+        assert (got.session.active_turn, got.session.turn_count) == ("", 1)
+        again = await calls.export(imported)
+        assert again[-1].event.type.endswith("TurnCancelled")
+        assert len(again) == len(records) + 1
+        # Cut before the model answered: the turn had an owner, who is gone elsewhere.
+        short = records[:3]
+        short[0].header.event_count = 2
+        owned = await calls.import_(agent, short)
+        assert await running.stop() == 0
+        with closing(sqlite3.connect(tmp_path / "data" / "agents.sqlite3")) as tables:
+            (opened,) = tables.execute("SELECT count(*) FROM open_turns").fetchone()
+            assert opened == 1, "only the one that waits in the first session"
+        await running.start()
+        calls = SessionCalls(running.open_channel)
+        assert len(await calls.export(owned)) == len(short) + 1
+
+
+async def test_a_broken_stream_of_requests_stores_nothing(tmp_path: Path) -> None:
+    async with platform(tmp_path / "data") as running:
+        calls = SessionCalls(running.open_channel)
+        agent = await calls.agent()
+        session = await calls.create(agent)
+        await calls.run(session, "one")
+        records = await calls.export(session)
+        for broken in (records[:-1], [*records, records[-1]], records[1:], []):
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await calls.import_(agent, broken, "broken")
+            assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert await calls.listed() == [session]
+        assert await calls.import_(agent, records, "broken")
+
+
+async def test_the_log_is_verified_over_the_wire(tmp_path: Path) -> None:
+    async with platform(tmp_path / "data") as running:
+        calls = SessionCalls(running.open_channel)
+        session = await calls.create(await calls.agent())
+        await calls.run(session, BIG)
+        responses = await calls.verify()
+        last = responses[-1]
+        assert (last.done, list(last.problems)) == (True, [])
+        assert last.stream_count >= 2
+        assert last.commit_count >= 4
+        assert not any(response.done for response in responses[:-1])
