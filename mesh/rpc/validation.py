@@ -23,6 +23,9 @@ _DURATION_SECONDS_MAX = 315_576_000_000
 _TIMESTAMP_SECONDS = range(-62_135_596_800, 253_402_300_800)
 _NANOS = 1_000_000_000
 _RESOURCE_ID = "[a-z0-9][a-z0-9-]{0,62}"
+_resource_pattern = re.compile(
+    rf"tenants/{_RESOURCE_ID}(/[a-z][A-Za-z]{{0,62}}/({_RESOURCE_ID}|\*|-))*"
+).fullmatch
 
 Found = list[FieldViolation]
 Check = Callable[[Any, Found], None]
@@ -88,7 +91,8 @@ def _field_check(field: FieldDescriptor) -> Check | None:
         return _message_check(field.name, bounds.required, inner)
     if field.has_presence:
         return _present_check(field, bounds.required, problem)
-    if field.type == FieldDescriptor.TYPE_STRING and not (bounds.pattern or bounds.resource):
+    formed = bounds.pattern or bounds.resource or bounds.resource_pattern
+    if field.type == FieldDescriptor.TYPE_STRING and not formed:
         return _text_check(field.name, bounds.required, bounds.length_max)
     return _scalar_check(field.name, bounds.required, problem)
 
@@ -285,6 +289,8 @@ def _string_problem(bounds: Any) -> Problem | None:
     if bounds.resource:
         form = bounds.resource.replace("|", " or ")
         forms.append((_resource_expression(bounds.resource).fullmatch, f"must be named {form}"))
+    if bounds.resource_pattern:
+        forms.append((_resource_pattern, "must be a pattern such as tenants/acme/agents/*"))
     if not length_max and not forms:
         return None
     too_long = f"must be at most {length_max} characters long"
