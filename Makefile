@@ -14,7 +14,7 @@ INSTALL := $(TURNS) $(BIN)/python -m pip --quiet --no-input --disable-pip-versio
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run up test check generate breaking bench chaos lock clean
+.PHONY: help run up test check generate breaking bench chaos fuzz lock clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -73,6 +73,9 @@ bench: .venv/development ## Measure; ONLY= chooses, results also in .bench/resul
 
 chaos: .venv/development ## Kill Weft and its servers at random, ROUNDS= times (200)
 	@$(BIN)/python -m tests.chaos --rounds $(or $(ROUNDS),200)
+
+fuzz: .venv/development ## Send random requests to every RPC, MESSAGES= to each (100000)
+	@WEFT_FUZZ_MESSAGES=$(or $(MESSAGES),100000) $(BIN)/pytest -q tests/security/test_fuzz.py
 
 LOCK = build/uv/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-annotate --no-header --extra embedded --group build
