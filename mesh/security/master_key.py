@@ -140,6 +140,14 @@ class FileMasterKey:
         self._read()
 
     def _read(self) -> None:
+        try:
+            self._read_files()
+        except OSError as error:
+            raise FailedPrecondition(
+                f"the secrets folder {self._folder} can't be read: {error.strerror}"
+            ) from error
+
+    def _read_files(self) -> None:
         present = self._folder / PRESENT_FILE
         if present.exists():
             self._present = _Generation.of(_read_key(present))

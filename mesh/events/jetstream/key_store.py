@@ -50,6 +50,8 @@ class JetStreamKeyStore:
         except HeadConflict:
             raise KeyConflict("the key has changed", metadata={"key": name}) from None
         if revision:
+            # Named, since a replica that answers a read may not have it yet.
+            await self._erase_one(revision)
             await self._erase(subject, until=position - 1)
         return position
 
