@@ -56,7 +56,11 @@ def _resolved(event: Any) -> str:
 
 _SUMMARIES: Mapping[str, Callable[[Any], str]] = {
     "state.v1.SessionCreated": lambda e: f"{e.session}, agent revision {e.agent_revision}",
-    "state.v1.SessionForked": lambda e: f"of {e.origin.session} at {e.origin.revision}",
+    "state.v1.SessionForked": lambda e: (
+        f"of {e.origin.session} at {e.origin.revision}" if e.HasField("origin") else "imported"
+    ),
+    "state.v1.SessionImported": lambda e: f"of {e.source_session}, {e.event_count} events",
+    "state.v1.SessionErased": lambda _: "",
     "state.v1.TurnAccepted": lambda e: f"{e.turn}{' (queued)' if e.queued else ''}: {e.input}",
     "state.v1.TurnStarted": lambda e: f"{e.turn} by {e.owner}",
     "state.v1.TurnResumed": lambda e: f"{e.turn} by {e.owner}, resumption {e.resume_count}",
