@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from weft.auth.v1 import auth_service_pb2
     from weft.auth.v1.auth_service_pb2_grpc import AuthServiceStub
 
-auth = typer.Typer(help="Keys that tokens are signed with.", no_args_is_help=True)
+auth = typer.Typer(help="The deployment's own keys, and tokens.", no_args_is_help=True)
 
 
 _TOKEN_ID = re.compile(r"[a-z0-9-]{1,64}")
@@ -93,6 +93,17 @@ def rotate_signing_key(client: Client) -> None:
 
     answer = client.call(_stub(client).RotateSigningKey, pb.RotateSigningKeyRequest())
     show_message(client.output, answer, {"kid": answer.kid, "signs from": moment(answer.sign_time)})
+
+
+@command(auth, "rotate-master-key", example="weft auth rotate-master-key")
+def rotate_master_key(client: Client) -> None:
+    """Makes another master key in the server's secrets folder; all that is stored stays."""
+    from weft.auth.v1 import auth_service_pb2 as pb
+
+    answer = client.call(_stub(client).RotateMasterKey, pb.RotateMasterKeyRequest())
+    show_message(
+        client.output, answer, {"key": answer.key_id, "wrapped": f"{answer.wrapped_count} keys"}
+    )
 
 
 @command(auth, "revoke-token", example="weft auth revoke-token 01j9x")

@@ -39,7 +39,7 @@ class BusAccess:
 
 EVERY_PROCESS = BusAccess(reads=True, keys=KeyUse.PUT)
 """What any process of Weft does: it knows from the log who may call, opens what is sealed
-there, and makes what secrets are missing. Who may put a key can't replace one."""
+there, and makes what secrets are missing."""
 
 
 def union(accesses: Iterable[BusAccess]) -> BusAccess:

@@ -44,12 +44,12 @@ class NatsCredentials:
         """The file with that user's seed."""
         return self._folder / f"{user}.nkey"
 
-    def ensure(self) -> None:
-        """Makes what is missing, and `access.conf`. DataDamaged where a file is damaged."""
-        with self._locked():
-            # Of versions that knew one user: it could do everything.
-            self.seed_file("user").unlink(missing_ok=True)
-            self._write_access()
+    def renew(self) -> None:
+        """As `rotate`, before the server starts: so what was copied of an earlier run lets
+        nobody in. DataDamaged where the list of subscribers is damaged."""
+        # Of versions that knew one user: it could do everything.
+        self.seed_file("user").unlink(missing_ok=True)
+        self.rotate()
 
     def rotate(self) -> None:
         """New nkeys for all users; subscribers' stay as they are."""

@@ -110,7 +110,7 @@ class EmbeddedNats:
         self._binary = await find_binary(self._named_binary)
         (self._folder / "jetstream").mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder.chmod(0o700)
-        self._credentials.ensure()
+        self._credentials.renew()
         # Before a port is looked for: the server that was left behind has ours.
         await end_left_behind(self._lock_file, self._config_file)
         bytes_max = store_bytes_max(self._folder / "jetstream", self._limits)

@@ -8,7 +8,7 @@ from services.auth.api_keys import ApiKeys
 from services.auth.audit import Audit
 from services.auth.directory import AccessDirectory
 from services.auth.roles import Roles
-from services.auth.tenants import TenantKeys, Tenants
+from services.auth.tenants import Tenants, WrappingKeys
 from services.auth.tokens import Tokens
 
 
@@ -17,10 +17,10 @@ class AuthService:
     process's, which starts and stops it; `keys` is its keyring."""
 
     def __init__(
-        self, events: EventStore, directory: AccessDirectory, keys: TenantKeys, clock: Clock
+        self, events: EventStore, directory: AccessDirectory, keys: WrappingKeys, clock: Clock
     ) -> None:
         self._handlers: dict[str, object] = {
-            "weft.auth.v1.AuthService": Tokens(directory, clock),
+            "weft.auth.v1.AuthService": Tokens(directory, keys, clock),
             "weft.auth.v1.TenantService": Tenants(directory, keys, clock),
             "weft.auth.v1.ApiKeyService": ApiKeys(directory, clock),
             "weft.auth.v1.RoleService": Roles(directory, clock),

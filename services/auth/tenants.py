@@ -17,8 +17,13 @@ TENANTS_MAX = 65_536
 """Every process knows all of them."""
 
 
-class TenantKeys(Protocol):
+class WrappingKeys(Protocol):
     """What is needed of the keyring."""
+
+    async def rotate_master_key(self) -> tuple[str, int]:
+        """Wraps all tenants' keys and secrets with a new master key; returns its id and
+        their number."""
+        ...
 
     async def rotate_tenant_key(self, tenant: str) -> tuple[str, int]:
         """Wraps the tenant's data keys with a new key; returns its id and their number."""
@@ -28,7 +33,7 @@ class TenantKeys(Protocol):
 class Tenants:
     """`weft.auth.v1.TenantService`."""
 
-    def __init__(self, directory: AccessDirectory, keys: TenantKeys, clock: Clock) -> None:
+    def __init__(self, directory: AccessDirectory, keys: WrappingKeys, clock: Clock) -> None:
         self._directory = directory
         self._keys = keys
         self._requests = Requests(directory, clock)
@@ -75,5 +80,8 @@ class Tenants:
     ) -> pb.RotateTenantKeyResponse:
         """Makes another key for the tenant, and wraps its data keys with it."""
         self._directory.state(request.name)
-        key_id, count = await self._keys.rotate_tenant_key(domain.tenant_of(request.name))
+        tenant = domain.tenant_of(request.name)
+        key_id, count = await self._keys.rotate_tenant_key(tenant)
+        noted = domain.NoteRotation(self._requests.of(call), "tenant", key_id)
+        await self._directory.change(tenant, noted)
         return pb.RotateTenantKeyResponse(key_id=key_id, data_key_count=count)

@@ -4,22 +4,28 @@ import base64
 
 from mesh.call import Call
 from mesh.clock import NANOSECONDS, Clock
-from mesh.errors import InvalidArgument, LimitExceeded
+from mesh.errors import FailedPrecondition, InvalidArgument, LimitExceeded
 from mesh.ids import new_id
 from mesh.principal import Principal
 from mesh.security.tokens import ACCESS_SECONDS_MAX, AccessToken, sign_access_token
 from services.auth import domain
 from services.auth.directory import AccessDirectory
+from services.auth.first_start import FIRST_TENANT
 from services.auth.requests import Requests
+from services.auth.tenants import WrappingKeys
 from weft.auth.v1 import access_pb2
 from weft.auth.v1 import auth_service_pb2 as pb
+
+MASTER_ROTATION_SECONDS = 10.0
 
 
 class Tokens:
     """`weft.auth.v1.AuthService`."""
 
-    def __init__(self, directory: AccessDirectory, clock: Clock) -> None:
+    def __init__(self, directory: AccessDirectory, keys: WrappingKeys, clock: Clock) -> None:
         self._directory = directory
+        self._keys = keys
+        self._master_rotated = float("-inf")
         self._clock = clock
         self._requests = Requests(directory, clock)
 
@@ -99,6 +105,24 @@ class Tokens:
         """Makes another key to sign with; it does so once every process knows it."""
         key = await self._directory.rotate_signing_key()
         return pb.RotateSigningKeyResponse(kid=key.kid, sign_time=key.sign_time)
+
+    async def rotate_master_key(
+        self, request: pb.RotateMasterKeyRequest, call: Call
+    ) -> pb.RotateMasterKeyResponse:
+        """Makes another master key, and wraps with it what the one before wrapped."""
+        since = self._clock.monotonic() - self._master_rotated
+        if since < MASTER_ROTATION_SECONDS:
+            raise FailedPrecondition(
+                "the master key was replaced a moment ago, and each leaves a file behind",
+                retry_seconds=MASTER_ROTATION_SECONDS - since,
+            )
+        self._master_rotated = self._clock.monotonic()
+        key_id, count = await self._keys.rotate_master_key()
+        made = self._requests.of(call)
+        await self._directory.change(
+            made.caller.tenant or FIRST_TENANT, domain.NoteRotation(made, "master", key_id)
+        )
+        return pb.RotateMasterKeyResponse(key_id=key_id, wrapped_count=count)
 
     def _token(self, principal: Principal) -> AccessToken:
         now_seconds = self._clock.now_ns() // NANOSECONDS

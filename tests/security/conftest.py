@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -75,9 +76,17 @@ def environment(variables: Mapping[str, str]) -> Any:
 @pytest.fixture(scope="session")
 async def weft(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Deployment]:
     """The deployment, with the tenants `default`, `acme` and `globex`."""
-    folder = tmp_path_factory.mktemp("weft") / "data"
+    async with deployed(tmp_path_factory.mktemp("weft")) as made:
+        yield made
+
+
+@asynccontextmanager
+async def deployed(home: Path) -> AsyncIterator[Deployment]:
+    """A deployment with its data and secrets under `home`."""
+    folder = home / "data"
     configure_logs("warning")
-    with environment(UNBOUNDED):
+    secrets = {"WEFT_SECURITY_SECRETS_DIR": str(home / "secrets")}
+    with environment(UNBOUNDED | secrets):
         settings = RuntimeSettings(data_dir=folder, grpc_port=0, http_port=0, nats_port=0)
         async with Host(CATALOGUE, settings, access) as host:
             first = await admitted(host)

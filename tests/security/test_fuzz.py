@@ -8,6 +8,7 @@ what is measured.
 import asyncio
 import os
 from collections import Counter
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -20,7 +21,7 @@ from mesh.rpc.pipeline import Endpoint
 from mesh.rpc.propagation import incoming_call
 from mesh.rpc.status import code_of, to_status
 from tests.contract.test_contracts import METHODS
-from tests.security.conftest import Deployment
+from tests.security.conftest import Deployment, deployed
 from tests.support.fuzz import Fuzzer
 
 MESSAGES = int(os.environ.get("WEFT_FUZZ_MESSAGES", "5000"))
@@ -31,6 +32,13 @@ FAULTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DAT
 TEXT_OF_OTHERS = ("Traceback", "sqlite", "nats:", "Error(", "site-packages", "apsw")
 
 pytestmark = pytest.mark.timeout(3600)
+
+
+@pytest.fixture(scope="module")
+async def weft(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Deployment]:
+    """A deployment of their own: what is made here would be in the way of others."""
+    async with deployed(tmp_path_factory.mktemp("fuzz")) as made:
+        yield made
 
 
 @pytest.mark.parametrize("spec", METHODS, ids=lambda spec: spec.path)

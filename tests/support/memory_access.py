@@ -106,6 +106,11 @@ class MemoryAccess:
         key = auth.Jwk(kty="OKP", crv="Ed25519", kid="k1", use="sig", alg="EdDSA", x="AAAA")
         return auth.GetJwksResponse(keys=[key])
 
+    async def rotate_master_key(
+        self, _: auth.RotateMasterKeyRequest, __: Call
+    ) -> auth.RotateMasterKeyResponse:
+        return auth.RotateMasterKeyResponse(key_id="m2", wrapped_count=3)
+
     async def rotate_signing_key(
         self, _: auth.RotateSigningKeyRequest, __: Call
     ) -> auth.RotateSigningKeyResponse:

@@ -27,6 +27,10 @@ class MemoryKeyring:
         self._rotations[tenant] += 1
         return f"{tenant}-{self._rotations[tenant]}", 0
 
+    async def rotate_master_key(self) -> tuple[str, int]:
+        self._refuse_unreachable()
+        return "master-2", len(self.secrets)
+
     def _refuse_unreachable(self) -> None:
         if not self.reachable:
             raise EventStoreUnavailable("the key store is out of reach")

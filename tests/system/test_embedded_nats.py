@@ -15,7 +15,8 @@ import psutil
 import pytest
 from nats.aio.client import Client
 
-from mesh.errors import DataDamaged, FailedPrecondition, WeftError
+from mesh.errors import DataDamaged, EventStoreUnavailable, FailedPrecondition, WeftError
+from mesh.events.jetstream.connection import Login, connect
 from mesh.runtime.nats_server import EmbeddedNats, NatsEndpoint
 from tests.support.nats import UNBOUND_USERS
 from tests.support.processes import line_of, running, until
@@ -112,25 +113,28 @@ async def test_nobody_else_can_read_its_files(server: EmbeddedNats, tmp_path: Pa
         assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
 
 
-async def test_replaces_a_seed_that_others_could_read(tmp_path: Path) -> None:
-    seeds = []
-    for mode in (0o600, 0o644, 0o600):
-        server = EmbeddedNats(tmp_path, UNBOUND_USERS, port=0)
-        endpoint = await server.start()
-        await server.stop()
-        seed_file = endpoint.folder / "host.nkey"
-        seeds.append(seed_file.read_text())
-        seed_file.chmod(mode)
-    assert seeds[0] == seeds[1] != seeds[2]
+async def test_a_seed_of_an_earlier_start_lets_nobody_in(tmp_path: Path) -> None:
+    earlier = EmbeddedNats(tmp_path, UNBOUND_USERS, port=0)
+    copied = tmp_path / "copied.nkey"
+    copied.write_text(((await earlier.start()).folder / "host.nkey").read_text())
+    await earlier.stop()
+    server = EmbeddedNats(tmp_path, UNBOUND_USERS, port=0)
+    endpoint = await server.start()
+    assert (endpoint.folder / "host.nkey").read_text() != copied.read_text()
+    with pytest.raises(EventStoreUnavailable):
+        await connect(endpoint.url, name="thief", login=Login(copied), timeout=1)
+    await server.stop()
 
 
-async def test_refuses_a_seed_file_that_holds_no_seed(tmp_path: Path) -> None:
+async def test_a_seed_file_that_holds_no_seed_is_replaced(tmp_path: Path) -> None:
     seed_file = tmp_path / "nats" / "host.nkey"
     seed_file.parent.mkdir()
     seed_file.touch(0o600)
     seed_file.write_text("not a seed\n")
-    with pytest.raises(DataDamaged, match=r"host\.nkey"):
-        await EmbeddedNats(tmp_path, UNBOUND_USERS, port=0).start()
+    server = EmbeddedNats(tmp_path, UNBOUND_USERS, port=0)
+    await server.start()
+    assert seed_file.read_text().startswith("SU")
+    await server.stop()
 
 
 async def test_takes_the_next_port_where_its_own_is_taken(tmp_path: Path) -> None:

@@ -85,6 +85,15 @@ class UseApiKeys:
 
 
 @dataclass(frozen=True, slots=True)
+class NoteRotation:
+    """Notes that a key that wraps others was replaced; `kind` is `tenant` or `master`."""
+
+    request: Request
+    kind: str
+    key_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class RevokeToken:
     """Revokes the token of that id, which expires by itself at `expire_ns`."""
 
@@ -139,6 +148,7 @@ Command = (
     | RotateApiKey
     | RevokeApiKey
     | UseApiKeys
+    | NoteRotation
     | RevokeToken
     | CreateRole
     | UpdateRole

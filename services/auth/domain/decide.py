@@ -183,6 +183,11 @@ def _revoke_token(state: State, command: commands.RevokeToken) -> list[Message]:
     return [facts.TokenRevoked(token=token, request=request)]
 
 
+def _note_rotation(state: State, command: commands.NoteRotation) -> list[Message]:
+    request = _answer(command.request, state.tenant.name)
+    return [facts.WrappingKeyRotated(kind=command.kind, key_id=command.key_id, request=request)]
+
+
 def _create_role(state: State, command: commands.CreateRole) -> list[Message]:
     role = command.role
     if find_role(state, role.name) is not None:
@@ -309,6 +314,7 @@ _DECISIONS: dict[type, Callable[[State, Any], list[Message]]] = {
     commands.RotateApiKey: _rotate_api_key,
     commands.RevokeApiKey: _revoke_api_key,
     commands.RevokeToken: _revoke_token,
+    commands.NoteRotation: _note_rotation,
     commands.CreateRole: _create_role,
     commands.UpdateRole: _update_role,
     commands.DeleteRole: _delete_role,

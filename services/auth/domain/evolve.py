@@ -82,6 +82,10 @@ def _token_revoked(state: State, event: facts.TokenRevoked, place: Place) -> Non
     state.revoked_tokens.extend([*live, event.token])
 
 
+def _rotated(state: State, event: facts.WrappingKeyRotated, place: Place) -> None:
+    """It is for the audit; keys aren't part of the state."""
+
+
 def _role_created(state: State, event: facts.RoleCreated, place: Place) -> None:
     state.roles.append(event.role)
 
@@ -139,6 +143,7 @@ _STEPS: dict[type[Message], Callable[[State, Any, Place], None]] = {
     facts.ApiKeyRevoked: _api_key_revoked,
     facts.ApiKeyUsed: _api_key_used,
     facts.TokenRevoked: _token_revoked,
+    facts.WrappingKeyRotated: _rotated,
     facts.RoleCreated: _role_created,
     facts.RoleUpdated: _role_updated,
     facts.RoleDeleted: _role_deleted,

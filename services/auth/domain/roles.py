@@ -58,7 +58,12 @@ ADMIN_ONLY = frozenset(
         *("auth.create_role", "auth.update_role", "auth.delete_role"),
         *("auth.create_role_binding", "auth.delete_role_binding"),
         *("auth.create_tenant", "auth.list_tenants"),
-        *("auth.rotate_signing_key", "auth.rotate_tenant_key", "state.erase"),
+        *(
+            "auth.rotate_signing_key",
+            "auth.rotate_tenant_key",
+            "auth.rotate_master_key",
+            "state.erase",
+        ),
     }
 )
 """What no other built-in role gives: what hands out access, concerns the deployment, or

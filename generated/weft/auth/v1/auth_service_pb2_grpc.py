@@ -65,6 +65,11 @@ class AuthServiceStub(object):
                 request_serializer=weft_dot_auth_dot_v1_dot_auth__service__pb2.RotateSigningKeyRequest.SerializeToString,
                 response_deserializer=weft_dot_auth_dot_v1_dot_auth__service__pb2.RotateSigningKeyResponse.FromString,
                 _registered_method=True)
+        self.RotateMasterKey = channel.unary_unary(
+                '/weft.auth.v1.AuthService/RotateMasterKey',
+                request_serializer=weft_dot_auth_dot_v1_dot_auth__service__pb2.RotateMasterKeyRequest.SerializeToString,
+                response_deserializer=weft_dot_auth_dot_v1_dot_auth__service__pb2.RotateMasterKeyResponse.FromString,
+                _registered_method=True)
 
 
 class AuthServiceServicer(object):
@@ -116,6 +121,16 @@ class AuthServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RotateMasterKey(self, request, context):
+        """Makes another master key in the secrets folder of the process that answers,
+        and wraps all tenants' keys and secrets with it. Nothing that is stored
+        changes, and nothing stops meanwhile. The one before stays there under its
+        id: remove it once no backup of the key store needs it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuthServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -148,6 +163,11 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     servicer.RotateSigningKey,
                     request_deserializer=weft_dot_auth_dot_v1_dot_auth__service__pb2.RotateSigningKeyRequest.FromString,
                     response_serializer=weft_dot_auth_dot_v1_dot_auth__service__pb2.RotateSigningKeyResponse.SerializeToString,
+            ),
+            'RotateMasterKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateMasterKey,
+                    request_deserializer=weft_dot_auth_dot_v1_dot_auth__service__pb2.RotateMasterKeyRequest.FromString,
+                    response_serializer=weft_dot_auth_dot_v1_dot_auth__service__pb2.RotateMasterKeyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -313,6 +333,33 @@ class AuthService(object):
             '/weft.auth.v1.AuthService/RotateSigningKey',
             weft_dot_auth_dot_v1_dot_auth__service__pb2.RotateSigningKeyRequest.SerializeToString,
             weft_dot_auth_dot_v1_dot_auth__service__pb2.RotateSigningKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateMasterKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.auth.v1.AuthService/RotateMasterKey',
+            weft_dot_auth_dot_v1_dot_auth__service__pb2.RotateMasterKeyRequest.SerializeToString,
+            weft_dot_auth_dot_v1_dot_auth__service__pb2.RotateMasterKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,12 @@ class AuthServiceStub:
     """Makes another key to sign tokens with; tokens of the one before stay valid
     until they expire.
     """
+    RotateMasterKey: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.RotateMasterKeyRequest, _auth_service_pb2.RotateMasterKeyResponse]
+    """Makes another master key in the secrets folder of the process that answers,
+    and wraps all tenants' keys and secrets with it. Nothing that is stored
+    changes, and nothing stops meanwhile. The one before stays there under its
+    id: remove it once no backup of the key store needs it.
+    """
 
 @_typing.type_check_only
 class AuthServiceAsyncStub(AuthServiceStub):
@@ -74,6 +80,12 @@ class AuthServiceAsyncStub(AuthServiceStub):
     RotateSigningKey: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RotateSigningKeyRequest, _auth_service_pb2.RotateSigningKeyResponse]  # type: ignore[assignment]
     """Makes another key to sign tokens with; tokens of the one before stay valid
     until they expire.
+    """
+    RotateMasterKey: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RotateMasterKeyRequest, _auth_service_pb2.RotateMasterKeyResponse]  # type: ignore[assignment]
+    """Makes another master key in the secrets folder of the process that answers,
+    and wraps all tenants' keys and secrets with it. Nothing that is stored
+    changes, and nothing stops meanwhile. The one before stays there under its
+    id: remove it once no backup of the key store needs it.
     """
 
 class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -131,6 +143,18 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_auth_service_pb2.RotateSigningKeyResponse, _abc.Awaitable[_auth_service_pb2.RotateSigningKeyResponse]]:
         """Makes another key to sign tokens with; tokens of the one before stay valid
         until they expire.
+        """
+
+    @_abc_1.abstractmethod
+    def RotateMasterKey(
+        self,
+        request: _auth_service_pb2.RotateMasterKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_service_pb2.RotateMasterKeyResponse, _abc.Awaitable[_auth_service_pb2.RotateMasterKeyResponse]]:
+        """Makes another master key in the secrets folder of the process that answers,
+        and wraps all tenants' keys and secrets with it. Nothing that is stored
+        changes, and nothing stops meanwhile. The one before stays there under its
+        id: remove it once no backup of the key store needs it.
         """
 
 def add_AuthServiceServicer_to_server(servicer: AuthServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -413,6 +413,38 @@ class SigningKeyRetired(_message.Message):
 Global___SigningKeyRetired: _TypeAlias = SigningKeyRetired  # noqa: Y015
 
 @_typing.final
+class WrappingKeyRotated(_message.Message):
+    """A key that wraps other keys was replaced: a tenant's, or the master key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """Which one: `tenant` or `master`."""
+    key_id: _builtins.str
+    """Id of the new key."""
+    @_builtins.property
+    def request(self) -> _access_pb2.AnsweredRequest:
+        """The request that asked for it."""
+
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        request: _access_pb2.AnsweredRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "kind", b"kind", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WrappingKeyRotated: _TypeAlias = WrappingKeyRotated  # noqa: Y015
+
+@_typing.final
 class AccessDenied(_message.Message):
     """Calls of a known caller were refused."""
 
