@@ -1,13 +1,10 @@
 """The command `weft`, as a person has it: `weft up` in a process, and the other commands."""
 
-import atexit
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,17 +18,13 @@ READY_SECONDS_MAX = 60.0
 END_SECONDS_MAX = 60.0
 WEFT = Path(sys.executable).parent / "weft"
 
-CONFIG = Path(tempfile.mkdtemp(prefix="weft-tests-config-"))
-"""Where servers of the tests leave their keys, and commands find them."""
-atexit.register(shutil.rmtree, CONFIG, ignore_errors=True)
-
 
 def environment(**more: str) -> dict[str, str]:
-    """Ours without what would lead a command to another server, model or NATS."""
+    """Ours without what would lead a command to another server, model or NATS. Keys are
+    left and found where XDG_CONFIG_HOME says, which is the test run's own folder."""
     foreign = ("WEFT_", "OPENAI_", "NATS_", "OTEL_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    own = {"XDG_CONFIG_HOME": str(CONFIG), "WEFT_RUNTIME_NATS_PORT": "0"}
-    return kept | {"COLUMNS": "200"} | own | more
+    return kept | {"COLUMNS": "200", "WEFT_RUNTIME_NATS_PORT": "0"} | more
 
 
 def weft(*arguments: str | Path, stdin: str = "", **more: str) -> Ran:

@@ -230,7 +230,9 @@ class TestBufCurl:
     def curl(self, address: str, *arguments: str) -> list[str | Path]:
         *options, path = arguments
         plain = ("curl", "--protocol", "grpc", "--http2-prior-knowledge")
-        keyed = ("-H", f"@{self.header_file}", "--reflect-header", f"@{self.header_file}")
+        keyed = ["-H", f"@{self.header_file}"]
+        if "--reflect=false" not in options:
+            keyed += ["--reflect-header", f"@{self.header_file}"]
         return [BUF, *plain, *keyed, *options, f"http://{address}{path}"]
 
     @pytest.mark.parametrize("protocol", ["grpc-v1", "grpc-v1alpha"])
