@@ -4,6 +4,7 @@ A message type is compiled once into a function that collects all its fields wit
 `resource` or `resource_pattern`, also those nested in messages, lists, maps and oneofs.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any
@@ -47,12 +48,13 @@ def names_in(message_type: Any) -> Callable[[Message], list[str]]:
     return names
 
 
+_TENANT = re.compile(r"tenants/([a-z0-9][a-z0-9-]{0,62})(?:/|\Z)")
+
+
 def tenant_of(name: str) -> str | None:
     """The tenant's id in a resource name; None where it isn't one in a tenant."""
-    collection, slash, rest = name.partition("/")
-    if collection != "tenants" or not slash:
-        return None
-    return rest.partition("/")[0]
+    found = _TENANT.match(name)
+    return found[1] if found is not None else None
 
 
 def _names_of(message_type: Descriptor) -> _MessageNames:

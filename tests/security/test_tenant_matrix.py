@@ -9,11 +9,13 @@ import pytest
 from mesh.events.store import Selection
 from mesh.rpc.methods import MethodSpec
 from mesh.rpc.open_methods import PUBLIC
+from services.auth.directory import AccessDirectory
 from tests.contract.test_contracts import METHODS
 from tests.security.conftest import Deployment
 from tests.support.requests import bounds_of, field_at, filled, outcome, put, resource_fields
 from weft.agents.v1 import agent_pb2, agent_service_pb2
 from weft.agents.v1.agent_service_pb2_grpc import AgentServiceStub
+from weft.auth.v1 import access_pb2
 from weft.state.v1 import session_service_pb2
 from weft.state.v1.session_service_pb2_grpc import SessionServiceStub
 
@@ -84,15 +86,23 @@ def test_every_method_that_acts_upon_a_tenant_has_a_cell() -> None:
     assert rest == set()
 
 
-async def position(weft: Deployment, tenant: str) -> int:
-    """Where the last commit of the tenant stands, in the areas that have any."""
-    areas = ("agents", "state", "tools", "auth", "vectors")
-    found = [await weft.host.events.last_position(Selection(f"{area}.{tenant}")) for area in areas]
-    return max(found)
+async def held(weft: Deployment, tenant: str) -> Any:
+    """All that the tenant has: where its streams end, and its access, but for when its keys
+    were last used."""
+    directory = weft.host.access
+    assert isinstance(directory, AccessDirectory)
+    access = access_pb2.AccessState()
+    access.CopyFrom(directory.tenants[tenant].state)
+    for stored in access.api_keys:
+        stored.api_key.ClearField("last_used_time")
+    access.ClearField("revision")
+    areas = ("agents", "state", "tools", "vectors")
+    ends = [await weft.host.events.last_position(Selection(f"{area}.{tenant}")) for area in areas]
+    return ends, access
 
 
 async def test_another_tenants_resource_is_not_found(weft: Deployment, theirs: str) -> None:
-    before = await position(weft, theirs)
+    before = await held(weft, theirs)
     seen = []
     for spec, path in CELLS:
         tail = tail_of(spec, path)
@@ -101,11 +111,11 @@ async def test_another_tenants_resource_is_not_found(weft: Deployment, theirs: s
         if code is not Code.NOT_FOUND:
             seen.append((spec.path, path, code))
     assert seen == []
-    assert await position(weft, theirs) == before
+    assert await held(weft, theirs) == before
 
 
 async def test_a_forged_name_never_succeeds(weft: Deployment, theirs: str) -> None:
-    before = await position(weft, theirs)
+    before = await held(weft, theirs)
     passed = []
     for spec, path in CELLS:
         tail = tail_of(spec, path)
@@ -115,7 +125,7 @@ async def test_a_forged_name_never_succeeds(weft: Deployment, theirs: str) -> No
             if code not in (Code.NOT_FOUND, Code.INVALID_ARGUMENT):
                 passed.append((spec.path, path, forged, code))
     assert passed == []
-    assert await position(weft, theirs) == before
+    assert await held(weft, theirs) == before
 
 
 async def test_a_required_resource_that_is_absent_is_an_invalid_argument(

@@ -1,6 +1,7 @@
 """Stored data that is damaged or lost: refused at the start, and never passed over."""
 
 import json
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -36,8 +37,11 @@ async def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folder(intact: Path, tmp_path: Path) -> Path:
-    """A copy to be damaged."""
+def folder(intact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy to be damaged, with a copy of its keys: what starts on a log that lost its
+    keys makes new ones."""
+    keys = shutil.copytree(os.environ["XDG_CONFIG_HOME"], tmp_path / "config")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(keys))
     return shutil.copytree(intact, tmp_path / "data")
 
 
