@@ -4,14 +4,18 @@ import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any, cast
 
 import grpc
 import grpc.aio
 import pytest
 
-from tests.support.platform import platform
+from tests.support.keyed import KeyedChannel
+from tests.support.platform import Platform, platform
 from tests.support.session_calls import SessionCalls
 from weft.agents.v1 import agent_pb2, agent_service_pb2
+from weft.auth.v1 import tenant_service_pb2
+from weft.auth.v1.tenant_service_pb2_grpc import TenantServiceStub
 from weft.state.v1 import session_service_pb2, state_service_pb2
 
 BIG = "\N{MUSICAL SYMBOL G CLEF}" * 65_000
@@ -22,6 +26,15 @@ def essence(records: list[session_service_pb2.SessionRecord]) -> list[tuple[str,
     """What of the events, behind the first, an import leaves as it is."""
     events = [record.event for record in records[2:]]
     return [(each.type, each.time.ToNanoseconds(), each.payload.value) for each in events]
+
+
+async def other_calls(running: Platform) -> SessionCalls:
+    """Calls of the administrator of another tenant, which is made for it."""
+    tenants: Any = TenantServiceStub(running.open_channel)
+    made = tenant_service_pb2.CreateTenantRequest(tenant_id=OTHER_TENANT.split("/")[1])
+    key = (await tenants.CreateTenant(made, timeout=10)).api_key_secret
+    channel: Any = running.open_channel
+    return SessionCalls(cast(grpc.aio.Channel, KeyedChannel(channel.bare, key)))
 
 
 async def other_agent(calls: SessionCalls) -> str:
@@ -39,16 +52,17 @@ async def test_a_session_moves_to_another_tenant_and_goes_on_there(tmp_path: Pat
         for question in ("one", BIG, "three"):
             await calls.run(session, question)
         records = await calls.export(session)
-        imported = await calls.import_(await other_agent(calls), records, "moved")
+        others = await other_calls(running)
+        imported = await others.import_(await other_agent(others), records, "moved")
         assert imported == f"{OTHER_TENANT}/agents/elsewhere/sessions/moved"
-        again = await calls.export(imported)
+        again = await others.export(imported)
         assert essence(again) == essence(records)
         assert session not in str(again[1].event.payload.value)
         verify = state_service_pb2.VerifyReplayRequest(name=imported)
-        assert (await calls.state.VerifyReplay(verify)).matches
-        assert await calls.run(imported, "and now?")
+        assert (await others.state.VerifyReplay(verify)).matches
+        assert await others.run(imported, "and now?")
         assert await calls.listed() == [session]
-        assert await calls.listed(f"{OTHER_TENANT}/agents/-") == [imported]
+        assert await others.listed(f"{OTHER_TENANT}/agents/-") == [imported]
 
 
 async def test_an_import_runs_nothing(tmp_path: Path) -> None:

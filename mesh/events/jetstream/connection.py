@@ -9,19 +9,24 @@ import itertools
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import nats.errors
 import orjson
 import structlog
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.protocol.parser import PERMISSIONS_ERR
 
 from mesh.errors import EventStoreUnavailable, LimitExceeded, WeftError
+from mesh.events.jetstream.fast_client import (
+    Expected,
+    FastClient,
+    Reply,
+    StoredMessage,
+    header,
+    stored_message,
+)
 from mesh.ids import new_id
-from weft.events.v1 import events_pb2
 
 T = TypeVar("T")
 
@@ -39,7 +44,6 @@ _PING_SECONDS = 2
 _CANCELS_MAX = 20
 _PENDING_MESSAGES_MAX = 8192
 _PENDING_BYTES_MAX = 32_000_000
-_STATUS_LINE = b"NATS/1.0 "
 
 _log = structlog.get_logger(__name__)
 
@@ -50,16 +54,6 @@ class NotSent(EventStoreUnavailable):
 
 class NoReply(EventStoreUnavailable):
     """No answer came in time, or the connection broke: NATS may have done it or not."""
-
-
-class StoredMessage(NamedTuple):
-    """A message of a stream; `position` is its sequence there. `commit` is what `data`
-    parses to, where it was parsed already."""
-
-    position: int
-    subject: str
-    data: bytes
-    commit: events_pb2.Commit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,117 +73,6 @@ class BareBatch:
     last_position: int
 
 
-class Reply(NamedTuple):
-    """A reply. `status` is what NATS itself answers with, such as 404; None otherwise."""
-
-    data: bytes
-    status: str | None
-    headers: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class _Expected:
-    """Somebody waits for `reply`. Of a batch, `take` gets the data and headers of each
-    message before it."""
-
-    reply: asyncio.Future[Reply]
-    take: Callable[[bytes, bytes], None] | None
-
-
-class _FastClient(Client):
-    """A client that gives replies to those who wait for them, by their subject, and stored
-    messages that are republished to those who follow, by their subscription.
-
-    nats-py takes every header apart, one by one, and sends every message through a queue
-    to another task, which would be half of a long load and a tenth of a turn; this is the
-    narrowest place to step in before that.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.expected: dict[bytes, _Expected] = {}
-        self.followers: dict[int, Callable[[StoredMessage], None]] = {}
-
-    async def _process_msg(
-        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
-    ) -> None:
-        follower = self.followers.get(sid)
-        if follower is not None:
-            try:
-                message = _stored(data, headers)
-            except ValueError:
-                # Not JetStream's: whoever published it must not end our reading.
-                _log.warning("a live message without its position was dropped")
-                return
-            follower(message)
-            return
-        expected = self.expected.get(subject)
-        if expected is None:
-            await super()._process_msg(sid, subject, reply, data, headers)
-            return
-        found = headers or b""
-        status = found[9:12].decode() if found.startswith(_STATUS_LINE) else None
-        if expected.take is not None and status is None:
-            expected.take(data, found)
-        elif not expected.reply.done():
-            expected.reply.set_result(Reply(data, status, found))
-
-    async def _process_err(self, err_msg: str) -> None:
-        # nats-py closes for good over most of what a server says before it cuts a
-        # connection, such as that its user has a new key since the last reload.
-        if PERMISSIONS_ERR in err_msg:
-            await super()._process_err(err_msg)
-        else:
-            await self._process_op_err(nats.errors.Error(f"nats: {err_msg}"))
-
-    def _connect_command(self) -> bytes:
-        # nats-py signs with the seed that the file holds now, but names the first one's key.
-        if self._nkeys_seed is not None:
-            self._setup_nkeys_connect()
-        return super()._connect_command()
-
-    async def _process_pong(self) -> None:
-        # nats-py ends its read loop for good over a flush that nobody waits for any more.
-        if self._pongs and self._pongs[0].done():
-            self._pongs[0] = asyncio.get_running_loop().create_future()
-        await super()._process_pong()
-
-    async def _send_publish(
-        self,
-        subject: str,
-        reply: str,
-        payload: bytes,
-        payload_size: int,
-        headers: dict[str, str] | None,
-    ) -> None:
-        if headers is None:
-            await super()._send_publish(subject, reply, payload, payload_size, None)
-            return
-        # Names and values are our own and hold no line breaks: see `Connection.publish`.
-        lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-        head = f"NATS/1.0\r\n{lines}\r\n".encode()
-        sizes = f"{len(head)} {len(head) + payload_size}"
-        command = f"HPUB {subject} {reply} {sizes}\r\n".encode()
-        await self._send_command(b"".join((command, head, payload, b"\r\n")))
-        if self._flush_queue is not None and self._flush_queue.empty():
-            await self._flush_pending()
-
-
-def _stored(data: bytes, headers: bytes) -> StoredMessage:
-    position = int(_header(headers, b"\r\nNats-Sequence: "))
-    return StoredMessage(position, _header(headers, b"\r\nNats-Subject: ").decode(), data)
-
-
-def _header(headers: bytes, name: bytes) -> bytes:
-    """Value of the header; of several the last, which is the server's own. Empty where
-    there is none."""
-    start = headers.rfind(name)
-    if start < 0:
-        return b""
-    start += len(name)
-    return headers[start : headers.index(b"\r\n", start)]
-
-
 class Connection:
     """See the module; `connect` makes one.
 
@@ -198,7 +81,7 @@ class Connection:
 
     def __init__(self, name: str, inbox_prefix: str = "", api_prefix: str = JETSTREAM_API) -> None:
         self._name = name
-        self._client = _FastClient()
+        self._client = FastClient()
         self._inbox_prefix = inbox_prefix or f"_INBOX_{name}"
         self._inbox = f"{self._inbox_prefix}.{new_id()}"
         self._api_prefix = api_prefix
@@ -301,10 +184,10 @@ class Connection:
         messages: list[StoredMessage] = []
 
         def take(data: bytes, headers: bytes) -> None:
-            messages.append(_stored(data, headers))
+            messages.append(stored_message(data, headers))
 
         end = await self._get(stream, request, timeout, take)
-        pending = int(_header(end.headers, b"\r\nNats-Num-Pending: ") or 0)
+        pending = int(header(end.headers, b"\r\nNats-Num-Pending: ") or 0)
         return Batch(messages, pending > 0)
 
     async def bare_get(
@@ -317,7 +200,7 @@ class Connection:
             messages.append(data)
 
         end = await self._get(stream, {**request, "no_hdr": True}, timeout, take)
-        last = int(_header(end.headers, b"\r\nNats-Last-Sequence: ") or 0)
+        last = int(header(end.headers, b"\r\nNats-Last-Sequence: ") or 0)
         # The number of pending messages isn't counted down here (nats-server 2.15.1). What
         # is shorter than it may be has reached the end.
         full = sum(map(len, messages)) >= BATCH_BYTES_MAX // 2
@@ -355,10 +238,10 @@ class Connection:
         )
         try:
             # NATS may learn of a subscription only after what is published next, unless flushed.
-            await self._client.flush(timeout=int(READ_ATTEMPT_SECONDS))
-        except nats.errors.Error as error:
+            await self._client.taken(READ_ATTEMPT_SECONDS)
+        except TimeoutError:
             await subscription.unsubscribe()
-            raise NoReply("NATS didn't confirm a subscription") from error
+            raise NoReply("NATS didn't confirm a subscription") from None
         return subscription
 
     async def follow_stored(
@@ -381,7 +264,7 @@ class Connection:
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         inbox = f"{self._inbox}.{next(self._tokens)}"
         key = inbox.encode()
-        self._client.expected[key] = _Expected(reply, take)
+        self._client.expected[key] = Expected(reply, take)
         try:
             async with asyncio.timeout(timeout):
                 await self.publish(subject, data, headers, inbox)

@@ -4,7 +4,8 @@ from collections.abc import AsyncGenerator
 from functools import partial
 
 from mesh.errors import EventStoreUnavailable, Internal
-from mesh.events.jetstream.connection import Connection, NoReply, StoredMessage, retried
+from mesh.events.jetstream.connection import Connection, NoReply, retried
+from mesh.events.jetstream.fast_client import StoredMessage
 
 BATCH_MESSAGES = 64
 PASSES_MAX = 8

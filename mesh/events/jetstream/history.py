@@ -19,9 +19,9 @@ from mesh.events.jetstream.connection import (
     Connection,
     NoReply,
     NotSent,
-    StoredMessage,
     retried,
 )
+from mesh.events.jetstream.fast_client import StoredMessage
 from mesh.events.store import EVERYTHING, Selection, StreamName
 
 PAGE_COMMITS = 1000

@@ -15,7 +15,8 @@ from nats.aio.msg import Msg
 from mesh.errors import EventStoreUnavailable, Internal
 from mesh.events.jetstream.append import DEFAULT_BOUNDS, Publisher
 from mesh.events.jetstream.assets import KEYS, KEYS_PREFIX
-from mesh.events.jetstream.connection import Connection, NoReply, StoredMessage, retried
+from mesh.events.jetstream.connection import Connection, NoReply, retried
+from mesh.events.jetstream.fast_client import StoredMessage
 from mesh.events.jetstream.history import from_leader
 from mesh.events.store import HeadConflict
 from mesh.security.key_store import KeyConflict, OnPut, StoredKey, checked_name

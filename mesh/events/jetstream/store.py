@@ -33,11 +33,11 @@ from mesh.events.jetstream.connection import (
     Connection,
     Login,
     NotSent,
-    StoredMessage,
     connect,
     retried,
 )
 from mesh.events.jetstream.erase import erase_subject, messages_of
+from mesh.events.jetstream.fast_client import StoredMessage
 from mesh.events.jetstream.history import PAGE_COMMITS, History
 from mesh.events.jetstream.objects import ObjectBlobStore
 from mesh.events.jetstream.tail import LogTail

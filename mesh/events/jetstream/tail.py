@@ -9,7 +9,8 @@ import structlog
 
 from mesh.errors import EventStoreUnavailable
 from mesh.events.jetstream.assets import LIVE_PREFIX
-from mesh.events.jetstream.connection import Connection, StoredMessage
+from mesh.events.jetstream.connection import Connection
+from mesh.events.jetstream.fast_client import StoredMessage
 from mesh.events.jetstream.history import History
 from mesh.events.store import EVERYTHING, SUBJECT_PREFIX, Selection
 

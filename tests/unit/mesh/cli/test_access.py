@@ -168,8 +168,8 @@ def test_a_tenant_comes_with_its_administrators_key(
 ) -> None:
     secret = weft("tenant", "create", "acme", "--name", "Acme Ltd").out.strip()
     assert "acme    Acme Ltd" in weft("tenant", "list").out
-    assert weft("tenant", "rotate-key", "acme", "-o", "json").data["key_id"] == "t2"
     monkeypatch.setenv("WEFT_API_KEY", secret)
+    assert weft("tenant", "rotate-key", "acme", "-o", "json").data["key_id"] == "t2"
     assert weft("tenant", "show", "-o", "json").data["name"] == "tenants/acme"
     assert weft("whoami", "-o", "json").data["principal"] == "tenants/acme/apiKeys/admin"
 
