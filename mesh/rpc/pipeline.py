@@ -7,7 +7,6 @@ request (or an async iterator of requests) and the Call.
 
 import inspect
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -112,45 +111,16 @@ def _composed(spec: MethodSpec, inner: Handler, interceptors: Sequence[Intercept
 
 
 def _innermost(spec: MethodSpec, implementation: object) -> Handler:
-    handler = getattr(implementation, spec.attribute, None)
+    handler: Handler | None = getattr(implementation, spec.attribute, None)
     if handler is None:
         return _unimplemented_stream if spec.server_streaming else _unimplemented
     if spec.server_streaming:
         if not inspect.isasyncgenfunction(handler):
             raise TypeError(f"{spec.attribute} must be an async generator")
-        return _checked_stream(spec, handler)
+        return handler
     if not inspect.iscoroutinefunction(handler):
         raise TypeError(f"{spec.attribute} must be a coroutine function")
-    return _checked_unary(spec, handler)
-
-
-def _checked_unary(spec: MethodSpec, handler: Handler) -> Handler:
-    response_class = spec.response_class
-
-    async def checked(request: Any, call: Call) -> Any:
-        response = await handler(request, call)
-        if response.__class__ is not response_class:
-            raise _wrong_response(spec, response)
-        return response
-
-    return checked
-
-
-def _checked_stream(spec: MethodSpec, handler: Handler) -> Handler:
-    response_class = spec.response_class
-
-    async def checked(request: Any, call: Call) -> AsyncGenerator[Any, None]:
-        async with aclosing(handler(request, call)) as responses:
-            async for response in responses:
-                if response.__class__ is not response_class:
-                    raise _wrong_response(spec, response)
-                yield response
-
-    return checked
-
-
-def _wrong_response(spec: MethodSpec, response: object) -> TypeError:
-    return TypeError(f"{spec.path} answered with {type(response).__name__}")
+    return handler
 
 
 async def _unimplemented(request: Any, call: Call) -> Any:

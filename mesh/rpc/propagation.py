@@ -5,9 +5,9 @@ Both paths make their `Call` here, so that a handler can't tell them apart.
 
 import re
 from collections.abc import Iterable, Sequence
+from time import monotonic
 
 from mesh.call import Call, current_call
-from mesh.clock import SYSTEM
 from mesh.ids import new_request_id
 from mesh.principal import system
 
@@ -75,9 +75,7 @@ def incoming_call(
     """
     given = _text_metadata(metadata) if metadata else {}
     seconds = default_seconds if timeout is None else min(timeout, seconds_max)
-    call = _new_call(method, seconds, given)
-    call.peer = peer
-    return call
+    return _new_call(method, seconds, given, peer)
 
 
 def wire_metadata(call: Call) -> Sequence[tuple[str, str]]:
@@ -88,21 +86,29 @@ def wire_metadata(call: Call) -> Sequence[tuple[str, str]]:
     return tuple(own.items())
 
 
-def _new_call(method: str, seconds: float, given: dict[str, str]) -> Call:
+def _new_call(method: str, seconds: float, given: dict[str, str], peer: str = "") -> Call:
     return Call(
         method,
-        SYSTEM.monotonic() + seconds,
+        monotonic() + seconds,
         _valid_request_id(given) or new_request_id(),
-        traceparent=_valid_traceparent(given),
-        metadata=given,
+        None,
+        "",
+        peer,
+        _valid_traceparent(given),
+        given,
     )
 
 
 def _text_metadata(metadata: Metadata) -> dict[str, str]:
     """By key in lower case; of a key that comes again the values are joined (RFC 9110, 5.3),
     so that two credentials are none."""
-    given: dict[str, str] = {}
-    for key, value in metadata:
+    pairs = tuple(metadata)
+    # What gRPC hands over is in lower case already; mostly that is all there is to it.
+    given = {key: value for key, value in pairs if value.__class__ is str and key.islower()}
+    if len(given) == len(pairs):
+        return given
+    given = {}
+    for key, value in pairs:
         if isinstance(value, str):
             name = key.lower()
             given[name] = f"{given[name]}, {value}" if name in given else value

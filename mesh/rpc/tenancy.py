@@ -48,6 +48,20 @@ def names_in(message_type: Any) -> Callable[[Message], list[str]]:
     return names
 
 
+def name_count(message_type: Any) -> int | None:
+    """How many resource names a message of that type can hold; None where that isn't known
+    from its type."""
+    count = 0
+    for field in message_type.fields:
+        if _names_resources(field):
+            if field.is_repeated:
+                return None
+            count += 1
+        elif _nested(field) is not None or _is_map(field):
+            return None
+    return count
+
+
 _TENANT = re.compile(r"tenants/([a-z0-9][a-z0-9-]{0,62})(?:/|\Z)")
 
 
@@ -70,7 +84,7 @@ def _names_of(message_type: Descriptor) -> _MessageNames:
 def _collect(field: FieldDescriptor) -> Collect | None:
     name = field.name
     named = _names_resources(field)
-    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+    if _is_map(field):
         return _collect_map(name, named, field.message_type.fields_by_name["value"])
     if named:
         return _collect_texts(name) if field.is_repeated else _collect_text(name)
@@ -78,6 +92,10 @@ def _collect(field: FieldDescriptor) -> Collect | None:
     if inner is None:
         return None
     return _collect_messages(name, inner) if field.is_repeated else _collect_message(name, inner)
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and field.message_type.GetOptions().map_entry
 
 
 def _names_resources(field: FieldDescriptor) -> bool:

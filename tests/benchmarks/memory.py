@@ -31,7 +31,7 @@ async def weft_megabytes() -> float:
 
 async def echo_megabytes() -> float:
     """Of Python with a bare grpc.aio server."""
-    async with running("tests.benchmarks.echo_server") as process:
+    async with running("tests.benchmarks.edge_server", "bare") as process:
         await line_of(process)
         return _resident_megabytes(process.pid)
 

@@ -61,6 +61,12 @@ class NoIdentities:
 
 
 OPEN_DOOR = Doorkeeper(TESTER)
+NO_LIMITS = RateLimitSettings(
+    key_reads_per_second=1_000_000,
+    key_writes_per_second=1_000_000,
+    tenant_reads_per_second=1_000_000,
+    tenant_writes_per_second=1_000_000,
+)
 
 
 class OpenAccess(Doorkeeper):
@@ -92,7 +98,7 @@ def edge(authenticator: Doorkeeper = OPEN_DOOR) -> Edge:
     return Edge(
         authenticator=authenticator,
         identities=NoIdentities(),
-        rate_limiter=RateLimiter(RateLimitSettings()),
+        rate_limiter=RateLimiter(NO_LIMITS),
     )
 
 

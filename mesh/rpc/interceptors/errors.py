@@ -16,24 +16,34 @@ log = structlog.get_logger()
 
 
 class Errors:
-    """Passes WeftErrors on; anything else becomes Internal, whose cause only the log has.
+    """Passes WeftErrors on; anything else becomes Internal, whose cause only the log has, and
+    so does an answer of another type than the contract's.
 
     A cancellation passes on where this task is being cancelled. Where it isn't, the
     handler waited for something that was cancelled, and the caller gets Cancelled.
     """
 
     def unary(self, spec: MethodSpec, inner: Handler) -> Handler:
+        response_class = spec.response_class
+
         async def guarded(request: Any, call: Call) -> Any:
             with _Guard(call):
-                return await inner(request, call)
+                response = await inner(request, call)
+                if response.__class__ is not response_class:
+                    raise _wrong(spec, response)
+                return response
 
         return guarded
 
     def stream(self, spec: MethodSpec, inner: Handler) -> Handler:
+        response_class = spec.response_class
+
         async def guarded(request: Any, call: Call) -> AsyncGenerator[Any, None]:
             with _Guard(call):
                 async with aclosing(inner(request, call)) as messages:
                     async for message in messages:
+                        if message.__class__ is not response_class:
+                            raise _wrong(spec, message)
                         yield message
 
         return guarded
@@ -62,6 +72,10 @@ class _Guard:
                 raise Cancelled("something that the call waited for was cancelled") from None
         elif isinstance(error, Exception):
             raise _internal(error, self._call) from None
+
+
+def _wrong(spec: MethodSpec, response: object) -> TypeError:
+    return TypeError(f"{spec.path} answered with {type(response).__name__}")
 
 
 def _internal(error: Exception, call: Call) -> Internal:
