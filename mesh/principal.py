@@ -49,6 +49,9 @@ class Principal:
 
     def role_for(self, permission: str, resource: str) -> str | None:
         """Name of a role that gives the permission on the resource; None where none does."""
+        if len(resource) > CACHED_NAME_LENGTH_MAX:
+            # Not a name yet: its bounds are looked at after this.
+            return self._role_for(permission, resource)
         key = (permission, resource)
         if key not in self._allowed:
             if len(self._allowed) >= _DECISIONS_MAX:
@@ -82,6 +85,8 @@ class Principal:
 
 
 _DECISIONS_MAX = 1_024
+CACHED_NAME_LENGTH_MAX = 512
+"""No contract takes a longer name."""
 
 
 @cache

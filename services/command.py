@@ -158,7 +158,11 @@ def _announce(host: "Host", output: Output, first_key: "FirstKey | None") -> Non
     if first_key is not None:
         print(
             f"The administrator's API key, shown this once:\n\n  {first_key.text}\n\n"
-            f"It is also in {first_key.file}, where `weft` finds it.\n"
+            + (
+                f"It is also in {first_key.file}, where `weft` finds it.\n"
+                if first_key.file
+                else ""
+            )
         )
     for note in host.notes:
         print(f"note: {note}", file=sys.stderr)

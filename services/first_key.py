@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import cast
 
 from mesh.cli.clusters import ClusterFile
+from mesh.cli.failures import CommandFailed
 from mesh.cli.private_files import config_folder
 from mesh.runtime.host import Host
 from services.auth.directory import AccessDirectory
@@ -13,10 +14,11 @@ from services.auth.first_start import first_start, recover_admin
 
 @dataclass(frozen=True, slots=True)
 class FirstKey:
-    """An API key that was just made, and the file that it was written to."""
+    """An API key that was just made, and the file that it was written to; None where it
+    couldn't be written."""
 
     text: str = field(repr=False)
-    file: Path
+    file: Path | None
 
 
 async def admitted(host: Host, *, another: bool = False) -> FirstKey | None:
@@ -24,16 +26,21 @@ async def admitted(host: Host, *, another: bool = False) -> FirstKey | None:
     `another` such key; None where nothing was made.
 
     The key is kept in the folder of the CLI's settings, with the address at which this
-    process serves, so that commands on this machine find both. Raises CommandFailed where
-    it can't be written there.
+    process serves, so that commands on this machine find both. Where it can't be written
+    there, that is noted, and the key is told all the same: nobody could tell it again.
     """
     directory = cast(AccessDirectory, host.access)
     key = await first_start(directory, host.clock)
     if key is None and another:
         key = await recover_admin(directory, clock=host.clock)
     files, address = ClusterFile(config_folder() / "clusters"), host.addresses["grpc"]
-    known = key or files.find(cluster=host.cluster)
-    if known:
-        # Also of a key that was there already: the address may be another one this time.
-        files.write(host.cluster, address, known)
-    return FirstKey(key, files.path(host.cluster)) if key is not None else None
+    file: Path | None = files.path(host.cluster)
+    try:
+        known = key or files.find(cluster=host.cluster)
+        if known:
+            # Also of a key that was there already: the address may be another one now.
+            files.write(host.cluster, address, known)
+    except CommandFailed as failure:
+        host.notes.append(f"commands won't find the key by themselves: {failure.message}")
+        file = None
+    return FirstKey(key, file) if key is not None else None

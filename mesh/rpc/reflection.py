@@ -22,8 +22,9 @@ from mesh.security.authenticator import Authenticator
 _ALPHA = "grpc.reflection.v1alpha"
 _V1 = "grpc.reflection.v1"
 _METHOD = "ServerReflectionInfo"
-SECONDS_MAX = 600.0
+SECONDS_MAX = 60.0
 """Longest time that a client's questions may take."""
+STREAMS_MAX = 64
 SERVICES = (f"{_ALPHA}.ServerReflection", f"{_V1}.ServerReflection")
 
 
@@ -35,7 +36,16 @@ def add_reflection(
     pool: Any = _Files()
     servicer: Any = reflection.aio.ReflectionServicer([*services, *SERVICES], pool=pool)
 
+    open_streams = asyncio.Semaphore(STREAMS_MAX)
+
     async def answer(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        if open_streams.locked():
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many ask at once")
+        async with open_streams:
+            async for response in answered(requests, context):
+                yield response
+
+    async def answered(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         call = incoming_call(
             _METHOD,
             SECONDS_MAX,

@@ -20,6 +20,8 @@ from mesh.security.authenticator import Authenticator
 from mesh.sockets import bind_first_free
 
 _PORT_ATTEMPTS_MAX = 3
+HEALTH_WATCHES_MAX = 128
+HEALTH_WATCH_SECONDS_MAX = 3600.0
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
@@ -45,7 +47,7 @@ class RpcServer:
             maximum_concurrent_rpcs=2
             * (settings.concurrent_calls_max + settings.concurrent_streams_max),
         )
-        self._health = health.aio.HealthServicer()
+        self._health = _Health()
         handlers = {path: _wire_handler(endpoint, settings) for path, endpoint in endpoints.items()}
         self._server.add_generic_rpc_handlers((_Endpoints(handlers),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -87,6 +89,26 @@ class RpcServer:
             except RuntimeError:
                 continue
         raise FailedPrecondition(f"can't listen on {host}:{port}")
+
+
+class _Health(health.aio.HealthServicer):
+    """Health is told to everybody; who watches it is bounded, since nobody knows them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watched = 0
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 - gRPC's name
+        if self._watched >= HEALTH_WATCHES_MAX:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watch the health")
+        self._watched += 1
+        try:
+            async with asyncio.timeout(HEALTH_WATCH_SECONDS_MAX):
+                await super().Watch(request, context)
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "watch again")
+        finally:
+            self._watched -= 1
 
 
 class _Endpoints(grpc.GenericRpcHandler):

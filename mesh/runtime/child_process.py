@@ -97,7 +97,8 @@ class ChildProcess:
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         try:
-            await asyncio.wait_for(self._process.wait(), _END_SECONDS_MAX)
+            async with asyncio.timeout(_END_SECONDS_MAX):
+                await self._process.wait()
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()

@@ -214,6 +214,7 @@ class Host:
         return {
             **self._ready,
             "events": self._store.connection.connected and not self._disk_full(),
+            "access": self._access.ready,
             **({"lease": self._leases.held()} if self._bus.leases else {}),
         }
 

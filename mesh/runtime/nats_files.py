@@ -80,7 +80,8 @@ async def _version(binary: Path) -> tuple[int, ...] | None:
     except OSError:
         return None
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), _VERSION_SECONDS_MAX)
+        async with asyncio.timeout(_VERSION_SECONDS_MAX):
+            output, _ = await process.communicate()
     except TimeoutError:
         process.kill()
         await process.wait()

@@ -173,9 +173,9 @@ class EmbeddedNats:
             output_file=self._output_file,
         )
         try:
-            recovered = await asyncio.wait_for(
-                self._serving(child, port, server_name), _READY_SECONDS_MAX
-            )
+            # Not wait_for, which can lose a cancellation (Python 3.11).
+            async with asyncio.timeout(_READY_SECONDS_MAX):
+                recovered = await self._serving(child, port, server_name)
             if lost := sorted(stored - recovered):
                 raise DataDamaged(f"nats-server didn't recover {', '.join(lost)}")
         except (TimeoutError, OSError, nats.errors.Error, WeftError) as error:

@@ -51,6 +51,11 @@ class Service(Protocol):
 class Access(Authenticator, Identities, Protocol):
     """Who may call, as every process knows it: it follows the log in memory."""
 
+    @property
+    def ready(self) -> bool:
+        """Whether it can say who calls; False once it is out of touch with the log."""
+        ...
+
     async def start(self) -> None:
         """Returns once it knows all that is in the log by now."""
         ...

@@ -103,6 +103,12 @@ class AccessDirectory:
         await self._uses.stop()
         await self._denials.stop()
 
+    @property
+    def ready(self) -> bool:
+        """See Access."""
+        following = self._following
+        return following.failure is None and self._clock.monotonic() < following.trusted_until
+
     def authenticate(self, authorization: str) -> Principal:
         """See Authenticator."""
         self._refuse_stale()
@@ -271,8 +277,7 @@ class AccessDirectory:
             self._verified.popitem(last=False)
 
     def _refuse_stale(self) -> None:
-        following = self._following
-        if following.failure is not None or self._clock.monotonic() >= following.trusted_until:
+        if not self.ready:
             raise Unavailable("credentials can't be checked: their log is out of reach")
 
     def _apply(self, stored: StoredCommit) -> None:

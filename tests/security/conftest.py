@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,19 +83,21 @@ async def weft(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Deploy
 @asynccontextmanager
 async def deployed(home: Path) -> AsyncIterator[Deployment]:
     """A deployment with its data and secrets under `home`."""
-    folder = home / "data"
     configure_logs("warning")
     secrets = {"WEFT_SECURITY_SECRETS_DIR": str(home / "secrets")}
-    with environment(UNBOUNDED | secrets):
-        settings = RuntimeSettings(data_dir=folder, grpc_port=0, http_port=0, nats_port=0)
-        async with Host(CATALOGUE, settings, access) as host:
-            first = await admitted(host)
-            assert first is not None
-            async with grpc.aio.insecure_channel(host.addresses["grpc"]) as channel:
-                made = Deployment(host, channel, {"default": first.text})
-                tenants: Any = TenantServiceStub(made.keyed("default"))
-                for tenant in ("acme", "globex"):
-                    request = tenant_service_pb2.CreateTenantRequest(tenant_id=tenant)
-                    answer = await tenants.CreateTenant(request, timeout=10)
-                    made.keys[tenant] = answer.api_key_secret
-                yield made
+    settings = RuntimeSettings(data_dir=home / "data", grpc_port=0, http_port=0, nats_port=0)
+    async with AsyncExitStack() as stack:
+        # Read while it starts; what else runs in these tests has an environment of its own.
+        with environment(UNBOUNDED | secrets):
+            host = await stack.enter_async_context(Host(CATALOGUE, settings, access))
+        first = await admitted(host)
+        assert first is not None
+        address = host.addresses["grpc"]
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
+        made = Deployment(host, channel, {"default": first.text})
+        tenants: Any = TenantServiceStub(made.keyed("default"))
+        for tenant in ("acme", "globex"):
+            request = tenant_service_pb2.CreateTenantRequest(tenant_id=tenant)
+            answer = await tenants.CreateTenant(request, timeout=10)
+            made.keys[tenant] = answer.api_key_secret
+        yield made

@@ -66,8 +66,9 @@ async def thief(tmp_path_factory: pytest.TempPathFactory) -> Any:
     master = (home / "secrets" / "master.key").read_bytes().strip()
     settings = RuntimeSettings(data_dir=home / "data", grpc_port=0, http_port=0, nats_port=0)
     with environment({"WEFT_SECURITY_SECRETS_DIR": str(home / "secrets")}):
-        async with Host(CATALOGUE, settings, access) as host:
-            yield copy, [*secrets, master, base64.b64decode(master)], host
+        again = Host(CATALOGUE, settings, access)
+    async with again as host:
+        yield copy, [*secrets, master, base64.b64decode(master)], host
 
 
 def test_no_secret_is_in_any_file_of_it(thief: Any) -> None:

@@ -1,7 +1,7 @@
 """Every RPC, every resource field of its request, with another tenant's, a forged and no
 resource in it: none succeeds, and nothing of the other tenant changes."""
 
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -12,12 +12,14 @@ from mesh.rpc.open_methods import PUBLIC
 from services.auth.directory import AccessDirectory
 from tests.contract.test_contracts import METHODS
 from tests.security.conftest import Deployment
+from tests.support.keyed import KeyedChannel
 from tests.support.requests import bounds_of, field_at, filled, outcome, put, resource_fields
 from weft.agents.v1 import agent_pb2, agent_service_pb2
 from weft.agents.v1.agent_service_pb2_grpc import AgentServiceStub
 from weft.auth.v1 import access_pb2
-from weft.state.v1 import session_service_pb2
+from weft.state.v1 import session_service_pb2, state_service_pb2
 from weft.state.v1.session_service_pb2_grpc import SessionServiceStub
+from weft.state.v1.state_service_pb2_grpc import StateServiceStub
 
 FORGED = (
     "tenants/acme/../globex",
@@ -156,3 +158,23 @@ async def test_what_a_tenant_lists_is_its_own(weft: Deployment, theirs: str) -> 
     request = agent_service_pb2.ListAgentsRequest(parent="tenants/acme")
     listed = await agents.ListAgents(request, timeout=10)
     assert all(agent.name.startswith("tenants/acme/") for agent in listed.agents)
+
+
+async def test_a_tenants_watch_tells_nothing_of_its_access(weft: Deployment) -> None:
+    """Who may watch events needn't be who may see keys and roles."""
+    _, viewer = await weft.new_key("acme", "viewer")
+    stub: Any = StateServiceStub(cast(Any, KeyedChannel(weft.channel, viewer)))
+    agents: Any = AgentServiceStub(weft.keyed("acme"))
+    made = agent_service_pb2.CreateAgentRequest(
+        parent="tenants/acme", agent_id="seen", spec=agent_pb2.AgentSpec(display_name="x")
+    )
+    await agents.CreateAgent(made, timeout=10)
+    request = state_service_pb2.WatchEventsRequest(name="tenants/acme", after_position=0)
+    streams = set()
+    async for response in stub.WatchEvents(request, timeout=10):
+        streams.add(response.event.stream)
+        if response.event.stream == "agents.acme.seen":
+            break
+    assert streams
+    assert not any(stream.startswith("auth.") for stream in streams)
+    assert all(stream.split(".")[1] == "acme" for stream in streams)

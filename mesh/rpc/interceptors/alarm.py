@@ -10,6 +10,8 @@ from mesh.errors import WeftError
 
 TICK_SECONDS = 0.005
 """How late a deadline may be noticed."""
+AHEAD_SECONDS_MAX = 10.0
+"""How far ahead a timer is set; a later alarm is entered again then."""
 
 
 class Alarm:
@@ -19,9 +21,11 @@ class Alarm:
     alarm serves all steps of a stream.
     """
 
-    __slots__ = ("_cancelled", "_cancelling", "_error", "_task")
+    __slots__ = ("_cancelled", "_cancelling", "_error", "_task", "at", "entered")
 
     def __init__(self) -> None:
+        self.at = 0.0
+        self.entered: set[Alarm] | None = None
         self._task: asyncio.Task[Any] | None = None
         self._cancelling = 0
         self._cancelled = False
@@ -35,6 +39,11 @@ class Alarm:
         if self._task is not None:
             self._cancelled = True
             self._task.cancel()
+
+    def off(self) -> None:
+        """Its clock rings it no more."""
+        if self.entered is not None:
+            self.entered.discard(self)
 
     def __enter__(self) -> None:
         if self._error is not None:
@@ -66,18 +75,28 @@ class AlarmClock:
         self._error = error
         self._due: dict[tuple[int, int], set[Alarm]] = {}
 
-    def set(self, alarm: Alarm, seconds: float) -> set[Alarm]:
-        """Rings in so many seconds; until then `discard` from what is returned stops it."""
+    def set(self, alarm: Alarm, seconds: float) -> None:
+        """Rings in so many seconds, unless the alarm was put `off` by then."""
+        alarm.at = asyncio.get_running_loop().time() + seconds
+        self._enter(alarm)
+
+    def _enter(self, alarm: Alarm) -> None:
         loop = asyncio.get_running_loop()
-        tick = math.ceil((loop.time() + seconds) / TICK_SECONDS)
+        # Not further ahead, so that calls that have long ended leave nothing behind for long.
+        at = min(alarm.at, loop.time() + AHEAD_SECONDS_MAX)
+        tick = math.ceil(at / TICK_SECONDS)
         key = (id(loop), tick)
         alarms = self._due.get(key)
         if alarms is None:
             alarms = self._due[key] = set()
             loop.call_at(tick * TICK_SECONDS, self._ring, key)
         alarms.add(alarm)
-        return alarms
+        alarm.entered = alarms
 
     def _ring(self, key: tuple[int, int]) -> None:
+        now = asyncio.get_running_loop().time()
         for alarm in self._due.pop(key, ()):
-            alarm.ring(self._error())
+            if alarm.at > now + TICK_SECONDS:
+                self._enter(alarm)
+            else:
+                alarm.ring(self._error())

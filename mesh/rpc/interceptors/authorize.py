@@ -5,13 +5,13 @@ from typing import Any
 
 from mesh.call import Call
 from mesh.errors import CredentialInvalid, NotFound, PermissionDenied
-from mesh.principal import Principal
+from mesh.principal import CACHED_NAME_LENGTH_MAX, Principal
 from mesh.rpc.methods import MALFORMED, Handler, MethodSpec
 from mesh.rpc.open_methods import FOR_EVERY_CALLER, PUBLIC
 from mesh.rpc.tenancy import foreign, name_count, names_in, resource_reader, tenant_of
 from mesh.security.authenticator import Authenticator
 
-ALLOWED_MAX = 10_000
+ALLOWED_MAX = 1_000
 Callers = Mapping[str, frozenset[str]]
 """For a contract's full name, the services that may call it, as the catalogue says."""
 
@@ -70,9 +70,12 @@ class Authorize:
             if sole is None or not call.peer or call.caller or request is MALFORMED:
                 check_all(request, call, principal)
                 return
-            key = (id(principal), sole(request))
+            name = sole(request)
+            key = (id(principal), name)
             if allowed.get(key) is not principal:
                 check_all(request, call, principal)
+                if len(name) > CACHED_NAME_LENGTH_MAX:
+                    return
                 if len(allowed) >= ALLOWED_MAX:
                     allowed.clear()
                 allowed[key] = principal

@@ -29,19 +29,19 @@ class Deadline:
     def unary(self, spec: MethodSpec, inner: Handler) -> Handler:
         async def limited(request: Any, call: Call) -> Any:
             alarm = Alarm()
-            alarms = _clock.set(alarm, _seconds_left(call))
+            _clock.set(alarm, _seconds_left(call))
             try:
                 with alarm:
                     return await inner(request, call)
             finally:
-                alarms.discard(alarm)
+                alarm.off()
 
         return limited
 
     def stream(self, spec: MethodSpec, inner: Handler) -> Handler:
         async def limited(request: Any, call: Call) -> AsyncGenerator[Any, None]:
             alarm = Alarm()
-            alarms = _clock.set(alarm, _seconds_left(call))
+            _clock.set(alarm, _seconds_left(call))
             call.end = alarm.ring
             try:
                 async with aclosing(inner(request, call)) as messages:
@@ -52,7 +52,7 @@ class Deadline:
                             return
                         yield message
             finally:
-                alarms.discard(alarm)
+                alarm.off()
 
         return limited
 

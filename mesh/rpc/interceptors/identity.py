@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
 from mesh.call import Call
+from mesh.clock import NANOSECONDS
 from mesh.errors import CredentialInvalid
 from mesh.principal import Principal
 from mesh.rpc.methods import Handler, MethodSpec
@@ -40,11 +41,20 @@ class PeerIdentity:
     stream = unary
 
 
+def _end_with_credential(call: Call) -> None:
+    """Brings the deadline of a stream forward to where its credential expires."""
+    expire_ns = call.principal.expire_ns if call.principal is not None else None
+    if expire_ns is not None:
+        seconds = (expire_ns - call.clock.now_ns()) / NANOSECONDS
+        call.deadline = min(call.deadline, call.clock.monotonic() + seconds)
+
+
 class Authenticate:
     """Sets the call's principal, by the header `authorization`; raises CredentialInvalid.
 
     Calls that have one already come from within the process or from another service.
-    A stream ends with CredentialInvalid as soon as its caller's credential is revoked.
+    A stream ends with CredentialInvalid as soon as its caller's credential is revoked, and
+    by its deadline when the credential expires.
     """
 
     def __init__(self, authenticator: Authenticator) -> None:
@@ -71,6 +81,7 @@ class Authenticate:
             messages = authenticated(request, call)
             if call.peer:
                 self._streams.add(call)
+                _end_with_credential(call)
             return messages
 
         return kept

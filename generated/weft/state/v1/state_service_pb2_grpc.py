@@ -85,7 +85,8 @@ class StateServiceServicer(object):
 
     def WatchEvents(self, request, context):
         """Streams events as they are committed, after those of the past that were
-        asked for, without gap or duplicate. Ends when the caller does.
+        asked for, without gap or duplicate. Ends when the caller does. Events of
+        access aren't among a tenant's: the audit tells them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

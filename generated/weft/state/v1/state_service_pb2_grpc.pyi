@@ -44,7 +44,8 @@ class StateServiceStub:
     """
     WatchEvents: _grpc.UnaryStreamMultiCallable[_state_service_pb2.WatchEventsRequest, _state_service_pb2.WatchEventsResponse]
     """Streams events as they are committed, after those of the past that were
-    asked for, without gap or duplicate. Ends when the caller does.
+    asked for, without gap or duplicate. Ends when the caller does. Events of
+    access aren't among a tenant's: the audit tells them.
     """
     VerifyReplay: _grpc.UnaryUnaryMultiCallable[_state_service_pb2.VerifyReplayRequest, _state_service_pb2.VerifyReplayResponse]
     """Folds a session again from its first event, checks its hash chain, and
@@ -73,7 +74,8 @@ class StateServiceAsyncStub(StateServiceStub):
     """
     WatchEvents: _aio.UnaryStreamMultiCallable[_state_service_pb2.WatchEventsRequest, _state_service_pb2.WatchEventsResponse]  # type: ignore[assignment]
     """Streams events as they are committed, after those of the past that were
-    asked for, without gap or duplicate. Ends when the caller does.
+    asked for, without gap or duplicate. Ends when the caller does. Events of
+    access aren't among a tenant's: the audit tells them.
     """
     VerifyReplay: _aio.UnaryUnaryMultiCallable[_state_service_pb2.VerifyReplayRequest, _state_service_pb2.VerifyReplayResponse]  # type: ignore[assignment]
     """Folds a session again from its first event, checks its hash chain, and
@@ -117,7 +119,8 @@ class StateServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_state_service_pb2.WatchEventsResponse], _abc.AsyncIterator[_state_service_pb2.WatchEventsResponse]]:
         """Streams events as they are committed, after those of the past that were
-        asked for, without gap or duplicate. Ends when the caller does.
+        asked for, without gap or duplicate. Ends when the caller does. Events of
+        access aren't among a tenant's: the audit tells them.
         """
 
     @_abc_1.abstractmethod

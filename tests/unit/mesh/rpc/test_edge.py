@@ -1,7 +1,9 @@
 """Who gets past the edge: credentials, tenants, permissions, over the wire."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any, cast
 
 import grpc.aio
@@ -9,6 +11,8 @@ import pytest
 
 from mesh.errors import (
     CredentialInvalid,
+    DeadlineExceeded,
+    InvalidArgument,
     LimitExceeded,
     NotFound,
     PermissionDenied,
@@ -125,6 +129,23 @@ async def test_a_stream_ends_when_its_credential_is_revoked(edge: Edge) -> None:
     edge.keeper.forget("acme")
     assert isinstance(await refused(waiting), CredentialInvalid)
     await asyncio.wait_for(edge.service.turns.closed.wait(), 5)
+
+
+async def test_a_stream_ends_when_its_credential_expires(edge: Edge) -> None:
+    soon = replace(administrator("acme"), expire_ns=time.time_ns() + 300_000_000)
+    edge.keeper.known["Bearer short"] = soon
+    stream = edge.run("a wait", "short")
+    await anext(stream)
+    assert isinstance(await refused(anext(stream)), DeadlineExceeded)
+
+
+async def test_names_that_no_contract_allows_are_not_kept(edge: Edge) -> None:
+    caller = administrator("acme")
+    edge.keeper.known["Bearer long"] = caller
+    for number in range(5):
+        name = f"tenants/acme/collections/{number}" + "x" * 10_000
+        assert isinstance(await refused(edge.get(name, "long")), InvalidArgument)
+    assert not any(len(name) > 1_000 for _, name in caller._allowed)
 
 
 async def test_whoever_tries_one_credential_after_the_other_has_to_wait(edge: Edge) -> None:
