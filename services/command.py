@@ -61,11 +61,12 @@ def up(
         typer.Option("--accept-loss", help="Start on an event log that lost its end or a part."),
     ] = False,
     new_admin_key: Annotated[
-        bool,
+        str | None,
         typer.Option(
-            "--new-admin-key", help="Make another administrator's key, where all are lost."
+            metavar="TENANT",
+            help="Make another administrator's key in this tenant, where all are lost.",
         ),
-    ] = False,
+    ] = None,
     output: Annotated[
         Output, typer.Option("-o", "--output", help="Form of what is printed.")
     ] = Output.TABLE,
@@ -117,7 +118,7 @@ def _install_event_loop() -> asyncio.Runner:
 
 
 async def _serve(
-    given: dict[str, Any], secrets_dir: Path | None, output: Output, new_admin_key: bool
+    given: dict[str, Any], secrets_dir: Path | None, output: Output, new_admin_key: str | None
 ) -> None:
     # Imported here, so that `weft --help` doesn't load the services.
     from mesh.runtime.host import Host

@@ -9,7 +9,7 @@ from mesh.cli.failures import CommandFailed
 from mesh.cli.private_files import config_folder
 from mesh.runtime.host import Host
 from services.auth.directory import AccessDirectory
-from services.auth.first_start import first_start, recover_admin
+from services.auth.first_start import FIRST_TENANT, first_start, recover_admin
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,10 @@ class FirstKey:
     file: Path | None
 
 
-async def admitted(host: Host, *, another: bool = False) -> FirstKey | None:
+async def admitted(host: Host, *, another: str | None = None) -> FirstKey | None:
     """Makes the first tenant with its administrator's API key where there is none yet, or
-    `another` such key; None where nothing was made.
+    administrator's key in the tenant `another`; None where nothing was made. Raises NotFound
+    where there is no such tenant.
 
     The key is kept in the folder of the CLI's settings, with the address at which this
     process serves, so that commands on this machine find both. Where it can't be written
@@ -31,8 +32,12 @@ async def admitted(host: Host, *, another: bool = False) -> FirstKey | None:
     """
     directory = cast(AccessDirectory, host.access)
     key = await first_start(directory, host.clock)
-    if key is None and another:
-        key = await recover_admin(directory, clock=host.clock)
+    if another and (key is None or another != FIRST_TENANT):
+        recovered = await recover_admin(directory, another, host.clock)
+        if another != FIRST_TENANT:
+            # The commands on this machine go on to act for the deployment's administrator.
+            return FirstKey(recovered, None)
+        key = recovered
     files, address = ClusterFile(config_folder() / "clusters"), host.addresses["grpc"]
     file: Path | None = files.path(host.cluster)
     try:

@@ -72,7 +72,8 @@ def key_notes(found: Credential | None, target: str) -> tuple[str, ...]:
     how = (
         "A key is looked for in WEFT_API_KEY, in the context (weft context list), and in what",
         f"`weft up` left on this machine, {config_folder() / 'clusters'}.",
-        "`weft key create` makes one, for whoever has one already.",
+        "`weft key create` makes one, for whoever has one already. Where all are lost, start the",
+        "server with `weft up --new-admin-key default`.",
     )
     if found is None:
         return (f"No key was found for {target}.", *how)

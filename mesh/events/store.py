@@ -108,6 +108,11 @@ class NewEvent:
     may_ignore: bool = False
 
 
+IMPORTED = "import"
+"""Causation of commits that an import wrote: what they say happened elsewhere, at the times
+that they tell."""
+
+
 @dataclass(frozen=True, slots=True)
 class CommitDraft:
     """What a command decided. `events` isn't empty; `time_ns` is Unix time."""

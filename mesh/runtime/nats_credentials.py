@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import signal
 import stat
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from mesh.runtime.nats_access import Subscriber, access_configuration
 from mesh.runtime.nats_users import BusUser
 
 SUBSCRIBERS_MAX = 1000
+_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _RELOAD_SECONDS_MAX = 10.0
 _PAUSE_SECONDS = 0.05
 _LOG_BYTES_MAX = 1_000_000
@@ -81,7 +83,11 @@ class NatsCredentials:
             if len(kept) >= SUBSCRIBERS_MAX:
                 raise LimitExceeded(f"there are {SUBSCRIBERS_MAX} subscribers already")
             made = new_subscriber(tenant, name, seed_file)
-            self._write_subscribers([*kept, made])
+            try:
+                self._write_subscribers([*kept, made])
+            except BaseException:
+                seed_file.unlink()
+                raise
             return made
 
     def revoke(self, tenant: str, name: str) -> Subscriber:
@@ -145,6 +151,8 @@ def _said(log: Path, offset: int) -> bytes:
 
 def new_subscriber(tenant: str, name: str, seed_file: Path) -> Subscriber:
     """A subscriber with a new seed in a new file (0600); AlreadyExists where it is there."""
+    if not _ID.fullmatch(tenant) or not _ID.fullmatch(name):
+        raise ValueError("a tenant's id and a subscriber's name are of a-z, 0-9 and -")
     try:
         descriptor = os.open(seed_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:

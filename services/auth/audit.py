@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from mesh.call import Call
 from mesh.clock import NANOSECONDS
 from mesh.errors import InvalidArgument
-from mesh.events.store import EventStore, Head, StoredCommit, StreamName
+from mesh.events.store import IMPORTED, EventStore, Head, StoredCommit, StreamName
 from mesh.principal import covers
 from mesh.rpc.pages import read_page_number, write_page_token
 from services.auth import domain
@@ -142,7 +142,10 @@ def _check(request: pb.ListAuditEntriesRequest) -> None:
 
 
 def _may_match(request: pb.ListAuditEntriesRequest, stored: StoredCommit) -> bool:
-    """Whether the envelope passes; what it is about is looked at once it is known."""
+    """Whether the envelope passes; what it is about is looked at once it is known. Of an
+    import only that it took place was done here; the rest happened elsewhere."""
+    if stored.commit.causation_id == IMPORTED:
+        return False
     time_ns = _nanoseconds(stored.commit.time)
     if request.HasField("start_time") and time_ns < _nanoseconds(request.start_time):
         return False

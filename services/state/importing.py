@@ -17,7 +17,7 @@ from mesh.call import Call
 from mesh.clock import Clock
 from mesh.errors import AlreadyExists, InvalidArgument, LimitExceeded
 from mesh.events.aggregate import Place, Repository
-from mesh.events.store import START, CommitDraft, HeadConflict, NewEvent
+from mesh.events.store import IMPORTED, START, CommitDraft, HeadConflict, NewEvent
 from mesh.ids import new_id
 from mesh.rpc.validation import violations_of
 from services.state import domain
@@ -262,6 +262,7 @@ def _draft(commit: _Commit, call: Call) -> CommitDraft:
         commit.time.seconds * 1_000_000_000 + commit.time.nanos,
         call.actor,
         commit.request_id,
+        causation_id=IMPORTED,
         traceparent=call.traceparent,
     )
 

@@ -20,6 +20,7 @@ from services.auth.domain.evolve import API_KEYS_MAX, evolve
 from services.auth.domain.names import api_key_name, role_name, tenant_name, tenant_of
 from services.auth.domain.queries import (
     State,
+    bindings_of,
     existing_api_key,
     find_api_key,
     find_binding,
@@ -32,6 +33,7 @@ from services.auth.domain.rights import (
     check_giver,
     check_rotator,
     check_scopes,
+    check_taker,
 )
 from services.auth.domain.roles import ADMIN
 from weft.auth.v1 import access_pb2
@@ -149,6 +151,8 @@ def _revoke_api_key(state: State, command: commands.RevokeApiKey) -> list[Messag
     key = existing_api_key(state, command.name).api_key
     if key.HasField("revoke_time"):
         return []
+    bindings = bindings_of(state, command.name)
+    check_taker(command.request.caller, "auth.revoke_api_key", bindings)
     request = _answer(command.request, command.name)
     revoked = facts.ApiKeyRevoked(api_key=command.name, request=request)
     _check_administered(state, revoked, command.request, f"revoking {command.name}")
@@ -237,8 +241,10 @@ def _create_binding(state: State, command: commands.CreateBinding) -> list[Messa
 
 
 def _delete_binding(state: State, command: commands.DeleteBinding) -> list[Message]:
-    if find_binding(state, command.name) is None:
+    binding = find_binding(state, command.name)
+    if binding is None:
         raise NotFound.of("role binding", command.name)
+    check_taker(command.request.caller, "auth.delete_role_binding", [binding])
     request = _answer(command.request, command.name)
     deleted = facts.RoleBindingDeleted(binding=command.name, request=request)
     _check_administered(state, deleted, command.request, f"deleting {command.name}")

@@ -52,6 +52,18 @@ def check_rotator(state: State, caller: Principal, key: access_pb2.ApiKey) -> No
         check_giver(caller, given, whole_resource(binding), platform=binding.platform)
 
 
+def check_taker(
+    caller: Principal, permission: str, bindings: Iterable[access_pb2.RoleBinding]
+) -> None:
+    """Who takes away what holds for the platform must have a say there: raises
+    PermissionDenied unless they have the permission for it."""
+    if any(binding.platform for binding in bindings) and not caller.allows_platform(permission):
+        raise PermissionDenied(
+            "it holds for the platform: only who has that permission there can take it away",
+            metadata={"permission": permission},
+        )
+
+
 def narrowed(permissions: Iterable[str], scopes: Iterable[str]) -> set[str]:
     """What is left of permissions under scopes, which narrow nothing where there are none."""
     given, narrow = set(permissions), set(scopes)
