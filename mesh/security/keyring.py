@@ -129,7 +129,8 @@ class Keyring:
         if current is None or len(current.keys) < 2:
             await self._entries.add_version(name)
             current = await self._entries.read(name)
-        *older, key_id = current.keys if current else ()
+        assert current is not None, "made where it was missing"
+        *older, key_id = list(current.keys)
         count = 0
         for _ in range(_PASSES_MAX):
             # Until nobody makes one with the old key any more.
