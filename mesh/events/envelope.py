@@ -136,7 +136,9 @@ class Envelope:
                 return kept
         opened = await self.open(stream, position, data)
         if not opened.erased:
-            self._opened.keep(opened, len(data))
+            # What came back from blobs isn't in the stored bytes.
+            size_bytes = opened.commit.ByteSize() if _BLOB_MARK in data else len(data)
+            self._opened.keep(opened, size_bytes)
         return opened
 
     async def seal_snapshot(self, snapshot: events_pb2.Snapshot) -> bytes:

@@ -26,8 +26,10 @@ class OpenedCommits:
         return found[0]
 
     def keep(self, stored: StoredCommit, size_bytes: int) -> None:
-        """Keeps a commit of that stored size."""
+        """Keeps a commit that takes so much memory, unless it alone is more than all may."""
         self._drop(stored.position)
+        if size_bytes > BYTES_MAX:
+            return
         self._commits[stored.position] = (stored, size_bytes)
         self._bytes += size_bytes
         while len(self._commits) > COMMITS_MAX or self._bytes > BYTES_MAX:

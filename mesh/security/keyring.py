@@ -122,29 +122,37 @@ class Keyring:
 
     async def rotate_tenant_key(self, tenant: str) -> tuple[str, int]:
         """Wraps the tenant's data keys with a new key and drops the old one; returns the new
-        key's id, and how many data keys were wrapped again. What a crash left half done,
-        the next rotation completes."""
+        key's id, and how many data keys were wrapped again. What a crash or a deadline left
+        half done, the next rotation completes, and makes no other key."""
         name = f"tenant.{tenant}"
-        key = await self._entries.add_version(name)
         current = await self._entries.read(name)
-        older = set(current.keys if current else ()) - {key.id}
+        if current is None or len(current.keys) < 2:
+            await self._entries.add_version(name)
+            current = await self._entries.read(name)
+        assert current is not None, "made where it was missing"
+        *older, key_id = list(current.keys)
         count = 0
         for _ in range(_PASSES_MAX):
             # Until nobody makes one with the old key any more.
-            done = await self._rewrap_all(f"data.{tenant}", older)
+            done = await self._rewrap_all(
+                f"data.{tenant}", lambda found: not found.isdisjoint(older)
+            )
             count += done
             if not done:
-                await self._entries.drop_before(name, key.id)
-                return key.id, count
+                await self._entries.drop_before(name, key_id)
+                return key_id, count
         raise Unavailable("data keys are made faster than they are wrapped again; try again")
 
     async def rotate_master_key(self) -> tuple[str, int]:
         """Makes a new generation of the master key, where its back end can, and wraps all
-        tenants' keys and secrets with it; returns its id and how many those were."""
-        await self._master.rotate()
+        tenants' keys and secrets with it; returns its id and how many those were. What was
+        left half done is completed, and no other generation made."""
+        if not await self._is_master_rotation_unfinished():
+            await self._master.rotate()
+        newest = {self._master.key_id}
         count = 0
         for prefix in ("tenant", "secret"):
-            count += await self._rewrap_all(prefix, None)
+            count += await self._rewrap_all(prefix, lambda found: found != newest)
         await self._entries.rewrap(_FINGERPRINT)
         return self._master.key_id, count
 
@@ -162,12 +170,24 @@ class Keyring:
         """Calls back with each stream whose keys are erased, here or elsewhere."""
         self._on_erased.append(callback)
 
-    async def _rewrap_all(self, prefix: str, wrapped_by: set[str] | None) -> int:
+    async def _is_master_rotation_unfinished(self) -> bool:
+        """The fingerprint goes last: until then an older generation wraps it."""
+        # To wrap is to look which generation there is now, in whichever process it was made.
+        await self._master.wrap(b"", b"")
+        stored = await self._store.get(_FINGERPRINT)
+        if stored is None:
+            return False
+        versions = parse_entry(_FINGERPRINT, stored.value).versions
+        return any(version.wrapping_key_id != self._master.key_id for version in versions)
+
+    async def _rewrap_all(self, prefix: str, is_old: Callable[[set[str]], bool]) -> int:
+        """Wraps again those entries of which `is_old` says so, told the ids of the keys that
+        wrap them; how many there were."""
         count = 0
         async for name, stored in self._store.list(prefix):
             versions = parse_entry(name, stored.value).versions
             found = {version.wrapping_key_id for version in versions}
-            if (wrapped_by is None or found & wrapped_by) and await self._entries.rewrap(name):
+            if is_old(found) and await self._entries.rewrap(name):
                 count += 1
         return count
 

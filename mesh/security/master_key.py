@@ -85,7 +85,8 @@ class _Generation:
 
 class FileMasterKey:
     """Keeps the master key in `master.key` of the secrets folder, in base64, made when it
-    first wraps something. `master.<key id>.key` are older generations.
+    first wraps something. `master.<key id>.key` are older generations, and the present one
+    too once it was rotated.
 
     Raises FailedPrecondition where a file can't be read, holds no key, or can be read by
     others than its owner.
@@ -124,17 +125,18 @@ class FileMasterKey:
         return _known(self._known, key_id, self.origin).unwrap(wrapped, context)
 
     async def rotate(self) -> None:
-        """See MasterKey. The one before it stays, under its id."""
+        """See MasterKey. Each generation stays under its id, so that of any number of
+        processes that rotate at once none loses what another one wraps with."""
         self._read()
         present = self._folder / PRESENT_FILE
+        key = secrets.token_bytes(KEY_BYTES)
         if self._present is None:
-            self._make(present, secrets.token_bytes(KEY_BYTES))
+            self._make(present, key)
         else:
-            kept = self._folder / f"master.{self._present.key_id}.key"
-            if not kept.exists():
-                self._make(kept, _read_key(present))
+            self._make_older(_read_key(present))
+            self._make_older(key)
             new = self._folder / f"{PRESENT_FILE}.{secrets.token_hex(8)}"
-            self._make(new, secrets.token_bytes(KEY_BYTES))
+            self._make(new, key)
             new.replace(present)
             _sync(self._folder)
         self._read()
@@ -156,6 +158,12 @@ class FileMasterKey:
             if path.name.split(".")[1] not in self._known:
                 generation = _Generation.of(_read_key(path))
                 self._known[generation.key_id] = generation
+
+    def _make_older(self, key: bytes) -> None:
+        """Keeps a key under its id, which no other generation ever replaces."""
+        path = self._folder / f"master.{_Generation.of(key).key_id}.key"
+        if not path.exists():
+            self._make(path, key)
 
     def _make(self, path: Path, key: bytes) -> None:
         """Writes a key under a name that nobody has; whoever lost the race to it finds it."""

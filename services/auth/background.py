@@ -58,3 +58,7 @@ class Background:
         except WeftError as error:
             _log.warning("facts_not_noted", what=self._name, error=error.message)
             self._noted.set()
+        except BaseException:
+            # A stop in the middle: whatever wasn't flushed is flushed at the end.
+            self._noted.set()
+            raise

@@ -1,5 +1,6 @@
 """The keys that tokens and identities are signed with, as a process knows them."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -8,8 +9,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from google.protobuf.message import Message
 
 from mesh.clock import NANOSECONDS, Clock
-from mesh.errors import FailedPrecondition, Unavailable
-from mesh.events.aggregate import Repository
+from mesh.errors import EventStoreUnavailable, Unavailable, WeftError
+from mesh.events.aggregate import Aggregate, Repository
 from mesh.events.store import EventStore, StoredCommit
 from mesh.ids import new_id
 from mesh.security.identity import IDENTITY_SECONDS_MAX
@@ -57,6 +58,8 @@ class SigningKeys:
         self._private: dict[str, SigningKey] = {}
         self._lost: set[str] = set()
         self._destroyed: set[str] = set()
+        self._making = asyncio.Lock()
+        self._pending = ""
 
     @property
     def state(self) -> SigningState:
@@ -155,20 +158,41 @@ class SigningKeys:
 
     async def _make(self, decide: _Decide) -> None:
         """Commits what `decide` says of a new key, and learns which keys there are then."""
-        kid = new_id()
-        seed = await self._secrets.secret(secret_name(kid))
-        public_key = Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
-        aggregate = self._log.open(domain.SIGNING_STREAM)
-        try:
-            await aggregate.execute(lambda state: decide(state, kid, public_key))
-        except FailedPrecondition:
-            await self._secrets.destroy(secret_name(kid))
-            raise
-        self.put((await aggregate.acknowledged()).state)
-        if kid not in self._public:
-            # Another process made one first.
-            await self._secrets.destroy(secret_name(kid))
+        async with self._making:
+            aggregate = self._log.open(domain.SIGNING_STREAM)
+            kid = self._pending = await self._unused_kid(aggregate)
+            seed = await self._secrets.secret(secret_name(kid))
+            public_key = Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
+            try:
+                await aggregate.execute(
+                    # An earlier try may be stored only now.
+                    lambda state: [] if _has(state, kid) else decide(state, kid, public_key)
+                )
+            except EventStoreUnavailable:
+                # Whether it is stored is unknown: the next one that is made finds out.
+                raise
+            except WeftError:
+                await self._discard(kid)
+                raise
+            self.put((await aggregate.acknowledged()).state)
+            if kid not in self._public:
+                # Another process made one first.
+                await self._discard(kid)
+            self._pending = ""
         await self._load()
+
+    async def _unused_kid(self, aggregate: Aggregate[SigningState]) -> str:
+        """The id of a key that was begun and isn't stored, so that its private part isn't
+        left behind; else a new one."""
+        if not self._pending:
+            return new_id()
+        stored = _has(await aggregate.load(), self._pending)
+        return new_id() if stored else self._pending
+
+    async def _discard(self, kid: str) -> None:
+        """Destroys the private part of a key that isn't stored and won't be."""
+        await self._secrets.destroy(secret_name(kid))
+        self._pending = ""
 
     async def _load(self) -> None:
         signing, ended = self._parted(self._clock.now_ns())
@@ -207,6 +231,10 @@ class SigningKeys:
 def secret_name(kid: str) -> str:
     """Under which name the key store has the private part of the key `kid`."""
     return f"signing.{kid}"
+
+
+def _has(state: SigningState, kid: str) -> bool:
+    return any(key.kid == kid for key in state.keys)
 
 
 def _public(key: access_pb2.SigningKey) -> _Public:

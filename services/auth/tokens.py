@@ -117,7 +117,12 @@ class Tokens:
                 retry_seconds=MASTER_ROTATION_SECONDS - since,
             )
         self._master_rotated = self._clock.monotonic()
-        key_id, count = await self._keys.rotate_master_key()
+        try:
+            key_id, count = await self._keys.rotate_master_key()
+        except BaseException:
+            # The next try completes it, and may come at once.
+            self._master_rotated = float("-inf")
+            raise
         made = self._requests.of(call)
         await self._directory.change(
             made.caller.tenant or FIRST_TENANT, domain.NoteRotation(made, "master", key_id)

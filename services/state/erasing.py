@@ -11,6 +11,7 @@ does, since it looks at its origin again. One whose maker died in between is swe
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -106,7 +107,7 @@ class Erasures:
             raise
 
     async def finish(self) -> None:
-        """Finishes erasures that a crash interrupted."""
+        """Finishes erasures that a crash or an outage interrupted."""
         await self._read_model.catch_up()
         for erasure in self._read_model.unfinished():
             _log.info("an erasure is finished", session=erasure.session)
@@ -188,7 +189,7 @@ class Erasures:
 
 
 class Sweeper:
-    """Finishes erasures at the start, and sweeps from time to time."""
+    """Finishes erasures and sweeps, at the start and from time to time."""
 
     def __init__(self, erasures: Erasures, settings: StateSettings, clock: Clock) -> None:
         self._erasures = erasures
@@ -209,19 +210,23 @@ class Sweeper:
                 await self._task
 
     async def _run(self) -> None:
-        finished = False
         while True:
-            stalled_ns = int(self._settings.import_stall_seconds * NANOSECONDS)
-            try:
-                if not finished:
-                    await self._erasures.finish()
-                    finished = True
-                await self._erasures.sweep(self._clock.now_ns() - stalled_ns)
-            except WeftError as error:
-                _log.warning("sessions weren't swept", error=error.message)
-            except Exception:  # noqa: BLE001 - one session's fault mustn't end the sweeping of all
-                _log.exception("sessions weren't swept")
+            await self._attempt(self._erasures.finish)
+            await self._attempt(self._sweep)
             await asyncio.sleep(self._settings.sweep_interval_seconds)
+
+    async def _sweep(self) -> None:
+        stalled_ns = int(self._settings.import_stall_seconds * NANOSECONDS)
+        await self._erasures.sweep(self._clock.now_ns() - stalled_ns)
+
+    async def _attempt(self, work: Callable[[], Awaitable[None]]) -> None:
+        """What fails is tried again in the next pass, and keeps nothing else from it."""
+        try:
+            await work()
+        except WeftError as error:
+            _log.warning("sessions weren't swept", error=error.message)
+        except Exception:  # noqa: BLE001 - one session's fault mustn't end the sweeping of all
+            _log.exception("sessions weren't swept")
 
 
 def _refuse_other(known: Erasure, asked: Erasure) -> None:

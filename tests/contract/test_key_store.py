@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mesh.events.jetstream.assets import KEYS_PREFIX, ensure_assets
+from mesh.events.jetstream.assets import KEYS, KEYS_PREFIX, ensure_assets
 from mesh.events.jetstream.connection import connect
+from mesh.events.jetstream.erase import erase_message
 from mesh.events.jetstream.key_store import JetStreamKeyStore
 from mesh.security.key_store import KeyConflict, KeyStore, MemoryKeyStore
 from tests.support.nats import NatsServer, running_nats
@@ -85,6 +86,20 @@ class TestKeyStore:
     async def test_what_is_no_name_is_refused(self, store: KeyStore, bad: str) -> None:
         with pytest.raises(ValueError, match="name"):
             await store.get(bad)
+
+
+async def test_two_processes_erase_the_same_entries(nats_server: NatsServer, name: str) -> None:
+    connection = await connect(nats_server.url, name="keys")
+    await ensure_assets(connection)
+    store = JetStreamKeyStore(connection)
+    entries = [f"{name}.{number}" for number in range(20)]
+    for each in entries:
+        revision = await store.put(each, b"one", 0)
+        await asyncio.gather(
+            store.destroy(each), store.destroy(each), erase_message(connection, KEYS, revision)
+        )
+        assert await store.get(each) is None
+    await connection.close()
 
 
 def files_with(folder: Path, text: bytes) -> list[Path]:

@@ -12,19 +12,17 @@ from functools import partial
 
 from nats.aio.msg import Msg
 
-from mesh.errors import EventStoreUnavailable, Internal
 from mesh.events.jetstream.append import DEFAULT_BOUNDS, Publisher
 from mesh.events.jetstream.assets import KEYS, KEYS_PREFIX
 from mesh.events.jetstream.connection import Connection, NoReply, retried
+from mesh.events.jetstream.erase import erase_message, erase_subject, messages_of
 from mesh.events.jetstream.fast_client import StoredMessage
 from mesh.events.jetstream.history import from_leader
 from mesh.events.store import HeadConflict
 from mesh.security.key_store import KeyConflict, OnPut, StoredKey, checked_name
 
 PAGE_KEYS = 500
-DESTROY_PASSES_MAX = 8
 
-_NO_MESSAGE = 10057
 _SUBJECT_START = len(KEYS_PREFIX) + 1
 
 
@@ -52,18 +50,14 @@ class JetStreamKeyStore:
             raise KeyConflict("the key has changed", metadata={"key": name}) from None
         if revision:
             # Named, since a replica that answers a read may not have it yet.
-            await self._erase_one(revision)
-            await self._erase(subject, until=position - 1)
+            await erase_message(self._connection, KEYS, revision)
+            await erase_subject(self._connection, KEYS, subject, until=position - 1)
         return position
 
     async def destroy(self, name: str) -> None:
         """See KeyStore."""
-        subject = _subject(name)
-        for _ in range(DESTROY_PASSES_MAX):
-            # Another process may put it once more meanwhile.
-            if not await self._erase(subject, until=await self._last_position()):
-                return
-        raise EventStoreUnavailable("a key is put again and again while it is destroyed")
+        # Another process may put it once more meanwhile.
+        await erase_subject(self._connection, KEYS, _subject(name))
 
     async def list(self, prefix: str) -> AsyncGenerator[tuple[str, StoredKey], None]:
         """See KeyStore."""
@@ -81,7 +75,7 @@ class JetStreamKeyStore:
             replaced = newest.get(message.subject)
             newest[message.subject] = message.position
             if replaced is not None:
-                await self._erase_one(replaced)
+                await erase_message(self._connection, KEYS, replaced)
 
     async def watch(self, callback: OnPut) -> None:
         """See KeyStore."""
@@ -91,40 +85,8 @@ class JetStreamKeyStore:
 
         await self._connection.subscribe(f"{KEYS_PREFIX}.>", put)
 
-    async def _erase(self, subject: str, until: int) -> bool:
-        """Overwrites the subject's messages up to a position; whether there were any."""
-        positions = [message.position async for message in self._messages(subject, until)]
-        for position in positions:
-            await self._erase_one(position)
-        return bool(positions)
-
-    async def _erase_one(self, position: int) -> None:
-        async def erase() -> None:
-            request = {"seq": position, "no_erase": False}
-            error = (await self._connection.api(f"STREAM.MSG.DELETE.{KEYS}", request)).get("error")
-            if error is None or error.get("err_code") == _NO_MESSAGE:
-                return
-            if error.get("code") in (500, 503):
-                raise NoReply("JetStream didn't erase a message")
-            raise Internal(
-                "JetStream refuses to erase a message",
-                metadata={"code": str(error.get("err_code"))},
-            )
-
-        await retried(erase)
-
-    async def _messages(self, subject: str, until: int) -> AsyncGenerator[StoredMessage, None]:
-        position = 0
-        while position < until:
-            request = {"batch": PAGE_KEYS, "seq": position + 1, "next_by_subj": subject}
-            batch = await retried(partial(self._connection.direct_get, KEYS, request))
-            for message in batch.messages:
-                if message.position > until:
-                    return
-                yield message
-                position = message.position
-            if not batch.pending or not batch.messages:
-                return
+    def _messages(self, subject: str, until: int) -> AsyncGenerator[StoredMessage, None]:
+        return messages_of(self._connection, KEYS, subject, until=until, batch_messages=PAGE_KEYS)
 
     async def _last_position(self) -> int:
         return int((await retried(self._information))["state"]["last_seq"])

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from mesh.events.blobs import MemoryBlobStore
 from mesh.events.envelope import COMMIT_BYTES_MAX, Envelope, check_chain
+from mesh.events.opened import BYTES_MAX
 from mesh.events.store import START, CommitDraft, NewEvent, Selection, StreamName
 
 TOKENS = st.text("abcXYZ019_-", min_size=1, max_size=64)
@@ -46,6 +47,17 @@ async def test_what_is_sealed_comes_back(stream: StreamName, drafts: list[Commit
             assert payload == new.payload
             assert event.may_ignore == new.may_ignore
         head = stored.head
+
+
+async def test_what_is_kept_opened_is_bounded_with_what_came_from_blobs() -> None:
+    envelope, stream = Envelope(MemoryBlobStore()), StreamName("state", "acme", ("s",))
+    draft = CommitDraft([NewEvent(BytesValue(value=bytes(1_000_000)))], 1)
+    data = await envelope.seal(stream, draft, START)
+    positions = range(1, BYTES_MAX // 1_000_000 + 3)
+    opened = [await envelope.open_shared(str(stream), at, data) for at in positions]
+    again = await envelope.open_shared(str(stream), positions[-1], data)
+    assert again is opened[-1]
+    assert await envelope.open_shared(str(stream), 1, data) is not opened[0]
 
 
 @given(STREAMS)

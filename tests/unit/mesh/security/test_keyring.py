@@ -1,6 +1,7 @@
 """The key hierarchy: who gets which key, rotation, and what is gone for good."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,11 @@ class SlowKeyStore(MemoryKeyStore):
 
 async def key_ids(keyring: Keyring, *streams: str) -> list[str]:
     return [(await keyring.data_key_to_seal(stream)).id for stream in streams]
+
+
+def generations(folder: Path) -> int:
+    """How many master keys the folder has."""
+    return len(list(folder.glob("master.*.key")))
 
 
 async def wrapped_by(store: MemoryKeyStore, prefix: str) -> set[str]:
@@ -215,6 +221,35 @@ class TestRotation:
         key_id, _ = await memory_keyring(store, master).rotate_tenant_key("acme")
         assert await wrapped_by(store, "data.acme") == {key_id}
         assert await key_ids(memory_keyring(store, master), SESSION, OTHER) == before
+
+    async def test_tries_that_are_cut_off_add_no_key_each(self, tmp_path: Path) -> None:
+        store = DyingKeyStore(puts=1_000)
+        keyring = memory_keyring(store, FileMasterKey(tmp_path))
+        await keyring.start()
+        before = await key_ids(keyring, SESSION, OTHER, "agents.other.bot")
+        rotations: list[Callable[[], Awaitable[tuple[str, int]]]] = [
+            lambda: keyring.rotate_tenant_key("acme"),
+            keyring.rotate_master_key,
+        ]
+        for rotate in rotations:
+            cut_off = 0
+            for _ in range(10):
+                # Each try gets on by one entry.
+                store.puts = 2
+                try:
+                    await rotate()
+                except ConnectionAbortedError:
+                    cut_off += 1
+                    continue
+                break
+            store.puts = 1_000
+            assert 2 <= cut_off < 10
+        entry = await store.get("tenant.acme")
+        assert entry is not None
+        assert len(keys_pb2.KeyEntry.FromString(entry.value).versions) == 1
+        assert generations(tmp_path) == 2
+        fresh = memory_keyring(store, FileMasterKey(tmp_path))
+        assert await key_ids(fresh, SESSION, OTHER, "agents.other.bot") == before
 
     async def test_keys_that_are_made_meanwhile_are_wrapped_by_a_key_that_stays(self) -> None:
         store, master = SlowKeyStore(), memory_master()

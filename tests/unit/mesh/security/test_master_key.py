@@ -1,5 +1,6 @@
 """The master key's back ends."""
 
+import asyncio
 import base64
 import hashlib
 import os
@@ -73,6 +74,29 @@ def test_processes_that_start_together_make_one_key(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(made, range(4)))) == 1
+
+
+def test_processes_that_rotate_together_lose_no_generation(tmp_path: Path) -> None:
+    program = (
+        "import asyncio, pathlib, sys; from mesh.security.master_key import FileMasterKey\n"
+        "async def main():\n"
+        "    key = FileMasterKey(pathlib.Path(sys.argv[1]))\n"
+        "    for _ in range(100):\n"
+        "        await key.rotate()\n"
+        "        print((await key.wrap(b'x', b'')).hex())\n"
+        "asyncio.run(main())"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "secrets")]
+
+    def wrapped(_: int) -> list[str]:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    with ThreadPoolExecutor(2) as pool:
+        texts = [text for texts in pool.map(wrapped, range(2)) for text in texts]
+    master = FileMasterKey(tmp_path / "secrets")
+    for text in texts:
+        assert asyncio.run(master.unwrap(bytes.fromhex(text), b"")) == b"x"
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620])

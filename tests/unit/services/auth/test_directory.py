@@ -8,7 +8,14 @@ from collections.abc import AsyncIterator
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
-from mesh.errors import CredentialInvalid, EventStoreUnavailable, FailedPrecondition, Unavailable
+from mesh.clock import SYSTEM
+from mesh.errors import (
+    CredentialInvalid,
+    EventStoreUnavailable,
+    FailedPrecondition,
+    LimitExceeded,
+    Unavailable,
+)
 from mesh.events.memory import MemoryEventStore, MemoryLog
 from mesh.events.store import (
     EVERYTHING,
@@ -27,6 +34,7 @@ from services.auth.checkpoint import CHECKPOINT_COMMITS
 from services.auth.directory import AccessDirectory
 from services.auth.first_start import first_start, recover_admin
 from services.auth.settings import AuthSettings
+from services.auth.signing import SigningKeys
 from tests.support.access import Access, MovedClock, access
 from tests.support.eventually import eventually
 from tests.support.forging import Forge
@@ -284,9 +292,12 @@ def denial() -> CommitDraft:
 
 
 class FailingStore(MemoryEventStore):
-    """Can't be reached while `away`; a watch that waits goes on waiting, as with NATS."""
+    """Can't be reached while `away`; a watch that waits goes on waiting, as with NATS.
+    While `full` it stores nothing, while `mute` it doesn't say that it did."""
 
     away = False
+    full = False
+    mute = False
 
     async def last_position(self, selection: Selection = EVERYTHING) -> int:
         if self.away:
@@ -296,7 +307,12 @@ class FailingStore(MemoryEventStore):
     async def append(self, stream: StreamName, draft: CommitDraft, head: Head) -> Head:
         if self.away:
             raise EventStoreUnavailable("away")
-        return await super().append(stream, draft, head)
+        if self.full:
+            raise LimitExceeded("full")
+        stored = await super().append(stream, draft, head)
+        if self.mute:
+            raise EventStoreUnavailable("mute")
+        return stored
 
 
 class TestOutOfReach:
@@ -398,6 +414,28 @@ class TestSigningKeys:
         assert len(one.directory.signing.keys) == 16
         assert one.directory.signing_key()
         assert len(one.keyring.secrets) == 17
+
+    async def test_keys_that_arent_stored_leave_no_private_part(self) -> None:
+        events, keyring = FailingStore(), MemoryKeyring()
+        signing = SigningKeys(events, keyring, SYSTEM, AuthSettings())
+        await signing.start()
+        events.full = True
+        with pytest.raises(LimitExceeded):
+            await signing.rotate()
+        events.full, events.away = False, True
+        assert len(keyring.secrets) == 1
+        for _ in range(3):
+            with pytest.raises(EventStoreUnavailable):
+                await signing.rotate()
+        events.away, events.mute = False, True
+        with pytest.raises(EventStoreUnavailable):
+            await signing.rotate()
+        assert len(keyring.secrets) == 2
+        events.mute = False
+        await signing.rotate()
+        kids = [key.kid for key in signing.state.keys]
+        assert len(kids) == 3
+        assert set(keyring.secrets) == {f"signing.{kid}" for kid in kids}
 
     async def test_a_lost_key_is_replaced(self, one: Access) -> None:
         lost = one.directory.signing_key().kid

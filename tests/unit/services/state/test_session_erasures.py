@@ -1,5 +1,6 @@
 """Erasing sessions, and what is left when it is interrupted, on a log in memory."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from google.protobuf.message import Message
 
+from mesh.clock import SYSTEM
 from mesh.errors import DataErased, FailedPrecondition, NotFound
 from mesh.events.aggregate import Repository
 from mesh.events.blobs import MemoryBlobStore
@@ -15,9 +17,11 @@ from mesh.events.codec import PLAIN, Codecs
 from mesh.events.memory import MemoryEventStore, MemoryLog
 from mesh.security.keyring import Keyring
 from services.state import domain
-from services.state.erasing import Erasures
+from services.state.erasing import Erasures, Sweeper
 from services.state.existing import existing
 from services.state.read_model import SessionsReadModel
+from services.state.settings import StateSettings
+from tests.support.eventually import eventually
 from tests.support.keys import memory_keyring, sealing
 from tests.support.memory_tokens import MemoryTokens
 from tests.support.session_log import SESSION
@@ -176,3 +180,13 @@ async def test_what_was_committed_and_not_scrubbed_is_finished(world: World) -> 
     assert world.read_model.unfinished() == []
     with pytest.raises(DataErased):
         await world.repository.load(domain.session_stream(SESSION))
+
+
+async def test_what_an_outage_left_half_done_is_finished_without_a_new_start(world: World) -> None:
+    await world.create(text=BIG)
+    sweeper = Sweeper(world.erasures, StateSettings(sweep_interval_seconds=0.02), SYSTEM)
+    sweeper.start()
+    await asyncio.sleep(0.1)
+    await world.say(SESSION, events_pb2.SessionErased(request_id="e"))
+    await eventually(lambda: not world.blobs._blobs)
+    await sweeper.stop()
