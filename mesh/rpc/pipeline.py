@@ -16,6 +16,7 @@ from mesh.call import Call
 from mesh.errors import Unimplemented
 from mesh.rpc.interceptors.authorize import Authorize, Callers
 from mesh.rpc.interceptors.deadline import Deadline
+from mesh.rpc.interceptors.decode import Decode
 from mesh.rpc.interceptors.errors import Errors
 from mesh.rpc.interceptors.identity import Authenticate, Identities, PeerIdentity
 from mesh.rpc.interceptors.limits import Limits
@@ -67,10 +68,11 @@ def server_interceptors(
         Trace(),
         Metrics(RpcMetrics(registry)),
         Errors(),
-        Limits(settings),
+        Limits(settings, edge.authenticator, edge.identities),
         PeerIdentity(edge.identities),
         Authenticate(edge.authenticator),
         RateLimit(edge.rate_limiter),
+        Decode(),
         Authorize(edge.authenticator, edge.callers),
         Deadline(),
         Validate(),

@@ -21,6 +21,10 @@ class Authenticator(Protocol):
         """
         ...
 
+    def knows(self, authorization: str) -> bool:
+        """Whether `authenticate` let that header in before."""
+        ...
+
     def valid(self, principal: Principal) -> bool:
         """Whether what `authenticate` returned still is what it would return."""
         ...

@@ -112,6 +112,10 @@ class IdentityVerifier:
             raise refused()
         return verified.principal, verified.caller
 
+    def knows_identity(self, text: str) -> bool:
+        """Whether it was checked before and found valid."""
+        return text in self._verified
+
     def _verify(self, text: str, now_ns: int) -> _Verified:
         claims = verify(text, IDENTITY_TYPE, self._keys)
         known = claims.keys() == _CLAIMS and all(

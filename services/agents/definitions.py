@@ -7,7 +7,7 @@ import orjson
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from mesh.call import Call
-from mesh.errors import FailedPrecondition, InvalidArgument, NotFound
+from mesh.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from mesh.events.aggregate import Aggregate, Repository
 from mesh.ids import new_id
 from mesh.rpc.pages import read_page_number, read_page_token, write_page_token
@@ -72,7 +72,7 @@ class AgentDefinitions:
             request_id=request.request_id or new_id(),
             request_hash=request_hash(request),
         )
-        await self._check_tools(command, request.spec, "spec")
+        await self._check_tools(command, request.spec, "spec", call)
         return agent_service_pb2.CreateAgentResponse(agent=await self._change(name, command))
 
     async def update_agent(
@@ -98,7 +98,7 @@ class AgentDefinitions:
             request_id=request.request_id or new_id(),
             request_hash=request_hash(request),
         )
-        await self._check_tools(command, request.agent.spec, "agent.spec")
+        await self._check_tools(command, request.agent.spec, "agent.spec", call)
         return agent_service_pb2.UpdateAgentResponse(agent=await self._change(name, command))
 
     async def delete_agent(
@@ -160,16 +160,20 @@ class AgentDefinitions:
         command: domain.CreateAgent | domain.UpdateAgent,
         spec: agent_pb2.AgentSpec,
         path: str,
+        call: Call,
     ) -> None:
         """Raises InvalidArgument where a bound tool isn't registered, or has no such
-        argument as is fixed. A request that was answered before isn't checked again."""
+        argument as is fixed; PermissionDenied where the caller may not invoke it, since the
+        agent does it for them. A request that was answered before isn't checked again."""
         state = await self._open(command.agent).load()
         if domain.find_request(state, command.request_id) is not None:
             return
         tenant = command.agent.rsplit("/agents/", 1)[0]
         for index, binding in enumerate(spec.tools):
             field = f"{path}.tools[{index}]"
-            request = tool_service_pb2.GetToolRequest(name=f"{tenant}/tools/{binding.tool}")
+            name = f"{tenant}/tools/{binding.tool}"
+            _check_invoker(call, name)
+            request = tool_service_pb2.GetToolRequest(name=name)
             try:
                 tool = (await self._tools.GetTool(request)).tool
             except NotFound:
@@ -177,10 +181,10 @@ class AgentDefinitions:
                     f"{field}.tool", f"no tool {binding.tool} is registered"
                 ) from None
             known = orjson.loads(tool.parameters_json_schema or b"{}").get("properties", {})
-            for name in orjson.loads(binding.fixed_arguments_json or b"{}"):
-                if name not in known:
+            for argument in orjson.loads(binding.fixed_arguments_json or b"{}"):
+                if argument not in known:
                     raise InvalidArgument.of(
-                        f"{field}.fixed_arguments_json", f"{binding.tool} takes no {name}"
+                        f"{field}.fixed_arguments_json", f"{binding.tool} takes no {argument}"
                     )
 
     def _open(self, name: str) -> Definition:
@@ -196,6 +200,16 @@ class AgentDefinitions:
         answered = domain.find_request(aggregate.state, command.request_id)
         number = answered.agent_revision if answered else 0
         return domain.revision(aggregate.state, name, number)
+
+
+def _check_invoker(call: Call, tool: str) -> None:
+    # What another of Weft's services asks for was decided where the call came in.
+    if call.principal is None or call.caller or call.principal.allows("tools.invoke", tool):
+        return
+    raise PermissionDenied(
+        f"needs the permission tools.invoke for {tool}, which the agent would invoke",
+        metadata={"permission": "tools.invoke", "resource": tool},
+    )
 
 
 def _spec_mask(mask: FieldMask) -> FieldMask:

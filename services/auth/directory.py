@@ -127,6 +127,10 @@ class AccessDirectory:
             self._note_use(found, now_ns)
         return found.principal
 
+    def knows(self, authorization: str) -> bool:
+        """See Authenticator."""
+        return _digest(authorization) in self._verified
+
     def valid(self, principal: Principal) -> bool:
         """See Authenticator. What was given in addition changes nothing; what was taken
         back does."""
@@ -159,6 +163,10 @@ class AccessDirectory:
     def verify(self, text: str) -> tuple[Principal, str]:
         """See Identities."""
         return self._identities.verify(text)
+
+    def knows_identity(self, text: str) -> bool:
+        """See Identities."""
+        return self._identities.knows_identity(text)
 
     def sign(self, principal: Principal, caller: str, seconds: float) -> str:
         """See Access."""

@@ -1,5 +1,6 @@
 """Methods that take a stream of requests, on both paths; no contract has one yet."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from mesh.rpc.local import LocalChannel, StubChannel
 from mesh.rpc.pipeline import bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
-from tests.support.edge import OPEN_DOOR, interceptors
+from tests.support.edge import OPEN_DOOR, TESTER, Doorkeeper, interceptors
 from weft.options.v1 import options_pb2
 
 SERVICE = "weft.test.numbers.NumberService"
@@ -92,3 +93,39 @@ async def test_each_request_of_a_stream_is_validated(channel: StubChannel) -> No
     with pytest.raises(errors.InvalidArgument) as raised:
         await anext(answers)
     assert raised.value.violations == (FieldViolation("value", "must be at most 100"),)
+
+
+@pytest.mark.parametrize("method", ["Sum", "Double"])
+async def test_what_a_client_streams_ends_when_its_credential_is_revoked(method: str) -> None:
+    keeper = Doorkeeper(key=TESTER)
+    server = RpcServer(
+        bind({SERVICE: Numbers()}, interceptors(SETTINGS, keeper), SETTINGS), SETTINGS, keeper
+    )
+    channel = RemoteChannel(f"127.0.0.1:{await server.start('127.0.0.1', 0)}", SETTINGS)
+    sent, more = asyncio.Event(), asyncio.Event()
+
+    async def slowly() -> AsyncIterator[Any]:
+        yield Number(value=1)
+        sent.set()
+        await more.wait()
+        yield Number(value=2)
+
+    call = channel.callable_of(f"/{SERVICE}/{method}")(
+        slowly(), metadata=[("authorization", "Bearer key")], timeout=10
+    )
+    answer = asyncio.ensure_future(anext(call) if method == "Double" else _of(call))
+    await asyncio.wait_for(sent.wait(), 5)
+    if method == "Double":
+        await answer
+        answer = asyncio.ensure_future(anext(call))
+    await asyncio.sleep(0.05)
+    keeper.forget("key")
+    with pytest.raises(errors.CredentialInvalid):
+        await asyncio.wait_for(answer, 5)
+    more.set()
+    await channel.close()
+    await server.stop()
+
+
+async def _of(call: Any) -> Any:
+    return await call

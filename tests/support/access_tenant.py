@@ -87,8 +87,8 @@ class Tenant:
         )
         self.run(domain.CreateBinding(self.request(by), binding))
 
-    def unbind(self, name: str) -> None:
-        self.run(domain.DeleteBinding(self.request(), f"{T}/roleBindings/{name}"))
+    def unbind(self, name: str, *, by: str = "") -> None:
+        self.run(domain.DeleteBinding(self.request(by), f"{T}/roleBindings/{name}"))
 
     def rotate(self, name: str, secret_id: str, *, overlap_ns: int = 0, by: str = "") -> None:
         self.run(
@@ -97,8 +97,8 @@ class Tenant:
             )
         )
 
-    def revoke(self, name: str) -> int:
-        return self.run(domain.RevokeApiKey(self.request(), f"{T}/apiKeys/{name}"))
+    def revoke(self, name: str, *, by: str = "") -> int:
+        return self.run(domain.RevokeApiKey(self.request(by), f"{T}/apiKeys/{name}"))
 
     def stored(self, name: str) -> access_pb2.StoredApiKey:
         return domain.existing_api_key(self.state, f"{T}/apiKeys/{name}")

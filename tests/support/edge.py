@@ -29,12 +29,17 @@ class Doorkeeper:
         self.known = {f"Bearer {key}": principal for key, principal in known.items()}
         self.refused: list[tuple[Principal, str]] = []
         self._callbacks: list[Callable[[], None]] = []
+        self._seen: set[str] = set()
 
     def authenticate(self, authorization: str) -> Principal:
         found = self.known.get(authorization, self.everybody)
         if found is None:
             raise CredentialInvalid("the credential isn't valid")
+        self._seen.add(authorization)
         return found
+
+    def knows(self, authorization: str) -> bool:
+        return authorization in self._seen
 
     def valid(self, principal: Principal) -> bool:
         return principal is self.everybody or principal in self.known.values()
@@ -55,6 +60,9 @@ class Doorkeeper:
 
 class NoIdentities:
     """Knows none of Weft's services."""
+
+    def knows_identity(self, text: str) -> bool:
+        return False
 
     def verify(self, text: str) -> tuple[Principal, str]:
         raise CredentialInvalid("the identity isn't valid")
@@ -87,6 +95,9 @@ class OpenAccess(Doorkeeper):
 
     def verify(self, text: str) -> tuple[Principal, str]:
         raise CredentialInvalid("the identity isn't valid")
+
+    def knows_identity(self, text: str) -> bool:
+        return False
 
     def sign(self, principal: Principal, caller: str, seconds: float) -> str:
         return ""

@@ -23,13 +23,15 @@ class Deadline:
     """Cancels the handler when the deadline passes, and raises DeadlineExceeded.
 
     A stream is bound by it as a whole; each step gets what is left. It can also be ended
-    by others, through `call.end`.
+    by others, through `call.end`, and so can a handler that reads a client's stream.
     """
 
     def unary(self, spec: MethodSpec, inner: Handler) -> Handler:
         async def limited(request: Any, call: Call) -> Any:
             alarm = Alarm()
             _clock.set(alarm, _seconds_left(call))
+            if spec.client_streaming:
+                call.end = alarm.ring
             try:
                 with alarm:
                     return await inner(request, call)

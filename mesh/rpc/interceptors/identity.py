@@ -22,6 +22,10 @@ class Identities(Protocol):
         before is known. CredentialInvalid where it isn't valid."""
         ...
 
+    def knows_identity(self, text: str) -> bool:
+        """Whether it was checked before and found valid."""
+        ...
+
 
 class PeerIdentity:
     """Takes the identity that another of Weft's services sent along, if one did."""
@@ -63,6 +67,22 @@ class Authenticate:
         authenticator.on_change(self._end_revoked)
 
     def unary(self, spec: MethodSpec, inner: Handler) -> Handler:
+        # What a client streams can go on as long as what it is sent.
+        return self.stream(spec, inner) if spec.client_streaming else self._known(spec, inner)
+
+    def stream(self, spec: MethodSpec, inner: Handler) -> Handler:
+        authenticated = self._known(spec, inner)
+
+        def kept(request: Any | AsyncIterator[Any], call: Call) -> Any:
+            messages = authenticated(request, call)
+            if call.peer:
+                self._streams.add(call)
+                _end_with_credential(call)
+            return messages
+
+        return kept
+
+    def _known(self, spec: MethodSpec, inner: Handler) -> Handler:
         if spec.path in PUBLIC:
             return inner
         authenticate = self._authenticator.authenticate
@@ -73,18 +93,6 @@ class Authenticate:
             return inner(request, call)
 
         return authenticated
-
-    def stream(self, spec: MethodSpec, inner: Handler) -> Handler:
-        authenticated = self.unary(spec, inner)
-
-        def kept(request: Any | AsyncIterator[Any], call: Call) -> Any:
-            messages = authenticated(request, call)
-            if call.peer:
-                self._streams.add(call)
-                _end_with_credential(call)
-            return messages
-
-        return kept
 
     def _end_revoked(self) -> None:
         for call in list(self._streams):

@@ -2,7 +2,8 @@
 
 Whom nobody knows yet can cost little: too many calls at once are refused with the time
 after which to try again (google.rpc.RetryInfo), and so is a peer that keeps presenting
-credentials that aren't valid, without looking at the next one.
+credentials that aren't valid, without looking at the next one that wasn't seen before:
+whoever was let in already isn't locked out by others at the same address.
 """
 
 from collections import OrderedDict
@@ -13,8 +14,11 @@ from typing import Any
 from mesh.call import Call
 from mesh.clock import SYSTEM, Clock
 from mesh.errors import CredentialInvalid, InvalidArgument, RateLimited
+from mesh.rpc.interceptors.identity import Identities
 from mesh.rpc.methods import Handler, MethodSpec
+from mesh.rpc.propagation import AUTHORIZATION_KEY, IDENTITY_KEY
 from mesh.rpc.settings import RpcSettings
+from mesh.security.authenticator import Authenticator
 
 PEERS_MAX = 10_000
 METADATA_ENTRIES_MAX = 64
@@ -39,8 +43,16 @@ class Limits:
     Streams have a bound of their own, so that watchers don't keep calls out.
     """
 
-    def __init__(self, settings: RpcSettings, clock: Clock = SYSTEM) -> None:
+    def __init__(
+        self,
+        settings: RpcSettings,
+        authenticator: Authenticator,
+        identities: Identities,
+        clock: Clock = SYSTEM,
+    ) -> None:
         self._settings = settings
+        self._authenticator = authenticator
+        self._identities = identities
         self._clock = clock
         self._peers: OrderedDict[str, _Peer] = OrderedDict()
         self._connections: dict[str, _Peer] = {}
@@ -97,20 +109,26 @@ class Limits:
         if peer.calls >= self._settings.peer_calls_max:
             raise _busy("too many calls under way from this address")
         if peer.failures:
-            self._leak(peer)
+            self._leak(peer, call)
         return peer
 
-    def _leak(self, peer: _Peer) -> None:
+    def _leak(self, peer: _Peer, call: Call) -> None:
         now = self._clock.monotonic()
         per_second = self._settings.peer_failures_per_second
         peer.failures = max(0.0, peer.failures - (now - peer.looked) * per_second)
         peer.looked = now
         excess = peer.failures + 1 - self._settings.peer_failures_max
-        if excess > 0:
+        if excess > 0 and not self._knows(call):
             raise RateLimited(
                 "too many credentials from this address weren't valid",
                 retry_seconds=excess / per_second,
             )
+
+    def _knows(self, call: Call) -> bool:
+        identity = call.metadata.get(IDENTITY_KEY)
+        if identity is not None:
+            return self._identities.knows_identity(identity)
+        return self._authenticator.knows(call.metadata.get(AUTHORIZATION_KEY, ""))
 
     def _connected(self, address: str) -> _Peer:
         """The peer of a connection that wasn't seen before, or not for long."""

@@ -22,6 +22,7 @@ from mesh.errors import (
 from mesh.principal import Grant, Principal
 from mesh.rpc.channel import MeshChannel, RemoteChannel
 from mesh.rpc.local import LocalChannel
+from mesh.rpc.methods import MethodSpec
 from mesh.rpc.pipeline import Endpoint, bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
@@ -155,6 +156,31 @@ async def test_whoever_tries_one_credential_after_the_other_has_to_wait(edge: Ed
     assert isinstance(error, RateLimited)
     assert error.retry_seconds
     assert error.retry_seconds > 0.5
+
+
+async def test_whoever_was_let_in_is_not_locked_out_by_others_at_the_address(edge: Edge) -> None:
+    await edge.get(NAME, "acme")
+    for _ in range(4):
+        await refused(edge.get(NAME, "guess"))
+    assert isinstance(await refused(edge.get(NAME, "reader")), RateLimited)
+    assert (await edge.get(NAME, "acme")).collection.name == NAME
+
+
+async def test_what_a_stranger_sends_is_not_parsed(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[bytes] = []
+    decode = MethodSpec.decode
+
+    def counting(spec: MethodSpec, data: bytes) -> Any:
+        parsed.append(data)
+        return decode(spec, data)
+
+    monkeypatch.setattr(MethodSpec, "decode", counting)
+    await refused(edge.get(NAME, "guess"))
+    assert parsed == []
+    await edge.get(NAME, "acme")
+    assert len(parsed) == 1
 
 
 async def test_a_forged_identity_of_a_service_is_no_credential(edge: Edge) -> None:

@@ -62,7 +62,7 @@ def test_the_order_of_interceptors_is_the_projects() -> None:
     names = [type(each).__name__ for each in interceptors(SETTINGS)]
     assert names == [
         *("Trace", "Metrics", "Errors", "Limits", "PeerIdentity", "Authenticate"),
-        *("RateLimit", "Authorize", "Deadline", "Validate"),
+        *("RateLimit", "Decode", "Authorize", "Deadline", "Validate"),
     ]
 
 

@@ -10,9 +10,16 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from mesh.call import Call
 from mesh.clock import SYSTEM
-from mesh.errors import FailedPrecondition, InvalidArgument, NotFound, RequestIdReused
+from mesh.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    RequestIdReused,
+)
 from mesh.events.aggregate import Repository
 from mesh.events.memory import MemoryEventStore
+from mesh.principal import Grant, Principal
 from mesh.rpc.local import LocalChannel
 from mesh.rpc.pages import write_page_token
 from mesh.rpc.pipeline import Endpoint, bind
@@ -97,6 +104,27 @@ class TestChanges:
         assert await create(definitions, Spec(instructions="one"), request_id="once") == first
         with pytest.raises(RequestIdReused):
             await create(definitions, Spec(instructions="other"), request_id="once")
+
+    async def test_who_binds_a_tool_must_be_one_who_may_invoke_it(
+        self, definitions: AgentDefinitions
+    ) -> None:
+        given = frozenset({"agents.create", "agents.update"})
+        grants = (
+            Grant("r", given, PARENT),
+            Grant("i", frozenset({"tools.invoke"}), f"{PARENT}/tools/calculator"),
+        )
+        call = a_call()
+        call.principal = Principal(f"{PARENT}/apiKeys/k", "default", grants)
+        request = agent_service_pb2.CreateAgentRequest(
+            parent=PARENT, agent_id="bot", spec=Spec(tools=[Binding(tool="calculator")])
+        )
+        await definitions.create_agent(request, call)
+        changed = agent_pb2.Agent(name=BOT, spec=Spec(tools=[Binding(tool="search")]))
+        with pytest.raises(PermissionDenied) as raised:
+            await definitions.update_agent(
+                agent_service_pb2.UpdateAgentRequest(agent=changed), call
+            )
+        assert raised.value.metadata["resource"] == f"{PARENT}/tools/search"
 
     async def test_an_update_without_a_mask_replaces_all(
         self, definitions: AgentDefinitions

@@ -71,6 +71,18 @@ class TestGiving:
         owner.bind("ok", "viewer", "other", by="admin", platform=True)
         assert owner.principal("other").allows_platform("agents.get")
 
+    def test_who_has_no_say_for_the_platform_takes_nothing_of_it_away(self) -> None:
+        tenant = Tenant(platform=True)
+        tenant.key("local", "admin", by="admin")
+        tenant.key("owner")
+        tenant.bind("owns", "admin", "owner", by="admin", platform=True)
+        with refused(PermissionDenied, "platform"):
+            tenant.revoke("owner", by="local")
+        with refused(PermissionDenied, "platform"):
+            tenant.unbind("owns", by="local")
+        tenant.unbind("owns", by="admin")
+        tenant.revoke("owner", by="local")
+
     def test_a_new_key_is_given_no_more_roles_than_its_maker_has(self) -> None:
         tenant = Tenant()
         tenant.key("k", "viewer")

@@ -7,7 +7,7 @@ import pytest
 
 from mesh.call import current_call
 from mesh.errors import InvalidArgument
-from mesh.events.store import START, CommitDraft, NewEvent, StreamName
+from mesh.events.store import IMPORTED, START, CommitDraft, NewEvent, StreamName
 from mesh.principal import Principal, system
 from services.auth import audit
 from services.auth.settings import AuthSettings
@@ -46,9 +46,15 @@ async def create_key(made: Access, api_key_id: str) -> None:
         current_call.reset(token)
 
 
-async def commit(made: Access, stream: StreamName, actor: str, second: int) -> None:
+async def commit(
+    made: Access, stream: StreamName, actor: str, second: int, causation: str = ""
+) -> None:
     draft = CommitDraft(
-        [NewEvent(state_facts.TurnCancelled())], second * 10**9, actor=actor, request_id="r1"
+        [NewEvent(state_facts.TurnCancelled())],
+        second * 10**9,
+        actor=actor,
+        request_id="r1",
+        causation_id=causation,
     )
     head = await made.events.head_at(stream, 2**63 - 1)
     await made.events.append(stream, draft, head)
@@ -183,3 +189,10 @@ async def test_what_is_made_of_a_role_is_found_by_its_name(made: Access) -> None
     await made.handler("RoleService").create_role(request, made.call())
     found = (await listed(made, resource=f"{PARENT}/roles/r")).entries
     assert [list(entry.actions) for entry in found] == [["weft.auth.v1.RoleCreated"]]
+
+
+async def test_what_an_import_brings_was_not_done_here(made: Access) -> None:
+    await commit(made, session("came"), ADMIN, 5, IMPORTED)
+    await commit(made, session("came"), ADMIN, 6)
+    found = (await listed(made, resource=f"{PARENT}/agents/bot/sessions/came")).entries
+    assert [entry.time.ToSeconds() for entry in found] == [6]
