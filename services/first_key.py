@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import cast
 
 from mesh.cli.clusters import ClusterFile
-from mesh.cli.private_files import config_folder
+from mesh.private_files import config_folder
 from mesh.runtime.host import Host
 from services.auth.directory import AccessDirectory
 from services.auth.first_start import first_start, recover_admin
