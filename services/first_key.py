@@ -6,7 +6,7 @@ from typing import cast
 
 from mesh.cli.clusters import ClusterFile
 from mesh.cli.failures import CommandFailed
-from mesh.cli.private_files import config_folder
+from mesh.private_files import config_folder
 from mesh.runtime.host import Host
 from services.auth.directory import AccessDirectory
 from services.auth.first_start import FIRST_TENANT, first_start, recover_admin

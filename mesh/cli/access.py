@@ -10,7 +10,7 @@ from mesh.cli.context_file import Context, Contexts, read_contexts
 from mesh.cli.credentials import Credential, credential, from_environment
 from mesh.cli.failures import usage_error
 from mesh.cli.names import tenant_name
-from mesh.cli.private_files import config_folder
+from mesh.private_files import config_folder
 
 
 def no_credential() -> None:

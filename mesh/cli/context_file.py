@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from mesh.cli.failures import CommandFailed, ExitCode, usage_error
-from mesh.cli.private_files import config_folder, read_private, write_private
+from mesh.cli.private_files import read_private, write_private
+from mesh.private_files import config_folder
 
 CONTEXTS_MAX = 1_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")

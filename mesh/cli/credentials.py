@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field
 
 from mesh.cli.failures import CommandFailed, ExitCode
-from mesh.cli.private_files import config_folder
+from mesh.private_files import config_folder
 
 API_KEY_VARIABLE = "WEFT_API_KEY"
 

@@ -18,7 +18,8 @@ from mesh.cli.health import health
 from mesh.cli.identity import who_am_i
 from mesh.cli.names import DEFAULT_TENANT
 from mesh.cli.output import Output, moment, show_data
-from mesh.cli.private_files import config_folder, others_may_read
+from mesh.cli.private_files import others_may_read
+from mesh.private_files import config_folder
 
 if TYPE_CHECKING:
     import grpc

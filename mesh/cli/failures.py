@@ -123,11 +123,6 @@ def is_unauthenticated(error: "grpc.RpcError") -> bool:
     return _code_name(error) == "UNAUTHENTICATED"
 
 
-def is_denied(error: "grpc.RpcError") -> bool:
-    """Whether the server knows who calls, and doesn't let them."""
-    return _code_name(error) == "PERMISSION_DENIED"
-
-
 def is_unimplemented(error: "grpc.RpcError") -> bool:
     """Whether the server doesn't offer the method."""
     return _code_name(error) == "UNIMPLEMENTED"

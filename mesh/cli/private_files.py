@@ -1,4 +1,4 @@
-"""Files that only their owner may read: keys, contexts, exports."""
+"""Private files of the CLI: what goes wrong with them, said as a command says it."""
 
 import os
 from collections.abc import Iterator
@@ -6,45 +6,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+import mesh.private_files as files
 from mesh.cli.failures import CommandFailed, ExitCode
 
 FILE_BYTES_MAX = 1024 * 1024
 _OTHERS = 0o077
 
 
-def config_folder() -> Path:
-    """`$XDG_CONFIG_HOME/weft`, else `~/.config/weft`. A relative path in the variable is
-    passed over, as the XDG Base Directory Specification wants it."""
-    named = Path(os.environ.get("XDG_CONFIG_HOME", ""))
-    return (named if named.is_absolute() else Path.home() / ".config") / "weft"
-
-
 @contextmanager
 def private_file(path: Path) -> Iterator[TextIO]:
-    """A file of mode 0600 that takes the place of `path` once the block has ended; should
-    the block fail, `path` stays as it was. CommandFailed where it can't be written."""
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.new")
+    """See `mesh.private_files`. CommandFailed where it can't be written."""
     try:
         if path.is_dir():
             raise CommandFailed(f"can't write {path}: it is a folder")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        with open(os.open(temporary, flags, 0o600), "w", encoding="utf-8") as file:
+        with files.private_file(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
         raise CommandFailed(f"can't write {path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replaces a file at once by one of mode 0600; makes its folder, of mode 0700, where
-    there is none. CommandFailed where it can't be written."""
+    """See `mesh.private_files`. CommandFailed where it can't be written."""
     try:
-        path.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        files.make_private_folder(path.parent)
     except OSError as error:
         raise CommandFailed(f"can't make {path.parent}: {error.strerror}") from error
     with private_file(path) as file:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import structlog
 from google.protobuf.message import DecodeError
 
-from mesh.errors import DataDamaged, EventStoreUnavailable, WeftError
+from mesh.errors import DataDamaged, EventStoreUnavailable, Internal, WeftError
 from mesh.events.batches import in_batches
 from mesh.events.store import EVERYTHING, EventStore, Head, SealedCommit
 from weft.events.v1 import events_pb2
@@ -73,6 +73,8 @@ class HeadLedger:
         self._task: asyncio.Task[None] | None = None
         self._moved = asyncio.Event()
         self.problem = ""
+        self.failure: WeftError | None = None
+        """Why the log isn't followed any more."""
         self.followed = Followed("", 0, b"", 0)
 
     async def start(
@@ -104,22 +106,27 @@ class HeadLedger:
             self._task = asyncio.create_task(self._follow(), name="head ledger")
 
     async def stop(self) -> None:
-        """Takes in what is stored by now, and closes the file."""
-        if self._task is not None:
-            with contextlib.suppress(TimeoutError, WeftError):
-                async with asyncio.timeout(STOP_SECONDS_MAX):
-                    await self.catch_up()
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        """Takes in what is stored by now, and closes the file. Why following failed was
+        logged by then."""
+        try:
+            if self._task is not None:
+                with contextlib.suppress(TimeoutError, WeftError):
+                    async with asyncio.timeout(STOP_SECONDS_MAX):
+                        await self.catch_up()
+                self._task.cancel()
+                await asyncio.gather(self._task, return_exceptions=True)
+        finally:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
 
     async def catch_up(self) -> None:
-        """Returns once all that is stored by now is in the ledger."""
+        """Returns once all that is stored by now is in the ledger. Raises `failure` where
+        the log isn't followed any more."""
         target = await self._store.last_position()
         while self.followed.position < target:
+            if self.failure is not None:
+                raise self.failure
             self._moved.clear()
             await self._moved.wait()
 
@@ -199,6 +206,17 @@ class HeadLedger:
         self._moved.set()
 
     async def _follow(self) -> None:
+        try:
+            await self._follow_log()
+        except WeftError as error:
+            _log.error("head ledger stopped", error=error.message)
+            self.failure = error
+        except Exception:  # noqa: BLE001 - nobody awaits this task: who waits for it is told
+            _log.exception("head ledger failed")
+            self.failure = Internal(f"{self._path.name} doesn't follow the log any more")
+        self._moved.set()
+
+    async def _follow_log(self) -> None:
         while True:
             try:
                 async with contextlib.aclosing(self._batches()) as batches:

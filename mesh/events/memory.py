@@ -14,7 +14,6 @@ from mesh.events.envelope import (
     check_chain,
     head_of,
     parse_snapshot,
-    sealed_commit,
 )
 from mesh.events.store import (
     EVERYTHING,
@@ -149,20 +148,6 @@ class MemoryEventStore:
     async def open(self, sealed: SealedCommit) -> StoredCommit:
         """See EventStore."""
         return await self._envelope.open(sealed.stream, sealed.position, sealed.data)
-
-    async def tenant_commits(
-        self, tenant: str, after_position: int
-    ) -> AsyncGenerator[list[StoredCommit], None]:
-        """See EventStore."""
-        for start in range(after_position, len(self._log.entries), READ_PAGE_COMMITS):
-            entries = self._log.entries[start : start + READ_PAGE_COMMITS]
-            page = [
-                sealed_commit(entry.stream, position, entry.data)
-                for position, entry in enumerate(entries, start + 1)
-                if entry.stream.split(".")[1] == tenant
-            ]
-            if page:
-                yield page
 
     async def position_at(self, time_ns: int) -> int:
         """See EventStore."""

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import structlog
 
-from mesh.errors import DataDamaged, EventStoreUnavailable, WeftError
+from mesh.errors import DataDamaged, EventStoreUnavailable, Internal, WeftError
 from mesh.events.batches import in_batches
 from mesh.events.store import EVERYTHING, EventStore, Selection, StoredCommit
 
@@ -96,24 +96,26 @@ class Projection:
 
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """What `query` reads out of the tables, which doesn't wait. Where it raises
-        DataDamaged, since a row can't be read, the tables are built anew first."""
+        DataDamaged, since a row can't be read, or the file itself is damaged, the tables are
+        built anew first."""
         rebuilds = self._rebuilds
         try:
             return query(self.connection)
-        except DataDamaged:
+        except (DataDamaged, sqlite3.DatabaseError) as error:
+            if isinstance(error, sqlite3.DatabaseError) and not _tells_of_damage(error):
+                raise
             async with self._rebuilding:
                 if rebuilds == self._rebuilds:
                     await self._rebuild()
         return query(self.connection)
 
     async def stop(self) -> None:
-        """Ends following and closes the file."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-        if self._connection is not None:
-            self._connection.close()
+        """Ends following and closes the file. Why following failed was logged by then."""
+        try:
+            await self._stop_following()
+        finally:
+            if self._connection is not None:
+                self._connection.close()
 
     async def catch_up(self, seconds_max: float | None = CATCH_UP_SECONDS_MAX) -> None:
         """Returns once all that is stored by now is in the tables, so that a caller
@@ -140,13 +142,17 @@ class Projection:
 
     async def _rebuild(self) -> None:
         self._count_rebuild()
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await self._stop_following()
         self._begin_anew()
+        # What it failed at may have been the file that is gone; else it fails again.
+        self._follow_failed = None
         self._task = asyncio.create_task(self._follow())
         await self.catch_up(seconds_max=None)
+
+    async def _stop_following(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
     def _count_rebuild(self) -> None:
         self._rebuilds += 1
@@ -161,32 +167,37 @@ class Projection:
         self.position = 0
 
     async def _follow(self) -> None:
-        while True:
-            try:
-                async with contextlib.aclosing(self._batches()) as batches:
-                    async for batch in batches:
-                        self._store_batch(batch)
-                        async with self._moved:
-                            self._moved.notify_all()
-                        await self._pause()
-            except EventStoreUnavailable:
-                await asyncio.sleep(RETRY_SECONDS)
-            except sqlite3.OperationalError as error:
-                # As on a full disk: what wasn't stored is read again.
-                _log.warning("read model not written", path=self._path.name, error=str(error))
-                await asyncio.sleep(RETRY_SECONDS)
-            except _RowDamaged:
-                try:
-                    self._count_rebuild()
-                except DataDamaged as error:
-                    await self._fail(error)
-                    return
-                self._begin_anew()
-            except WeftError as error:
-                # The log is damaged where the read model would go on: it stays behind,
-                # and who needs it newer is told why.
-                await self._fail(error)
-                return
+        try:
+            while True:
+                await self._follow_until_fault()
+        except WeftError as error:
+            # The log is damaged where the read model would go on: it stays behind,
+            # and who needs it newer is told why.
+            await self._fail(error)
+        except Exception:  # noqa: BLE001 - nobody awaits this task: who waits for it is told
+            _log.exception("projection failed", path=self._path.name)
+            await self._fail(Internal(f"{self._path.name} doesn't follow the log any more"))
+
+    async def _follow_until_fault(self) -> None:
+        """Returns where following may go on. Raises what ends it."""
+        try:
+            async with contextlib.aclosing(self._batches()) as batches:
+                async for batch in batches:
+                    self._store_batch(batch)
+                    async with self._moved:
+                        self._moved.notify_all()
+                    await self._pause()
+        except EventStoreUnavailable:
+            await asyncio.sleep(RETRY_SECONDS)
+        except sqlite3.OperationalError as error:
+            # As on a full disk: what wasn't stored is read again.
+            _log.warning("read model not written", path=self._path.name, error=str(error))
+            await asyncio.sleep(RETRY_SECONDS)
+        except (_RowDamaged, sqlite3.DatabaseError) as error:
+            if isinstance(error, sqlite3.DatabaseError) and not _tells_of_damage(error):
+                raise
+            self._count_rebuild()
+            self._begin_anew()
 
     async def _fail(self, error: WeftError) -> None:
         _log.error("projection stopped", path=self._path.name, error=error.message)
@@ -226,6 +237,12 @@ class Projection:
         self.position = batch[-1].position
         if selected and self._observe is not None:
             self._observe(selected)
+
+
+def _tells_of_damage(error: sqlite3.DatabaseError) -> bool:
+    """Whether the file is damaged or no database, for which `sqlite3` has no class of its
+    own; those derived tell of a statement, or of a disk that may be better in a moment."""
+    return type(error) is sqlite3.DatabaseError
 
 
 def _open(path: Path, tables: str) -> sqlite3.Connection:

@@ -203,14 +203,6 @@ class EventStore(Protocol):
         gap or duplicate; from now on where it is None. Never ends by itself."""
         ...
 
-    def tenant_commits(
-        self, tenant: str, after_position: int
-    ) -> AsyncGenerator[list[StoredCommit], None]:
-        """Pages of the commits behind `after_position` in all streams of a tenant, oldest
-        first. Payloads are as they are stored, sealed or elsewhere, and chains aren't
-        checked: it is for who wants to know what happened, not what was said."""
-        ...
-
     def scan(
         self, selection: Selection, after_position: int, until_position: int
     ) -> AsyncGenerator[SealedCommit, None]:

@@ -22,6 +22,7 @@ from pathlib import Path
 import nkeys
 
 from mesh.errors import AlreadyExists, DataDamaged, LimitExceeded, NotFound, Unavailable
+from mesh.private_files import write_private
 from mesh.runtime.child_process import holder
 from mesh.runtime.nats_access import Subscriber, access_configuration
 from mesh.runtime.nats_users import BusUser
@@ -193,13 +194,3 @@ def _new_seed() -> bytes:
 
 def _public_key(seed: bytes) -> str:
     return str(nkeys.from_seed(seed).public_key, "ascii")
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replaces the file by one that only its owner can read, never wider in between."""
-    new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    new.replace(path)

@@ -14,8 +14,9 @@ import structlog
 from mesh.errors import DataDamaged, FailedPrecondition, Unavailable, WeftError
 from mesh.events.jetstream.connection import Login
 from mesh.ids import new_id
+from mesh.private_files import write_private
 from mesh.runtime.child_process import ChildProcess, end_left_behind
-from mesh.runtime.nats_credentials import NatsCredentials, write_private
+from mesh.runtime.nats_credentials import NatsCredentials
 from mesh.runtime.nats_files import (
     NatsLimits,
     configuration,

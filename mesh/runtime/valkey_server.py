@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from mesh.errors import FailedPrecondition, Unavailable, WeftError
+from mesh.private_files import write_private
 from mesh.runtime.child_process import ChildProcess
-from mesh.runtime.nats_credentials import write_private
 from mesh.runtime.redis_client import client_of_socket
 from mesh.runtime.valkey_files import (
     SOCKET_PATH_BYTES_MAX,

@@ -15,7 +15,6 @@ from weft.tools.v1 import tools_pb2
 
 TurnEvent = turn_pb2.TurnEvent
 ENDS = frozenset(("completed", "failed", "cancelled"))
-WAITS = frozenset(("approval_required", "in_doubt"))
 
 
 class TurnTranslator:

@@ -39,7 +39,6 @@ LEASE_POLL_SECONDS = 0.05
 WIRE_PASSES = 2
 RESULTS_TOGETHER_MAX = 32
 """Results of one commit: so many of those that are too small for blobs fit in one."""
-_WAITS = (session_pb2.TURN_STATUS_WAITING_APPROVAL, session_pb2.TURN_STATUS_IN_DOUBT)
 _RUNNABLE = (session_pb2.CALL_STATUS_PENDING, session_pb2.CALL_STATUS_APPROVED)
 Aggregated = Aggregate[session_pb2.SessionState]
 
@@ -132,7 +131,7 @@ class TurnRunner:
     async def _advance(self) -> bool:
         """Does the next thing; False once there is nothing left to do here."""
         turn = self._turn
-        if turn is None or turn.status in _WAITS:
+        if turn is None or turn.status in domain.WAITING_STATUSES:
             return False
         if turn.cancel_requested or self._cancelled:
             return await self._finish_cancel()

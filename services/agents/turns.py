@@ -36,7 +36,6 @@ from weft.agents.v1 import agent_pb2, turn_pb2, turn_service_pb2
 from weft.state.v1 import events_pb2, session_pb2
 
 _log = structlog.get_logger()
-_WAITS = (session_pb2.TURN_STATUS_WAITING_APPROVAL, session_pb2.TURN_STATUS_IN_DOUBT)
 Events = AsyncGenerator[list[turn_pb2.TurnEvent], None]
 
 
@@ -167,7 +166,7 @@ class Turns:
         session = self._sessions.open(domain.session_stream(name))
         with _pinned(session):
             state = await session.load()
-            if state.active_turn.id == turn and state.active_turn.status in _WAITS:
+            if state.active_turn.id == turn and state.active_turn.status in domain.WAITING_STATUSES:
                 return False
 
             def decide(state: session_pb2.SessionState) -> Sequence[Message]:
@@ -335,7 +334,7 @@ class Turns:
     ) -> Events:
         def waits() -> bool:
             turn = session.state.active_turn
-            waiting = turn.id == feed.turn and turn.status in _WAITS
+            waiting = turn.id == feed.turn and turn.status in domain.WAITING_STATUSES
             # What is on its way isn't shown yet: the stream must not end before it.
             return until_it_waits and waiting and session.settled
 
@@ -362,7 +361,11 @@ class Turns:
     ) -> None:
         """Starts a runner for the session's turn, if it is ours and nobody works on it."""
         turn = session.state.active_turn
-        if turn.owner != self._leases.instance or turn.status in _WAITS or self._stopping:
+        if (
+            turn.owner != self._leases.instance
+            or turn.status in domain.WAITING_STATUSES
+            or self._stopping
+        ):
             return
         key = (str(session.stream), turn.id, turn.epoch)
         if key not in self._running:

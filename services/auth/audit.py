@@ -1,15 +1,26 @@
 """The event log, read as an audit trail."""
 
+import hashlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from mesh.call import Call
 from mesh.clock import NANOSECONDS
-from mesh.errors import InvalidArgument
-from mesh.events.store import IMPORTED, EventStore, Head, StoredCommit, StreamName
+from mesh.errors import DataDamaged, InvalidArgument
+from mesh.events.envelope import sealed_commit
+from mesh.events.store import (
+    IMPORTED,
+    EventStore,
+    Head,
+    SealedCommit,
+    Selection,
+    StoredCommit,
+    StreamName,
+)
 from mesh.principal import covers
 from mesh.rpc.pages import read_page_number, write_page_token
 from services.auth import domain
@@ -26,6 +37,7 @@ CLOCKS_APART_SECONDS = 60
 """How far the time at which a commit was decided may be from when it was stored."""
 
 _POSITION_MAX = 2**63
+_DAMAGED = "damaged"
 _DENIED = facts.AccessDenied.DESCRIPTOR.full_name
 _COLLECTIONS = {"agents": "agents", "tools": "tools"}
 
@@ -55,30 +67,34 @@ class Audit:
         scanned = opened = 0
         last = where.after
         async with aclosing(self._commits(request, where)) as commits:
-            async for stored in commits:
+            async for sealed in commits:
                 bound = scanned >= SCANNED_COMMITS_MAX or opened >= OPENED_COMMITS_MAX
                 if bound or len(response.entries) >= size:
                     response.next_page_token = write_page_token(str(last), request.parent)
                     break
                 scanned += 1
-                last = stored.position
-                if _may_match(request, stored):
+                last = sealed.position
+                stored = _parsed(sealed)
+                if stored is None:
+                    # Whose it was and when can't be told: it may be any that is asked for.
+                    entry = _damaged(sealed)
+                elif _may_match(request, stored):
                     opened += _is_of_access(stored)
                     entry = await self._entry(stored)
-                    if _concerns(request.resource, entry.resource):
-                        response.entries.append(entry)
+                else:
+                    continue
+                if _concerns(request.resource, entry.resource):
+                    response.entries.append(entry)
         return response
 
     async def _commits(
         self, request: pb.ListAuditEntriesRequest, where: _Range
-    ) -> AsyncGenerator[StoredCommit, None]:
-        tenant = domain.tenant_of(request.parent)
-        async with aclosing(self._events.tenant_commits(tenant, where.after)) as pages:
-            async for page in pages:
-                for stored in page:
-                    if stored.position > where.until:
-                        return
-                    yield stored
+    ) -> AsyncGenerator[SealedCommit, None]:
+        of_tenant = Selection.of_tenant(domain.tenant_of(request.parent))
+        until = min(where.until, await self._events.last_position())
+        async with aclosing(self._events.scan(of_tenant, where.after, until)) as commits:
+            async for sealed in commits:
+                yield sealed
 
     async def _range(self, request: pb.ListAuditEntriesRequest) -> _Range:
         after, until = 0, _POSITION_MAX
@@ -102,7 +118,10 @@ class Audit:
             hash=stored.hash,
         )
         if _is_of_access(stored):
-            await self._say_more(entry, stored)
+            try:
+                await self._say_more(entry, stored)
+            except (DataDamaged, DecodeError):
+                entry.actions.append(_DAMAGED)
         return entry
 
     async def _say_more(self, entry: pb.AuditEntry, stored: StoredCommit) -> None:
@@ -139,6 +158,22 @@ def _check(request: pb.ListAuditEntriesRequest) -> None:
         name = getattr(request, field)
         if name and (name.count("/") < 1 or domain.tenant_of(name) != tenant):
             raise InvalidArgument.of(field, f"must be in {request.parent}")
+
+
+def _parsed(sealed: SealedCommit) -> StoredCommit | None:
+    try:
+        return sealed_commit(*sealed)
+    except DataDamaged:
+        return None
+
+
+def _damaged(sealed: SealedCommit) -> pb.AuditEntry:
+    return pb.AuditEntry(
+        position=sealed.position,
+        resource=_resource(StreamName.parse(sealed.stream)),
+        actions=[_DAMAGED],
+        hash=hashlib.sha256(sealed.data).digest(),
+    )
 
 
 def _may_match(request: pb.ListAuditEntriesRequest, stored: StoredCommit) -> bool:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import structlog
 
 from mesh.clock import Clock
-from mesh.errors import EventStoreUnavailable, WeftError
+from mesh.errors import EventStoreUnavailable, Internal, WeftError
 from mesh.events.aggregate import Fold, Place
 from mesh.events.store import EventStore, Selection, StoredCommit
 from services.auth.domain.names import AREA
@@ -27,7 +27,7 @@ class Following:
 
     A silent log and one that can't be reached look the same to who waits, so the log is
     asked for its end every `contact_interval_seconds`; `tend` runs after each answer, and
-    again the next time where it raises a WeftError.
+    again the next time where it raises.
     """
 
     def __init__(
@@ -64,29 +64,37 @@ class Following:
         self._tasks.append(asyncio.create_task(self._keep_in_touch()))
 
     async def stop(self) -> None:
-        """Ends following."""
+        """Ends following. Why it failed was logged by then."""
         for task in self._tasks:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
 
     async def _follow(self) -> None:
+        try:
+            await self._follow_log()
+        except WeftError as error:
+            _log.error("access_log_unreadable", error=error.message)
+            self.failure = error
+        except Exception:  # noqa: BLE001 - nobody awaits this task: who waits for it is told
+            _log.exception("access_log_not_followed")
+            self.failure = Internal("the log of access isn't followed any more")
+        async with self._moved:
+            self._moved.notify_all()
+
+    async def _follow_log(self) -> None:
         while True:
             try:
-                async for stored in self._events.watch(ACCESS, self.position):
-                    self._apply(stored)
-                    self.position = stored.position
-                    async with self._moved:
-                        self._moved.notify_all()
+                async with contextlib.aclosing(
+                    self._events.watch(ACCESS, self.position)
+                ) as commits:
+                    async for stored in commits:
+                        self._apply(stored)
+                        self.position = stored.position
+                        async with self._moved:
+                            self._moved.notify_all()
             except EventStoreUnavailable:
                 await asyncio.sleep(RETRY_SECONDS)
-            except WeftError as error:
-                _log.error("access_log_unreadable", error=error.message)
-                self.failure = error
-                async with self._moved:
-                    self._moved.notify_all()
-                return
 
     async def _keep_in_touch(self) -> None:
         interval = self._settings.contact_interval_seconds
@@ -100,6 +108,8 @@ class Following:
                 await self._tend()
             except WeftError as error:
                 _log.warning("access_log_not_tended", error=error.message)
+            except Exception:  # noqa: BLE001 - an end of it would end all trust, and silently
+                _log.exception("access_log_not_tended")
 
     def _trust(self, asked: float) -> None:
         self.trusted_until = asked + self._settings.stale_seconds_max

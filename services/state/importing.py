@@ -6,7 +6,9 @@ there for nobody, and one that stays so is swept.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ from mesh.errors import AlreadyExists, InvalidArgument, LimitExceeded
 from mesh.events.aggregate import Place, Repository
 from mesh.events.store import IMPORTED, START, CommitDraft, HeadConflict, NewEvent
 from mesh.ids import new_id
+from mesh.rpc.tenancy import tenant_of
 from mesh.rpc.validation import violations_of
 from services.state import domain
 from services.state.exporting import FORMAT
@@ -167,7 +170,7 @@ class _Incoming:
 
 
 class Imports:
-    """Imports that come in, a few at one time."""
+    """Imports that come in, a few at one time, and no more than half of them of one tenant."""
 
     def __init__(
         self,
@@ -180,7 +183,7 @@ class Imports:
         self._agents = agents
         self._settings = settings
         self._clock = clock
-        self._coming = 0
+        self._coming: Counter[str] = Counter()
 
     async def run(self, requests: Requests, call: Call) -> str:
         """Makes the session that the requests bring; returns its name.
@@ -189,38 +192,53 @@ class Imports:
         past the published bounds; AlreadyExists; NotFound without the agent. Nothing is
         stored then.
         """
-        if self._coming >= self._settings.imports_at_once_max:
-            raise LimitExceeded(
-                f"{self._coming} imports come in already; try again", retry_seconds=1.0
-            )
-        self._coming += 1
-        try:
-            incoming = await self._read(requests)
+        parts = aiter(requests)
+        # Who sends nothing keeps nobody out: a slot is taken with the first part.
+        first = await anext(parts, None)
+        if first is None:
+            raise InvalidArgument.of("records", "there are none")
+        with self._slot(tenant_of(first.parent) or ""):
+            incoming = await self._read(first, parts)
             await self._store(incoming, call)
-        finally:
-            self._coming -= 1
         return incoming.session
 
-    async def _read(self, requests: Requests) -> _Incoming:
-        incoming: _Incoming | None = None
-        parent = ""
-        async for request in requests:
-            if incoming is None:
-                parent = request.parent
-                incoming = await self._begin(request)
-            elif request.parent != parent:
+    @contextmanager
+    def _slot(self, tenant: str) -> Iterator[None]:
+        slots = self._settings.imports_at_once_max
+        coming = self._coming.total()
+        if coming >= slots or self._coming[tenant] >= max(1, slots // 2):
+            raise LimitExceeded(f"{coming} imports come in already; try again", retry_seconds=1.0)
+        self._coming[tenant] += 1
+        try:
+            yield
+        finally:
+            self._coming[tenant] -= 1
+            if not self._coming[tenant]:
+                del self._coming[tenant]
+
+    async def _read(
+        self, first: session_service_pb2.ImportSessionRequest, parts: Requests
+    ) -> _Incoming:
+        incoming = await self._begin(first)
+        await _take(incoming, first)
+        while (request := await self._next(parts)) is not None:
+            if request.parent != first.parent:
                 raise InvalidArgument.of("parent", "must be the same in all parts")
-            elif request.session_id or request.agent_revision:
+            if request.session_id or request.agent_revision:
                 raise InvalidArgument.of("session_id", "is told in the first part only")
-            for number, record in enumerate(request.records):
-                incoming.take(record)
-                if number % 64 == 63:
-                    # Folding is work for the event loop that others wait for.
-                    await asyncio.sleep(0)
-        if incoming is None:
-            raise InvalidArgument.of("records", "there are none")
+            await _take(incoming, request)
         incoming.finish(self._clock.now_ns())
         return incoming
+
+    async def _next(self, parts: Requests) -> session_service_pb2.ImportSessionRequest | None:
+        seconds = self._settings.import_part_seconds_max
+        try:
+            async with asyncio.timeout(seconds):
+                return await anext(parts, None)
+        except TimeoutError:
+            raise LimitExceeded(
+                f"the next part of an import must come within {seconds:g} s"
+            ) from None
 
     async def _begin(self, request: session_service_pb2.ImportSessionRequest) -> _Incoming:
         wanted = agent_service_pb2.GetAgentRequest(name=request.parent)
@@ -253,6 +271,14 @@ class Imports:
         for commit in incoming.commits:
             head = await store.append(stream, _draft(commit, call), head)
         self._repository.forget(stream)
+
+
+async def _take(incoming: _Incoming, request: session_service_pb2.ImportSessionRequest) -> None:
+    for number, record in enumerate(request.records):
+        incoming.take(record)
+        if number % 64 == 63:
+            # Folding is work for the event loop that others wait for.
+            await asyncio.sleep(0)
 
 
 def _draft(commit: _Commit, call: Call) -> CommitDraft:

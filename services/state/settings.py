@@ -20,7 +20,9 @@ class StateSettings(Section):
     import_state_bytes_max: int = Field(8 * 1024 * 1024, ge=1)
     """Bytes of the state that they fold into."""
     imports_at_once_max: int = Field(2, ge=1)
-    """Imports that come in at one time."""
+    """Imports that come in at one time; one tenant's are at most half of them, or one."""
+    import_part_seconds_max: float = Field(10.0, gt=0)
+    """How long the next part of an import may be waited for."""
     sweep_interval_seconds: float = Field(60.0, gt=0)
     """How often broken imports and unreadable forks are looked for."""
     import_stall_seconds: float = Field(60.0, gt=0)

@@ -401,38 +401,6 @@ class TestPayloads:
             await commits_of(await back_end.opened(Codecs(PlainCodec())), stream)
 
 
-class TestTenants:
-    async def test_all_commits_of_a_tenant_come_in_order_unopened(
-        self, back_end: BackEnd, tenant: str
-    ) -> None:
-        sealing = await back_end.opened(REVERSING)
-        other = f"{tenant}x"
-        streams = [
-            StreamName("state", tenant, ("bot", "s1")),
-            StreamName("agents", tenant, ("bot",)),
-            StreamName("state", other, (tenant, "s1")),
-        ]
-        heads = [(await appended(sealing, each, "one"))[0] for each in streams]
-        again = (await appended(sealing, streams[0], "two", head=heads[0]))[0]
-
-        pages = [page async for page in back_end.store.tenant_commits(tenant, 0)]
-
-        commits = [commit for page in pages for commit in page]
-        assert [each.position for each in commits] == [
-            heads[0].position,
-            heads[1].position,
-            again.position,
-        ]
-        assert commits[2].head == again
-        assert commits[0].commit.stream == str(streams[0])
-        assert commits[0].commit.events[0].payload.value.startswith(str(streams[0]).encode())
-        behind = [page async for page in back_end.store.tenant_commits(tenant, heads[1].position)]
-        assert [each.position for page in behind for each in page] == [again.position]
-
-    async def test_a_tenant_of_nothing_has_no_pages(self, store: EventStore, tenant: str) -> None:
-        assert [page async for page in store.tenant_commits(tenant, 0)] == []
-
-
 class TestDamage:
     @pytest.mark.parametrize("wrong", ["previous_hash", "revision", "stream", "events", "bytes"])
     async def test_a_forged_commit_is_damage(

@@ -6,7 +6,7 @@ from typing import Any
 import grpc.aio
 
 from mesh.cli.clusters import ClusterFile
-from mesh.cli.private_files import config_folder
+from mesh.private_files import config_folder
 
 
 def key_of(cluster: str) -> str:

@@ -17,7 +17,6 @@ from mesh.events.envelope import (
     head_of,
     parse_commit,
     parse_snapshot,
-    sealed_commit,
 )
 from mesh.events.jetstream.append import DEFAULT_BOUNDS, Bounds, Publisher
 from mesh.events.jetstream.assets import (
@@ -209,15 +208,6 @@ class JetStreamEventStore:
                     if message.position > position:
                         position = message.position
                         yield message
-
-    async def tenant_commits(
-        self, tenant: str, after_position: int
-    ) -> AsyncGenerator[list[StoredCommit], None]:
-        """See EventStore."""
-        pages = self._history.pages(f"{SUBJECT_PREFIX}.*.{tenant}.>", after_position)
-        async with aclosing(pages):
-            async for page in pages:
-                yield [sealed_commit(*_sealed(message)) for message in page]
 
     async def position_at(self, time_ns: int) -> int:
         """See EventStore."""

@@ -25,7 +25,13 @@ from services.state.domain.commands import (
     ResumeTurn,
     StartCall,
 )
-from services.state.domain.decide import decide, exists, find_request, refuse_absent
+from services.state.domain.decide import (
+    WAITING_STATUSES,
+    decide,
+    exists,
+    find_request,
+    refuse_absent,
+)
 from services.state.domain.evolve import (
     CONTEXT_TOKENS_PER_MESSAGE,
     ENDED_TURNS_MAX,
@@ -45,6 +51,7 @@ __all__ = [
     "FOLD_VERSION",
     "QUEUED_TURNS_MAX",
     "SESSION_FOLD",
+    "WAITING_STATUSES",
     "AcceptTurn",
     "BeginImport",
     "Command",

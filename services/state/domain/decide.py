@@ -24,7 +24,8 @@ from weft.state.v1 import events_pb2, session_pb2
 
 State = session_pb2.SessionState
 Facts = list[Message]
-_WAITS = (session_pb2.TURN_STATUS_WAITING_APPROVAL, session_pb2.TURN_STATUS_IN_DOUBT)
+WAITING_STATUSES = (session_pb2.TURN_STATUS_WAITING_APPROVAL, session_pb2.TURN_STATUS_IN_DOUBT)
+"""Of a turn that waits for a person."""
 _RUNNABLE = (session_pb2.CALL_STATUS_PENDING, session_pb2.CALL_STATUS_APPROVED)
 
 
@@ -212,7 +213,7 @@ def _accept_behind(state: State, command: c.AcceptTurn, accepted: events_pb2.Tur
         raise LimitExceeded(f"session {state.name} has {QUEUED_TURNS_MAX} turns waiting already")
     if state.submit_policy == session_pb2.SUBMIT_POLICY_INTERRUPT:
         reason = "interrupted by another turn"
-        if running.status in _WAITS:
+        if running.status in WAITING_STATUSES:
             # Nobody works on it, so nobody else would end it.
             cancelled = events_pb2.TurnCancelled(turn=running.id, reason=reason)
             next_turn = _start_next(state, command.owner, command.now_ns)
@@ -231,7 +232,7 @@ def _accept_behind(state: State, command: c.AcceptTurn, accepted: events_pb2.Tur
 
 def _resume(state: State, command: c.ResumeTurn) -> Facts:
     turn = _active(state, command.turn)
-    if turn is None or turn.owner != command.lost_owner or turn.status in _WAITS:
+    if turn is None or turn.owner != command.lost_owner or turn.status in WAITING_STATUSES:
         raise OwnerLost(f"turn {command.turn} isn't {command.lost_owner}'s any more")
     if turn.resume_count >= command.resumes_max:
         message = f"its process died {turn.resume_count + 1} times while it ran"
@@ -368,7 +369,7 @@ def _take_over(
 ) -> None:
     """Whoever decides the call that a turn waits for goes on with it, if no other call
     of it waits still. A turn that runs keeps its owner."""
-    if turn.status not in _WAITS:
+    if turn.status not in WAITING_STATUSES:
         return
     waited = turn.wait_time.ToNanoseconds()
     others = [
@@ -399,7 +400,7 @@ def _request_cancel(state: State, command: c.RequestCancel) -> Facts:
         if any(ended.id == command.turn for ended in state.ended_turns):
             return []
         raise NotFound.of("turn", turn_name(state.name, command.turn))
-    if turn.status in _WAITS:
+    if turn.status in WAITING_STATUSES:
         return [
             events_pb2.TurnCancelled(turn=turn.id, reason=command.reason),
             *_start_next(state, command.owner, command.now_ns),

@@ -131,7 +131,9 @@ class AuditEntry(_message.Message):
 
     @_builtins.property
     def actions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What happened: full names of its events' messages."""
+        """What happened: full names of its events' messages; `damaged` where the
+        commit, or what it is about, can't be read.
+        """
 
     @_builtins.property
     def refused_methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

@@ -1,10 +1,12 @@
 """Where streams end, as it is remembered outside the log."""
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from mesh.errors import DataDamaged
+from mesh.errors import DataDamaged, Internal
 from mesh.events.head_ledger import HeadLedger
 from mesh.events.memory import MemoryEventStore, MemoryLog
 from mesh.events.store import START, Head, StreamName
@@ -88,3 +90,20 @@ async def test_a_damaged_file_is_refused_unless_that_is_accepted(tmp_path: Path)
     await ledger.start(accept_loss=True)
     await ledger.stop()
     assert await remembered(log, path) == ({str(ONE): head}, "")
+
+
+async def test_a_file_that_is_damaged_while_it_follows_is_said_to_who_waits(
+    tmp_path: Path,
+) -> None:
+    store, path = MemoryEventStore(), tmp_path / "heads.sqlite3"
+    ledger = HeadLedger(store, path)
+    await ledger.start()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(
+            "CREATE TRIGGER t BEFORE INSERT ON heads BEGIN SELECT RAISE(FAIL, ''); END"
+        )
+        connection.commit()
+    await appended(store, ONE, "a")
+    with pytest.raises(Internal, match="doesn't follow"):
+        await ledger.catch_up()
+    await ledger.stop()

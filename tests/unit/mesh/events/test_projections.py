@@ -6,12 +6,12 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, nullcontext
 from pathlib import Path
 
 import pytest
 
-from mesh.errors import DataDamaged, EventStoreUnavailable
+from mesh.errors import DataDamaged, EventStoreUnavailable, Internal
 from mesh.events.jetstream.store import connect_store
 from mesh.events.memory import LogEntry, MemoryEventStore, MemoryLog
 from mesh.events.projection import BATCH_COMMITS_MAX, REBUILDS_MAX, Projection
@@ -287,6 +287,49 @@ class TestFaults:
                 await projection.catch_up(CATCH_UP_SECONDS)
             assert said(projection.connection) == ["a"]
 
+    @pytest.mark.parametrize(
+        ("times", "error", "raised"),
+        [
+            (1, sqlite3.DatabaseError("malformed"), None),
+            (100, sqlite3.DatabaseError("malformed"), DataDamaged),
+            (1, KeyError("unforeseen"), Internal),
+        ],
+    )
+    async def test_whatever_befalls_it_is_mended_or_said_to_who_waits(
+        self,
+        file: Path,
+        stream: StreamName,
+        times: int,
+        error: Exception,
+        raised: type[Exception] | None,
+    ) -> None:
+        failing = iter([error] * times)
+
+        def note_or_fail(connection: sqlite3.Connection, stored: StoredCommit) -> None:
+            if fault := next(failing, None):
+                raise fault
+            note(connection, stored)
+
+        store = MemoryEventStore()
+        await appended(store, stream, "a")
+        async with asyncio.timeout(CATCH_UP_SECONDS):
+            with pytest.raises(raised) if raised else nullcontext():
+                async with following(store, file, stream, apply=note_or_fail) as projection:
+                    assert said(projection.connection) == ["a"]
+
+    async def test_a_file_that_is_damaged_while_it_is_read_is_built_anew(
+        self, file: Path, stream: StreamName
+    ) -> None:
+        store = MemoryEventStore()
+        await appended(store, stream, *("x" * 4_000 for _ in range(20)))
+        async with following(store, file, stream) as projection:
+            projection.scrub()
+            overwrite_pages(file)
+            projection.connection.execute("PRAGMA shrink_memory")
+            with pytest.raises(sqlite3.DatabaseError):
+                said(projection.connection)
+            assert len(await projection.read(said)) == 20
+
     async def test_a_store_that_is_away_is_followed_again_when_it_is_back(
         self, harmed_nats_server: NatsServer, file: Path, stream: StreamName
     ) -> None:
@@ -301,6 +344,12 @@ class TestFaults:
             await projection.catch_up(CATCH_UP_SECONDS)
             assert said(projection.connection) == ["a", "b"]
         await store.close()
+
+
+def overwrite_pages(file: Path) -> None:
+    """All but the first, which the connection has read."""
+    data = file.read_bytes()
+    file.write_bytes(data[:4096] + b"\xff" * (len(data) - 4096))
 
 
 async def texts_until(store: EventStore, stream: StreamName, position: int) -> AsyncIterator[str]:

@@ -7,6 +7,7 @@ import pytest
 
 from mesh.call import current_call
 from mesh.errors import InvalidArgument
+from mesh.events.memory import LogEntry
 from mesh.events.store import IMPORTED, START, CommitDraft, NewEvent, StreamName
 from mesh.principal import Principal, system
 from services.auth import audit
@@ -196,3 +197,15 @@ async def test_what_an_import_brings_was_not_done_here(made: Access) -> None:
     await commit(made, session("came"), ADMIN, 6)
     found = (await listed(made, resource=f"{PARENT}/agents/bot/sessions/came")).entries
     assert [entry.time.ToSeconds() for entry in found] == [6]
+
+
+async def test_a_damaged_commit_is_listed_as_such_and_ends_no_page(made: Access) -> None:
+    await commit(made, session("s"), ADMIN, 5)
+    made.log.entries.append(LogEntry(str(session("s2")), 1, b"\xff\xff"))
+    await commit(made, session("s3"), ADMIN, 6)
+    *_, damaged, last = (await listed(made, actor=ADMIN)).entries
+    assert damaged.actions == ["damaged"]
+    assert damaged.resource == f"{PARENT}/agents/bot/sessions/s2"
+    assert last.position == damaged.position + 1
+    where = f"{PARENT}/agents/bot/sessions/s"
+    assert [entry.resource for entry in (await listed(made, resource=where)).entries] == [where]

@@ -1,8 +1,10 @@
 """What an import takes and refuses, on a log in memory."""
 
+import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -347,17 +349,53 @@ async def test_bounds_are_kept() -> None:
     ):
         with pytest.raises(LimitExceeded):
             await imports_of(store, **bounds).run(parts(records), a_call())
-    imports = imports_of(store, imports_at_once_max=1)
 
-    async def stuck() -> AsyncIterator[Any]:
-        with pytest.raises(LimitExceeded):
-            await imports.run(parts(records), a_call())
-        for part in [part async for part in parts(records)]:
+
+async def of_tenant(tenant: str, records: Records) -> AsyncIterator[Any]:
+    async for part in parts(records):
+        part.parent = f"tenants/{tenant}/agents/bot"
+        yield part
+
+
+@pytest.mark.parametrize(
+    ("at_once_max", "tenant", "refused"),
+    [(1, "acme", True), (2, "other", True), (2, "acme", False), (4, "other", False)],
+)
+async def test_one_tenants_imports_take_half_of_the_slots(
+    at_once_max: int, tenant: str, refused: bool
+) -> None:
+    records = await exported(await stored(a_session()), SESSION)
+    imports = imports_of(MemoryEventStore(), imports_at_once_max=at_once_max)
+
+    async def slow() -> AsyncIterator[Any]:
+        sent = [part async for part in parts(records, 2)]
+        yield sent[0]
+        with pytest.raises(LimitExceeded) if refused else nullcontext():
+            await imports.run(of_tenant(tenant, records), a_call())
+        for part in sent[1:]:
             yield part
 
-    await imports.run(stuck(), a_call())
+    with nullcontext() if refused or tenant != "other" else pytest.raises(AlreadyExists):
+        await imports.run(slow(), a_call())
     with pytest.raises(AlreadyExists):
         await imports.run(parts(records), a_call())
+
+
+async def test_who_sends_nothing_holds_no_slot_and_who_stalls_loses_it() -> None:
+    records = await exported(await stored(a_session()), SESSION)
+    imports = imports_of(MemoryEventStore(), imports_at_once_max=1, import_part_seconds_max=0.05)
+
+    async def stalled(count: int) -> AsyncIterator[Any]:
+        for part in [part async for part in parts(records, 2)][:count]:
+            yield part
+        await asyncio.Event().wait()
+
+    idle = asyncio.create_task(imports.run(stalled(0), a_call()))
+    with pytest.raises(LimitExceeded, match=r"within 0\.05 s"):
+        await imports.run(stalled(1), a_call())
+    await imports.run(parts(records), a_call())
+    idle.cancel()
+    await asyncio.gather(idle, return_exceptions=True)
 
 
 async def test_large_commits_are_parted_and_large_payloads_move_out() -> None:
