@@ -189,14 +189,16 @@ def test_valkey_lets_in_weft_alone_as_the_embedded_one_does(
     script = script.replace("/etc/valkey", str(DEPLOY / "valkey"))
     script = script.replace("exec valkey-server", f"exec {valkey_files.find_binary(None)}")
     first = f"unixsocket {tmp_path / 's'}"
-    script = script.replace("{ cat", f"{{ echo '{first}'; cat").replace("; }", "; echo port 0; }")
+    script = script.replace("<<END\n", f"<<END\n{first}\n").replace("\nEND", "\nport 0\nEND")
     with subprocess.Popen(["sh", "-c", script], cwd=tmp_path, stdout=subprocess.DEVNULL) as server:
         try:
             assert talk(tmp_path / "s", "GET weft:x") == "-NOAUTH Authentication required."
             assert talk(tmp_path / "s", "AUTH weft a-password") == "+OK"
             assert talk(tmp_path / "s", "AUTH default a-password").startswith("-WRONGPASS")
-        finally:
             server.terminate()
+            assert server.wait(10) == 0
+        finally:
+            server.kill()
 
 
 def talk(path: Path, line: str) -> str:
