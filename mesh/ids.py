@@ -12,6 +12,9 @@ import secrets
 import threading
 import time
 
+RESOURCE_ID = r"[a-z0-9][a-z0-9-]{0,62}"
+"""Pattern of the ids in resource names (AIP-122), as the contracts have it."""
+
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = tuple(first + second for first in _ALPHABET for second in _ALPHABET)
 _RANDOM_BITS = 80

@@ -5,8 +5,9 @@ import re
 from typing import Protocol
 
 from mesh.cli.failures import usage_error
+from mesh.ids import RESOURCE_ID
 
-_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_ID = re.compile(RESOURCE_ID)
 
 AGENT = ("agents",)
 SESSION = ("agents", "sessions")

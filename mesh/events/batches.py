@@ -42,7 +42,8 @@ async def _read(source: AsyncGenerator[T, None], queue: "asyncio.Queue[list[T]]"
             async for item in source:
                 await queue.put([item])
     except Exception:
-        # Not where it is cancelled: nobody takes anything any more.
+        # Whatever failed is raised to who awaits the reader; here it only wakes them. Not where
+        # it is cancelled: nobody takes anything any more.
         await queue.put([])
         raise
     await queue.put([])

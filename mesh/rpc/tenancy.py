@@ -12,6 +12,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from mesh.ids import RESOURCE_ID
 from weft.options.v1 import options_pb2
 
 Collect = Callable[[Any, list[str]], None]
@@ -62,7 +63,7 @@ def name_count(message_type: Any) -> int | None:
     return count
 
 
-_TENANT = re.compile(r"tenants/([a-z0-9][a-z0-9-]{0,62})(?:/|\Z)")
+_TENANT = re.compile(rf"tenants/({RESOURCE_ID})(?:/|\Z)")
 
 
 def tenant_of(name: str) -> str | None:

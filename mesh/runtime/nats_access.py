@@ -14,11 +14,12 @@ from typing import Any
 
 from mesh.events.jetstream.assets import LIVE_PREFIX
 from mesh.events.jetstream.connection import JETSTREAM_API
+from mesh.ids import RESOURCE_ID
 from mesh.runtime.nats_users import BusUser
 
 ACCOUNT = "WEFT"
 SUBSCRIBERS = "SUBSCRIBERS"
-TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+TENANT = re.compile(RESOURCE_ID)
 """What names a tenant that is somebody's: `_system` isn't."""
 
 _CONNECTIONS_MAX = 256

@@ -22,13 +22,14 @@ from pathlib import Path
 import nkeys
 
 from mesh.errors import AlreadyExists, DataDamaged, LimitExceeded, NotFound, Unavailable
+from mesh.ids import RESOURCE_ID
 from mesh.private_files import write_private
 from mesh.runtime.child_process import holder
 from mesh.runtime.nats_access import Subscriber, access_configuration
 from mesh.runtime.nats_users import BusUser
 
 SUBSCRIBERS_MAX = 1000
-_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_ID = re.compile(RESOURCE_ID)
 _RELOAD_SECONDS_MAX = 10.0
 _PAUSE_SECONDS = 0.05
 _LOG_BYTES_MAX = 1_000_000

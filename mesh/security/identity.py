@@ -10,6 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from mesh.clock import NANOSECONDS, SYSTEM, Clock
+from mesh.ids import RESOURCE_ID
 from mesh.principal import Principal, system
 from mesh.security.tokens import (
     ISSUER,
@@ -30,8 +31,8 @@ CACHED_MAX = 10_000
 
 _LIFETIMES_SECONDS = (15, 60, 300, IDENTITY_SECONDS_MAX)
 _CLAIMS = {"iss", "aud", "sub", "tenant", "caller", "iat", "exp"}
-_NAME = re.compile(r"system|tenants/[a-z0-9][a-z0-9-]{0,62}/apiKeys/[a-z0-9][a-z0-9-]{0,62}")
-_TENANT = re.compile(r"([a-z0-9][a-z0-9-]{0,62})?")
+_NAME = re.compile(f"system|tenants/{RESOURCE_ID}/apiKeys/{RESOURCE_ID}")
+_TENANT = re.compile(f"({RESOURCE_ID})?")
 _CALLER = re.compile(r"[a-z][a-z0-9-]{0,62}")
 
 

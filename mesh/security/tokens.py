@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from mesh.clock import NANOSECONDS
 from mesh.errors import CredentialInvalid
+from mesh.ids import RESOURCE_ID
 
 ISSUER = "weft"
 AUDIENCE = "weft"
@@ -37,9 +38,8 @@ _TIME_MAX = 2**40
 _PART = re.compile(r"[A-Za-z0-9_-]+")
 _KID = re.compile(r"[a-z0-9]{1,64}")
 _TOKEN_ID = re.compile(r"[a-z0-9-]{1,64}")
-_TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-_SUBJECT = re.compile(r"tenants/([a-z0-9][a-z0-9-]{0,62})/apiKeys/[a-z0-9][a-z0-9-]{0,62}")
-_ROLE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_SUBJECT = re.compile(f"tenants/({RESOURCE_ID})/apiKeys/{RESOURCE_ID}")
+_ID = re.compile(RESOURCE_ID)
 _SCOPE = re.compile(r"[a-z]+\.([a-z_]+|\*)")
 _REFUSED = "the credential isn't valid"
 
@@ -110,13 +110,13 @@ def verify_access_token(text: str, keys: KeySet, now_ns: int) -> AccessToken:
     _require(claims.keys() <= allowed and claims.keys() | {"nbf"} == allowed)
     _require(claims["iss"] == ISSUER and claims["aud"] == AUDIENCE)
     issued, expire = check_times(claims, now_ns, ACCESS_SECONDS_MAX)
-    tenant = _matching(claims["tenant"], _TENANT)
+    tenant = _matching(claims["tenant"], _ID)
     subject = _matching(claims["sub"], _SUBJECT)
     _require(subject.split("/")[1] == tenant)
     return AccessToken(
         subject=subject,
         tenant=tenant,
-        roles=_texts(claims["roles"], _ROLE),
+        roles=_texts(claims["roles"], _ID),
         scopes=_texts(claims["scopes"], _SCOPE),
         token_id=_matching(claims["jti"], _TOKEN_ID),
         issued_seconds=issued,

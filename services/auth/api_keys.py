@@ -1,7 +1,7 @@
 """The RPCs of API keys."""
 
 from mesh.call import Call
-from mesh.clock import Clock
+from mesh.clock import NANOSECONDS, Clock
 from mesh.ids import new_id
 from mesh.security.api_keys import new_api_key
 from services.auth import domain
@@ -60,7 +60,7 @@ class ApiKeys:
         self, request: pb.RotateApiKeyRequest, call: Call
     ) -> pb.RotateApiKeyResponse:
         """Gives the key another secret."""
-        overlap_ns = self._directory.settings.rotation_overlap_seconds * 10**9
+        overlap_ns = self._directory.settings.rotation_overlap_seconds * NANOSECONDS
         if request.HasField("overlap"):
             overlap_ns = request.overlap.ToNanoseconds()
         key = new_api_key()

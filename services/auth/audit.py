@@ -6,7 +6,6 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from mesh.call import Call
 from mesh.clock import NANOSECONDS
@@ -100,9 +99,9 @@ class Audit:
         after, until = 0, _POSITION_MAX
         apart_ns = CLOCKS_APART_SECONDS * NANOSECONDS
         if request.HasField("start_time"):
-            after = await self._events.position_at(_nanoseconds(request.start_time) - apart_ns)
+            after = await self._events.position_at(request.start_time.ToNanoseconds() - apart_ns)
         if request.HasField("end_time"):
-            until = await self._events.position_at(_nanoseconds(request.end_time) + apart_ns)
+            until = await self._events.position_at(request.end_time.ToNanoseconds() + apart_ns)
         token = read_page_number(request.page_token, request.parent, _POSITION_MAX)
         return _Range(max(after, token or 0), until)
 
@@ -181,10 +180,10 @@ def _may_match(request: pb.ListAuditEntriesRequest, stored: StoredCommit) -> boo
     import only that it took place was done here; the rest happened elsewhere."""
     if stored.commit.causation_id == IMPORTED:
         return False
-    time_ns = _nanoseconds(stored.commit.time)
-    if request.HasField("start_time") and time_ns < _nanoseconds(request.start_time):
+    time_ns = stored.commit.time.ToNanoseconds()
+    if request.HasField("start_time") and time_ns < request.start_time.ToNanoseconds():
         return False
-    if request.HasField("end_time") and time_ns >= _nanoseconds(request.end_time):
+    if request.HasField("end_time") and time_ns >= request.end_time.ToNanoseconds():
         return False
     if request.actor and stored.commit.actor != request.actor:
         return False
@@ -209,7 +208,3 @@ def _resource(stream: StreamName) -> str:
     if stream.area in _COLLECTIONS and len(stream.key) == 1:
         return f"{tenant}/{_COLLECTIONS[stream.area]}/{stream.key[0]}"
     return tenant
-
-
-def _nanoseconds(moment: Timestamp) -> int:
-    return moment.ToNanoseconds()

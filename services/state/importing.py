@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from mesh.call import Call
-from mesh.clock import Clock
+from mesh.clock import NANOSECONDS, Clock
 from mesh.errors import AlreadyExists, InvalidArgument, LimitExceeded
 from mesh.events.aggregate import Place, Repository
 from mesh.events.store import IMPORTED, START, CommitDraft, HeadConflict, NewEvent
@@ -285,7 +285,7 @@ def _draft(commit: _Commit, call: Call) -> CommitDraft:
     """Who imports it answers for what it says; when it was is as the export has it."""
     return CommitDraft(
         [NewEvent(_FACTS[name].FromString(data)) for name, data in commit.facts],
-        commit.time.seconds * 1_000_000_000 + commit.time.nanos,
+        commit.time.seconds * NANOSECONDS + commit.time.nanos,
         call.actor,
         commit.request_id,
         causation_id=IMPORTED,
