@@ -6,6 +6,7 @@ from typing import cast
 
 from mesh.cli.clusters import ClusterFile
 from mesh.cli.failures import CommandFailed
+from mesh.errors import NotFound
 from mesh.private_files import config_folder
 from mesh.runtime.host import Host
 from services.auth.directory import AccessDirectory
@@ -31,6 +32,9 @@ async def admitted(host: Host, *, another: str | None = None) -> FirstKey | None
     there, that is noted, and the key is told all the same: nobody could tell it again.
     """
     directory = cast(AccessDirectory, host.access)
+    if another and another != FIRST_TENANT and another not in directory.tenants:
+        # Before anything is made: a first key that isn't told would be lost.
+        raise NotFound.of("tenant", another)
     key = await first_start(directory, host.clock)
     if another and (key is None or another != FIRST_TENANT):
         recovered = await recover_admin(directory, another, host.clock)

@@ -582,6 +582,16 @@ class TestUp:
         assert "Traceback" not in ran.err
         assert "unexpected" not in ran.err
 
+    @pytest.mark.parametrize("tenant", ["nosuch", "no name"])
+    def test_a_key_in_no_tenant_is_refused_and_no_first_key_lost(
+        self, tmp_path: Path, tenant: str
+    ) -> None:
+        folder = tmp_path / "data"
+        ran = weft("up", "--data-dir", folder, *FREE_PORTS, "--new-admin-key", tenant)
+        assert (ran.code, ran.err) == (3, f"weft: no tenant {tenant}\n")
+        with weft_up(tmp_path / "log", "--data-dir", folder, *FREE_PORTS) as up:
+            assert str(up.said["api_key"]).startswith("weft_")
+
     def test_a_nats_that_is_not_there_is_told_within_a_bound(self) -> None:
         ran = weft("up", "--ephemeral", *FREE_PORTS, NATS_URL="nats://127.0.0.1:1")
         assert ran.code == 5
