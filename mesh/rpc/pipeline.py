@@ -1,43 +1,38 @@
 """The pipeline around every handler, the same for local calls and for the wire.
 
-Per method the interceptors are composed once into one function. Of unary methods it
-is a coroutine function, of streaming ones an async generator function; both take the
-request (or an async iterator of requests) and the Call.
+Each method gets one function, made once. Of unary methods it is a coroutine function, of
+streaming ones an async generator function; both take the request (or an async iterator of
+requests) and the Call.
 """
 
 import inspect
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from time import perf_counter
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from mesh.call import Call
+from mesh.call import Call, current_call
 from mesh.errors import Unimplemented
-from mesh.rpc.interceptors.authorize import Authorize, Callers
-from mesh.rpc.interceptors.deadline import Deadline
-from mesh.rpc.interceptors.decode import Decode
-from mesh.rpc.interceptors.errors import Errors
-from mesh.rpc.interceptors.identity import Authenticate, Identities, PeerIdentity
-from mesh.rpc.interceptors.limits import Limits
-from mesh.rpc.interceptors.metrics import Metrics
-from mesh.rpc.interceptors.rate_limit import RateLimit
-from mesh.rpc.interceptors.trace import Trace
-from mesh.rpc.interceptors.validate import Validate
 from mesh.rpc.methods import Handler, MethodSpec, methods_of, service_of
+from mesh.rpc.open_methods import PUBLIC
+from mesh.rpc.propagation import AUTHORIZATION_KEY, IDENTITY_KEY
 from mesh.rpc.rate_limiter import RateLimiter
 from mesh.rpc.settings import RpcSettings
+from mesh.rpc.stages.authorize import Authorize, Callers
+from mesh.rpc.stages.deadline import Deadlines
+from mesh.rpc.stages.errors import outward, wrong_answer
+from mesh.rpc.stages.identity import CredentialWatch, Identities
+from mesh.rpc.stages.limits import Peers, UnderWay
+from mesh.rpc.stages.trace import InCall, open_span
+from mesh.rpc.stages.validate import validate
+from mesh.rpc.status import code_of
 from mesh.security.authenticator import Authenticator
+from mesh.telemetry import traces
 from mesh.telemetry.metrics import RpcMetrics
 from weft.options.v1 import options_pb2
-
-
-class Interceptor(Protocol):
-    """Wraps `inner`, the rest of the pipeline of one method. Called once per method."""
-
-    def unary(self, spec: MethodSpec, inner: Handler) -> Handler: ...
-
-    def stream(self, spec: MethodSpec, inner: Handler) -> Handler: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,27 +55,178 @@ class Edge:
     callers: Callers = field(default_factory=dict)
 
 
-def server_interceptors(
-    registry: CollectorRegistry, settings: RpcSettings, edge: Edge
-) -> tuple[Interceptor, ...]:
-    """The interceptors of a server, outermost first: the project's one order."""
-    return (
-        Trace(),
-        Metrics(RpcMetrics(registry)),
-        Errors(),
-        Limits(settings, edge.authenticator, edge.identities),
-        PeerIdentity(edge.identities),
-        Authenticate(edge.authenticator),
-        RateLimit(edge.rate_limiter),
-        Decode(),
-        Authorize(edge.authenticator, edge.callers),
-        Deadline(),
-        Validate(),
-    )
+class Pipeline:
+    """What stands around all handlers of one server, in one event loop. The order is the
+    project's one: trace, metrics, errors, the bounds of peers and of calls under way, peer
+    identity, authenticate, rate limit, decode, authorize, deadline, validate, handler.
+
+    Each part raises what the call then ends with. It is written out in one function for
+    unary methods and one for streams: wrapped around each other the parts cost twice as much.
+    """
+
+    def __init__(self, registry: CollectorRegistry, settings: RpcSettings, edge: Edge) -> None:
+        self._edge = edge
+        self._metrics = RpcMetrics(registry)
+        peers = Peers(settings, edge.authenticator, edge.identities)
+        self._calls = UnderWay("calls", settings.concurrent_calls_max, peers)
+        # A bound of their own, so that watchers don't keep calls out.
+        self._streams = UnderWay("streams", settings.concurrent_streams_max, peers)
+        self._watch = CredentialWatch(edge.authenticator)
+        self._authorize = Authorize(edge.authenticator, edge.callers)
+        self._deadlines = Deadlines()
+
+    def around(self, spec: MethodSpec, handler: Handler) -> Handler:
+        """The handler of a method with everything around it.
+
+        Raises ValueError for a method whose contract states no permission.
+        """
+        admit = self._admission(spec)
+        if spec.server_streaming:
+            return self._stream(spec, handler, admit)
+        return self._unary(spec, handler, admit)
+
+    def _admission(self, spec: MethodSpec) -> Callable[[Any, Call], Any]:
+        """From the peer's identity to authorization: gives the request that may go on."""
+        verify = self._edge.identities.verify
+        authenticate = self._edge.authenticator.authenticate
+        take = self._edge.rate_limiter.take
+        authorize = self._authorize.check_of(spec)
+        watch = self._watch.add
+        public = spec.path in PUBLIC
+        streams = spec.client_streaming or spec.server_streaming
+        reads = spec.policy.effect == options_pb2.EFFECT_READ
+
+        async def received(requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
+            async for request in requests:
+                message = spec.decode(request) if type(request) is bytes else request
+                authorize(message, call)
+                validate(spec, message)
+                yield message
+
+        def admit(request: Any, call: Call) -> Any:
+            if call.peer:
+                identity = call.metadata.get(IDENTITY_KEY)
+                if identity is not None:
+                    call.principal, call.caller = verify(identity)
+                if call.principal is None and not public:
+                    call.principal = authenticate(call.metadata.get(AUTHORIZATION_KEY, ""))
+                # What Weft's services call for a principal is part of a call that was
+                # counted; a public method is bounded by what its peer may do.
+                if call.principal is not None and not call.caller:
+                    take(call.principal, read=reads)
+                if streams:
+                    watch(call)
+            elif call.principal is None and not public:
+                call.principal = authenticate(call.metadata.get(AUTHORIZATION_KEY, ""))
+            if spec.client_streaming:
+                return received(request, call)
+            # A few bytes can make many messages: whom nobody knows is refused before.
+            message = spec.decode(request) if type(request) is bytes else request
+            authorize(message, call)
+            return message
+
+        return admit
+
+    def _unary(
+        self, spec: MethodSpec, handler: Handler, admit: Callable[[Any, Call], Any]
+    ) -> Handler:
+        metrics = self._metrics.method(spec.service, spec.name)
+        under_way, new_alarm = self._calls, self._deadlines.alarm
+        response_class, client_streaming = spec.response_class, spec.client_streaming
+
+        async def answer(request: Any, call: Call) -> Any:
+            peer = alarm = failure = None
+            token = current_call.set(call)
+            span = open_span(spec, call) if traces.active() else None
+            started = perf_counter()
+            metrics.in_flight += 1
+            try:
+                if call.peer:
+                    peer = under_way.begin(call)
+                request = admit(request, call)
+                alarm = new_alarm(call)
+                if client_streaming:
+                    call.end = alarm.ring
+                with alarm:
+                    if not call.validated and not client_streaming:
+                        validate(spec, request)
+                    response = await handler(request, call)
+                if response.__class__ is not response_class:
+                    raise wrong_answer(spec, response)
+                return response
+            except BaseException as error:
+                failure = outward(error, call)
+                if failure is error:
+                    raise
+                raise failure from None
+            finally:
+                if alarm is not None:
+                    alarm.off()
+                if peer is not None:
+                    under_way.end(peer, failure)
+                current_call.reset(token)
+                metrics.ended(_code(failure), perf_counter() - started)
+                if span is not None:
+                    span.end(_code(failure), failed=failure is not None)
+
+        return answer
+
+    def _stream(
+        self, spec: MethodSpec, handler: Handler, admit: Callable[[Any, Call], Any]
+    ) -> Handler:
+        metrics = self._metrics.method(spec.service, spec.name)
+        under_way, new_alarm = self._streams, self._deadlines.alarm
+        response_class = spec.response_class
+
+        async def answers(request: Any, call: Call) -> AsyncGenerator[Any, None]:
+            peer = alarm = failure = None
+            span = open_span(spec, call) if traces.active() else None
+            started = perf_counter()
+            metrics.in_flight += 1
+            try:
+                if call.peer:
+                    peer = under_way.begin(call)
+                request = admit(request, call)
+                alarm = new_alarm(call)
+                call.end = alarm.ring
+                with alarm:
+                    if not call.validated and not spec.client_streaming:
+                        validate(spec, request)
+                async with aclosing(InCall(call, handler(request, call))) as messages:
+                    while True:
+                        with alarm:
+                            message = await anext(messages, _END)
+                        if message is _END:
+                            return
+                        if message.__class__ is not response_class:
+                            raise wrong_answer(spec, message)
+                        yield message
+            except BaseException as error:
+                failure = outward(error, call)
+                if failure is error:
+                    raise
+                raise failure from None
+            finally:
+                if alarm is not None:
+                    alarm.off()
+                if peer is not None:
+                    under_way.end(peer, failure)
+                metrics.ended(_code(failure), perf_counter() - started)
+                if span is not None:
+                    span.end(_code(failure), failed=failure is not None)
+
+        return answers
+
+
+_END = object()
+
+
+def _code(failure: BaseException | None) -> str:
+    return "OK" if failure is None else code_of(failure).name
 
 
 def bind(
-    handlers: Mapping[str, object], interceptors: Sequence[Interceptor], settings: RpcSettings
+    handlers: Mapping[str, object], pipeline: Pipeline, settings: RpcSettings
 ) -> dict[str, Endpoint]:
     """The endpoints of all methods of `handlers`, by path.
 
@@ -91,7 +237,7 @@ def bind(
     endpoints: dict[str, Endpoint] = {}
     for full_name, implementation in handlers.items():
         for spec in methods_of(service_of(full_name)):
-            invoke = _composed(spec, _innermost(spec, implementation), interceptors)
+            invoke = pipeline.around(spec, _innermost(spec, implementation))
             endpoints[spec.path] = Endpoint(spec, invoke, default_deadline(spec, settings))
     return endpoints
 
@@ -103,13 +249,6 @@ def default_deadline(spec: MethodSpec, settings: RpcSettings) -> float:
     if spec.policy.effect == options_pb2.EFFECT_READ:
         return settings.read_deadline_seconds
     return settings.write_deadline_seconds
-
-
-def _composed(spec: MethodSpec, inner: Handler, interceptors: Sequence[Interceptor]) -> Handler:
-    for interceptor in reversed(interceptors):
-        wrap = interceptor.stream if spec.server_streaming else interceptor.unary
-        inner = wrap(spec, inner)
-    return inner
 
 
 def _innermost(spec: MethodSpec, implementation: object) -> Handler:

@@ -29,7 +29,7 @@ from mesh.events.jetstream.store import JetStreamEventStore, connect_prepared, l
 from mesh.events.jetstream.tokens import JetStreamTokenStream
 from mesh.ids import cluster_id, new_id
 from mesh.rpc.channel import MeshChannel
-from mesh.rpc.pipeline import Edge, Endpoint, Interceptor, bind, server_interceptors
+from mesh.rpc.pipeline import Edge, Endpoint, Pipeline, bind
 from mesh.rpc.rate_limiter import RateLimiter, RedisCounters
 from mesh.rpc.settings import RateLimitSettings, RpcSettings
 from mesh.runtime.bus_access import union
@@ -82,7 +82,7 @@ class Host:
         """Id of the deployment: that of its event log."""
         self._make_access = access
         self._access: Access
-        self._interceptors: Sequence[Interceptor] = ()
+        self._pipeline: Pipeline
         self._catalogue = in_call_order(catalogue)
         self._bus = union(entry.bus for entry in catalogue)
         self._instance = new_id()
@@ -311,7 +311,7 @@ class Host:
         counters = RedisCounters(lambda: self.redis)
         limiter = RateLimiter(RateLimitSettings(), counters, self.clock)
         edge = Edge(self._access, self._access, limiter, callers)
-        self._interceptors = server_interceptors(self.registry, self.rpc_settings, edge)
+        self._pipeline = Pipeline(self.registry, self.rpc_settings, edge)
 
     async def _find_nats(self) -> tuple[str, Login, Login]:
         """Where NATS is, embedded or not, and how to log in: as who makes the streams,
@@ -372,7 +372,7 @@ class Host:
 
     async def _start_service(self, entry: ServiceEntry) -> None:
         service: Service = entry.build(cast(Mesh, _Seat(self, entry)))
-        self.endpoints.update(bind(service.handlers, self._interceptors, self.rpc_settings))
+        self.endpoints.update(bind(service.handlers, self._pipeline, self.rpc_settings))
         self._stack.push_async_callback(self._stop_service, entry.name, service)
         await service.start()
         self._ready[entry.name] = True

@@ -15,9 +15,9 @@ from mesh.events.head_ledger import HeadLedger
 from mesh.events.store import EventStore
 from mesh.events.tokens import TokenStream
 from mesh.principal import Principal
-from mesh.rpc.interceptors.identity import Identities
 from mesh.rpc.pipeline import Endpoint
 from mesh.rpc.settings import RpcSettings
+from mesh.rpc.stages.identity import Identities
 from mesh.runtime.bus_access import EVERY_PROCESS, BusAccess
 from mesh.runtime.settings import RuntimeSettings
 from mesh.security.authenticator import Authenticator

@@ -15,7 +15,7 @@ import uvloop
 from mesh.rpc.pipeline import bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
-from tests.support.edge import Doorkeeper, administrator, interceptors
+from tests.support.edge import Doorkeeper, administrator, pipeline
 from weft.vectors.v1 import collections_pb2
 from weft.vectors.v1 import vector_service_pb2 as pb
 
@@ -58,7 +58,7 @@ async def serve(kind: str) -> None:
         settings = RpcSettings()
         keeper = Doorkeeper(key=administrator("acme"))
         handlers = {"weft.vectors.v1.VectorService": Vectors()}
-        endpoints = bind(handlers, interceptors(settings, keeper), settings)
+        endpoints = bind(handlers, pipeline(settings, keeper), settings)
         server = RpcServer(endpoints, settings, keeper)
         port = await server.start("127.0.0.1", 0)
     print(f"127.0.0.1:{port}", flush=True)

@@ -15,7 +15,7 @@ from mesh.rpc.local import LocalChannel, StubChannel
 from mesh.rpc.pipeline import bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
-from tests.support.edge import OPEN_DOOR, TESTER, Doorkeeper, interceptors
+from tests.support.edge import OPEN_DOOR, TESTER, Doorkeeper, pipeline
 from weft.options.v1 import options_pb2
 
 SERVICE = "weft.test.numbers.NumberService"
@@ -61,7 +61,7 @@ class Numbers:
 
 @pytest.fixture(params=["local", "wire"])
 async def channel(request: pytest.FixtureRequest) -> AsyncIterator[StubChannel]:
-    endpoints = bind({SERVICE: Numbers()}, interceptors(SETTINGS), SETTINGS)
+    endpoints = bind({SERVICE: Numbers()}, pipeline(SETTINGS), SETTINGS)
     if request.param == "local":
         yield LocalChannel(endpoints)
         return
@@ -99,7 +99,7 @@ async def test_each_request_of_a_stream_is_validated(channel: StubChannel) -> No
 async def test_what_a_client_streams_ends_when_its_credential_is_revoked(method: str) -> None:
     keeper = Doorkeeper(key=TESTER)
     server = RpcServer(
-        bind({SERVICE: Numbers()}, interceptors(SETTINGS, keeper), SETTINGS), SETTINGS, keeper
+        bind({SERVICE: Numbers()}, pipeline(SETTINGS, keeper), SETTINGS), SETTINGS, keeper
     )
     channel = RemoteChannel(f"127.0.0.1:{await server.start('127.0.0.1', 0)}", SETTINGS)
     sent, more = asyncio.Event(), asyncio.Event()

@@ -19,7 +19,7 @@ from mesh.rpc.local import LocalChannel, StubChannel
 from mesh.rpc.pipeline import Endpoint, bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
-from tests.support.edge import OPEN_DOOR, interceptors
+from tests.support.edge import OPEN_DOOR, pipeline
 from tests.support.rpc_service import SmallService
 from weft.agents.v1 import turn_service_pb2
 from weft.agents.v1.turn_service_pb2_grpc import TurnServiceStub
@@ -57,7 +57,7 @@ class Path:
 
 
 def bound(service: SmallService, registry: CollectorRegistry) -> dict[str, Endpoint]:
-    return bind(service.handlers, interceptors(SETTINGS, registry=registry), SETTINGS)
+    return bind(service.handlers, pipeline(SETTINGS, registry=registry), SETTINGS)
 
 
 @pytest.fixture(params=["local", "wire"])
@@ -290,7 +290,7 @@ async def test_the_nearest_handler_is_taken_and_else_the_server_that_is_named() 
     target = f"127.0.0.1:{await server.start('127.0.0.1', 0)}"
     local = bind(
         {"weft.vectors.v1.VectorService": here.vectors},
-        interceptors(SETTINGS),
+        pipeline(SETTINGS),
         SETTINGS,
     )
     targets = {"weft.agents.v1.TurnService": target}

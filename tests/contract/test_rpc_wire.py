@@ -16,7 +16,7 @@ from mesh.rpc.pipeline import bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.status import from_rpc_error
-from tests.support.edge import OPEN_DOOR, interceptors
+from tests.support.edge import OPEN_DOOR, pipeline
 from tests.support.rpc_service import SmallService
 from weft.agents.v1 import turn_service_pb2
 from weft.vectors.v1 import collections_pb2
@@ -36,7 +36,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 def new_server(service: SmallService, **settings: Any) -> RpcServer:
     bounds = RpcSettings(**settings)
-    return RpcServer(bind(service.handlers, interceptors(bounds), bounds), bounds, OPEN_DOOR)
+    return RpcServer(bind(service.handlers, pipeline(bounds), bounds), bounds, OPEN_DOOR)
 
 
 def dialled(port: int) -> Any:

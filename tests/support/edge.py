@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry
 
 from mesh.errors import CredentialInvalid
 from mesh.principal import Grant, Principal
-from mesh.rpc.pipeline import Edge, Interceptor, server_interceptors
+from mesh.rpc.pipeline import Edge, Pipeline
 from mesh.rpc.rate_limiter import RateLimiter
 from mesh.rpc.settings import RateLimitSettings, RpcSettings
 from mesh.runtime.service import Mesh
@@ -117,10 +117,10 @@ def edge(authenticator: Doorkeeper = OPEN_DOOR) -> Edge:
     )
 
 
-def interceptors(
+def pipeline(
     settings: RpcSettings,
     authenticator: Doorkeeper = OPEN_DOOR,
     registry: CollectorRegistry | None = None,
-) -> tuple[Interceptor, ...]:
-    """The interceptors of a server with such an edge."""
-    return server_interceptors(registry or CollectorRegistry(), settings, edge(authenticator))
+) -> Pipeline:
+    """The pipeline of a server with such an edge."""
+    return Pipeline(registry or CollectorRegistry(), settings, edge(authenticator))

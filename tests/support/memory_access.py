@@ -12,6 +12,7 @@ from mesh.errors import AlreadyExists, CredentialInvalid, NotFound, PermissionDe
 from mesh.ids import new_id
 from mesh.principal import Grant, Principal
 from mesh.rpc.methods import Handler, MethodSpec
+from mesh.rpc.pipeline import Endpoint
 from tests.support.memory_catalogues import page_of
 from weft.auth.v1 import access_pb2
 from weft.auth.v1 import api_key_service_pb2 as keys
@@ -285,23 +286,17 @@ class MemoryAccess:
         return Principal(name, tenant.removeprefix("tenants/"), grants)
 
 
-class Admission:
-    """The interceptor that asks a MemoryAccess about every call."""
+def admitting(access: MemoryAccess, endpoint: Endpoint) -> Handler:
+    """What answers like the endpoint, and asks a MemoryAccess about every call first."""
+    inner = endpoint.invoke
 
-    def __init__(self, access: MemoryAccess) -> None:
-        self._access = access
+    async def admitted(request: Any, call: Call) -> Any:
+        access.admit(endpoint.spec, call)
+        return await inner(request, call)
 
-    def unary(self, spec: MethodSpec, inner: Handler) -> Handler:
-        async def admitted(request: Any, call: Call) -> Any:
-            self._access.admit(spec, call)
-            return await inner(request, call)
+    async def admitted_stream(request: Any, call: Call) -> AsyncGenerator[Any, None]:
+        access.admit(endpoint.spec, call)
+        async for message in inner(request, call):
+            yield message
 
-        return admitted
-
-    def stream(self, spec: MethodSpec, inner: Handler) -> Handler:
-        async def admitted(request: Any, call: Call) -> AsyncGenerator[Any, None]:
-            self._access.admit(spec, call)
-            async for message in inner(request, call):
-                yield message
-
-        return admitted
+    return admitted_stream if endpoint.spec.server_streaming else admitted

@@ -4,13 +4,14 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from mesh.rpc.pipeline import bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
-from tests.support.edge import OPEN_DOOR, interceptors
-from tests.support.memory_access import Admission, MemoryAccess
+from tests.support.edge import OPEN_DOOR, pipeline
+from tests.support.memory_access import MemoryAccess, admitting
 from tests.support.memory_catalogues import (
     MemoryAgents,
     MemoryCollections,
@@ -104,8 +105,11 @@ class MemoryPlatform:
             "weft.vectors.v1.VectorService": self.collections,
         }
         settings = RpcSettings.model_validate({})
-        around = (Admission(self.access), *interceptors(settings))
-        self._server = RpcServer(bind(handlers, around, settings), settings, OPEN_DOOR)
+        endpoints = {
+            path: replace(endpoint, invoke=admitting(self.access, endpoint))
+            for path, endpoint in bind(handlers, pipeline(settings), settings).items()
+        }
+        self._server = RpcServer(endpoints, settings, OPEN_DOOR)
         self.port = await self._server.start("127.0.0.1", self.port)
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:

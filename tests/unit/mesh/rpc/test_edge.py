@@ -26,7 +26,7 @@ from mesh.rpc.methods import MethodSpec
 from mesh.rpc.pipeline import Endpoint, bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
-from tests.support.edge import Doorkeeper, administrator, interceptors
+from tests.support.edge import Doorkeeper, administrator, pipeline
 from tests.support.rpc_service import SmallService
 from weft.agents.v1 import turn_service_pb2
 from weft.agents.v1.turn_service_pb2_grpc import TurnServiceStub
@@ -51,7 +51,7 @@ class Edge:
         self.service = SmallService()
         self.service.vectors.collections[NAME] = collections_pb2.Collection(name=NAME)
         self.endpoints: dict[str, Endpoint] = bind(
-            self.service.handlers, interceptors(SETTINGS, self.keeper), SETTINGS
+            self.service.handlers, pipeline(SETTINGS, self.keeper), SETTINGS
         )
         self.server = RpcServer(self.endpoints, SETTINGS, self.keeper)
         self.channel: RemoteChannel

@@ -1,16 +1,25 @@
 """How handlers are bound, and what stands around them in which order."""
 
 from collections.abc import AsyncGenerator
+from time import monotonic
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
+import mesh.rpc.pipeline as pipeline_module
+from mesh.call import Call
 from mesh.errors import Internal
 from mesh.rpc.local import LocalChannel
-from mesh.rpc.methods import Handler, MethodSpec, method_of, methods_of, service_of, snake_case
-from mesh.rpc.pipeline import bind, default_deadline
-from mesh.rpc.settings import RpcSettings
-from tests.support.edge import interceptors
+from mesh.rpc.methods import MethodSpec, method_of, methods_of, service_of, snake_case
+from mesh.rpc.pipeline import Edge, Pipeline, bind, default_deadline
+from mesh.rpc.rate_limiter import RateLimiter
+from mesh.rpc.settings import RateLimitSettings, RpcSettings
+from mesh.rpc.stages.authorize import Authorize
+from mesh.rpc.stages.deadline import Deadlines
+from mesh.rpc.stages.limits import Peers
+from mesh.telemetry import traces
+from tests.support.edge import TESTER, Doorkeeper, NoIdentities, pipeline
 from weft.agents.v1 import agent_service_pb2, turn_service_pb2
 from weft.options.v1 import options_pb2
 
@@ -25,12 +34,18 @@ SETTINGS = RpcSettings()
 
 class Agents:
     async def get_agent(self, request: Any, call: Any) -> Any:
+        return self.answer()
+
+    def answer(self) -> Any:
         return agent_service_pb2.GetAgentResponse()
 
 
 class Turns:
     async def run_turn(self, request: Any, call: Any) -> AsyncGenerator[Any, None]:
-        yield turn_service_pb2.RunTurnResponse()
+        yield self.answer()
+
+    def answer(self) -> Any:
+        return turn_service_pb2.RunTurnResponse()
 
 
 class WrongAnswers:
@@ -41,29 +56,58 @@ class WrongAnswers:
         yield None
 
 
-class Passing:
-    """An interceptor that writes down when it is passed."""
-
-    def __init__(self, name: str, passed: list[str]) -> None:
-        self._name = name
-        self._passed = passed
-
-    def unary(self, spec: MethodSpec, inner: Handler) -> Handler:
-        def passing(request: Any, call: Any) -> Any:
-            self._passed.append(self._name)
-            return inner(request, call)
-
-        return passing
-
-    stream = unary
+ORDER = [
+    *("trace", "metrics", "limits", "peer identity", "authenticate", "rate limit"),
+    *("decode", "authorize", "deadline", "validate", "handler"),
+]
 
 
-def test_the_order_of_interceptors_is_the_projects() -> None:
-    names = [type(each).__name__ for each in interceptors(SETTINGS)]
-    assert names == [
-        *("Trace", "Metrics", "Errors", "Limits", "PeerIdentity", "Authenticate"),
-        *("RateLimit", "Decode", "Authorize", "Deadline", "Validate"),
-    ]
+@pytest.fixture
+def met(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What calls meet on their way, in order."""
+    steps: list[str] = []
+
+    def noting(owner: Any, name: str, step: str) -> None:
+        original = getattr(owner, name)
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            if step not in steps:
+                steps.append(step)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    check_of = Authorize.check_of
+
+    def checked(self: Authorize, spec: MethodSpec) -> Any:
+        check = check_of(self, spec)
+
+        def noted(request: Any, call: Call) -> None:
+            steps.append("authorize")
+            check(request, call)
+
+        return noted
+
+    noting(traces, "active", "trace")
+    noting(pipeline_module, "perf_counter", "metrics")
+    noting(Peers, "admitted", "limits")
+    noting(NobodysIdentity, "verify", "peer identity")
+    noting(Doorkeeper, "authenticate", "authenticate")
+    noting(RateLimiter, "take", "rate limit")
+    noting(MethodSpec, "decode", "decode")
+    monkeypatch.setattr(Authorize, "check_of", checked)
+    noting(Deadlines, "alarm", "deadline")
+    noting(pipeline_module, "validate", "validate")
+    noting(Agents, "answer", "handler")
+    noting(Turns, "answer", "handler")
+    return steps
+
+
+class NobodysIdentity(NoIdentities):
+    """Lets an identity pass and learns nothing from it, so that the credential is asked."""
+
+    def verify(self, text: str) -> Any:
+        return None, ""
 
 
 @pytest.mark.parametrize(
@@ -73,15 +117,45 @@ def test_the_order_of_interceptors_is_the_projects() -> None:
         ("weft.agents.v1.TurnService", Turns(), RUN_TURN, TURN),
     ],
 )
-async def test_interceptors_are_passed_in_the_order_in_which_they_are_given(
-    service: str, handlers: object, path: str, request_message: Any
+async def test_a_call_meets_what_is_around_its_handler_in_the_projects_order(
+    met: list[str], service: str, handlers: object, path: str, request_message: Any
 ) -> None:
-    passed: list[str] = []
-    interceptors = [Passing(name, passed) for name in ("first", "second", "third")]
-    channel = LocalChannel(bind({service: handlers}, interceptors, SETTINGS))
-    answer = channel.callable_of(path)(request_message)
+    edge = Edge(Doorkeeper(TESTER), NobodysIdentity(), RateLimiter(RateLimitSettings()))
+    endpoints = bind({service: handlers}, Pipeline(CollectorRegistry(), SETTINGS, edge), SETTINGS)
+    metadata = {"x-weft-identity": "one", "authorization": "Bearer one"}
+    call = Call(path, monotonic() + 5, "r", peer="ipv4:127.0.0.1:1", metadata=metadata)
+    answer = endpoints[path].invoke(request_message.SerializeToString(), call)
     await (anext(answer) if hasattr(answer, "__anext__") else answer)
-    assert passed == ["first", "second", "third"]
+    assert met == ORDER
+
+
+class Failing:
+    async def get_agent(self, request: Any, call: Any) -> Any:
+        raise ValueError("a secret")
+
+    async def run_turn(self, request: Any, call: Any) -> AsyncGenerator[Any, None]:
+        raise ValueError("a secret")
+        yield
+
+
+@pytest.mark.parametrize(
+    ("service", "path", "request_message"),
+    [
+        ("weft.agents.v1.AgentService", GET_AGENT, REQUEST),
+        ("weft.agents.v1.TurnService", RUN_TURN, TURN),
+    ],
+)
+async def test_metrics_count_a_call_by_the_error_that_its_caller_gets(
+    service: str, path: str, request_message: Any
+) -> None:
+    registry = CollectorRegistry()
+    endpoints = bind({service: Failing()}, pipeline(SETTINGS, registry=registry), SETTINGS)
+    answer = LocalChannel(endpoints).callable_of(path)(request_message)
+    with pytest.raises(Internal) as raised:
+        await (anext(answer) if hasattr(answer, "__anext__") else answer)
+    assert "a secret" not in str(raised.value)
+    labels = {"service": service, "method": path.rpartition("/")[2], "code": "INTERNAL"}
+    assert registry.get_sample_value("weft_rpc_calls_total", labels) == 1
 
 
 @pytest.mark.parametrize(
@@ -94,7 +168,7 @@ async def test_interceptors_are_passed_in_the_order_in_which_they_are_given(
 async def test_an_answer_of_another_type_is_a_fault(
     service: str, path: str, request_message: Any
 ) -> None:
-    endpoints = bind({service: WrongAnswers()}, interceptors(SETTINGS), SETTINGS)
+    endpoints = bind({service: WrongAnswers()}, pipeline(SETTINGS), SETTINGS)
     answer = LocalChannel(endpoints).callable_of(path)(request_message)
     with pytest.raises(Internal):
         await (anext(answer) if hasattr(answer, "__anext__") else answer)
@@ -110,12 +184,12 @@ def test_a_handler_of_the_wrong_kind_is_refused_when_it_is_bound(
     implementation = handlers()
     implementation.run_turn, implementation.get_agent = Agents().get_agent, Turns().run_turn
     with pytest.raises(TypeError, match="must be"):
-        bind({service: implementation}, (), SETTINGS)
+        bind({service: implementation}, pipeline(SETTINGS), SETTINGS)
 
 
 def test_a_contract_that_is_not_known_is_refused() -> None:
     with pytest.raises(LookupError):
-        bind({"weft.nothing.v1.NothingService": Agents()}, (), SETTINGS)
+        bind({"weft.nothing.v1.NothingService": Agents()}, pipeline(SETTINGS), SETTINGS)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from mesh.clock import SYSTEM
 from mesh.errors import CredentialInvalid, NotFound, PermissionDenied, WeftError
 from mesh.principal import Principal
 from mesh.rpc.channel import RemoteChannel
-from mesh.rpc.pipeline import Edge, bind, server_interceptors
+from mesh.rpc.pipeline import Edge, Pipeline, bind
 from mesh.rpc.rate_limiter import RateLimiter
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RateLimitSettings, RpcSettings
@@ -61,8 +61,8 @@ async def served() -> AsyncIterator[tuple[SmallService, Verifier, IdentitySigner
     verifier.asked = []
     callers = {"weft.vectors.v1.VectorService": frozenset({"tools"})}
     edge = Edge(keeper, verifier, RateLimiter(RateLimitSettings()), callers)
-    interceptors = server_interceptors(CollectorRegistry(), SETTINGS, edge)
-    server = RpcServer(bind(service.handlers, interceptors, SETTINGS), SETTINGS, keeper)
+    pipeline = Pipeline(CollectorRegistry(), SETTINGS, edge)
+    server = RpcServer(bind(service.handlers, pipeline, SETTINGS), SETTINGS, keeper)
     target = f"127.0.0.1:{await server.start('127.0.0.1', 0)}"
     yield service, verifier, IdentitySigner(keys), target
     await server.stop()

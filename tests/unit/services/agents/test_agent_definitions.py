@@ -29,7 +29,7 @@ from services.agents.domain import AGENT_FOLD
 from services.agents.read_model import AgentsReadModel
 from services.tools.service import ToolsService
 from services.tools.settings import ToolsSettings
-from tests.support.edge import interceptors
+from tests.support.edge import pipeline
 from tests.support.keys import memory_keyring
 from weft.agents.v1 import agent_pb2, agent_service_pb2
 from weft.models.v1 import models_pb2
@@ -64,7 +64,7 @@ def tools_of(store: MemoryEventStore) -> Any:
     channel: Any = LocalChannel(endpoints)
     vectors: Any = VectorServiceStub(channel)
     service = ToolsService(ToolsSettings(), store, SYSTEM, vectors)
-    endpoints.update(bind(service.handlers, interceptors(RpcSettings()), RpcSettings()))
+    endpoints.update(bind(service.handlers, pipeline(RpcSettings()), RpcSettings()))
     return ToolServiceStub(channel)
 
 

@@ -23,7 +23,7 @@ from mesh.rpc.pipeline import bind
 from mesh.rpc.settings import RpcSettings
 from mesh.security.tokens import verify_access_token
 from tests.support.access import Access, access, system_call
-from tests.support.edge import interceptors
+from tests.support.edge import pipeline
 from weft.auth.v1 import api_key_service_pb2 as keys
 from weft.auth.v1 import audit_service_pb2, role_service_pb2, tenant_service_pb2
 from weft.auth.v1 import auth_service_pb2 as auth
@@ -80,7 +80,7 @@ def test_every_method_of_the_contracts_is_implemented(made: Access) -> None:
 
 async def test_what_needs_no_credential_works_without_one_in_the_pipeline(made: Access) -> None:
     settings = RpcSettings()
-    endpoints = bind(made.service.handlers, interceptors(settings), settings)
+    endpoints = bind(made.service.handlers, pipeline(settings), settings)
     channel: Any = LocalChannel(endpoints)
     stub: Any = AuthServiceStub(channel)
     assert len((await stub.GetJwks(auth.GetJwksRequest())).keys) == 1

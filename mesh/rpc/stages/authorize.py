@@ -1,12 +1,12 @@
 """Refuses what the caller may not do, and hides what is another tenant's."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mesh.call import Call
 from mesh.errors import CredentialInvalid, NotFound, PermissionDenied
 from mesh.principal import CACHED_NAME_LENGTH_MAX, Principal
-from mesh.rpc.methods import MALFORMED, Handler, MethodSpec
+from mesh.rpc.methods import MALFORMED, MethodSpec
 from mesh.rpc.open_methods import FOR_EVERY_CALLER, PUBLIC
 from mesh.rpc.tenancy import foreign, name_count, names_in, resource_reader, tenant_of
 from mesh.security.authenticator import Authenticator
@@ -22,40 +22,20 @@ class Authorize:
 
     Another tenant's resource is NotFound, as if it weren't there. A call from a service
     needs no permission of its principal, but the catalogue's leave; the tenant is checked
-    all the same. Messages of a client's stream are checked as they come.
+    all the same.
 
-    Raises NotFound, PermissionDenied; ValueError, when it is made, for a method whose
-    contract states no permission.
+    The checks raise NotFound, PermissionDenied; `check_of` itself raises ValueError for a
+    method whose contract states no permission.
     """
 
     def __init__(self, authenticator: Authenticator, callers: Callers) -> None:
         self._authenticator = authenticator
         self._callers = callers
 
-    def unary(self, spec: MethodSpec, inner: Handler) -> Handler:
-        check = self._check(spec)
-        if check is None:
-            return inner
-
-        def authorized(request: Any, call: Call) -> Any:
-            check(request, call)
-            return inner(request, call)
-
-        async def checked(requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
-            async for request in requests:
-                check(request, call)
-                yield request
-
-        def authorized_stream(requests: AsyncIterator[Any], call: Call) -> Any:
-            return inner(checked(requests, call), call)
-
-        return authorized_stream if spec.client_streaming else authorized
-
-    stream = unary
-
-    def _check(self, spec: MethodSpec) -> Callable[[Any, Call], None] | None:
+    def check_of(self, spec: MethodSpec) -> Callable[[Any, Call], None]:
+        """What checks the requests of a method."""
         if spec.path in PUBLIC:
-            return None
+            return _anything
         permitted = _permission_check(spec)
         names = names_in(spec.request_class.DESCRIPTOR)
         callers = self._callers.get(spec.service, frozenset())
@@ -94,6 +74,10 @@ class Authorize:
                 raise _denied(spec, request)
 
         return check
+
+
+def _anything(request: Any, call: Call) -> None:
+    """A public method has nothing to check."""
 
 
 def _sole_name(spec: MethodSpec) -> Callable[[Any], str] | None:

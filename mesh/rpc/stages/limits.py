@@ -7,17 +7,13 @@ whoever was let in already isn't locked out by others at the same address.
 """
 
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from typing import Any
 
 from mesh.call import Call
 from mesh.clock import SYSTEM, Clock
 from mesh.errors import CredentialInvalid, InvalidArgument, RateLimited
-from mesh.rpc.interceptors.identity import Identities
-from mesh.rpc.methods import Handler, MethodSpec
 from mesh.rpc.propagation import AUTHORIZATION_KEY, IDENTITY_KEY
 from mesh.rpc.settings import RpcSettings
+from mesh.rpc.stages.identity import Identities
 from mesh.security.authenticator import Authenticator
 
 PEERS_MAX = 10_000
@@ -25,8 +21,9 @@ METADATA_ENTRIES_MAX = 64
 BUSY_RETRY_SECONDS = 0.25
 
 
-class _Peer:
-    """One host at the other end. `failures` runs down by itself, as a bucket leaks."""
+class Peer:
+    """One host at the other end. `failures` are credentials that weren't valid; they run
+    down by themselves, as a bucket leaks."""
 
     __slots__ = ("calls", "failures", "looked")
 
@@ -36,12 +33,37 @@ class _Peer:
         self.looked = now
 
 
-class Limits:
-    """Raises RateLimited for calls over the bounds of `settings`. Calls within the process
-    aren't counted: they are part of one that was.
+class UnderWay:
+    """The calls that a server answers, or the streams. `peers` says who may begin one."""
 
-    Streams have a bound of their own, so that watchers don't keep calls out.
-    """
+    __slots__ = ("_count", "_count_max", "_peers", "_what")
+
+    def __init__(self, what: str, count_max: int, peers: "Peers") -> None:
+        self._what = what
+        self._count = 0
+        self._count_max = count_max
+        self._peers = peers
+
+    def begin(self, call: Call) -> Peer:
+        """Counts a call. Raises RateLimited where there are too many, InvalidArgument for
+        too much metadata."""
+        if self._count >= self._count_max:
+            raise _busy(f"the server has too many {self._what} under way")
+        peer = self._peers.admitted(call)
+        self._count += 1
+        peer.calls += 1
+        return peer
+
+    def end(self, peer: Peer, failure: BaseException | None) -> None:
+        """Counts it no more; `failure` is what ended it, if something did."""
+        peer.calls -= 1
+        self._count -= 1
+        if failure is not None and isinstance(failure, CredentialInvalid):
+            peer.failures += 1
+
+
+class Peers:
+    """The other ends of connections, and what each may do by `settings`."""
 
     def __init__(
         self,
@@ -54,54 +76,10 @@ class Limits:
         self._authenticator = authenticator
         self._identities = identities
         self._clock = clock
-        self._peers: OrderedDict[str, _Peer] = OrderedDict()
-        self._connections: dict[str, _Peer] = {}
-        self._calls = 0
-        self._streams = 0
+        self._peers: OrderedDict[str, Peer] = OrderedDict()
+        self._connections: dict[str, Peer] = {}
 
-    def unary(self, spec: MethodSpec, inner: Handler) -> Handler:
-        calls_max = self._settings.concurrent_calls_max
-
-        async def counted(request: Any, call: Call) -> Any:
-            if self._calls >= calls_max:
-                raise _busy("the server has too many calls under way")
-            peer = self._admitted(call)
-            self._calls += 1
-            peer.calls += 1
-            try:
-                return await inner(request, call)
-            except CredentialInvalid:
-                peer.failures += 1
-                raise
-            finally:
-                peer.calls -= 1
-                self._calls -= 1
-
-        return lambda request, call: (counted if call.peer else inner)(request, call)
-
-    def stream(self, spec: MethodSpec, inner: Handler) -> Handler:
-        streams_max = self._settings.concurrent_streams_max
-
-        async def counted(request: Any, call: Call) -> AsyncGenerator[Any, None]:
-            if self._streams >= streams_max:
-                raise _busy("the server has too many streams open")
-            peer = self._admitted(call)
-            self._streams += 1
-            peer.calls += 1
-            try:
-                async with aclosing(inner(request, call)) as messages:
-                    async for message in messages:
-                        yield message
-            except CredentialInvalid:
-                peer.failures += 1
-                raise
-            finally:
-                peer.calls -= 1
-                self._streams -= 1
-
-        return lambda request, call: (counted if call.peer else inner)(request, call)
-
-    def _admitted(self, call: Call) -> _Peer:
+    def admitted(self, call: Call) -> Peer:
         """The peer that calls, if it may. Raises RateLimited and InvalidArgument."""
         if len(call.metadata) > METADATA_ENTRIES_MAX:
             raise InvalidArgument.of("metadata", f"has more than {METADATA_ENTRIES_MAX} entries")
@@ -112,7 +90,7 @@ class Limits:
             self._leak(peer, call)
         return peer
 
-    def _leak(self, peer: _Peer, call: Call) -> None:
+    def _leak(self, peer: Peer, call: Call) -> None:
         now = self._clock.monotonic()
         per_second = self._settings.peer_failures_per_second
         peer.failures = max(0.0, peer.failures - (now - peer.looked) * per_second)
@@ -130,12 +108,12 @@ class Limits:
             return self._identities.knows_identity(identity)
         return self._authenticator.knows(call.metadata.get(AUTHORIZATION_KEY, ""))
 
-    def _connected(self, address: str) -> _Peer:
+    def _connected(self, address: str) -> Peer:
         """The peer of a connection that wasn't seen before, or not for long."""
         host = host_of(address)
         peer = self._peers.get(host)
         if peer is None:
-            peer = self._peers[host] = _Peer(self._clock.monotonic())
+            peer = self._peers[host] = Peer(self._clock.monotonic())
         self._peers.move_to_end(host)
         if len(self._connections) >= PEERS_MAX:
             self._connections.clear()

@@ -1,1 +1,0 @@
-"""What happens around a handler, one module each; `mesh.rpc.pipeline` holds the order."""

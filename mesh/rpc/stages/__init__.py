@@ -1,0 +1,1 @@
+"""What happens around a handler, one module each; `mesh.rpc.pipeline` goes through them."""

@@ -1,0 +1,48 @@
+"""Learns who calls: another service by its signed identity, or anybody by a credential."""
+
+import weakref
+from typing import Protocol
+
+from mesh.call import Call
+from mesh.clock import NANOSECONDS
+from mesh.errors import CredentialInvalid
+from mesh.principal import Principal
+from mesh.security.authenticator import Authenticator
+
+
+class Identities(Protocol):
+    """Checks the identities that Weft's own processes send each other."""
+
+    def verify(self, text: str) -> tuple[Principal, str]:
+        """On whose behalf a call is made, and which service makes it. One that was checked
+        before is known. CredentialInvalid where it isn't valid."""
+        ...
+
+    def knows_identity(self, text: str) -> bool:
+        """Whether it was checked before and found valid."""
+        ...
+
+
+class CredentialWatch:
+    """Ends streams with CredentialInvalid as soon as their caller's credential is revoked,
+    and by their deadline when it expires."""
+
+    def __init__(self, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
+        self._streams: weakref.WeakSet[Call] = weakref.WeakSet()
+        authenticator.on_change(self._end_revoked)
+
+    def add(self, call: Call) -> None:
+        """Watches a stream that begins."""
+        self._streams.add(call)
+        expire_ns = call.principal.expire_ns if call.principal is not None else None
+        if expire_ns is not None:
+            seconds = (expire_ns - call.clock.now_ns()) / NANOSECONDS
+            call.deadline = min(call.deadline, call.clock.monotonic() + seconds)
+
+    def _end_revoked(self) -> None:
+        for call in list(self._streams):
+            if call.principal is None or call.end is None:
+                continue
+            if not self._authenticator.valid(call.principal):
+                call.end(CredentialInvalid("the credential isn't valid any more"))
