@@ -7,6 +7,7 @@ A message type is compiled once into a function that collects all its fields wit
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from operator import attrgetter
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -176,13 +177,7 @@ def resource_reader(message_type: Any, path: str) -> Callable[[Message], str]:
     if _field(descriptor, last).type != FieldDescriptor.TYPE_STRING:
         raise LookupError(f"{path} of {message_type.full_name} isn't a string")
 
-    def read(message: Any) -> str:
-        for part in outer:
-            message = getattr(message, part)
-        value: str = getattr(message, last)
-        return value
-
-    return read
+    return attrgetter(path)
 
 
 def _field(descriptor: Descriptor | None, name: str) -> FieldDescriptor:
