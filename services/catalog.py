@@ -69,7 +69,7 @@ def _vectors(mesh: Mesh) -> Service:
 
 _BUS = {
     "agents": BusAccess(appends=("agents", "state"), tokens=True, leases=True),
-    "auth": BusAccess(appends=("auth",), keys=KeyUse.DESTROY),
+    "auth": BusAccess(appends=("auth",), keys=KeyUse.KEEP),
     # It authenticates by what the log says, and notes there who was refused.
     "gateway": BusAccess(appends=("auth",)),
     "models": EVERY_PROCESS,

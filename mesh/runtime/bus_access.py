@@ -10,9 +10,10 @@ class KeyUse(IntEnum):
 
     NONE = 0
     READ = 1
-    PUT = 2
-    """Makes keys: whoever seals needs it."""
-    DESTROY = 3
+    """Reads all keys, and makes those that seal the areas which it appends to."""
+    DESTROY = 2
+    KEEP = 3
+    """Makes and changes every entry: the master key's mark, secrets, tenants' keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,9 @@ class BusAccess:
         return self.reads or bool(self.appends)
 
 
-EVERY_PROCESS = BusAccess(reads=True, keys=KeyUse.PUT)
-"""What any process of Weft does: it knows from the log who may call, opens what is sealed
-there, and makes what secrets are missing."""
+EVERY_PROCESS = BusAccess(reads=True, keys=KeyUse.READ)
+"""What any process of Weft does: it knows from the log who may call, and opens what is
+sealed there."""
 
 
 def union(accesses: Iterable[BusAccess]) -> BusAccess:

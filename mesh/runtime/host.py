@@ -268,7 +268,7 @@ class Host:
         settings = self.settings
         url, admin, login = await self._find_nats()
         self.addresses["nats"] = url.rpartition("@")[2].removeprefix("nats://")
-        await self._make_streams(url, admin)
+        await self._prepare(url, admin)
         connection = await connect_prepared(
             url,
             name=f"weft-{self._instance}",
@@ -280,7 +280,6 @@ class Host:
         self._stack.push_async_callback(connection.close)
         self._keyring = Keyring(JetStreamKeyStore(connection, self._disk_full), self._master_key)
         await self._keyring.start()
-        # What was stored before there were seals stays readable.
         sealed_after = await self._keyring.sealed_after(await log_end(connection))
         codecs = Codecs(SealedCodec(self._keyring), sealed_after=sealed_after)
         self._store = JetStreamEventStore(
@@ -332,8 +331,9 @@ class Host:
             self.notes.append(f"port {endpoint.port_taken} (nats) is in use; using {endpoint.url}")
         return endpoint.url, endpoint.login(ADMIN), endpoint.login(process_user(self._catalogue))
 
-    async def _make_streams(self, url: str, admin: Login) -> None:
-        """Makes the streams or brings them up to date, as who alone may do so."""
+    async def _prepare(self, url: str, admin: Login) -> None:
+        """Makes the streams or brings them up to date, and makes the keys that a deployment
+        has once, as who alone may do so."""
         connection = await connect_prepared(
             url,
             name=f"weft-admin-{self._instance}",
@@ -341,7 +341,12 @@ class Host:
             replicas=self.settings.nats_replicas,
             uses_tokens=False,
         )
-        await connection.close()
+        try:
+            keyring = Keyring(JetStreamKeyStore(connection, self._disk_full), self._master_key)
+            # What was stored before there were seals stays readable.
+            await keyring.found(await log_end(connection))
+        finally:
+            await connection.close()
 
     async def _check_log(self) -> None:
         """Raises DataDamaged where commits are gone, unless that is accepted. What is

@@ -24,6 +24,7 @@ from mesh.events.jetstream.connection import JETSTREAM_API
 from mesh.events.store import SUBJECT_PREFIX
 from mesh.runtime.bus_access import BusAccess, KeyUse, union
 from mesh.runtime.service import ServiceEntry
+from mesh.security.keyring import ONCE
 
 HOST = "host"
 """The user of a process that runs several services."""
@@ -79,7 +80,9 @@ class BusUser:
 
 ADMIN = BusUser(
     ADMIN_NAME,
+    sends=tuple(f"{_KEYS_PREFIX}.{name}" for name in ONCE),
     calls=(
+        f"STREAM.MSG.GET.{_KEYS}",
         "STREAM.CREATE.*",
         "STREAM.UPDATE.*",
         "STREAM.INFO.*",
@@ -87,8 +90,8 @@ ADMIN = BusUser(
         f"STREAM.PURGE.{SNAPSHOTS}",
     ),
 )
-"""Makes the streams and brings them up to date; a process uses it only while it starts.
-It reads and writes no message."""
+"""Makes the streams and brings them up to date, and makes the keys that a deployment has
+once; a process uses it only while it starts. It reads and writes no event."""
 
 
 def bus_users(catalogue: Sequence[ServiceEntry]) -> tuple[BusUser, ...]:
@@ -189,10 +192,14 @@ def _keys(access: BusAccess) -> Iterable[BusUser]:
             gets=(f"DIRECT.GET.{_KEYS}",),
             hears=(f"{_KEYS_PREFIX}.>",),
         )
-    if access.keys >= KeyUse.PUT:
-        yield BusUser("", sends=(f"{_KEYS_PREFIX}.>",))
+        for area in access.appends:
+            # Of an area, and of each of its sessions.
+            data_keys = f"{_KEYS_PREFIX}.data.*.{area}"
+            yield BusUser("", sends=(data_keys, f"{data_keys}.*.*"))
     if access.keys >= KeyUse.DESTROY:
         yield BusUser("", calls=(f"STREAM.MSG.DELETE.{_KEYS}",))
+    if access.keys >= KeyUse.KEEP:
+        yield BusUser("", sends=(f"{_KEYS_PREFIX}.>",))
 
 
 def _sorted(subjects: Iterable[tuple[str, ...]]) -> tuple[str, ...]:

@@ -25,8 +25,15 @@ SEALED_MAX = 2**26
 """A process seals so many texts with a key, then makes its next version. With a random
 nonce of 96 bits a key is good for 2**32 (NIST SP 800-38D, 8.3): 64 processes' worth."""
 
+PEPPER = "pepper"
+READ_MODELS = "read-models"
+SHARED = (PEPPER, READ_MODELS)
+"""Secrets that every process needs and none but the first makes."""
+
 _FINGERPRINT = "master"
 _SEALED_AFTER = "sealed-after"
+ONCE = (_FINGERPRINT, *(f"secret.{name}" for name in (*SHARED, _SEALED_AFTER)))
+"""Names of the entries that a deployment has once, made when it is founded."""
 _SESSIONS = "state"
 _SESSION_TOKENS = 4
 _PASSES_MAX = 16
@@ -46,10 +53,22 @@ class Keyring:
         self._master = master
         self._on_erased: list[Callable[[str], None]] = []
 
+    async def found(self, position: int) -> None:
+        """Makes what a deployment has once, where it isn't there yet: the master key's mark,
+        the secrets of SHARED, and the mark that all behind `position` is sealed."""
+        await self._check_master()
+        for name in SHARED:
+            await self.secret(name)
+        await self.sealed_after(position)
+
     async def start(self) -> None:
         """Checks that the key store belongs to this master key, which is made where both
         are new. FailedPrecondition where it belongs to another one."""
         await self._store.watch(self._heard)
+        await self._check_master()
+        await self._store.scrub()
+
+    async def _check_master(self) -> None:
         try:
             await self._entries.find_or_make(_FINGERPRINT)
         except MasterKeyUnknown as error:
@@ -58,7 +77,6 @@ class Keyring:
                 f"deployment, or {VARIABLE} to its master key",
                 metadata=error.metadata,
             ) from error
-        await self._store.scrub()
 
     async def secret(self, name: str) -> bytes:
         """See Secrets."""

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from mesh.errors import DataDamaged
 from mesh.security.aead import NONCE_BYTES, bound, derived, seal, unseal
-from mesh.security.keyring import DataKey, Keyring
+from mesh.security.keyring import READ_MODELS, DataKey, Keyring
 from mesh.security.secrets import Secrets
 
 _REVISION = struct.Struct(">Q").pack
@@ -87,7 +87,7 @@ class RowSeal:
     @classmethod
     async def of(cls, secrets: Secrets, table: str) -> "RowSeal":
         """The seal of a table, the same in every process."""
-        return cls(await secrets.secret("read-models"), table)
+        return cls(await secrets.secret(READ_MODELS), table)
 
     def seal(self, row: str, plain: bytes) -> bytes:
         """The bytes to keep."""

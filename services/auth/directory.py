@@ -14,6 +14,7 @@ from mesh.events.store import EventStore, StoredCommit, StreamName
 from mesh.principal import Principal
 from mesh.security import api_keys
 from mesh.security.identity import IdentitySigner, IdentityVerifier
+from mesh.security.keyring import PEPPER
 from mesh.security.secrets import Secrets
 from mesh.security.tokens import (
     TOKEN_BYTES_MAX,
@@ -88,7 +89,7 @@ class AccessDirectory:
 
     async def start(self) -> None:
         """Returns once it knows all credentials and has a key to sign with."""
-        self._pepper = await self._secrets.secret("pepper")
+        self._pepper = await self._secrets.secret(PEPPER)
         kept = await load_checkpoint(self._events, await self._events.last_position(ACCESS))
         if kept is not None:
             self._restore(*kept)

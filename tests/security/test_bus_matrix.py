@@ -34,7 +34,10 @@ READ_KEYS = {
     *("STREAM.INFO.KV_KEYS", "STREAM.MSG.GET.KV_KEYS", "DIRECT.GET.KV_KEYS"),
     "hear $KV.KEYS.>",
 }
-KEYS = READ_KEYS | {"$KV.KEYS.refused"}
+KEEPS_KEYS = {
+    *("$KV.KEYS.refused", "$KV.KEYS.master", "$KV.KEYS.secret.pepper", "$KV.KEYS.tenant.t"),
+    *(f"$KV.KEYS.data.t.{area}{rest}" for area in AREAS for rest in ("", ".k.s")),
+}
 DESTROYS = {"STREAM.MSG.DELETE.KV_KEYS"}
 ERASES = {
     *("STREAM.PURGE.SNAPSHOTS", "STREAM.PURGE.TOKENS", "DIRECT.GET.OBJ_BLOBS"),
@@ -47,20 +50,22 @@ def writes(*areas: str) -> set[str]:
     subjects = {
         f"weft.{kind}.{area}.t.refused" for kind in ("events", "snapshots") for area in areas
     }
-    return subjects | LOG | BLOBS
+    keys = {f"$KV.KEYS.data.t.{area}{rest}" for area in areas for rest in ("", ".k.s")}
+    return subjects | keys | LOG | BLOBS
 
 
 GRANTED = {
-    "agents": writes("agents", "state") | TOKENS | LEASES | KEYS,
-    "auth": writes("auth") | KEYS | DESTROYS,
-    "gateway": writes("auth") | KEYS,
-    "models": LOG | KEYS,
-    "state": writes("state") | KEYS | DESTROYS | ERASES,
-    "tools": writes("tools") | KEYS,
-    "vectors": LOG | KEYS,
+    "agents": writes("agents", "state") | TOKENS | LEASES | READ_KEYS,
+    "auth": writes("auth") | READ_KEYS | KEEPS_KEYS | DESTROYS,
+    "gateway": writes("auth") | READ_KEYS,
+    "models": LOG | READ_KEYS,
+    "state": writes("state") | READ_KEYS | DESTROYS | ERASES,
+    "tools": writes("tools") | READ_KEYS,
+    "vectors": LOG | READ_KEYS,
     "admin": {
         *(f"STREAM.{call}.{name}" for call in ("CREATE", "UPDATE", "INFO") for name in STREAMS),
-        *("STREAM.NAMES", "STREAM.PURGE.SNAPSHOTS"),
+        *("STREAM.NAMES", "STREAM.PURGE.SNAPSHOTS", "STREAM.MSG.GET.KV_KEYS"),
+        *("$KV.KEYS.master", "$KV.KEYS.secret.pepper"),
     },
 }
 GRANTED["host"] = set[str]().union(*(GRANTED[entry.name] for entry in CATALOGUE))
@@ -75,6 +80,7 @@ SUBJECTS = (
     *(f"weft.{kind}.{area}.t.refused" for kind in ("events", "snapshots") for area in AREAS),
     *("weft.events.refused", "weft.live.events.state.t.refused", "weft.tokens.state.t.refused"),
     *("$O.BLOBS.C.refused", "$O.BLOBS.M.refused", "$KV.LEASES.refused", "$KV.KEYS.refused"),
+    *sorted(KEEPS_KEYS - {"$KV.KEYS.refused"}),
     *("$SYS.REQ.SERVER.PING", "$SYS.REQ.ACCOUNT.WEFT.INFO", "$JS.ACK.EVENTS.refused", "refused"),
 )
 API_CALLS = (
