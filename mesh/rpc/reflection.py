@@ -4,74 +4,44 @@
 clients ask for the one, some for the other, and some for the one after the other.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import grpc
-import grpc.aio
 from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from mesh.errors import WeftError
-from mesh.rpc.propagation import AUTHORIZATION_KEY, incoming_call
-from mesh.rpc.status import code_of
-from mesh.security.authenticator import Authenticator
+from mesh.call import Call
+from mesh.rpc.methods import method_of
+from mesh.rpc.open_methods import REFLECTION
+from mesh.rpc.pipeline import Endpoint, Pipeline
+from mesh.rpc.settings import RpcSettings
 
 _ALPHA = "grpc.reflection.v1alpha"
 _V1 = "grpc.reflection.v1"
-_METHOD = "ServerReflectionInfo"
-SECONDS_MAX = 60.0
-"""Longest time that a client's questions may take."""
-STREAMS_MAX = 64
-SERVICES = (f"{_ALPHA}.ServerReflection", f"{_V1}.ServerReflection")
 
 
-def add_reflection(
-    services: Iterable[str], server: grpc.aio.Server, authenticator: Authenticator
-) -> None:
-    """Lets clients with a valid credential ask `server` for its services, given by full
-    name, and their files."""
+def reflection_endpoints(
+    services: Iterable[str], pipeline: Pipeline, settings: RpcSettings
+) -> dict[str, Endpoint]:
+    """The endpoints, by path, at which clients with a valid credential ask for the services,
+    given by full name, and their files."""
+    spec = method_of(REFLECTION[0])
     pool: Any = _Files()
-    servicer: Any = reflection.aio.ReflectionServicer([*services, *SERVICES], pool=pool)
+    names = [path.split("/")[1] for path in REFLECTION]
+    servicer: Any = reflection.aio.ReflectionServicer([*services, *names], pool=pool)
 
-    open_streams = asyncio.Semaphore(STREAMS_MAX)
+    async def answer(requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
+        async for response in servicer.ServerReflectionInfo(requests, None):
+            yield response
 
-    async def answer(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-        if open_streams.locked():
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many ask at once")
-        async with open_streams:
-            async for response in answered(requests, context):
-                yield response
-
-    async def answered(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-        call = incoming_call(
-            _METHOD,
-            SECONDS_MAX,
-            context.time_remaining(),
-            context.invocation_metadata(),
-            context.peer(),
-            SECONDS_MAX,
-        )
-        try:
-            authenticator.authenticate(call.metadata.get(AUTHORIZATION_KEY, ""))
-            async with asyncio.timeout(call.remaining_seconds()):
-                async for response in servicer.ServerReflectionInfo(requests, context):
-                    yield response
-        except WeftError as error:
-            await context.abort(code_of(error), error.message)
-        except TimeoutError:
-            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the call's deadline passed")
-
-    handler = grpc.stream_stream_rpc_method_handler(
-        answer,
-        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
-    server.add_generic_rpc_handlers(
-        [grpc.method_handlers_generic_handler(name, {_METHOD: handler}) for name in SERVICES]
-    )
+    endpoints = {}
+    for path, name in zip(REFLECTION, names, strict=True):
+        own = replace(spec, path=path, service=name)
+        seconds = settings.stream_deadline_seconds
+        endpoints[path] = Endpoint(own, pipeline.around(own, answer), seconds)
+    return endpoints
 
 
 _pools: Any = descriptor_pool  # its functions have no types

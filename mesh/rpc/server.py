@@ -11,12 +11,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from mesh.call import Call
 from mesh.errors import DeadlineExceeded, FailedPrecondition, WeftError
-from mesh.rpc.pipeline import Endpoint
+from mesh.rpc.pipeline import Endpoint, Pipeline
 from mesh.rpc.propagation import REQUEST_ID_KEY, incoming_call
-from mesh.rpc.reflection import add_reflection
+from mesh.rpc.reflection import reflection_endpoints
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.status import DETAILS_KEY, code_of, to_status
-from mesh.security.authenticator import Authenticator
 from mesh.sockets import bind_first_free
 
 _PORT_ATTEMPTS_MAX = 3
@@ -26,8 +25,8 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
 class RpcServer:
-    """Serves endpoints over the wire. Health is open to everybody; reflection needs a
-    credential that `authenticator` knows.
+    """Serves endpoints over the wire. Health is open to everybody; reflection goes through
+    the pipeline as they do.
 
     Methods that aren't among them answer UNIMPLEMENTED, bytes that don't parse
     INVALID_ARGUMENT. The request id comes back in the trailing metadata. When a client
@@ -38,7 +37,7 @@ class RpcServer:
         self,
         endpoints: Mapping[str, Endpoint],
         settings: RpcSettings,
-        authenticator: Authenticator,
+        pipeline: Pipeline,
     ) -> None:
         self._services = sorted({endpoint.spec.service for endpoint in endpoints.values()})
         self._server = grpc.aio.server(
@@ -48,10 +47,11 @@ class RpcServer:
             * (settings.concurrent_calls_max + settings.concurrent_streams_max),
         )
         self._health = _Health()
-        handlers = {path: _wire_handler(endpoint, settings) for path, endpoint in endpoints.items()}
+        named = [*self._services, health.SERVICE_NAME]
+        served = {**endpoints, **reflection_endpoints(named, pipeline, settings)}
+        handlers = {path: _wire_handler(endpoint, settings) for path, endpoint in served.items()}
         self._server.add_generic_rpc_handlers((_Endpoints(handlers),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        add_reflection([*self._services, health.SERVICE_NAME], self._server, authenticator)
 
     async def start(self, host: str, port: int) -> int:
         """Listens on `port`, or the next one that is free; returns which it became.

@@ -173,6 +173,11 @@ class Host:
         return self._repositories[id(fold)]
 
     @property
+    def pipeline(self) -> Pipeline:
+        """See Mesh."""
+        return self._pipeline
+
+    @property
     def access(self) -> Access:
         """Who may call."""
         return self._access

@@ -15,7 +15,7 @@ from mesh.events.head_ledger import HeadLedger
 from mesh.events.store import EventStore
 from mesh.events.tokens import TokenStream
 from mesh.principal import Principal
-from mesh.rpc.pipeline import Endpoint
+from mesh.rpc.pipeline import Endpoint, Pipeline
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.stages.identity import Identities
 from mesh.runtime.bus_access import EVERY_PROCESS, BusAccess
@@ -120,6 +120,11 @@ class Mesh(Protocol):
     def endpoints(self) -> Mapping[str, Endpoint]:
         """Every method that lives in this process, with its pipeline; still growing
         while services start."""
+        ...
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """What stands around the handlers of this process."""
         ...
 
     @property

@@ -22,7 +22,8 @@ class GatewayService:
     async def start(self) -> None:
         """Listens on the port of the settings, or the next one that is free."""
         settings = self._mesh.settings
-        self._server = RpcServer(self._mesh.endpoints, self._mesh.rpc_settings, self._mesh.access)
+        mesh = self._mesh
+        self._server = RpcServer(mesh.endpoints, mesh.rpc_settings, mesh.pipeline)
         port = await self._server.start(settings.host, settings.grpc_port)
         self._mesh.announce("grpc", settings.grpc_port, port)
 

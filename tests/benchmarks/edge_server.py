@@ -56,10 +56,9 @@ async def serve(kind: str) -> None:
         await bare.start()
     else:
         settings = RpcSettings()
-        keeper = Doorkeeper(key=administrator("acme"))
         handlers = {"weft.vectors.v1.VectorService": Vectors()}
-        endpoints = bind(handlers, pipeline(settings, keeper), settings)
-        server = RpcServer(endpoints, settings, keeper)
+        around = pipeline(settings, Doorkeeper(key=administrator("acme")))
+        server = RpcServer(bind(handlers, around, settings), settings, around)
         port = await server.start("127.0.0.1", 0)
     print(f"127.0.0.1:{port}", flush=True)
     await asyncio.Event().wait()

@@ -15,7 +15,7 @@ from mesh.rpc.local import LocalChannel, StubChannel
 from mesh.rpc.pipeline import bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
-from tests.support.edge import OPEN_DOOR, TESTER, Doorkeeper, pipeline
+from tests.support.edge import TESTER, Doorkeeper, pipeline
 from weft.options.v1 import options_pb2
 
 SERVICE = "weft.test.numbers.NumberService"
@@ -65,7 +65,7 @@ async def channel(request: pytest.FixtureRequest) -> AsyncIterator[StubChannel]:
     if request.param == "local":
         yield LocalChannel(endpoints)
         return
-    server = RpcServer(endpoints, SETTINGS, OPEN_DOOR)
+    server = RpcServer(endpoints, SETTINGS, pipeline(SETTINGS))
     remote = RemoteChannel(f"127.0.0.1:{await server.start('127.0.0.1', 0)}", SETTINGS)
     yield remote
     await remote.close()
@@ -98,9 +98,8 @@ async def test_each_request_of_a_stream_is_validated(channel: StubChannel) -> No
 @pytest.mark.parametrize("method", ["Sum", "Double"])
 async def test_what_a_client_streams_ends_when_its_credential_is_revoked(method: str) -> None:
     keeper = Doorkeeper(key=TESTER)
-    server = RpcServer(
-        bind({SERVICE: Numbers()}, pipeline(SETTINGS, keeper), SETTINGS), SETTINGS, keeper
-    )
+    around = pipeline(SETTINGS, keeper)
+    server = RpcServer(bind({SERVICE: Numbers()}, around, SETTINGS), SETTINGS, around)
     channel = RemoteChannel(f"127.0.0.1:{await server.start('127.0.0.1', 0)}", SETTINGS)
     sent, more = asyncio.Event(), asyncio.Event()
 

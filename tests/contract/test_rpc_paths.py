@@ -19,7 +19,7 @@ from mesh.rpc.local import LocalChannel, StubChannel
 from mesh.rpc.pipeline import Endpoint, bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
-from tests.support.edge import OPEN_DOOR, pipeline
+from tests.support.edge import pipeline
 from tests.support.rpc_service import SmallService
 from weft.agents.v1 import turn_service_pb2
 from weft.agents.v1.turn_service_pb2_grpc import TurnServiceStub
@@ -67,7 +67,7 @@ async def path(request: pytest.FixtureRequest) -> AsyncIterator[Path]:
     if request.param == "local":
         yield Path(LocalChannel(endpoints), service, registry)
         return
-    server = RpcServer(endpoints, SETTINGS, OPEN_DOOR)
+    server = RpcServer(endpoints, SETTINGS, pipeline(SETTINGS))
     channel = RemoteChannel(f"127.0.0.1:{await server.start('127.0.0.1', 0)}", SETTINGS)
     yield Path(channel, service, registry)
     await channel.close()
@@ -286,7 +286,7 @@ async def test_calls_in_flight_are_counted(path: Path) -> None:
 
 async def test_the_nearest_handler_is_taken_and_else_the_server_that_is_named() -> None:
     here, there = SmallService(), SmallService()
-    server = RpcServer(bound(there, CollectorRegistry()), SETTINGS, OPEN_DOOR)
+    server = RpcServer(bound(there, CollectorRegistry()), SETTINGS, pipeline(SETTINGS))
     target = f"127.0.0.1:{await server.start('127.0.0.1', 0)}"
     local = bind(
         {"weft.vectors.v1.VectorService": here.vectors},

@@ -16,7 +16,7 @@ from mesh.rpc.pipeline import bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.status import from_rpc_error
-from tests.support.edge import OPEN_DOOR, pipeline
+from tests.support.edge import pipeline
 from tests.support.rpc_service import SmallService
 from weft.agents.v1 import turn_service_pb2
 from weft.vectors.v1 import collections_pb2
@@ -36,7 +36,8 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 def new_server(service: SmallService, **settings: Any) -> RpcServer:
     bounds = RpcSettings(**settings)
-    return RpcServer(bind(service.handlers, pipeline(bounds), bounds), bounds, OPEN_DOOR)
+    around = pipeline(bounds)
+    return RpcServer(bind(service.handlers, around, bounds), bounds, around)
 
 
 def dialled(port: int) -> Any:

@@ -16,7 +16,7 @@ from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
 from mesh.sockets import bind_first_free
 from mesh.telemetry import traces
-from tests.support.edge import OPEN_DOOR, pipeline
+from tests.support.edge import pipeline
 from tests.support.rpc_service import SmallService
 from weft.vectors.v1 import vector_service_pb2 as pb
 from weft.vectors.v1.vector_service_pb2_grpc import VectorServiceStub
@@ -71,7 +71,7 @@ async def exported(collector: Collector) -> dict[str, Any]:
 async def test_a_call_is_one_span_under_the_callers(collector: Collector, way: str) -> None:
     service = SmallService()
     endpoints = bind(service.handlers, pipeline(SETTINGS), SETTINGS)
-    server = RpcServer(endpoints, SETTINGS, OPEN_DOOR)
+    server = RpcServer(endpoints, SETTINGS, pipeline(SETTINGS))
     channel = RemoteChannel(f"127.0.0.1:{await server.start('127.0.0.1', 0)}", SETTINGS)
     stub: Any = VectorServiceStub(
         channel if way == "wire" else LocalChannel(endpoints)  # type: ignore[call-overload]

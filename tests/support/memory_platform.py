@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from mesh.rpc.pipeline import bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
-from tests.support.edge import OPEN_DOOR, pipeline
+from tests.support.edge import pipeline
 from tests.support.memory_access import MemoryAccess, admitting
 from tests.support.memory_catalogues import (
     MemoryAgents,
@@ -105,11 +105,12 @@ class MemoryPlatform:
             "weft.vectors.v1.VectorService": self.collections,
         }
         settings = RpcSettings.model_validate({})
+        around = pipeline(settings)
         endpoints = {
             path: replace(endpoint, invoke=admitting(self.access, endpoint))
-            for path, endpoint in bind(handlers, pipeline(settings), settings).items()
+            for path, endpoint in bind(handlers, around, settings).items()
         }
-        self._server = RpcServer(endpoints, settings, OPEN_DOOR)
+        self._server = RpcServer(endpoints, settings, around)
         self.port = await self._server.start("127.0.0.1", self.port)
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:

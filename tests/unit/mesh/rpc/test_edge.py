@@ -49,11 +49,10 @@ class Edge:
     def __init__(self) -> None:
         self.keeper = Doorkeeper(acme=administrator("acme"), reader=READER)
         self.service = SmallService()
+        around = pipeline(SETTINGS, self.keeper)
         self.service.vectors.collections[NAME] = collections_pb2.Collection(name=NAME)
-        self.endpoints: dict[str, Endpoint] = bind(
-            self.service.handlers, pipeline(SETTINGS, self.keeper), SETTINGS
-        )
-        self.server = RpcServer(self.endpoints, SETTINGS, self.keeper)
+        self.endpoints: dict[str, Endpoint] = bind(self.service.handlers, around, SETTINGS)
+        self.server = RpcServer(self.endpoints, SETTINGS, around)
         self.channel: RemoteChannel
 
     async def get(self, name: str, key: str = "") -> pb.GetCollectionResponse:
@@ -203,6 +202,38 @@ async def test_reflection_needs_a_credential(edge: Edge) -> None:
     metadata = (("authorization", "Bearer reader"),)
     answer = await anext(aiter(stub.ServerReflectionInfo(iter(question), metadata=metadata)))
     assert answer.list_services_response.service
+
+
+def reflected(edge: Edge, key: str, requests: Any) -> Any:
+    from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
+
+    stub: Any = ServerReflectionStub(cast(Any, edge.channel._channel))
+    metadata = (("authorization", f"Bearer {key}"),)
+    return aiter(stub.ServerReflectionInfo(requests, metadata=metadata))
+
+
+async def test_credentials_that_are_tried_at_reflection_count_too(edge: Edge) -> None:
+    codes = []
+    for _ in range(4):
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await anext(reflected(edge, "guess", iter([])))
+        codes.append(raised.value.code())
+    assert codes == [grpc.StatusCode.UNAUTHENTICATED] * 3 + [grpc.StatusCode.RESOURCE_EXHAUSTED]
+
+
+async def test_reflection_ends_when_its_credential_is_revoked(edge: Edge) -> None:
+    from grpc_reflection.v1alpha import reflection_pb2
+
+    async def asking() -> AsyncIterator[Any]:
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+        await asyncio.Event().wait()
+
+    answers = reflected(edge, "acme", asking())
+    assert (await anext(answers)).list_services_response.service
+    edge.keeper.forget("acme")
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await asyncio.wait_for(anext(answers), 5)
+    assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_weft_itself_needs_no_credential_in_its_own_process(edge: Edge) -> None:

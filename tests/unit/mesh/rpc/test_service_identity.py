@@ -62,7 +62,7 @@ async def served() -> AsyncIterator[tuple[SmallService, Verifier, IdentitySigner
     callers = {"weft.vectors.v1.VectorService": frozenset({"tools"})}
     edge = Edge(keeper, verifier, RateLimiter(RateLimitSettings()), callers)
     pipeline = Pipeline(CollectorRegistry(), SETTINGS, edge)
-    server = RpcServer(bind(service.handlers, pipeline, SETTINGS), SETTINGS, keeper)
+    server = RpcServer(bind(service.handlers, pipeline, SETTINGS), SETTINGS, pipeline)
     target = f"127.0.0.1:{await server.start('127.0.0.1', 0)}"
     yield service, verifier, IdentitySigner(keys), target
     await server.stop()
