@@ -8,7 +8,7 @@ from mesh.cli.address import Address, find_address
 from mesh.cli.clusters import ClusterFile
 from mesh.cli.context_file import Context, Contexts, read_contexts
 from mesh.cli.credentials import Credential, credential, from_environment
-from mesh.cli.failures import usage_error
+from mesh.cli.failures import CommandFailed, ExitCode, usage_error
 from mesh.cli.names import tenant_name
 from mesh.private_files import config_folder
 
@@ -50,6 +50,13 @@ class Named:
         tenant = self.tenant or context.tenant
 
         def find() -> Credential | None:
+            if address.is_left_behind:
+                raise CommandFailed(
+                    f"the server that listened on {address.target} has ended: a key isn't sent"
+                    " to whoever listens there now",
+                    exit_code=ExitCode.UNAVAILABLE,
+                    notes=["Start it again with `weft up`, or name a server with --address."],
+                )
             return from_environment() or _of_context(name, context) or cluster_credential(address)
 
         return Access(address, tenant_name(tenant) if tenant else "", find, bool(self.insecure))

@@ -9,6 +9,7 @@ from mesh.cli.failures import CommandFailed, ExitCode
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_DATA_DIR = ".weft"
+_AS_GIVEN = "as given"
 _LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -49,6 +50,13 @@ class Address:
         proxy may come between."""
         host, _, port = self.target.rpartition(":")
         return host in _LOOPBACK_HOSTS and port.isdecimal()
+
+    @property
+    def is_left_behind(self) -> bool:
+        """Whether nobody named it and the server that did listen there has ended, so that
+        anybody may have taken its port."""
+        running = self.running
+        return running is not None and self.source != _AS_GIVEN and not running.is_alive
 
 
 def address_file(data_dir: Path) -> Path:
@@ -91,7 +99,7 @@ def find_address(given: str | None, data_dir: Path | None) -> Address:
     running = read_running_server(folder)
     if given:
         same = running is not None and running.grpc == given
-        return Address(given, "as given", running if same else None)
+        return Address(given, _AS_GIVEN, running if same else None)
     if running is not None:
         return Address(running.grpc, f"from {address_file(folder)}", running)
     if data_dir is not None:

@@ -58,7 +58,7 @@ async def run() -> list[Result]:
     """The results of the rounds."""
     async with contextlib.AsyncExitStack() as stack:
         served = {}
-        for kind in ("bare", "edge"):
+        for kind in ("bare", "busy", "edge"):
             process = await stack.enter_async_context(running(edge_server.__name__, kind))
             served[kind] = Served(await line_of(process))
             await stack.enter_async_context(served[kind].channel)
@@ -83,6 +83,12 @@ async def run() -> list[Result]:
             values["edge many"],
             Baseline("/s, bare grpc.aio", values["bare many"]),
             goal,
+        ),
+        Result(
+            "bare, computing 5 us, 16 at once",
+            "/s",
+            values["busy many"],
+            Baseline("/s, bare grpc.aio", values["bare many"]),
         ),
         Result(
             "edge, unary calls, 16 at once, server alone",

@@ -1,11 +1,14 @@
 """One method behind Weft's whole edge, or behind none: `python -m tests.benchmarks.edge_server
-bare|edge`. Prints its address and, of the edge, a credential.
+bare|busy|edge`. Prints its address.
 
 The handler is the same; the bare one is served by grpc.aio with the contract's own parsers.
+The busy one is bare, and computes for BUSY_SECONDS in each call: what that costs tells what
+a microsecond costs on this machine.
 """
 
 import asyncio
 import sys
+from time import perf_counter
 from typing import Any
 
 import grpc
@@ -20,6 +23,7 @@ from weft.vectors.v1 import collections_pb2
 from weft.vectors.v1 import vector_service_pb2 as pb
 
 PATH = "/weft.vectors.v1.VectorService/GetCollection"
+BUSY_SECONDS = 5e-6
 NAME = "tenants/acme/collections/docs"
 REQUEST = pb.GetCollectionRequest(name=NAME).SerializeToString()
 
@@ -33,12 +37,22 @@ class Vectors:
         return self.response
 
 
+class BusyVectors(Vectors):
+    """The handler, which computes first."""
+
+    async def get_collection(self, request: Any, call: Any) -> Any:
+        until = perf_counter() + BUSY_SECONDS
+        while perf_counter() < until:
+            pass
+        return self.response
+
+
 class Bare(grpc.GenericRpcHandler):
     """The handler without an edge."""
 
-    def __init__(self) -> None:
+    def __init__(self, vectors: Vectors) -> None:
         self._handler = grpc.unary_unary_rpc_method_handler(
-            Vectors().get_collection,
+            vectors.get_collection,
             request_deserializer=pb.GetCollectionRequest.FromString,
             response_serializer=pb.GetCollectionResponse.SerializeToString,
         )
@@ -49,9 +63,10 @@ class Bare(grpc.GenericRpcHandler):
 
 async def serve(kind: str) -> None:
     """Serves until it is ended."""
-    if kind == "bare":
+    if kind != "edge":
         bare = grpc.aio.server()
-        bare.add_generic_rpc_handlers((Bare(),))
+        vectors = BusyVectors() if kind == "busy" else Vectors()
+        bare.add_generic_rpc_handlers((Bare(vectors),))
         port = bare.add_insecure_port("127.0.0.1:0")
         await bare.start()
     else:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mesh.cli.application import application, run
+from mesh.cli.failures import ExitCode
 from tests.support.command_line import Weft
 from tests.support.memory_platform import MemoryPlatform
 from weft.state.v1 import events_pb2 as facts
@@ -137,6 +139,28 @@ def test_doctor_asks_for_readiness_where_it_knows_the_http_address(
     assert checks["address"]["verdict"] == "warn"
     if status == 503:
         assert "events: down" in checks["readyz"]["detail"]
+
+
+def test_no_key_is_sent_to_whoever_took_the_port_of_a_server_that_ended(
+    platform: MemoryPlatform,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WEFT_API_KEY", platform.access.add_key("one"))
+    (tmp_path / "run").mkdir()
+    stored = {"grpc": platform.address, "http": "", "pid": 2**22 + 1}
+    (tmp_path / "run" / "address.json").write_text(json.dumps(stored), encoding="utf-8")
+    platform.access.authorizations.clear()
+    with pytest.raises(SystemExit) as exit_:
+        run(application(), ["agent", "list", "--data-dir", str(tmp_path)])
+    assert exit_.value.code == ExitCode.UNAVAILABLE
+    assert "has ended" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(application(), ["doctor", "--data-dir", str(tmp_path), "-o", "json"])
+    checks = {check["check"]: check["verdict"] for check in json.loads(capsys.readouterr().out)}
+    assert (checks["address"], checks["key"]) == ("warn", "fail")
+    assert not any(authorization for _, authorization in platform.access.authorizations)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"grpc": "x"}', "\0"])
