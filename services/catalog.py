@@ -16,6 +16,8 @@ from services.auth.service import AuthService
 from services.gateway.service import GatewayService
 from services.models.service import ModelsService
 from services.models.settings import ModelsSettings
+from services.scheduler.service import SchedulerService
+from services.scheduler.settings import SchedulerSettings
 from services.state.service import StateService
 from services.state.settings import StateSettings
 from services.tools.service import ToolsService
@@ -31,6 +33,12 @@ from weft.auth.v1 import (
     tenant_service_pb2,
 )
 from weft.models.v1 import model_service_pb2
+from weft.scheduler.v1 import (
+    dead_letter_service_pb2,
+    queue_service_pb2,
+    task_service_pb2,
+    worker_service_pb2,
+)
 from weft.state.v1 import session_service_pb2, state_service_pb2
 from weft.tools.v1 import tool_service_pb2
 from weft.vectors.v1 import vector_service_pb2
@@ -55,6 +63,10 @@ def _models(mesh: Mesh) -> Service:
     return ModelsService(ModelsSettings())
 
 
+def _scheduler(mesh: Mesh) -> Service:
+    return SchedulerService(mesh, SchedulerSettings())
+
+
 def _state(mesh: Mesh) -> Service:
     return StateService(mesh, StateSettings())
 
@@ -73,6 +85,7 @@ _BUS = {
     # It authenticates by what the log says, and notes there who was refused.
     "gateway": BusAccess(appends=("auth",)),
     "models": EVERY_PROCESS,
+    "scheduler": BusAccess(appends=("scheduler",), leases=True),
     "state": BusAccess(appends=("state",), keys=KeyUse.DESTROY, erases=True),
     "tools": BusAccess(appends=("tools",)),
     "vectors": EVERY_PROCESS,
@@ -115,6 +128,18 @@ _SERVICES = (
         build=_tools,
     ),
     ServiceEntry(
+        name="scheduler",
+        summary="keeps queues of tasks and gives them to workers",
+        contracts=(
+            task_service_pb2.DESCRIPTOR.services_by_name["TaskService"],
+            queue_service_pb2.DESCRIPTOR.services_by_name["QueueService"],
+            dead_letter_service_pb2.DESCRIPTOR.services_by_name["DeadLetterService"],
+            worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"],
+        ),
+        calls=(),
+        build=_scheduler,
+    ),
+    ServiceEntry(
         name="agents",
         summary="keeps agents and runs their turns",
         contracts=(
@@ -138,7 +163,7 @@ _SERVICES = (
         name="gateway",
         summary="serves all of them on one gRPC port",
         contracts=(),
-        calls=("agents", "auth", "models", "state", "tools", "vectors"),
+        calls=("agents", "auth", "models", "scheduler", "state", "tools", "vectors"),
         build=GatewayService,
     ),
 )

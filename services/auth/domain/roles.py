@@ -20,6 +20,7 @@ ADMIN = "admin"
 _VIEWER = frozenset(
     {
         *("agents.get", "agents.list", "auth.get_tenant", "models.list"),
+        *("scheduler.get", "scheduler.get_queue", "scheduler.list", "scheduler.list_queues"),
         *("state.get", "state.list", "state.watch", "tools.get", "tools.list"),
         *("vectors.get", "vectors.list", "vectors.search"),
     }
@@ -29,16 +30,20 @@ _OPERATOR = _VIEWER | {
     *("auth.audit", "auth.check", "auth.get_api_key", "auth.list_api_keys"),
     *("auth.list_role_bindings", "auth.list_roles"),
     *("auth.revoke_api_key", "auth.revoke_token"),
+    *("scheduler.cancel", "scheduler.create_queue", "scheduler.discard", "scheduler.pause"),
+    *("scheduler.redrive", "scheduler.retry", "scheduler.submit", "scheduler.update_queue"),
 }
 _DEVELOPER = _VIEWER | {
     *("agents.create", "agents.delete", "agents.run", "agents.update", "auth.list_roles"),
     *("models.generate", "state.create", "state.export", "state.fork", "state.import"),
+    *("scheduler.cancel", "scheduler.create_queue", "scheduler.retry", "scheduler.submit"),
     *("state.verify", "tools.delete", "tools.invoke", "tools.register"),
     *("vectors.create", "vectors.delete", "vectors.write"),
 }
 _WORKER = frozenset(
     {
         *("agents.get", "agents.run", "models.generate", "models.list", "state.create"),
+        *("scheduler.get", "scheduler.submit", "scheduler.work"),
         *("state.get", "state.watch", "tools.get", "tools.invoke", "tools.list"),
         *("vectors.get", "vectors.list", "vectors.search", "vectors.write"),
     }

@@ -1,0 +1,7 @@
+"""The scheduler: tasks with priorities, deadlines and workers.
+
+Owns: a tenant's queues, each with its tasks that aren't final and its dead letters.
+Serves: `weft.scheduler.v1` (TaskService, QueueService, DeadLetterService, WorkerService).
+Emits: the facts of `weft.scheduler.v1` on `scheduler.<tenant>.<queue>`.
+Consumes: its own facts.
+"""

@@ -1,0 +1,510 @@
+"""Gives the tasks of one queue, of all tenants, to workers.
+
+A task is given in two steps: a worker's slot and the task are set aside in memory, the
+fact that it was started is stored, and then the worker is told. So what a worker has is
+always in the log, and whoever takes over knows it.
+"""
+
+import asyncio
+import contextlib
+import heapq
+import random
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import structlog
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from mesh.clock import NANOSECONDS, Clock
+from mesh.control.leases import Leases
+from mesh.errors import LimitExceeded
+from mesh.events.aggregate import Aggregate
+from services.scheduler.domain import decide, names
+from services.scheduler.domain.codes import Code
+from services.scheduler.domain.priority import COST_SECONDS_DEFAULT, charged, returned
+from services.scheduler.domain.state import RUNNING, Entry, QueueState
+from services.scheduler.journal import Facts
+from services.scheduler.settings import SchedulerSettings
+from services.scheduler.tenant_queue import TenantQueue
+from services.scheduler.workers import Held, Shape, Worker
+from weft.scheduler.v1 import events_pb2 as facts
+from weft.scheduler.v1 import worker_service_pb2 as pb
+
+IDLE_SECONDS = 0.5
+"""How often it looks for what is lost, where nothing else is due."""
+PAUSE_SECONDS = 0.2
+"""How long it waits after a transition couldn't be stored."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Dispatcher:
+    """The workers of one queue, and the tasks of it that tenants have."""
+
+    def __init__(self, settings: SchedulerSettings, leases: Leases, clock: Clock) -> None:
+        self.tenants: dict[str, TenantQueue] = {}
+        self.workers: dict[tuple[str, str], Worker] = {}
+        self._settings = settings
+        self._leases = leases
+        self._clock = clock
+        self._virtual_now = 0.0
+        self._lost_since: dict[tuple[str, int], float] = {}
+        self._watchers: dict[str, set[asyncio.Event]] = {}
+        self._wake = asyncio.Event()
+        self._loop: asyncio.Task[None] | None = None
+        self._paused_until = 0.0
+
+    def start(self) -> None:
+        """Begins to give tasks to workers."""
+        self._loop = asyncio.create_task(self._run(), name="dispatch")
+
+    async def stop(self) -> None:
+        """Gives out nothing more, and lets workers go."""
+        if self._loop is not None:
+            self._loop.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._loop
+        for worker in self.workers.values():
+            worker.outbox.put_nowait(pb.AttachResponse(drain=pb.WorkerDrain()))
+            worker.outbox.put_nowait(None)
+
+    def add(self, aggregate: Aggregate[QueueState]) -> TenantQueue:
+        """Takes a tenant's queue in, whose state is loaded."""
+        queue = TenantQueue(aggregate, self._clock)
+        aggregate.pins += 1
+        aggregate.observers.append(partial(self._observe, queue))
+        queue.load()
+        self.tenants[queue.tenant] = queue
+        self._wake.set()
+        return queue
+
+    def workers_of(self, tenant: str) -> list[Worker]:
+        """The attached workers that have tasks of that tenant."""
+        return [each for each in self.workers.values() if each.attached and _serves(each, tenant)]
+
+    @contextlib.contextmanager
+    def watching(self, task: str) -> Iterator[asyncio.Event]:
+        """An event that is set each time that something happens to the task of that name."""
+        changed = asyncio.Event()
+        self._watchers.setdefault(task, set()).add(changed)
+        try:
+            yield changed
+        finally:
+            self._watchers[task].discard(changed)
+            if not self._watchers[task]:
+                del self._watchers[task]
+
+    # Workers
+
+    def attach(self, hello: pb.WorkerHello, worker_id: str, tenant: str) -> Worker:
+        """Takes a worker in, and what it goes on with. LimitExceeded where there are too
+        many."""
+        key = (tenant, worker_id)
+        before = self.workers.get(key)
+        if before is None and len(self.workers) >= self._settings.workers_max:
+            raise LimitExceeded("too many workers are attached")
+        worker = Worker.of(hello, worker_id, tenant, self._clock.monotonic())
+        if before is not None and before.attached:
+            self._end_stream(before)
+        self.workers[key] = worker
+        named = {(progress.task, progress.attempt) for progress in hello.running}
+        lost = [self._takes_over(worker, task, attempt) for task, attempt in sorted(named)]
+        for queue in self._queues_of(tenant):
+            for task in sorted(queue.running):
+                entry = queue.state.tasks[task]
+                name = names.task_name(queue.stream, task)
+                if _is_with(entry, worker) and (name, entry.attempt) not in named:
+                    # It doesn't know of it any more: it was started anew.
+                    self._lose(queue, task, entry.attempt)
+        self._welcome(worker, [name for name in lost if name])
+        self._wake.set()
+        return worker
+
+    def detach(self, worker: Worker) -> None:
+        """Its stream has ended; what it has stays its own until its lease is over."""
+        worker.attached = False
+        if not worker.held and self.workers.get((worker.tenant, worker.id)) is worker:
+            del self.workers[worker.tenant, worker.id]
+        self._wake.set()
+
+    def heartbeat(self, worker: Worker, beat: pb.WorkerHeartbeat) -> None:
+        """A worker lives."""
+        worker.load = beat.load
+        for progress in beat.running:
+            held = worker.held.get((progress.task, progress.attempt))
+            if held is not None:
+                held.progress, held.note = progress.progress, progress.note
+                self._tell(progress.task)
+
+    def change_slots(self, worker: Worker, slots: int) -> None:
+        """A worker takes so many tasks at once from now on."""
+        worker.slots = slots
+        self._wake.set()
+
+    def report(self, worker: Worker, task: str, attempt: int, what: decide.Failure | bytes) -> None:
+        """A worker says how a task ended; it is told once that is stored."""
+        self._report(worker, task, attempt, partial(self._ending, what, task, attempt), what)
+
+    def release(self, worker: Worker, task: str, attempt: int) -> None:
+        """A worker gives a task back that it didn't begin."""
+
+        def ending(state: QueueState) -> Facts:
+            return decide.release(state, names.task_id(task), attempt)
+
+        self._report(worker, task, attempt, ending, b"")
+
+    def failure(self, code: int, message: str, *, lost: bool = False) -> decide.Failure:
+        """How an attempt ended, with the random number for the wait after it."""
+        return decide.Failure(code, message, random.random(), lost)
+
+    def _report(
+        self,
+        worker: Worker,
+        task: str,
+        attempt: int,
+        ending: Callable[[QueueState], Facts],
+        what: decide.Failure | bytes,
+    ) -> None:
+        if (task, attempt) not in worker.held:
+            self._recorded(worker, task, attempt, stale=True)
+            return
+        queue = self.tenants[names.queue_stream(task).tenant]
+        size_bytes = len(what) if isinstance(what, bytes) else 0
+        stored = queue.journal.put(names.task_id(task), ending, size_bytes)
+        stored.add_done_callback(partial(self._reported, worker, task, attempt))
+
+    def _ending(
+        self, what: decide.Failure | bytes, task: str, attempt: int, state: QueueState
+    ) -> Facts:
+        task = names.task_id(task)
+        if isinstance(what, bytes):
+            return decide.succeed(state, task, attempt, what)
+        return decide.fail(state, task, attempt, what, self._clock.now_ns())
+
+    def _reported(
+        self, worker: Worker, task: str, attempt: int, stored: "asyncio.Future[Facts]"
+    ) -> None:
+        error = None if stored.cancelled() else stored.exception()
+        if stored.cancelled() or error is not None:
+            # Not known to be stored: it attaches again, and reports again what it wasn't
+            # told of.
+            _log.warning("a report wasn't stored", worker=worker.id, error=str(error))
+            self._end_stream(worker)
+            return
+        worker.held.pop((task, attempt), None)
+        self._recorded(worker, task, attempt, stale=not stored.result())
+        self._wake.set()
+
+    def _recorded(self, worker: Worker, task: str, attempt: int, *, stale: bool) -> None:
+        recorded = pb.WorkerRecorded(task=task, attempt=attempt, stale=stale)
+        self._send(worker, pb.AttachResponse(recorded=recorded))
+
+    def _takes_over(self, worker: Worker, name: str, attempt: int) -> str:
+        """Has a worker go on with a task that it has from before; its name, where it isn't
+        the worker's any more."""
+        queue = self._queue_of(name, worker)
+        task = names.task_id(name)
+        if queue is None or not decide.runs(queue.state, task, attempt):
+            return name
+        entry = queue.state.tasks[task]
+        if not _is_with(entry, worker):
+            return name
+        worker.held[name, attempt] = Held(Shape.of(entry.task.spec))
+        self._lost_since.pop((name, attempt), None)
+        if entry.task.cancelling:
+            self._cancel(queue, task, entry)
+        return ""
+
+    def _welcome(self, worker: Worker, lost: list[str]) -> None:
+        welcome = pb.WorkerWelcome(worker_id=worker.id, lost=lost)
+        welcome.heartbeat_interval.FromNanoseconds(
+            int(self._settings.heartbeat_seconds * NANOSECONDS)
+        )
+        welcome.lease.FromNanoseconds(int(self._settings.lease_seconds * NANOSECONDS))
+        self._send(worker, pb.AttachResponse(welcome=welcome))
+
+    def _send(self, worker: Worker, message: pb.AttachResponse) -> None:
+        try:
+            worker.send(message)
+        except LimitExceeded as error:
+            _log.warning("a worker is let go", worker=worker.id, reason=error.message)
+            self._end_stream(worker)
+
+    def _end_stream(self, worker: Worker) -> None:
+        if worker.attached:
+            worker.attached = False
+            worker.outbox.put_nowait(None)
+
+    # What happens by itself
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                self._look()
+                self._dispatch()
+            except Exception:  # noqa: BLE001 - the loop serves all tasks; the log has the fault
+                _log.exception("dispatch failed")
+                await asyncio.sleep(PAUSE_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._idle_seconds()):
+                    await self._wake.wait()
+
+    def _idle_seconds(self) -> float:
+        due = min(
+            (ns for q in self.tenants.values() if (ns := q.next_ns()) is not None), default=None
+        )
+        if due is None:
+            return IDLE_SECONDS
+        return min(IDLE_SECONDS, max(0.001, (due - self._clock.now_ns()) / NANOSECONDS))
+
+    def _look(self) -> None:
+        now_ns = self._clock.now_ns()
+        for queue in self.tenants.values():
+            queue.ripen(now_ns)
+            for task in queue.over(now_ns):
+                self._over(queue, task)
+        self._look_for_lost()
+
+    def _over(self, queue: TenantQueue, task: str) -> None:
+        """A task waited, or runs, past what it may."""
+        entry = queue.state.tasks.get(task)
+        if entry is None:
+            return
+        if entry.task.state != RUNNING:
+            self._put(queue, task, lambda state: decide.expire(state, task, self._clock.now_ns()))
+            return
+        message = "its worker didn't end it" if entry.task.cancelling else "took too long"
+        self._end_attempt(
+            queue, task, entry, self.failure(Code.DEADLINE_EXCEEDED, message), cancel=True
+        )
+
+    def _end_attempt(
+        self,
+        queue: TenantQueue,
+        task: str,
+        entry: Entry,
+        failure: decide.Failure,
+        *,
+        cancel: bool = False,
+    ) -> None:
+        """Ends an attempt without its worker; that keeps the slot until it says so."""
+        attempt, name = entry.attempt, names.task_name(queue.stream, task)
+        worker = self._worker_of(queue, entry)
+        held = worker.held.get((name, attempt)) if worker is not None else None
+        if worker is not None and held is not None:
+            held.ended = True
+            if cancel:
+                cancelled = pb.WorkerCancel(task=name, attempt=attempt, reason=failure.message)
+                self._send(worker, pb.AttachResponse(cancel=cancelled))
+        self._put(
+            queue,
+            task,
+            lambda state: decide.fail(state, task, attempt, failure, self._clock.now_ns()),
+        )
+
+    def _lose(self, queue: TenantQueue, task: str, attempt: int) -> None:
+        failure = self.failure(Code.UNAVAILABLE, "its worker was lost", lost=True)
+        self._put(
+            queue,
+            task,
+            lambda state: decide.fail(state, task, attempt, failure, self._clock.now_ns()),
+        )
+
+    def _put(self, queue: TenantQueue, task: str, change: Callable[[QueueState], Facts]) -> None:
+        """Stores a transition of which nobody waits for the end. Where it can't be stored,
+        the task is placed anew and the same is found due again."""
+
+        def stored(future: "asyncio.Future[Facts]") -> None:
+            if not future.cancelled() and future.exception() is not None:
+                _log.warning("a transition wasn't stored", error=str(future.exception()))
+                self._pause(queue, task)
+
+        queue.journal.put(task, change).add_done_callback(stored)
+
+    def _pause(self, queue: TenantQueue, task: str) -> None:
+        def again() -> None:
+            queue.refresh(task)
+            self._wake.set()
+
+        asyncio.get_running_loop().call_later(PAUSE_SECONDS, again)
+
+    def _look_for_lost(self) -> None:
+        """Ends the attempts whose worker is gone: it was silent for a lease, or never came
+        back after its stream, or its instance of Weft, ended."""
+        now = self._clock.monotonic()
+        lease = self._settings.lease_seconds
+        for key, worker in list(self.workers.items()):
+            if now - worker.seen > lease:
+                self._end_stream(worker)
+                del self.workers[key]
+                # It was silent for a whole lease already.
+                self._lost_since.update(dict.fromkeys(worker.held, now - 2 * lease))
+        present = set()
+        for queue in self.tenants.values():
+            for task in queue.running:
+                entry = queue.state.tasks[task]
+                name = names.task_name(queue.stream, task)
+                if self._holds(queue, entry, name) or self._is_elsewhere(entry):
+                    continue
+                attempt = (name, entry.attempt)
+                present.add(attempt)
+                if now - self._lost_since.setdefault(attempt, now) > lease:
+                    self._lost_since[attempt] = now
+                    self._lose(queue, task, entry.attempt)
+        for gone in self._lost_since.keys() - present:
+            del self._lost_since[gone]
+
+    def _holds(self, queue: TenantQueue, entry: Entry, name: str) -> bool:
+        worker = self._worker_of(queue, entry)
+        return worker is not None and (name, entry.attempt) in worker.held
+
+    def _is_elsewhere(self, entry: Entry) -> bool:
+        """Whether the worker is another instance's, which is alive."""
+        instance = entry.task.attempts[-1].instance
+        return instance != self._leases.instance and not self._leases.expired(instance)
+
+    def _worker_of(self, queue: TenantQueue, entry: Entry) -> Worker | None:
+        worker_id = entry.task.attempts[-1].worker
+        return self.workers.get((queue.tenant, worker_id)) or self.workers.get(("", worker_id))
+
+    # Giving tasks to workers
+
+    def _dispatch(self) -> None:
+        """Gives tasks to workers while both are there: the tenant that had least goes
+        first, of its tasks the one that is due first, to the idlest worker that can."""
+        if not any(worker.free_slots for worker in self.workers.values()):
+            return
+        waiting = []
+        for queue in self.tenants.values():
+            if queue.ready_count and queue.may_start:
+                queue.share = returned(queue.share, self._virtual_now)
+                waiting.append((queue.share.virtual, queue.tenant))
+        heapq.heapify(waiting)
+        while waiting:
+            _, tenant = heapq.heappop(waiting)
+            queue = self.tenants[tenant]
+            if not self._give_one(queue):
+                continue
+            if queue.ready_count and queue.may_start:
+                heapq.heappush(waiting, (queue.share.virtual, tenant))
+
+    def _give_one(self, queue: TenantQueue) -> bool:
+        best: tuple[float, int, Shape, Worker] | None = None
+        for due, order, shape in queue.heads():
+            if best is not None and (due, order) > best[:2]:
+                continue
+            worker = self._worker_for(shape, queue.tenant)
+            if worker is not None:
+                best = (due, order, shape, worker)
+        if best is None:
+            return False
+        _, _, shape, worker = best
+        self._give(queue, queue.take(shape), shape, worker)
+        return True
+
+    def _worker_for(self, shape: Shape, tenant: str) -> Worker | None:
+        found = [
+            worker
+            for worker in self.workers.values()
+            if _serves(worker, tenant) and worker.takes(shape)
+        ]
+        return min(found, key=lambda worker: worker.business, default=None)
+
+    def _give(self, queue: TenantQueue, task: str, shape: Shape, worker: Worker) -> None:
+        entry = queue.state.tasks[task]
+        cost = entry.task.spec.estimated_cost.ToNanoseconds() / NANOSECONDS
+        self._virtual_now = queue.share.virtual
+        queue.share = charged(queue.share, cost or COST_SECONDS_DEFAULT)
+        name, attempt = names.task_name(queue.stream, task), entry.attempt + 1
+        worker.held[name, attempt] = Held(shape)
+        instance = self._leases.instance
+        stored = queue.journal.put(
+            task, lambda state: decide.start(state, task, worker.id, instance)
+        )
+        stored.add_done_callback(partial(self._given, queue, task, attempt, worker))
+
+    def _given(
+        self,
+        queue: TenantQueue,
+        task: str,
+        attempt: int,
+        worker: Worker,
+        stored: "asyncio.Future[Facts]",
+    ) -> None:
+        name = names.task_name(queue.stream, task)
+        error = None if stored.cancelled() else stored.exception()
+        if stored.cancelled() or error is not None:
+            worker.held.pop((name, attempt), None)
+            _log.warning("a task wasn't given to a worker", task=name, error=str(error))
+            self._pause(queue, task)
+            return
+        if not stored.result():
+            # Paused, cancelled or given by somebody else meanwhile.
+            worker.held.pop((name, attempt), None)
+            queue.refresh(task)
+            self._wake.set()
+            return
+        entry = queue.state.tasks.get(task)
+        if entry is None or not decide.runs(queue.state, task, attempt):
+            return
+        assignment = pb.WorkerAssignment(
+            task=name,
+            attempt=attempt,
+            capability=entry.task.spec.capability,
+            payload=entry.task.spec.payload,
+            idempotency_key=name,
+        )
+        assignment.deadline.FromNanoseconds(decide.attempt_end_ns(entry))
+        self._send(worker, pb.AttachResponse(assignment=assignment))
+
+    # Facts
+
+    def _observe(self, queue: TenantQueue, revision: int, time: Timestamp, fact: Message) -> None:
+        queue.observe(revision, time, fact)
+        task = getattr(fact, "task", "")
+        if task:
+            if isinstance(fact, facts.TaskCancelRequested) and task in queue.running:
+                self._cancel(queue, task, queue.state.tasks[task])
+            if self._watchers:
+                self._tell(names.task_name(queue.stream, task))
+        self._wake.set()
+
+    def _cancel(self, queue: TenantQueue, task: str, entry: Entry) -> None:
+        """Has the worker end a task, and ends it without, where that takes too long."""
+        queue.ends_within(task, self._settings.cancel_grace_seconds)
+        worker = self._worker_of(queue, entry)
+        if worker is not None:
+            cancel = pb.WorkerCancel(
+                task=names.task_name(queue.stream, task),
+                attempt=entry.attempt,
+                reason=entry.task.reason,
+            )
+            self._send(worker, pb.AttachResponse(cancel=cancel))
+
+    def _tell(self, name: str) -> None:
+        for changed in self._watchers.get(name, ()):
+            changed.set()
+
+    def _queues_of(self, tenant: str) -> list[TenantQueue]:
+        return [queue for queue in self.tenants.values() if not tenant or queue.tenant == tenant]
+
+    def _queue_of(self, name: str, worker: Worker) -> TenantQueue | None:
+        parts = name.split("/")
+        if len(parts) != 6 or (worker.tenant and parts[1] != worker.tenant):
+            return None
+        queue = self.tenants.get(parts[1])
+        return (
+            queue
+            if queue is not None and names.queue_name(queue.stream) == "/".join(parts[:4])
+            else None
+        )
+
+
+def _serves(worker: Worker, tenant: str) -> bool:
+    return not worker.tenant or worker.tenant == tenant
+
+
+def _is_with(entry: Entry, worker: Worker) -> bool:
+    return entry.task.attempts[-1].worker == worker.id

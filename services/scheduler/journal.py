@@ -1,0 +1,143 @@
+"""Writes one queue's stream: all transitions that wait go into one commit.
+
+A commit takes about as long with one event as with hundreds, and a stream takes one at a
+time: what is asked for while one is on its way waits, and goes together with the next.
+"""
+
+import asyncio
+import contextvars
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+from google.protobuf.message import Message
+
+from mesh.errors import Internal, WeftError
+from mesh.events.aggregate import Aggregate
+from services.scheduler.domain.state import QueueState
+from weft.scheduler.v1 import events_pb2 as facts
+
+BATCH_MAX = 500
+BATCH_BYTES_MAX = 500_000
+WAITING_MAX = 100_000
+
+Decide = Callable[[QueueState], Sequence[Message]]
+Facts = Sequence[Message]
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Command:
+    decide: Decide
+    keys: tuple[str, ...]
+    size_bytes: int
+    done: "asyncio.Future[Facts]"
+    facts: Facts = ()
+    error: WeftError | None = field(default=None)
+
+
+class Journal:
+    """The transitions of one queue, in order for each task."""
+
+    def __init__(self, aggregate: Aggregate[QueueState]) -> None:
+        self._aggregate = aggregate
+        self._waiting: deque[_Command] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether too much waits already."""
+        return len(self._waiting) >= WAITING_MAX
+
+    def put(
+        self, key: str, decide: Decide, size_bytes: int = 0, *, request_id: str = ""
+    ) -> "asyncio.Future[Facts]":
+        """Decides and stores a transition of the task `key` (of the whole queue where it is
+        empty), together with others of other tasks and requests; resolved with the facts
+        once they are stored.
+
+        `decide` may be called again on a newer state. What it raises, the future raises;
+        EventStoreUnavailable where it isn't known whether the facts are stored.
+        """
+        done: asyncio.Future[Facts] = asyncio.get_running_loop().create_future()
+        keys = (key, f"request {request_id}") if request_id else (key,)
+        self._waiting.append(_Command(decide, keys, size_bytes, done))
+        if self._task is None:
+            # In a context of its own: what many callers asked for is nobody's call.
+            self._task = asyncio.create_task(self._run(), context=contextvars.Context())
+        return done
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                await self._commit(self._batch())
+        finally:
+            self._task = None
+
+    def _batch(self) -> list[_Command]:
+        """What goes together: of each task one transition, since each is decided on the
+        state before the commit; what concerns the queue itself goes alone."""
+        batch: list[_Command] = []
+        left: list[_Command] = []
+        keys: set[str] = set()
+        size_bytes = 0
+        while self._waiting and len(batch) < BATCH_MAX and len(left) < BATCH_MAX:
+            command = self._waiting.popleft()
+            whole = command.keys == ("",)
+            alone = whole and bool(batch or left)
+            too_large = bool(batch) and size_bytes + command.size_bytes > BATCH_BYTES_MAX
+            if alone or too_large:
+                left.append(command)
+                break
+            if not keys.isdisjoint(command.keys):
+                # And what comes after it of the same task goes after it.
+                keys.update(command.keys)
+                left.append(command)
+                continue
+            keys.update(command.keys)
+            batch.append(command)
+            size_bytes += command.size_bytes
+            if whole:
+                break
+        self._waiting.extendleft(reversed(left))
+        return batch
+
+    async def _commit(self, batch: Sequence[_Command]) -> None:
+        def decide(state: QueueState) -> Facts:
+            found: list[Message] = []
+            open_count = state.open_count
+            for command in batch:
+                command.facts, command.error = (), None
+                try:
+                    command.facts = command.decide(state)
+                except WeftError as error:
+                    command.error = error
+                found.extend(command.facts)
+                # So that the limit counts those which go together.
+                state.open_count += sum(type(fact) is facts.TaskSubmitted for fact in command.facts)
+            state.open_count = open_count
+            return found
+
+        try:
+            await self._aggregate.execute(decide)
+        except WeftError as error:
+            _fail(batch, error)
+        except Exception:  # noqa: BLE001 - nobody awaits this task: those who wait are told
+            _log.exception("a queue's commit failed", stream=str(self._aggregate.stream))
+            _fail(batch, Internal("a fault of Weft's own; the log has it"))
+        else:
+            for command in batch:
+                if command.done.done():
+                    continue
+                if command.error is not None:
+                    command.done.set_exception(command.error)
+                else:
+                    command.done.set_result(command.facts)
+
+
+def _fail(batch: Sequence[_Command], error: WeftError) -> None:
+    for command in batch:
+        if not command.done.done():
+            command.done.set_exception(command.error or error)

@@ -1,0 +1,168 @@
+"""The queues that this process has in memory, and how a task of them looks to a caller."""
+
+import asyncio
+from collections.abc import Sequence
+
+from mesh.clock import Clock
+from mesh.control.leases import Leases
+from mesh.errors import NotFound, WeftError
+from mesh.events.aggregate import Repository
+from mesh.events.store import StoredCommit, StreamName
+from services.scheduler.dispatcher import Dispatcher
+from services.scheduler.domain import decide, names
+from services.scheduler.domain.state import QUEUED, RUNNING, QueueState
+from services.scheduler.journal import Decide, Facts
+from services.scheduler.read_model import TasksReadModel
+from services.scheduler.settings import SchedulerSettings
+from services.scheduler.tenant_queue import TenantQueue
+from services.scheduler.workers import Shape, unschedulable_reason
+from weft.scheduler.v1 import queues_pb2, tasks_pb2
+
+
+class Queues:
+    """One dispatcher for all queues of one id, whichever tenant's they are."""
+
+    def __init__(
+        self,
+        repository: Repository[QueueState],
+        read_model: TasksReadModel,
+        settings: SchedulerSettings,
+        leases: Leases,
+        clock: Clock,
+    ) -> None:
+        self.read_model = read_model
+        self.clock = clock
+        self._repository = repository
+        self._settings = settings
+        self._leases = leases
+        self._dispatchers: dict[str, Dispatcher] = {}
+        self._loading: dict[StreamName, asyncio.Lock] = {}
+        self._refreshing: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Takes up all queues that there are."""
+        for stream in self.read_model.queues():
+            await self.queue(stream)
+
+    async def stop(self) -> None:
+        """Gives out no more tasks."""
+        for dispatcher in self._dispatchers.values():
+            await dispatcher.stop()
+        for task in self._refreshing:
+            task.cancel()
+
+    def dispatcher(self, queue_id: str) -> Dispatcher:
+        """What gives out the tasks of the queues of that id."""
+        found = self._dispatchers.get(queue_id)
+        if found is None:
+            found = self._dispatchers[queue_id] = Dispatcher(
+                self._settings, self._leases, self.clock
+            )
+            found.start()
+        return found
+
+    async def queue(self, stream: StreamName) -> TenantQueue:
+        """The queue of that stream, whether it was made or not."""
+        dispatcher = self.dispatcher(stream.key[0])
+        found = dispatcher.tenants.get(stream.tenant)
+        if found is not None:
+            return found
+        async with self._loading.setdefault(stream, asyncio.Lock()):
+            found = dispatcher.tenants.get(stream.tenant)
+            if found is None:
+                aggregate = self._repository.open(stream)
+                await aggregate.load()
+                found = dispatcher.add(aggregate)
+        del self._loading[stream]
+        return found
+
+    async def existing(self, name: str) -> TenantQueue:
+        """The queue of that name, or of a name under it. NotFound where it wasn't made."""
+        stream = names.queue_stream(name)
+        dispatcher = self._dispatchers.get(stream.key[0])
+        found = dispatcher.tenants.get(stream.tenant) if dispatcher is not None else None
+        if found is None and not await self.read_model.has_queue(stream):
+            raise NotFound.of("queue", names.queue_name(stream))
+        found = found or await self.queue(stream)
+        decide.refuse_absent(found.state)
+        return found
+
+    async def change(self, queue: TenantQueue, task: str, change: Decide) -> Facts:
+        """Stores a transition of a task, or of the queue where that is empty."""
+        return await queue.journal.put(task, change)
+
+    def observe(self, batch: Sequence[StoredCommit]) -> None:
+        """Commits were stored: those of other instances are read by who has the queue."""
+        for stored in batch:
+            stream = StreamName.parse(stored.commit.stream)
+            aggregate = self._repository.hot(stream)
+            if aggregate is not None and aggregate.head.position >= stored.position:
+                continue
+            refresh = asyncio.create_task(self._refresh(stream))
+            self._refreshing.add(refresh)
+            refresh.add_done_callback(self._refreshing.discard)
+
+    async def _refresh(self, stream: StreamName) -> None:
+        try:
+            queue = await self.queue(stream)
+            await queue.aggregate.load()
+        except WeftError:
+            # Whoever uses it next reads it again and hears of the error.
+            return
+
+    def view(self, queue: TenantQueue, task: str, *, whole: bool = True) -> tasks_pb2.Task | None:
+        """A task that isn't final, as a caller sees it; None where there is none."""
+        entry = queue.state.tasks.get(task)
+        if entry is None:
+            return None
+        found = tasks_pb2.Task()
+        found.CopyFrom(entry.task)
+        found.name = names.task_name(queue.stream, task)
+        if not whole:
+            found.spec.ClearField("payload")
+        dispatcher = self.dispatcher(queue.stream.key[0])
+        if found.state == QUEUED:
+            workers = dispatcher.workers_of(queue.tenant)
+            reason = unschedulable_reason(Shape.of(found.spec), workers)
+            if reason:
+                found.state = tasks_pb2.TASK_STATE_UNSCHEDULABLE
+                found.reason = reason
+        elif found.state == RUNNING:
+            for worker in dispatcher.workers_of(queue.tenant):
+                held = worker.held.get((found.name, entry.attempt))
+                if held is not None:
+                    found.progress, found.progress_note = held.progress, held.note
+        return found
+
+    async def task(self, name: str) -> tasks_pb2.Task:
+        """The task of that name, final or not. NotFound where there is none."""
+        queue = await self.existing(name)
+        found = self.view(queue, names.task_id(name)) or await self.read_model.task(name)
+        if found is None:
+            raise NotFound.of("task", name)
+        return found
+
+    def queue_view(self, queue: TenantQueue) -> queues_pb2.Queue:
+        """A queue as a caller sees it."""
+        workers = self.dispatcher(queue.stream.key[0]).workers_of(queue.tenant)
+        unschedulable = sum(
+            count
+            for shape, count in queue.ready_by_shape().items()
+            if unschedulable_reason(shape, workers)
+        )
+        return queues_pb2.Queue(
+            name=names.queue_name(queue.stream),
+            limits=queue.state.limits,
+            paused=queue.state.paused,
+            create_time=queue.state.create_time,
+            stats=queues_pb2.QueueStats(
+                ready=queue.ready_count,
+                delayed=queue.delayed_count,
+                unschedulable=unschedulable,
+                running=len(queue.running),
+                dead_letters=len(queue.dead),
+                workers=len(workers),
+                free_slots=sum(worker.free_slots for worker in workers),
+                oldest_seconds=queue.oldest_seconds(),
+            ),
+        )

@@ -1,0 +1,70 @@
+"""Puts the scheduler together."""
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+
+from mesh.clock import NANOSECONDS
+from mesh.events.aggregate import Repository
+from mesh.runtime.service import Mesh
+from services.scheduler.dead_letter_service import DeadLetterService
+from services.scheduler.domain.state import QUEUE_FOLD
+from services.scheduler.queue_service import QueueService
+from services.scheduler.queues import Queues
+from services.scheduler.read_model import TasksReadModel
+from services.scheduler.settings import SchedulerSettings
+from services.scheduler.task_service import TaskService
+from services.scheduler.worker_service import WorkerService
+
+SNAPSHOT_COMMITS = 2_000
+"""A queue's snapshot holds all its open tasks: it is made seldom."""
+DAY_SECONDS = 86_400
+PURGE_SECONDS = 3_600.0
+
+
+class SchedulerService:
+    """Queues, their tasks, and the workers that run them."""
+
+    def __init__(self, mesh: Mesh, settings: SchedulerSettings) -> None:
+        self._settings = settings
+        self._clock = mesh.clock
+        repository = Repository(
+            mesh.events, QUEUE_FOLD, clock=mesh.clock, snapshot_commits=SNAPSHOT_COMMITS
+        )
+        path = mesh.data_dir / "scheduler.sqlite3"
+        self._read_model = TasksReadModel(
+            mesh.events, path, lambda batch: self._queues.observe(batch), mesh.keyring
+        )
+        self._queues = Queues(repository, self._read_model, settings, mesh.leases, mesh.clock)
+        self._purging: asyncio.Task[None] | None = None
+
+    @property
+    def handlers(self) -> Mapping[str, object]:
+        """What implements each contract."""
+        return {
+            "weft.scheduler.v1.TaskService": TaskService(self._queues),
+            "weft.scheduler.v1.QueueService": QueueService(self._queues, self._settings),
+            "weft.scheduler.v1.DeadLetterService": DeadLetterService(self._queues),
+            "weft.scheduler.v1.WorkerService": WorkerService(self._queues, self._settings),
+        }
+
+    async def start(self) -> None:
+        """Returns once every queue is in memory again."""
+        await self._read_model.start()
+        await self._queues.start()
+        self._purging = asyncio.create_task(self._purge())
+
+    async def stop(self) -> None:
+        """Lets workers go; what they have is theirs until their lease is over."""
+        if self._purging is not None:
+            self._purging.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._purging
+        await self._queues.stop()
+        await self._read_model.stop()
+
+    async def _purge(self) -> None:
+        kept_ns = int(self._settings.kept_days * DAY_SECONDS * NANOSECONDS)
+        while True:
+            self._read_model.purge(self._clock.now_ns() - kept_ns)
+            await asyncio.sleep(PURGE_SECONDS)

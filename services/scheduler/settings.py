@@ -1,0 +1,28 @@
+"""Settings of the scheduler: the table `[scheduler]`, variables `WEFT_SCHEDULER_*`."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from mesh.settings import Section
+
+
+class SchedulerSettings(Section):
+    """Bounds of queues and workers."""
+
+    area: ClassVar[str] = "scheduler"
+
+    lease_seconds: float = Field(default=5, ge=0.2, le=3600)
+    """How long a worker's tasks stay its own after its last heartbeat."""
+    heartbeat_seconds: float = Field(default=1, ge=0.05, le=600)
+    """How often a worker is asked to send one."""
+    cancel_grace_seconds: float = Field(default=10, ge=0, le=3600)
+    """How long a worker may take to end a task that is cancelled."""
+    hello_seconds: float = Field(default=10, gt=0, le=60)
+    """How long a worker may take to say who it is."""
+    workers_max: int = Field(default=4_096, ge=1)
+    """Most workers of an instance."""
+    queues_max: int = Field(default=1_000, ge=1)
+    """Most queues of a tenant."""
+    kept_days: float = Field(default=30, gt=0)
+    """How long tasks that are final are listed."""

@@ -1,0 +1,158 @@
+"""The servicer of `weft.scheduler.v1.TaskService`."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator
+from functools import partial
+
+from mesh.call import Call
+from mesh.errors import AlreadyExists, FailedPrecondition, InvalidArgument, LimitExceeded
+from mesh.ids import new_id
+from mesh.rpc.pages import read_page_number, write_page_token
+from services.scheduler.domain import decide, names
+from services.scheduler.domain.state import QUEUED, RUNNING, QueueState
+from services.scheduler.journal import Facts
+from services.scheduler.queues import Queues
+from services.scheduler.read_model import Filter
+from services.scheduler.tenant_queue import TenantQueue
+from weft.scheduler.v1 import queues_pb2, tasks_pb2
+from weft.scheduler.v1 import task_service_pb2 as pb
+
+PAGE_SIZE = 100
+NUMBER_MAX = 2**62
+OPEN_STATES = (QUEUED, RUNNING)
+
+
+class TaskService:
+    """Takes tasks and tells what became of them."""
+
+    def __init__(self, queues: Queues) -> None:
+        self._queues = queues
+
+    async def submit_task(self, request: pb.SubmitTaskRequest, call: Call) -> pb.SubmitTaskResponse:
+        """Returns once the task is stored.
+
+        Raises NotFound for a queue that wasn't made, InvalidArgument for a capability that
+        the queue doesn't take and times that can't be kept, AlreadyExists for an id that
+        is in use, LimitExceeded where the queue is full.
+        """
+        digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+        queue = await self._queue_to_submit(request.parent)
+        known = decide.known_request(queue.state, request.request_id, digest)
+        if known is not None:
+            return await self._answer(request.parent, known)
+        decide.check_spec(request.spec, self._queues.clock.now_ns())
+        await self._check_id(request)
+        if queue.journal.full:
+            raise LimitExceeded("the queue has too much to store already", retry_seconds=0.25)
+        submission = decide.Submission(
+            request.task_id or new_id(), request.spec, request.request_id, digest, call.actor
+        )
+        stored = await queue.journal.put(
+            submission.task,
+            partial(decide.submit, submission=submission),
+            len(request.spec.payload),
+            request_id=request.request_id,
+        )
+        if not stored:
+            found = decide.known_request(queue.state, request.request_id, digest)
+            assert found is not None, "nothing is stored only where the request is known"
+            return await self._answer(request.parent, found)
+        task = self._queues.view(queue, submission.task, whole=False)
+        # It may be done already.
+        task = task or await self._queues.task(f"{request.parent}/tasks/{submission.task}")
+        task.spec.CopyFrom(request.spec)
+        return pb.SubmitTaskResponse(task=task)
+
+    async def get_task(self, request: pb.GetTaskRequest, call: Call) -> pb.GetTaskResponse:
+        """NotFound where there is none."""
+        return pb.GetTaskResponse(task=await self._queues.task(request.name))
+
+    async def list_tasks(self, request: pb.ListTasksRequest, call: Call) -> pb.ListTasksResponse:
+        """Newest first."""
+        queue = await self._queues.existing(request.parent)
+        state = request.state
+        if state not in tasks_pb2.TaskState.values():
+            raise InvalidArgument.of("state", "isn't a state")
+        if state == tasks_pb2.TASK_STATE_UNSCHEDULABLE:
+            state = QUEUED
+        before = read_page_number(request.page_token, request.parent, NUMBER_MAX)
+        size = request.page_size or PAGE_SIZE
+        wanted = Filter(state, request.capability)
+        rows = await self._queues.read_model.tasks(request.parent, wanted, before, size + 1)
+        response = pb.ListTasksResponse()
+        for _, row in rows[:size]:
+            now = self._queues.view(queue, names.task_id(row.name), whole=False)
+            response.tasks.append(now if now is not None else row)
+        if len(rows) > size:
+            response.next_page_token = write_page_token(str(rows[size - 1][0]), request.parent)
+        return response
+
+    async def cancel_task(self, request: pb.CancelTaskRequest, call: Call) -> pb.CancelTaskResponse:
+        """Does nothing to a task that is cancelled already. FailedPrecondition for one that
+        is final otherwise."""
+        queue = await self._queues.existing(request.name)
+        task = names.task_id(request.name)
+        if task not in queue.state.tasks:
+            final = await self._queues.task(request.name)
+            if final.state != tasks_pb2.TASK_STATE_CANCELLED:
+                raise FailedPrecondition(
+                    f"the task is {tasks_pb2.TaskState.Name(final.state)[11:]} already"
+                )
+            return pb.CancelTaskResponse(task=final)
+        reason = request.reason or f"cancelled by {call.actor}"
+        await queue.journal.put(task, partial(decide.cancel, task=task, reason=reason))
+        return pb.CancelTaskResponse(task=await self._queues.task(request.name))
+
+    async def retry_task(self, request: pb.RetryTaskRequest, call: Call) -> pb.RetryTaskResponse:
+        """FailedPrecondition for a task that hasn't failed, NotFound for none."""
+        queue = await self._queues.existing(request.name)
+        task = names.task_id(request.name)
+        if task not in queue.state.tasks:
+            final = await self._queues.task(request.name)
+            raise FailedPrecondition(
+                f"the task is {tasks_pb2.TaskState.Name(final.state)[11:]}; submit it anew"
+            )
+        await queue.journal.put(task, partial(decide.redrive, task=task))
+        return pb.RetryTaskResponse(task=await self._queues.task(request.name))
+
+    async def watch_task(
+        self, request: pb.WatchTaskRequest, call: Call
+    ) -> AsyncGenerator[pb.WatchTaskResponse, None]:
+        """Begins with the task as it is. What happens in quick succession comes together."""
+        queue = await self._queues.existing(request.name)
+        dispatcher = self._queues.dispatcher(queue.stream.key[0])
+        last = None
+        with dispatcher.watching(request.name) as changed:
+            while True:
+                changed.clear()
+                task = await self._queues.task(request.name)
+                if task != last:
+                    yield pb.WatchTaskResponse(task=task)
+                if task.state not in (*OPEN_STATES, tasks_pb2.TASK_STATE_UNSCHEDULABLE):
+                    return
+                last = task
+                await asyncio.wait({asyncio.ensure_future(changed.wait())}, timeout=1)
+
+    async def _queue_to_submit(self, name: str) -> TenantQueue:
+        stream = names.queue_stream(name)
+        if stream.key[0] != names.DEFAULT_QUEUE:
+            return await self._queues.existing(name)
+        queue = await self._queues.queue(stream)
+        if not queue.state.exists:
+            await queue.journal.put("", _create_default)
+        return queue
+
+    async def _check_id(self, request: pb.SubmitTaskRequest) -> None:
+        if not request.task_id:
+            return
+        name = f"{request.parent}/tasks/{request.task_id}"
+        if await self._queues.read_model.task(name) is not None:
+            raise AlreadyExists("a task of that id is there already")
+
+    async def _answer(self, parent: str, task: str) -> pb.SubmitTaskResponse:
+        return pb.SubmitTaskResponse(task=await self._queues.task(f"{parent}/tasks/{task}"))
+
+
+def _create_default(state: QueueState) -> Facts:
+    return [] if state.exists else decide.create(state, queues_pb2.QueueLimits())

@@ -1,0 +1,215 @@
+"""One tenant's queue in memory: which of its tasks are ready, wait for their time, or run.
+
+All of it follows from the queue's state and is made anew from it, so nothing is lost with
+the process. Heaps are cleaned as they are read: an entry counts only while its token is
+its task's present one.
+"""
+
+import heapq
+import itertools
+from collections.abc import Iterator
+
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from mesh.clock import NANOSECONDS, Clock
+from mesh.events.aggregate import Aggregate
+from services.scheduler.domain import decide
+from services.scheduler.domain.priority import (
+    COST_SECONDS_DEFAULT,
+    PRIORITY_DEFAULT,
+    WEIGHT_DEFAULT,
+    Share,
+    Wants,
+    due,
+)
+from services.scheduler.domain.state import FAILED, QUEUED, RUNNING, Entry, QueueState
+from services.scheduler.journal import Journal
+from services.scheduler.workers import Shape
+
+_tokens = itertools.count(1)
+
+ReadyEntry = tuple[float, int, str, int]
+TimedEntry = tuple[int, str, int]
+
+
+class TenantQueue:
+    """The tasks of one stream, in the order in which they are to be run."""
+
+    def __init__(self, aggregate: Aggregate[QueueState], clock: Clock) -> None:
+        self.stream = aggregate.stream
+        self.aggregate = aggregate
+        self.journal = Journal(aggregate)
+        self.share = Share(0.0)
+        self.running: set[str] = set()
+        self.claimed: set[str] = set()
+        """Are about to be given to a worker."""
+        self.dead: dict[str, None] = {}
+        self._clock = clock
+        self._ready: dict[Shape, list[ReadyEntry]] = {}
+        self._ready_shape: dict[str, Shape] = {}
+        self._delayed: list[TimedEntry] = []
+        self._delayed_tasks: set[str] = set()
+        self._ends: list[TimedEntry] = []
+        self._token: dict[str, int] = {}
+
+    @property
+    def tenant(self) -> str:
+        """Id of the tenant."""
+        return self.stream.tenant
+
+    @property
+    def state(self) -> QueueState:
+        """The queue's state, all of it stored."""
+        return self.aggregate.state
+
+    @property
+    def ready_count(self) -> int:
+        """How many tasks could be run now."""
+        return len(self._ready_shape)
+
+    @property
+    def delayed_count(self) -> int:
+        """How many wait for their time."""
+        return len(self._delayed_tasks)
+
+    @property
+    def may_start(self) -> bool:
+        """Whether one more task of it may run."""
+        limit = self.state.limits.running_tasks_max
+        return not self.state.paused and not (
+            limit and len(self.running) + len(self.claimed) >= limit
+        )
+
+    def ready_by_shape(self) -> dict[Shape, int]:
+        """How many ready tasks there are of each shape."""
+        counts: dict[Shape, int] = {}
+        for shape in self._ready_shape.values():
+            counts[shape] = counts.get(shape, 0) + 1
+        return counts
+
+    def observe(self, revision: int, time: Timestamp, fact: Message) -> None:
+        """A fact was stored."""
+        task = getattr(fact, "task", "")
+        if task:
+            self.refresh(task)
+        else:
+            self._weigh()
+
+    def load(self) -> None:
+        """Places all tasks of the state."""
+        self._weigh()
+        for task in self.state.tasks:
+            self.refresh(task)
+
+    def refresh(self, task: str) -> None:
+        """Places a task where it stands in the state by now."""
+        self._forget(task)
+        entry = self.state.tasks.get(task)
+        if entry is None:
+            return
+        state = entry.task.state
+        if state == QUEUED:
+            self._place_queued(task, entry)
+        elif state == RUNNING:
+            self.running.add(task)
+            self._ends_at(task, decide.attempt_end_ns(entry))
+        elif state == FAILED:
+            self.dead[task] = None
+
+    def ends_within(self, task: str, seconds: float) -> None:
+        """Has `over` tell of a task that runs once that much time has passed."""
+        self._ends_at(task, self._clock.now_ns() + int(seconds * NANOSECONDS))
+
+    def heads(self) -> Iterator[tuple[float, int, Shape]]:
+        """Of each shape that has ready tasks, when the next one is due, and its order."""
+        for shape in list(self._ready):
+            heap = self._ready[shape]
+            while heap and self._token.get(heap[0][2]) != heap[0][3]:
+                heapq.heappop(heap)
+            if heap:
+                yield heap[0][0], heap[0][1], shape
+            else:
+                del self._ready[shape]
+
+    def take(self, shape: Shape) -> str:
+        """Takes the next task of a shape out, which `heads` told of: it is about to be given
+        to a worker. `refresh` puts it back."""
+        _, _, task, _ = heapq.heappop(self._ready[shape])
+        self._forget(task)
+        self.claimed.add(task)
+        return task
+
+    def ripen(self, now_ns: int) -> None:
+        """Makes those ready whose time has come."""
+        while self._delayed and self._delayed[0][0] <= now_ns:
+            _, task, token = heapq.heappop(self._delayed)
+            if self._token.get(task) == token:
+                self.refresh(task)
+
+    def over(self, now_ns: int) -> list[str]:
+        """Tasks that waited, or run, past what they may; each is told of once, until it is
+        refreshed."""
+        found = []
+        while self._ends and self._ends[0][0] <= now_ns:
+            _, task, token = heapq.heappop(self._ends)
+            if self._token.get(task) == token:
+                found.append(task)
+        return found
+
+    def next_ns(self) -> int | None:
+        """When something is due next; None where nothing is."""
+        return min((heap[0][0] for heap in (self._delayed, self._ends) if heap), default=None)
+
+    def oldest_seconds(self) -> float:
+        """How long the oldest ready task has waited."""
+        times = (
+            self.state.tasks[task].task.create_time.ToNanoseconds() for task in self._ready_shape
+        )
+        oldest = min(times, default=None)
+        return 0.0 if oldest is None else max(0.0, (self._clock.now_ns() - oldest) / NANOSECONDS)
+
+    def _place_queued(self, task: str, entry: Entry) -> None:
+        end_ns = decide.wait_end_ns(entry)
+        token = self._token[task] = next(_tokens)
+        if end_ns is not None:
+            heapq.heappush(self._ends, (end_ns, task, token))
+        next_ns = entry.task.next_time.ToNanoseconds() if entry.task.HasField("next_time") else 0
+        if next_ns > self._clock.now_ns():
+            heapq.heappush(self._delayed, (next_ns, task, token))
+            self._delayed_tasks.add(task)
+            return
+        shape = Shape.of(entry.task.spec)
+        ready_ns = max(next_ns, entry.task.create_time.ToNanoseconds())
+        heap = self._ready.setdefault(shape, [])
+        heapq.heappush(heap, (due(wants_of(entry, ready_ns, token)), token, task, token))
+        self._ready_shape[task] = shape
+
+    def _ends_at(self, task: str, end_ns: int) -> None:
+        token = self._token[task] = next(_tokens)
+        heapq.heappush(self._ends, (end_ns, task, token))
+
+    def _forget(self, task: str) -> None:
+        self._token.pop(task, None)
+        self._ready_shape.pop(task, None)
+        self._delayed_tasks.discard(task)
+        self.running.discard(task)
+        self.claimed.discard(task)
+        self.dead.pop(task, None)
+
+    def _weigh(self) -> None:
+        weight = self.state.limits.weight or WEIGHT_DEFAULT
+        self.share = Share(self.share.virtual, weight)
+
+
+def wants_of(entry: Entry, ready_ns: int, order: int) -> Wants:
+    """What a task wants, for `priority`."""
+    spec = entry.task.spec
+    cost = spec.estimated_cost.ToNanoseconds() / NANOSECONDS or COST_SECONDS_DEFAULT
+    return Wants(
+        priority=spec.priority if spec.HasField("priority") else PRIORITY_DEFAULT,
+        ready=ready_ns / NANOSECONDS,
+        order=order,
+        cost_seconds=cost,
+        deadline=spec.deadline.ToNanoseconds() / NANOSECONDS if spec.HasField("deadline") else None,
+    )

@@ -1,0 +1,137 @@
+"""The workers that are attached, what each can do, and what each has."""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from mesh.errors import LimitExceeded
+from weft.scheduler.v1 import tasks_pb2
+from weft.scheduler.v1 import worker_service_pb2 as pb
+
+OUTBOX_SPARE = 1_000
+"""Messages to a worker that may wait beside those of its tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What tasks need of a worker; those of one shape are equal to it."""
+
+    capability: str
+    labels: frozenset[tuple[str, str]] = frozenset()
+    cpu_millis: int = 0
+    memory_bytes: int = 0
+
+    @classmethod
+    def of(cls, spec: tasks_pb2.TaskSpec) -> "Shape":
+        """The shape of a task."""
+        labels = frozenset((label.key, label.value) for label in spec.labels)
+        return cls(spec.capability, labels, spec.resources.cpu_millis, spec.resources.memory_bytes)
+
+
+@dataclass(slots=True)
+class Held:
+    """A task that a worker has. `ended` says that the attempt is over for the scheduler, and
+    only the worker hasn't said so yet."""
+
+    shape: Shape
+    progress: float = 0.0
+    note: str = ""
+    ended: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """A worker. `held` is by the task's name and attempt. `seen` is when it was last heard
+    of, on the monotonic clock. `outbox` is what is to be sent to it; None ends its stream."""
+
+    id: str
+    tenant: str
+    capabilities: frozenset[str]
+    labels: frozenset[tuple[str, str]]
+    cpu_millis: int
+    memory_bytes: int
+    slots: int
+    seen: float
+    zone: str = ""
+    load: float = 0.0
+    attached: bool = True
+    held: dict[tuple[str, int], Held] = field(default_factory=dict)
+    outbox: "asyncio.Queue[pb.AttachResponse | None]" = field(default_factory=asyncio.Queue)
+
+    @classmethod
+    def of(cls, hello: pb.WorkerHello, worker_id: str, tenant: str, now: float) -> "Worker":
+        """The worker that says hello."""
+        labels = {(label.key, label.value) for label in hello.labels}
+        if hello.zone:
+            labels.add(("zone", hello.zone))
+        return cls(
+            worker_id,
+            tenant,
+            frozenset(hello.capabilities),
+            frozenset(labels),
+            hello.resources.cpu_millis,
+            hello.resources.memory_bytes,
+            hello.slots,
+            now,
+            hello.zone,
+        )
+
+    @property
+    def free_slots(self) -> int:
+        """How many more tasks it takes now."""
+        return max(0, self.slots - len(self.held)) if self.attached else 0
+
+    @property
+    def business(self) -> tuple[float, float]:
+        """The smaller, the sooner it gets a task."""
+        return (len(self.held) / max(1, self.slots), self.load)
+
+    def lacks(self, shape: Shape) -> str:
+        """Why it could never run such a task; empty where it could."""
+        if shape.capability not in self.capabilities:
+            return f"no worker can do {shape.capability}"
+        if not shape.labels <= self.labels:
+            wanted = ", ".join(f"{key}={value}" for key, value in sorted(shape.labels))
+            return f"no worker that can do {shape.capability} has the labels {wanted}"
+        if self.cpu_millis and shape.cpu_millis > self.cpu_millis:
+            return f"no worker has {shape.cpu_millis} thousandths of a processor"
+        if self.memory_bytes and shape.memory_bytes > self.memory_bytes:
+            return f"no worker has {shape.memory_bytes} bytes of memory"
+        return ""
+
+    def takes(self, shape: Shape) -> bool:
+        """Whether it could begin such a task now."""
+        if self.free_slots == 0 or self.lacks(shape):
+            return False
+        return self._has_left(shape)
+
+    def _has_left(self, shape: Shape) -> bool:
+        for name in ("cpu_millis", "memory_bytes"):
+            wanted, of_all = getattr(shape, name), getattr(self, name)
+            if wanted and of_all:
+                used = sum(getattr(held.shape, name) for held in self.held.values())
+                if used + wanted > of_all:
+                    return False
+        return True
+
+    def send(self, message: pb.AttachResponse) -> None:
+        """Sends a message soon. LimitExceeded where the worker doesn't read."""
+        if not self.attached:
+            return
+        if self.outbox.qsize() > 4 * (self.slots + len(self.held)) + OUTBOX_SPARE:
+            raise LimitExceeded("the worker doesn't read what it is sent")
+        self.outbox.put_nowait(message)
+
+
+def unschedulable_reason(shape: Shape, workers: Iterable[Worker]) -> str:
+    """Why none of the workers could ever run such a task; empty where one could. Of several
+    reasons the one of the worker that comes nearest."""
+    reason, nearest = "no worker is attached", -1
+    for worker in workers:
+        lacks = worker.lacks(shape)
+        if not lacks:
+            return ""
+        near = int(shape.capability in worker.capabilities) + int(shape.labels <= worker.labels)
+        if near > nearest:
+            reason, nearest = lacks, near
+    return reason
