@@ -23,7 +23,7 @@ from mesh.events.aggregate import Aggregate
 from services.scheduler.domain import decide, names
 from services.scheduler.domain.codes import Code
 from services.scheduler.domain.priority import COST_SECONDS_DEFAULT, charged, returned
-from services.scheduler.domain.state import RUNNING, Entry, QueueState
+from services.scheduler.domain.state import QUEUED, RUNNING, Entry, QueueState
 from services.scheduler.journal import Facts
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.tenant_queue import TenantQueue
@@ -112,7 +112,9 @@ class Dispatcher:
         lost = [self._takes_over(worker, task, attempt) for task, attempt in sorted(named)]
         for queue in self._queues_of(tenant):
             for task in sorted(queue.running):
-                entry = queue.state.tasks[task]
+                entry = queue.state.tasks.get(task)
+                if entry is None:
+                    continue
                 name = names.task_name(queue.stream, task)
                 if _is_with(entry, worker) and (name, entry.attempt) not in named:
                     # It doesn't know of it any more: it was started anew.
@@ -344,7 +346,10 @@ class Dispatcher:
         present = set()
         for queue in self.tenants.values():
             for task in queue.running:
-                entry = queue.state.tasks[task]
+                entry = queue.state.tasks.get(task)
+                if entry is None or entry.task.state != RUNNING:
+                    # Its end is on its way into the log.
+                    continue
                 name = names.task_name(queue.stream, task)
                 if self._holds(queue, entry, name) or self._is_elsewhere(entry):
                     continue
@@ -413,7 +418,10 @@ class Dispatcher:
         return min(found, key=lambda worker: worker.business, default=None)
 
     def _give(self, queue: TenantQueue, task: str, shape: Shape, worker: Worker) -> None:
-        entry = queue.state.tasks[task]
+        entry = queue.state.tasks.get(task)
+        if entry is None or entry.task.state != QUEUED:
+            # Its end is on its way into the log.
+            return
         cost = entry.task.spec.estimated_cost.ToNanoseconds() / NANOSECONDS
         self._virtual_now = queue.share.virtual
         queue.share = charged(queue.share, cost or COST_SECONDS_DEFAULT)
@@ -448,6 +456,7 @@ class Dispatcher:
             return
         entry = queue.state.tasks.get(task)
         if entry is None or not decide.runs(queue.state, task, attempt):
+            worker.held.pop((name, attempt), None)
             return
         assignment = pb.WorkerAssignment(
             task=name,
@@ -465,8 +474,9 @@ class Dispatcher:
         queue.observe(revision, time, fact)
         task = getattr(fact, "task", "")
         if task:
-            if isinstance(fact, facts.TaskCancelRequested) and task in queue.running:
-                self._cancel(queue, task, queue.state.tasks[task])
+            entry = queue.state.tasks.get(task)
+            if isinstance(fact, facts.TaskCancelRequested) and entry is not None:
+                self._cancel(queue, task, entry)
             if self._watchers:
                 self._tell(names.task_name(queue.stream, task))
         self._wake.set()

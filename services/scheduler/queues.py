@@ -110,34 +110,46 @@ class Queues:
             # Whoever uses it next reads it again and hears of the error.
             return
 
-    def view(self, queue: TenantQueue, task: str, *, whole: bool = True) -> tasks_pb2.Task | None:
+    async def view(self, queue: TenantQueue, task: str) -> tasks_pb2.Task | None:
         """A task that isn't final, as a caller sees it; None where there is none."""
-        entry = queue.state.tasks.get(task)
+        found: list[tasks_pb2.Task | None] = [None]
+
+        def look(state: QueueState) -> Facts:
+            # What is decided on is stored, which can't be said of the state otherwise.
+            found[0] = self._view_in(state, queue, task)
+            return ()
+
+        await queue.journal.put(f"look at {task}", look)
+        return found[0]
+
+    def _view_in(self, state: QueueState, queue: TenantQueue, task: str) -> tasks_pb2.Task | None:
+        entry = state.tasks.get(task)
         if entry is None:
             return None
         found = tasks_pb2.Task()
         found.CopyFrom(entry.task)
         found.name = names.task_name(queue.stream, task)
-        if not whole:
-            found.spec.ClearField("payload")
-        dispatcher = self.dispatcher(queue.stream.key[0])
-        if found.state == QUEUED:
-            workers = dispatcher.workers_of(queue.tenant)
-            reason = unschedulable_reason(Shape.of(found.spec), workers)
-            if reason:
-                found.state = tasks_pb2.TASK_STATE_UNSCHEDULABLE
-                found.reason = reason
-        elif found.state == RUNNING:
-            for worker in dispatcher.workers_of(queue.tenant):
-                held = worker.held.get((found.name, entry.attempt))
-                if held is not None:
-                    found.progress, found.progress_note = held.progress, held.note
+        self.complete(queue, found)
         return found
+
+    def complete(self, queue: TenantQueue, task: tasks_pb2.Task) -> None:
+        """Adds what isn't in the log: whether it could be run at all, how far it is."""
+        workers = self.dispatcher(queue.stream.key[0]).workers_of(queue.tenant)
+        if task.state == QUEUED:
+            reason = unschedulable_reason(Shape.of(task.spec), workers)
+            if reason:
+                task.state = tasks_pb2.TASK_STATE_UNSCHEDULABLE
+                task.reason = reason
+        elif task.state == RUNNING:
+            for worker in workers:
+                held = worker.held.get((task.name, len(task.attempts)))
+                if held is not None:
+                    task.progress, task.progress_note = held.progress, held.note
 
     async def task(self, name: str) -> tasks_pb2.Task:
         """The task of that name, final or not. NotFound where there is none."""
         queue = await self.existing(name)
-        found = self.view(queue, names.task_id(name)) or await self.read_model.task(name)
+        found = await self.view(queue, names.task_id(name)) or await self.read_model.task(name)
         if found is None:
             raise NotFound.of("task", name)
         return found

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from functools import partial
 
 from mesh.call import Call
-from mesh.errors import AlreadyExists, FailedPrecondition, InvalidArgument, LimitExceeded
+from mesh.errors import AlreadyExists, FailedPrecondition, InvalidArgument, LimitExceeded, NotFound
 from mesh.ids import new_id
 from mesh.rpc.pages import read_page_number, write_page_token
 from services.scheduler.domain import decide, names
@@ -38,11 +38,10 @@ class TaskService:
         """
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
         queue = await self._queue_to_submit(request.parent)
-        known = decide.known_request(queue.state, request.request_id, digest)
-        if known is not None:
-            return await self._answer(request.parent, known)
-        decide.check_spec(request.spec, self._queues.clock.now_ns())
-        await self._check_id(request)
+        if not request.request_id or request.request_id not in queue.state.requests:
+            # A repeated request gets its answer, whatever time it is.
+            decide.check_spec(request.spec, self._queues.clock.now_ns())
+            await self._check_id(request)
         if queue.journal.full:
             raise LimitExceeded("the queue has too much to store already", retry_seconds=0.25)
         submission = decide.Submission(
@@ -58,11 +57,7 @@ class TaskService:
             found = decide.known_request(queue.state, request.request_id, digest)
             assert found is not None, "nothing is stored only where the request is known"
             return await self._answer(request.parent, found)
-        task = self._queues.view(queue, submission.task, whole=False)
-        # It may be done already.
-        task = task or await self._queues.task(f"{request.parent}/tasks/{submission.task}")
-        task.spec.CopyFrom(request.spec)
-        return pb.SubmitTaskResponse(task=task)
+        return pb.SubmitTaskResponse(task=self._accepted(queue, submission))
 
     async def get_task(self, request: pb.GetTaskRequest, call: Call) -> pb.GetTaskResponse:
         """NotFound where there is none."""
@@ -82,8 +77,9 @@ class TaskService:
         rows = await self._queues.read_model.tasks(request.parent, wanted, before, size + 1)
         response = pb.ListTasksResponse()
         for _, row in rows[:size]:
-            now = self._queues.view(queue, names.task_id(row.name), whole=False)
-            response.tasks.append(now if now is not None else row)
+            if row.state in OPEN_STATES:
+                self._queues.complete(queue, row)
+            response.tasks.append(row)
         if len(rows) > size:
             response.next_page_token = write_page_token(str(rows[size - 1][0]), request.parent)
         return response
@@ -93,27 +89,25 @@ class TaskService:
         is final otherwise."""
         queue = await self._queues.existing(request.name)
         task = names.task_id(request.name)
-        if task not in queue.state.tasks:
+        reason = request.reason or f"cancelled by {call.actor}"
+        try:
+            await queue.journal.put(task, partial(decide.cancel, task=task, reason=reason))
+        except NotFound:
             final = await self._queues.task(request.name)
             if final.state != tasks_pb2.TASK_STATE_CANCELLED:
-                raise FailedPrecondition(
-                    f"the task is {tasks_pb2.TaskState.Name(final.state)[11:]} already"
-                )
+                raise FailedPrecondition(f"the task is {_said(final.state)} already") from None
             return pb.CancelTaskResponse(task=final)
-        reason = request.reason or f"cancelled by {call.actor}"
-        await queue.journal.put(task, partial(decide.cancel, task=task, reason=reason))
         return pb.CancelTaskResponse(task=await self._queues.task(request.name))
 
     async def retry_task(self, request: pb.RetryTaskRequest, call: Call) -> pb.RetryTaskResponse:
         """FailedPrecondition for a task that hasn't failed, NotFound for none."""
         queue = await self._queues.existing(request.name)
         task = names.task_id(request.name)
-        if task not in queue.state.tasks:
+        try:
+            await queue.journal.put(task, partial(decide.redrive, task=task))
+        except NotFound:
             final = await self._queues.task(request.name)
-            raise FailedPrecondition(
-                f"the task is {tasks_pb2.TaskState.Name(final.state)[11:]}; submit it anew"
-            )
-        await queue.journal.put(task, partial(decide.redrive, task=task))
+            raise FailedPrecondition(f"the task is {_said(final.state)}: submit it anew") from None
         return pb.RetryTaskResponse(task=await self._queues.task(request.name))
 
     async def watch_task(
@@ -150,8 +144,24 @@ class TaskService:
         if await self._queues.read_model.task(name) is not None:
             raise AlreadyExists("a task of that id is there already")
 
+    def _accepted(self, queue: TenantQueue, submission: decide.Submission) -> tasks_pb2.Task:
+        """The task as it was stored a moment ago."""
+        task = tasks_pb2.Task(
+            name=names.task_name(queue.stream, submission.task),
+            spec=submission.spec,
+            state=QUEUED,
+            creator=submission.creator,
+        )
+        task.create_time.FromNanoseconds(self._queues.clock.now_ns())
+        self._queues.complete(queue, task)
+        return task
+
     async def _answer(self, parent: str, task: str) -> pb.SubmitTaskResponse:
         return pb.SubmitTaskResponse(task=await self._queues.task(f"{parent}/tasks/{task}"))
+
+
+def _said(state: int) -> str:
+    return tasks_pb2.TaskState.Name(state).removeprefix("TASK_STATE_").lower()  # type: ignore[arg-type]
 
 
 def _create_default(state: QueueState) -> Facts:

@@ -1,0 +1,43 @@
+"""What a handler gets, and how it fails."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+ABORTED = 10
+"""Of google.rpc.Code: worth another attempt."""
+
+
+class TaskFailure(Exception):
+    """The attempt failed, with a code of google.rpc.Code: it says whether another attempt
+    is worth it."""
+
+    def __init__(self, message: str, code: int = ABORTED) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+
+
+def _unheard(fraction: float, note: str) -> None:
+    return
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerTask:
+    """A task to run.
+
+    `idempotency_key` is the same in every attempt: whoever passes it on to what it changes
+    changes it once. `deadline` is Unix time in seconds.
+    """
+
+    name: str
+    attempt: int
+    capability: str
+    payload: bytes
+    idempotency_key: str
+    deadline: float
+    report: Callable[[float, str], None] = field(default=_unheard, repr=False, compare=False)
+
+    def progress(self, fraction: float, note: str = "") -> None:
+        """Tells how far it is, from 0 to 1; sent with the next heartbeat. Not heard from
+        another process."""
+        self.report(fraction, note)

@@ -1,0 +1,305 @@
+"""Runs tasks that a scheduler sends, and reports what became of them."""
+
+import asyncio
+import inspect
+import os
+import random
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import grpc
+import grpc.aio
+import structlog
+
+from mesh.worker.task import ABORTED, TaskFailure, WorkerTask
+from weft.scheduler.v1 import worker_service_pb2 as pb
+from weft.scheduler.v1.worker_service_pb2_grpc import WorkerServiceStub
+
+RECONNECT_SECONDS = 0.1
+RECONNECT_SECONDS_MAX = 5.0
+MESSAGE_LENGTH_MAX = 4_096
+CANCELLED = 1
+INTERNAL = 13
+UNIMPLEMENTED = 12
+_REFUSED = (
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.UNIMPLEMENTED,
+)
+"""Attaching again wouldn't help."""
+
+Handler = Callable[[WorkerTask], Any]
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Running:
+    """A task that runs. `report` is what became of it, until the scheduler has it."""
+
+    assignment: pb.WorkerAssignment
+    task: "asyncio.Task[None] | None" = None
+    progress: float = 0.0
+    note: str = ""
+    report: pb.AttachRequest | None = None
+
+
+@dataclass(slots=True)
+class Worker:
+    """Attaches to a queue and runs its tasks until `stop`.
+
+    `api_key` is sent with the stream; that of the environment's WEFT_API_KEY where it is
+    empty. `slots` tasks run at once; those of plain functions in so many processes. Without
+    its scheduler it goes on with what it has, attaches again, and reports what it hadn't.
+    """
+
+    queue: str
+    address: str = "127.0.0.1:50051"
+    api_key: str = field(default="", repr=False)
+    slots: int = 4
+    worker_id: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    zone: str = ""
+    cpu_millis: int = 0
+    memory_bytes: int = 0
+    _handlers: dict[str, Handler] = field(default_factory=dict)
+    _running: dict[tuple[str, int], _Running] = field(default_factory=dict)
+    _outbox: "asyncio.Queue[pb.AttachRequest | None]" = field(default_factory=asyncio.Queue)
+    _pool: ProcessPoolExecutor | None = None
+    _stopping: bool = False
+    _stop: asyncio.Event | None = None
+    _heartbeat_seconds: float = 1.0
+    attached: bool = False
+
+    def task(self, capability: str) -> Callable[[Handler], Handler]:
+        """Makes a function the handler of a capability."""
+
+        def register(handler: Handler) -> Handler:
+            self._handlers[capability] = handler
+            return handler
+
+        return register
+
+    def run(self) -> None:
+        """Works until SIGINT or SIGTERM, and ends when what it has is done. Raises
+        grpc.aio.AioRpcError where the scheduler refuses it."""
+        asyncio.run(self._until_signal())
+
+    async def work(self) -> None:
+        """Works until `stop`, in the event loop of the caller. Raises grpc.aio.AioRpcError
+        where the scheduler refuses it."""
+        if not self._handlers:
+            raise ValueError("a worker needs a task")
+        self._stop = asyncio.Event()
+        self.worker_id = self.worker_id or f"{socket.gethostname()}-{os.getpid()}"
+        failures = 0
+        try:
+            while not self._done:
+                try:
+                    await self._attach_once()
+                    failures = 0
+                except grpc.aio.AioRpcError as error:
+                    if error.code() in _REFUSED:
+                        raise
+                    failures = 0 if self.attached else failures + 1
+                    _log.warning("detached", reason=error.code().name)
+                self.attached = False
+                if not self._done:
+                    await asyncio.sleep(_pause(failures))
+        finally:
+            for running in self._running.values():
+                if running.task is not None:
+                    running.task.cancel()
+            if self._pool is not None:
+                self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def stop(self) -> None:
+        """Takes no more tasks, and ends when those that run are done and reported."""
+        self._stopping = True
+        if self._stop is not None:
+            self._stop.set()
+        self._say(pb.AttachRequest(slots=pb.WorkerSlots(slots=0)))
+        self._leave_if_done()
+
+    @property
+    def _done(self) -> bool:
+        return self._stopping and not self._running
+
+    async def _until_signal(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.stop)
+        await self.work()
+
+    async def _attach_once(self) -> None:
+        async with grpc.aio.insecure_channel(self.address) as channel:
+            stub: Any = WorkerServiceStub(channel)
+            self._outbox = asyncio.Queue()
+            self._outbox.put_nowait(self._hello())
+            for running in self._running.values():
+                if running.report is not None:
+                    self._outbox.put_nowait(running.report)
+            key = self.api_key or os.environ.get("WEFT_API_KEY", "")
+            metadata = (("authorization", f"Bearer {key}"),) if key else ()
+            stream = stub.Attach(self._messages(), metadata=metadata)
+            beat = asyncio.create_task(self._beat())
+            try:
+                async for message in stream:
+                    self._take(message)
+            finally:
+                beat.cancel()
+
+    def _hello(self) -> pb.AttachRequest:
+        hello = pb.WorkerHello(
+            worker_id=self.worker_id,
+            capabilities=sorted(self._handlers),
+            slots=0 if self._stopping else self.slots,
+            zone=self.zone,
+            running=(
+                pb.TaskProgress(task=name, attempt=attempt) for name, attempt in self._running
+            ),
+        )
+        for key, value in self.labels.items():
+            hello.labels.add(key=key, value=value)
+        hello.resources.cpu_millis = self.cpu_millis
+        hello.resources.memory_bytes = self.memory_bytes
+        return pb.AttachRequest(queue=self.queue, hello=hello)
+
+    async def _messages(self) -> AsyncIterator[pb.AttachRequest]:
+        while (message := await self._outbox.get()) is not None:
+            yield message
+
+    def _say(self, message: pb.AttachRequest) -> None:
+        message.queue = self.queue
+        self._outbox.put_nowait(message)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._heartbeat_seconds)
+            beat = pb.WorkerHeartbeat(load=min(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
+            for (name, attempt), running in self._running.items():
+                if running.progress or running.note:
+                    beat.running.add(
+                        task=name, attempt=attempt, progress=running.progress, note=running.note
+                    )
+            self._say(pb.AttachRequest(heartbeat=beat))
+
+    def _take(self, message: pb.AttachResponse) -> None:
+        kind = message.WhichOneof("message")
+        if kind == "welcome":
+            self.attached = True
+            self._heartbeat_seconds = message.welcome.heartbeat_interval.ToNanoseconds() / 1e9
+            for name, attempt in list(self._running):
+                if name in message.welcome.lost:
+                    self._drop(name, attempt)
+        elif kind == "assignment":
+            self._begin(message.assignment)
+        elif kind == "cancel":
+            running = self._running.get((message.cancel.task, message.cancel.attempt))
+            if running is not None and running.task is not None:
+                running.task.cancel()
+        elif kind == "recorded":
+            self._running.pop((message.recorded.task, message.recorded.attempt), None)
+            self._leave_if_done()
+        elif kind == "drain":
+            # The scheduler ends; what runs is reported to the next.
+            self._outbox.put_nowait(None)
+
+    def _begin(self, assignment: pb.WorkerAssignment) -> None:
+        key = (assignment.task, assignment.attempt)
+        if key in self._running:
+            return
+        running = self._running[key] = _Running(assignment)
+        if self._stopping:
+            self._end(key, pb.AttachRequest(failed=pb.WorkerFailed(code=CANCELLED, released=True)))
+            return
+        running.task = asyncio.create_task(self._execute(key, running))
+
+    def _drop(self, name: str, attempt: int) -> None:
+        running = self._running.pop((name, attempt))
+        if running.task is not None:
+            running.task.cancel()
+
+    async def _execute(self, key: tuple[str, int], running: _Running) -> None:
+        try:
+            result = await self._handle(running)
+            report = pb.AttachRequest(succeeded=pb.WorkerSucceeded(result=_bytes(result)))
+        except asyncio.CancelledError:
+            report = _failed(CANCELLED, "cancelled")
+        except TaskFailure as failure:
+            report = _failed(failure.code, failure.message)
+        except BrokenProcessPool:
+            self._pool = None
+            report = _failed(ABORTED, "the process that ran it has died")
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises fails its attempt
+            _log.exception("a task failed", task=key[0], attempt=key[1])
+            report = _failed(INTERNAL, f"{type(error).__name__}: {error}")
+        if key in self._running:
+            self._end(key, report)
+
+    async def _handle(self, running: _Running) -> Any:
+        assignment = running.assignment
+        handler = self._handlers.get(assignment.capability)
+        if handler is None:
+            raise TaskFailure(f"no handler of {assignment.capability}", UNIMPLEMENTED)
+
+        def progress(fraction: float, note: str) -> None:
+            running.progress, running.note = fraction, note
+
+        task = WorkerTask(
+            assignment.task,
+            assignment.attempt,
+            assignment.capability,
+            assignment.payload,
+            assignment.idempotency_key,
+            assignment.deadline.ToNanoseconds() / 1e9,
+            progress,
+        )
+        if inspect.iscoroutinefunction(handler):
+            return await handler(task)
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(self.slots)
+        loop = asyncio.get_running_loop()
+        alone = replace(task, report=_in_another_process)
+        return await loop.run_in_executor(self._pool, handler, alone)
+
+    def _end(self, key: tuple[str, int], report: pb.AttachRequest) -> None:
+        told = report.failed if report.HasField("failed") else report.succeeded
+        told.task, told.attempt = key
+        self._running[key].report = report
+        self._say(report)
+
+    def _leave_if_done(self) -> None:
+        if self._done:
+            self._outbox.put_nowait(None)
+
+
+def _in_another_process(fraction: float, note: str) -> None:
+    return
+
+
+def _failed(code: int, message: str) -> pb.AttachRequest:
+    cut = message[:MESSAGE_LENGTH_MAX]
+    return pb.AttachRequest(failed=pb.WorkerFailed(code=code, message=cut))
+
+
+def _bytes(result: object) -> bytes:
+    if result is None:
+        return b""
+    if isinstance(result, str):
+        return result.encode()
+    if isinstance(result, bytes):
+        return result
+    raise TypeError(f"a handler returns bytes, text or None, not {type(result).__name__}")
+
+
+def _pause(failures: int) -> float:
+    """Full jitter."""
+    return random.random() * min(RECONNECT_SECONDS_MAX, RECONNECT_SECONDS * 2.0**failures)
