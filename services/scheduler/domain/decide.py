@@ -8,7 +8,6 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from mesh.clock import NANOSECONDS
 from mesh.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -22,6 +21,7 @@ from services.scheduler.domain.state import FAILED, QUEUED, RUNNING, Entry, Queu
 from weft.scheduler.v1 import events_pb2 as facts
 from weft.scheduler.v1 import queues_pb2, tasks_pb2
 
+NANOSECONDS = 1_000_000_000
 OPEN_TASKS_MAX = 100_000
 DEAD_LETTERS_MAX = 100_000
 """Dead letters of a queue; past it nothing more is taken until some are redriven or
