@@ -262,7 +262,7 @@ class Worker:
             assignment.deadline.ToNanoseconds() / 1e9,
             progress,
         )
-        if inspect.iscoroutinefunction(handler):
+        if _is_async(handler):
             return await handler(task)
         if self._pool is None:
             self._pool = ProcessPoolExecutor(self.slots)
@@ -279,6 +279,11 @@ class Worker:
     def _leave_if_done(self) -> None:
         if self._done:
             self._outbox.put_nowait(None)
+
+
+def _is_async(handler: Handler) -> bool:
+    call = getattr(type(handler), "__call__", None)  # noqa: B004 - an object may be a handler
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)
 
 
 def _in_another_process(fraction: float, note: str) -> None:

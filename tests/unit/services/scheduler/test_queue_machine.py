@@ -1,6 +1,7 @@
 """A queue against a simple model, whatever is done to it and in whatever order."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -129,14 +130,14 @@ class Queue(RuleBasedStateMachine):
                 and (end := decide.wait_end_ns(entry)) is not None
                 and end <= self.now_ns
             )
-            found = self.do(lambda state, task=task: decide.expire(state, task, self.now_ns))
+            found = self.do(partial(decide.expire, task=task, now_ns=self.now_ns))
             assert bool(found) == late
 
     @rule()
     def pause_and_resume(self) -> None:
         self.do(decide.pause)
         for task in NAMES:
-            assert not self.do(lambda state, task=task: decide.start(state, task, "w", "i"))
+            assert not self.do(partial(decide.start, task=task, worker="w", instance="i"))
         self.do(decide.resume)
 
     @invariant()
