@@ -73,7 +73,7 @@ class Queues:
                 aggregate = self._repository.open(stream)
                 await aggregate.load()
                 found = dispatcher.add(aggregate)
-        del self._loading[stream]
+        self._loading.pop(stream, None)
         return found
 
     async def existing(self, name: str) -> TenantQueue:
