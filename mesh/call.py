@@ -1,6 +1,7 @@
 """The call that is being answered: what a handler may know of it."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -21,7 +22,8 @@ class Call:
     `traceparent` is W3C trace context, empty where there is none. `metadata` holds the
     caller's text metadata, keys in lower case. `validated` says that the request is made
     of parts which were checked when they came in. `end` ends a stream under way with an
-    error; None where the call isn't one.
+    error; None where the call isn't one. `alarm` is a stream's: what is done for it outside
+    its handler is done within `with call.alarm`, which ends it at its deadline too.
     """
 
     method: str
@@ -35,6 +37,7 @@ class Call:
     clock: Clock = SYSTEM
     validated: bool = False
     end: Callable[[WeftError], None] | None = None
+    alarm: AbstractContextManager[None] | None = None
 
     @property
     def actor(self) -> str:

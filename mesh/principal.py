@@ -64,6 +64,14 @@ class Principal:
         resources that a pattern matches."""
         return self.is_system or self.role_for(permission, resource) is not None
 
+    def allows_somewhere(self, permission: str) -> bool:
+        """Whether they have the permission on any resource at all."""
+        if self.is_system:
+            return True
+        return self._in_scope(permission) and any(
+            holds(grant.permissions, permission) for grant in self.grants
+        )
+
     def allows_platform(self, permission: str) -> bool:
         """Whether they have the permission for what concerns the whole deployment."""
         if self.is_system:

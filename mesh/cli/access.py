@@ -13,6 +13,18 @@ from mesh.cli.names import tenant_name
 from mesh.private_files import config_folder
 
 
+def refuse_left_behind(address: Address) -> None:
+    """CommandFailed where the server has ended that the address was taken from: a key isn't
+    sent to whoever listens there now."""
+    if address.is_left_behind:
+        raise CommandFailed(
+            f"the server that listened on {address.target} has ended: a key isn't sent to"
+            " whoever listens there now",
+            exit_code=ExitCode.UNAVAILABLE,
+            notes=["Start it again with `weft up`, or name a server with --address."],
+        )
+
+
 def no_credential() -> None:
     """The credential of one who has none."""
     return
@@ -50,13 +62,7 @@ class Named:
         tenant = self.tenant or context.tenant
 
         def find() -> Credential | None:
-            if address.is_left_behind:
-                raise CommandFailed(
-                    f"the server that listened on {address.target} has ended: a key isn't sent"
-                    " to whoever listens there now",
-                    exit_code=ExitCode.UNAVAILABLE,
-                    notes=["Start it again with `weft up`, or name a server with --address."],
-                )
+            refuse_left_behind(address)
             return from_environment() or _of_context(name, context) or cluster_credential(address)
 
         return Access(address, tenant_name(tenant) if tenant else "", find, bool(self.insecure))

@@ -27,6 +27,8 @@ class RunningServer:
     @property
     def is_alive(self) -> bool:
         """Whether a process of that id runs on this machine."""
+        if self.pid < 1:
+            return False
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
@@ -68,7 +70,11 @@ def read_running_server(data_dir: Path) -> RunningServer | None:
     """What the server of that data folder left; None where there is no such file, or
     none that can be read."""
     try:
-        stored = json.loads(address_file(data_dir).read_text(encoding="utf-8"))
+        file = address_file(data_dir)
+        if file.stat().st_uid != os.getuid():
+            # Somebody else's word isn't taken for where to send a key.
+            return None
+        stored = json.loads(file.read_text(encoding="utf-8"))
         return RunningServer(
             grpc=str(stored["grpc"]),
             http=str(stored.get("http", "")),

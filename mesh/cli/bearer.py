@@ -17,12 +17,15 @@ class Bearer(
     grpc.StreamStreamClientInterceptor,
 ):
     """Sends `authorization: Bearer <key>` (RFC 6750, section 2.1) with calls of all kinds,
-    reflection and health among them."""
+    reflection and health among them. `check` raises where it mustn't be sent any more."""
 
-    def __init__(self, credential: Credential) -> None:
+    def __init__(self, credential: Credential, check: Callable[[], None]) -> None:
         self._credential = credential
+        self._check = check
 
     def _send(self, go_on: _Continue, details: grpc.ClientCallDetails, request: Any) -> Any:
+        # A channel connects again by itself, to whoever listens there by then.
+        self._check()
         return go_on(_WithAuthorization(details, self._credential), request)
 
     intercept_unary_unary: Any = _send

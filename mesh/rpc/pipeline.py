@@ -91,6 +91,7 @@ class Pipeline:
         authenticate = self._edge.authenticator.authenticate
         take = self._edge.rate_limiter.take
         authorize = self._authorize.check_of(spec)
+        may_open = self._authorize.opening_of(spec)
         watch = self._watch.add
         public = spec.path in PUBLIC
         streams = spec.client_streaming or spec.server_streaming
@@ -119,6 +120,7 @@ class Pipeline:
             elif call.principal is None and not public:
                 call.principal = authenticate(call.metadata.get(AUTHORIZATION_KEY, ""))
             if spec.client_streaming:
+                may_open(call)
                 return received(request, call)
             # A few bytes can make many messages: whom nobody knows is refused before.
             message = spec.decode(request) if type(request) is bytes else request
@@ -131,7 +133,9 @@ class Pipeline:
         self, spec: MethodSpec, handler: Handler, admit: Callable[[Any, Call], Any]
     ) -> Handler:
         metrics = self._metrics.method(spec.service, spec.name)
-        under_way, new_alarm = self._calls, self._deadlines.alarm
+        # What a client streams may be open for as long as what it is sent.
+        under_way = self._streams if spec.client_streaming else self._calls
+        new_alarm = self._deadlines.alarm
         response_class, client_streaming = spec.response_class, spec.client_streaming
 
         async def answer(request: Any, call: Call) -> Any:
@@ -163,7 +167,7 @@ class Pipeline:
                 if alarm is not None:
                     alarm.off()
                 if peer is not None:
-                    under_way.end(peer, failure)
+                    under_way.end(peer, call, failure)
                 current_call.reset(token)
                 metrics.ended(_code(failure), perf_counter() - started)
                 if span is not None:
@@ -187,7 +191,7 @@ class Pipeline:
                 if call.peer:
                     peer = under_way.begin(call)
                 request = admit(request, call)
-                alarm = new_alarm(call)
+                call.alarm = alarm = new_alarm(call)
                 call.end = alarm.ring
                 with alarm:
                     if not call.validated and not spec.client_streaming:
@@ -210,7 +214,7 @@ class Pipeline:
                 if alarm is not None:
                     alarm.off()
                 if peer is not None:
-                    under_way.end(peer, failure)
+                    under_way.end(peer, call, failure)
                 metrics.ended(_code(failure), perf_counter() - started)
                 if span is not None:
                     span.end(_code(failure), failed=failure is not None)

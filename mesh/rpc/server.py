@@ -7,10 +7,11 @@ from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health, health_pb2
 
 from mesh.call import Call
-from mesh.errors import DeadlineExceeded, FailedPrecondition, WeftError
+from mesh.errors import FailedPrecondition, WeftError
 from mesh.rpc.pipeline import Endpoint, Pipeline
 from mesh.rpc.propagation import REQUEST_ID_KEY, incoming_call
 from mesh.rpc.reflection import reflection_endpoints
@@ -19,6 +20,8 @@ from mesh.rpc.status import DETAILS_KEY, code_of, to_status
 from mesh.sockets import bind_first_free
 
 _PORT_ATTEMPTS_MAX = 3
+WRITE_SECONDS = 0.1
+"""How long a client that doesn't read may still take a message after its stream has ended."""
 HEALTH_WATCHES_MAX = 128
 HEALTH_WATCH_SECONDS_MAX = 3600.0
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -51,7 +54,7 @@ class RpcServer:
         served = {**endpoints, **reflection_endpoints(named, pipeline, settings)}
         handlers = {path: _wire_handler(endpoint, settings) for path, endpoint in served.items()}
         self._server.add_generic_rpc_handlers((_Endpoints(handlers),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._server.add_generic_rpc_handlers((_health_handlers(self._health),))
 
     async def start(self, host: str, port: int) -> int:
         """Listens on `port`, or the next one that is free; returns which it became.
@@ -98,7 +101,11 @@ class _Health(health.aio.HealthServicer):
         super().__init__()
         self._watched = 0
 
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        return await super().Check(await _health_request(request, context), context)
+
     async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 - gRPC's name
+        request = await _health_request(request, context)
         if self._watched >= HEALTH_WATCHES_MAX:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watch the health")
         self._watched += 1
@@ -109,6 +116,23 @@ class _Health(health.aio.HealthServicer):
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "watch again")
         finally:
             self._watched -= 1
+
+
+def _health_handlers(servicer: _Health) -> Any:
+    """Takes bytes, so that those which don't parse are refused as everywhere."""
+    to_bytes = health_pb2.HealthCheckResponse.SerializeToString
+    handlers: dict[str, Any] = {
+        "Check": grpc.unary_unary_rpc_method_handler(servicer.Check, None, to_bytes),
+        "Watch": grpc.unary_stream_rpc_method_handler(servicer.Watch, None, to_bytes),
+    }
+    return grpc.method_handlers_generic_handler(health.SERVICE_NAME, handlers)
+
+
+async def _health_request(data: bytes, context: Any) -> Any:
+    try:
+        return health_pb2.HealthCheckRequest.FromString(data)
+    except DecodeError:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request doesn't parse")
 
 
 class _Endpoints(grpc.GenericRpcHandler):
@@ -130,6 +154,10 @@ def server_options(settings: RpcSettings) -> list[tuple[str, Any]]:
         # Between the two gRPC refuses by chance.
         ("grpc.max_metadata_size", settings.metadata_bytes_max),
         ("grpc.absolute_max_metadata_size", settings.metadata_bytes_max),
+        # A call counts for the bounds once its message is there: what comes before it is
+        # bounded here.
+        ("grpc.max_concurrent_streams", settings.connection_streams_max),
+        ("grpc.max_allowed_incoming_connections", settings.connections_max),
         # Two servers on one port would share its calls unnoticed.
         ("grpc.so_reuseport", 0),
     ]
@@ -179,16 +207,21 @@ def _streaming_behaviour(
     # when its client goes away.
     async def behaviour(request: Any, context: Any) -> None:
         call = _arrived(endpoint, context, settings.stream_seconds_max)
-        limit = asyncio.timeout(call.remaining_seconds())
+        writing = False
         try:
-            # The pipeline bounds the handler's steps; this bounds a client that doesn't read.
-            async with limit, aclosing(endpoint.invoke(request, call)) as messages:
+            async with aclosing(endpoint.invoke(request, call)) as messages:
                 async for message in messages:
-                    await context.write(message)
+                    # The pipeline ends the handler's steps; this a client that doesn't read.
+                    assert call.alarm is not None, "set before the first message"
+                    writing = True
+                    with call.alarm:
+                        await context.write(message)
+                    writing = False
         except WeftError as error:
+            if writing:
+                # gRPC sends no status while a message is on its way.
+                await asyncio.sleep(WRITE_SECONDS)
             await _abort(context, call, error)
-        except TimeoutError:
-            await _abort(context, call, DeadlineExceeded("the call's deadline passed"))
 
     return behaviour
 
@@ -212,5 +245,9 @@ async def _abort(context: Any, call: Call, error: WeftError) -> NoReturn:
         (REQUEST_ID_KEY, call.request_id),
         (DETAILS_KEY, status.SerializeToString()),
     )
-    await context.abort(code_of(error), status.message, trailing)
+    try:
+        await context.abort(code_of(error), status.message, trailing)
+    except grpc.aio.InternalError:
+        # A message is on its way to a client that doesn't read: it hears of no status.
+        raise asyncio.CancelledError from None
     raise AssertionError("abort raises")

@@ -19,8 +19,13 @@ class RpcSettings(Section, area="rpc"):
     """As `call_seconds_max`, of a stream."""
     concurrent_calls_max: int = Field(1024, ge=1)
     concurrent_streams_max: int = Field(1024, ge=1)
-    peer_calls_max: int = Field(1024, ge=1)
-    """Calls and streams under way from one address."""
+    peer_calls_max: int = Field(768, ge=1)
+    """Calls and streams under way from one address: fewer than the server takes, so that
+    others have some left."""
+    connection_streams_max: int = Field(1024, ge=1)
+    """Calls and streams of one connection, those included whose request isn't there yet."""
+    connections_max: int = Field(1024, ge=1)
+    """Connections to the server."""
     peer_failures_max: int = Field(100, ge=1)
     """Credentials of one address that weren't valid, before it has to wait."""
     peer_failures_per_second: float = Field(10, gt=0)

@@ -37,6 +37,7 @@ _BLOBS = f"OBJ_{BLOBS_BUCKET}"
 _LEASES = "KV_LEASES"
 _KEYS = "KV_KEYS"
 _KEYS_PREFIX = "$KV.KEYS"
+_SESSIONS_AREA = "state"
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,9 +194,10 @@ def _keys(access: BusAccess) -> Iterable[BusUser]:
             hears=(f"{_KEYS_PREFIX}.>",),
         )
         for area in access.appends:
-            # Of an area, and of each of its sessions.
+            # Of an area, and of each session.
             data_keys = f"{_KEYS_PREFIX}.data.*.{area}"
-            yield BusUser("", sends=(data_keys, f"{data_keys}.*.*"))
+            sessions = (f"{data_keys}.*.*",) if area == _SESSIONS_AREA else ()
+            yield BusUser("", sends=(data_keys, *sessions))
     if access.keys >= KeyUse.DESTROY:
         yield BusUser("", calls=(f"STREAM.MSG.DELETE.{_KEYS}",))
     if access.keys >= KeyUse.KEEP:

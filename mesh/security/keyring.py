@@ -8,6 +8,7 @@ Names in the key store: `master` (which master key this is), `secret.<name>`,
 from collections.abc import Callable
 from functools import lru_cache
 
+import structlog
 from google.protobuf.message import DecodeError
 
 from mesh.clock import SYSTEM, Clock
@@ -30,6 +31,7 @@ READ_MODELS = "read-models"
 SHARED = (PEPPER, READ_MODELS)
 """Secrets that every process needs and none but the first makes."""
 
+_log = structlog.get_logger(__name__)
 _FINGERPRINT = "master"
 _SEALED_AFTER = "sealed-after"
 ONCE = (_FINGERPRINT, *(f"secret.{name}" for name in (*SHARED, _SEALED_AFTER)))
@@ -203,7 +205,12 @@ class Keyring:
         wrap them; how many there were."""
         count = 0
         async for name, stored in self._store.list(prefix):
-            versions = parse_entry(name, stored.value).versions
+            try:
+                versions = parse_entry(name, stored.value).versions
+            except DataDamaged:
+                # Nothing can be opened with it any more; the others are rotated all the same.
+                _log.error("key_damaged", key=name)
+                continue
             found = {version.wrapping_key_id for version in versions}
             if is_old(found) and await self._entries.rewrap(name):
                 count += 1

@@ -194,7 +194,7 @@ class Imports:
         """
         parts = aiter(requests)
         # Who sends nothing keeps nobody out: a slot is taken with the first part.
-        first = await anext(parts, None)
+        first = await self._next(parts)
         if first is None:
             raise InvalidArgument.of("records", "there are none")
         with self._slot(tenant_of(first.parent) or ""):

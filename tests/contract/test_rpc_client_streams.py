@@ -16,6 +16,7 @@ from mesh.rpc.pipeline import bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
 from tests.support.edge import TESTER, Doorkeeper, pipeline
+from tests.support.eventually import eventually
 from weft.options.v1 import options_pb2
 
 SERVICE = "weft.test.numbers.NumberService"
@@ -128,3 +129,25 @@ async def test_what_a_client_streams_ends_when_its_credential_is_revoked(method:
 
 async def _of(call: Any) -> Any:
     return await call
+
+
+async def test_streams_of_clients_keep_no_calls_out() -> None:
+    bounds = RpcSettings(concurrent_calls_max=1, concurrent_streams_max=2)
+    around = pipeline(bounds)
+    server = RpcServer(bind({SERVICE: Numbers()}, around, bounds), bounds, around)
+    channel = RemoteChannel(f"127.0.0.1:{await server.start('127.0.0.1', 0)}", bounds)
+    more = asyncio.Event()
+
+    async def slowly() -> AsyncIterator[Any]:
+        yield Number(value=1)
+        await more.wait()
+
+    calls = [asyncio.ensure_future(channel.callable_of(f"/{SERVICE}/Sum")(slowly())) for _ in "ab"]
+    await eventually(lambda: around._streams._count == 2)
+    assert around._calls._count == 0
+    with pytest.raises(errors.RateLimited):
+        await channel.callable_of(f"/{SERVICE}/Sum")(numbers(1))
+    more.set()
+    assert [(await call).value for call in calls] == [1, 1]
+    await channel.close()
+    await server.stop()

@@ -50,7 +50,9 @@ def writes(*areas: str) -> set[str]:
     subjects = {
         f"weft.{kind}.{area}.t.refused" for kind in ("events", "snapshots") for area in areas
     }
-    keys = {f"$KV.KEYS.data.t.{area}{rest}" for area in areas for rest in ("", ".k.s")}
+    keys = {f"$KV.KEYS.data.t.{area}" for area in areas}
+    if "state" in areas:
+        keys.add("$KV.KEYS.data.t.state.k.s")
     return subjects | keys | LOG | BLOBS
 
 

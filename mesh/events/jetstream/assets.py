@@ -53,7 +53,8 @@ _FILES: dict[str, dict[str, Any]] = {
         "storage": "file",
         "discard": "new",
         "allow_direct": True,
-        "allow_rollup_hdrs": True,
+        # A rollup of everything would be a purge by whoever may write one subject.
+        "allow_rollup_hdrs": False,
     },
     KEYS: {
         "subjects": [f"{KEYS_PREFIX}.>"],

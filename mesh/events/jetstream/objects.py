@@ -51,8 +51,7 @@ class ObjectBlobStore:
             "mtime": datetime.now(UTC).isoformat(),
             "options": {"max_chunk_size": CHUNK_BYTES_MAX},
         }
-        rollup = {"Nats-Rollup": "sub"}
-        await self._publisher.publish(_info_subject(key), orjson.dumps(made), rollup)
+        await self._publisher.publish(_info_subject(key), orjson.dumps(made), {})
 
     async def get(self, key: str) -> bytes | None:
         """See BlobStore."""

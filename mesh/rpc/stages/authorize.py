@@ -32,6 +32,23 @@ class Authorize:
         self._authenticator = authenticator
         self._callers = callers
 
+    def opening_of(self, spec: MethodSpec) -> Callable[[Call], None]:
+        """What checks that a caller may open a client's stream: it has the permission for
+        something, and each message tells for what."""
+        permission = spec.policy.permission
+
+        def check(call: Call) -> None:
+            principal = call.principal
+            if principal is None or not call.peer or call.caller:
+                return
+            if not principal.allows_somewhere(permission):
+                self._authenticator.denied(principal, spec.path)
+                raise PermissionDenied(
+                    f"needs the permission {permission}", metadata={"permission": permission}
+                )
+
+        return check if permission else lambda call: None
+
     def check_of(self, spec: MethodSpec) -> Callable[[Any, Call], None]:
         """What checks the requests of a method."""
         if spec.path in PUBLIC:

@@ -54,11 +54,12 @@ class UnderWay:
         peer.calls += 1
         return peer
 
-    def end(self, peer: Peer, failure: BaseException | None) -> None:
-        """Counts it no more; `failure` is what ended it, if something did."""
+    def end(self, peer: Peer, call: Call, failure: BaseException | None) -> None:
+        """Counts it no more; `failure` is what ended it, if something did. A credential that
+        let it in and was revoked later is no failure of its peer."""
         peer.calls -= 1
         self._count -= 1
-        if failure is not None and isinstance(failure, CredentialInvalid):
+        if isinstance(failure, CredentialInvalid) and call.principal is None:
             peer.failures += 1
 
 
@@ -106,7 +107,11 @@ class Peers:
         identity = call.metadata.get(IDENTITY_KEY)
         if identity is not None:
             return self._identities.knows_identity(identity)
-        return self._authenticator.knows(call.metadata.get(AUTHORIZATION_KEY, ""))
+        try:
+            return self._authenticator.knows(call.metadata.get(AUTHORIZATION_KEY, ""))
+        except CredentialInvalid:
+            # What can't be a credential at all.
+            return False
 
     def _connected(self, address: str) -> Peer:
         """The peer of a connection that wasn't seen before, or not for long."""

@@ -27,6 +27,7 @@ from mesh.rpc.pipeline import Endpoint, bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
 from tests.support.edge import Doorkeeper, administrator, pipeline
+from tests.support.eventually import eventually
 from tests.support.rpc_service import SmallService
 from weft.agents.v1 import turn_service_pb2
 from weft.agents.v1.turn_service_pb2_grpc import TurnServiceStub
@@ -49,7 +50,7 @@ class Edge:
     def __init__(self) -> None:
         self.keeper = Doorkeeper(acme=administrator("acme"), reader=READER)
         self.service = SmallService()
-        around = pipeline(SETTINGS, self.keeper)
+        around = self.around = pipeline(SETTINGS, self.keeper)
         self.service.vectors.collections[NAME] = collections_pb2.Collection(name=NAME)
         self.endpoints: dict[str, Endpoint] = bind(self.service.handlers, around, SETTINGS)
         self.server = RpcServer(self.endpoints, SETTINGS, around)
@@ -234,6 +235,56 @@ async def test_reflection_ends_when_its_credential_is_revoked(edge: Edge) -> Non
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await asyncio.wait_for(anext(answers), 5)
     assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_stream_that_nobody_reads_ends_when_its_credential_is_revoked(edge: Edge) -> None:
+    from grpc_reflection.v1alpha import reflection_pb2
+
+    async def asking() -> AsyncIterator[Any]:
+        for _ in range(3_000):
+            name = "weft.auth.v1.ApiKeyService"
+            yield reflection_pb2.ServerReflectionRequest(file_containing_symbol=name)
+        await asyncio.Event().wait()
+
+    answers = reflected(edge, "acme", asking())
+    await anext(answers)
+    streams = edge.around._streams
+    # Until what it is sent doesn't fit into the connection any more.
+    await asyncio.sleep(1.0)
+    assert streams._count == 1
+    edge.keeper.forget("acme")
+    await eventually(lambda: streams._count == 0)
+
+
+async def test_those_whose_credential_was_revoked_lock_nobody_out(edge: Edge) -> None:
+    streams = [edge.run("a wait", "acme") for _ in range(5)]
+    for stream in streams:
+        await anext(stream)
+    edge.keeper.forget("acme")
+    for stream in streams:
+        assert isinstance(await refused(anext(stream)), CredentialInvalid)
+    assert (await edge.get(NAME, "reader")).collection.name == NAME
+
+
+async def test_headers_that_can_not_be_credentials_wait_too(edge: Edge) -> None:
+    def refusing(authorization: str) -> bool:
+        raise CredentialInvalid("the credential isn't valid")
+
+    edge.keeper.knows = refusing  # type: ignore[method-assign]
+    for _ in range(3):
+        assert isinstance(await refused(edge.get(NAME, "x" * 4_000)), CredentialInvalid)
+    assert isinstance(await refused(edge.get(NAME, "x" * 4_000)), RateLimited)
+
+
+@pytest.mark.parametrize("method", ["Check", "Watch"])
+async def test_health_refuses_what_does_not_parse(edge: Edge, method: str) -> None:
+    path = f"/grpc.health.v1.Health/{method}"
+    channel: Any = edge.channel._channel
+    kind = channel.unary_unary if method == "Check" else channel.unary_stream
+    call = kind(path)(b"\xff\xff\xff")
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await (call if method == "Check" else anext(aiter(call)))
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_weft_itself_needs_no_credential_in_its_own_process(edge: Edge) -> None:
