@@ -16,6 +16,7 @@ from mesh.cli.calling import add_call
 from mesh.cli.collections import collections
 from mesh.cli.command import silence_stdout, with_shared_options
 from mesh.cli.contexts import contexts
+from mesh.cli.dead_letters import dead_letters
 from mesh.cli.doctor import add_doctor
 from mesh.cli.events import events
 from mesh.cli.failures import CommandFailed, ExitCode
@@ -23,12 +24,15 @@ from mesh.cli.identity import add_identity
 from mesh.cli.keys import keys
 from mesh.cli.models import models
 from mesh.cli.output import printable
+from mesh.cli.queues import queues
 from mesh.cli.roles import roles
 from mesh.cli.session_transfer import sessions
+from mesh.cli.tasks import tasks
 from mesh.cli.tenants import tenants
 from mesh.cli.tools import tools
 from mesh.cli.turns import turns
 from mesh.cli.verifying import add_verify
+from mesh.cli.workers import workers
 
 
 def application() -> typer.Typer:
@@ -41,7 +45,7 @@ def application() -> typer.Typer:
         epilog="The key comes from WEFT_API_KEY, the context, or what `weft up` left for its "
         "server; it is no option, since everybody on the machine sees those. "
         "Exit codes: 0 ok, 1 failure, 2 usage, 3 not found, 4 not allowed, "
-        "5 unavailable, 6 turn failed, 124 out of time, 130 interrupted.",
+        "5 unavailable, 6 turn or task failed, 124 out of time, 130 interrupted.",
     )
     app.callback()(with_shared_options(_weft))
     add_ask(app)
@@ -49,6 +53,10 @@ def application() -> typer.Typer:
     app.add_typer(sessions, name="session")
     app.add_typer(turns, name="turn")
     app.add_typer(tools, name="tool")
+    app.add_typer(tasks, name="task")
+    app.add_typer(queues, name="queue")
+    app.add_typer(dead_letters, name="deadletter")
+    app.add_typer(workers, name="worker")
     app.add_typer(collections, name="collection")
     app.add_typer(models, name="model")
     app.add_typer(events, name="events")

@@ -3,11 +3,11 @@
 import os
 import time
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from mesh.cli.access import Access, Named
+from mesh.cli.access import Access, Named, refuse_left_behind
 from mesh.cli.address import Address
 from mesh.cli.credentials import Credential, key_notes
 from mesh.cli.failures import (
@@ -46,6 +46,12 @@ _CHANNEL_OPTIONS = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
 )
+
+
+def silence_grpc() -> None:
+    """Keeps gRPC's own log from writing lines about lost connections between ours; to be
+    called before grpc is imported."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 class UnaryMethod(Protocol[Q_contra, R_co]):
@@ -117,6 +123,15 @@ class Client:
         is one that can't be used."""
         return self._access.find_credential()
 
+    @property
+    def sendable_credential(self) -> Credential | None:
+        """The credential, where it may be sent to the server. CommandFailed where it could
+        be read on its way."""
+        credential, address = self.credential, self.address
+        if credential is None or address.is_loopback or self._access.plain_text:
+            return credential
+        raise _would_be_read(address, credential)
+
     @cached_property
     def parent(self) -> str:
         """The tenant that names are in, as `tenants/{tenant}`: the one that was named, else
@@ -143,21 +158,19 @@ class Client:
     @cached_property
     def channel(self) -> "grpc.Channel":
         """The channel to the server, whose calls all carry the credential; it connects
-        with its first call. CommandFailed where the credential could be read on its way."""
-        # gRPC's own log would write lines about lost connections between ours.
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        with its first call. CommandFailed where the credential mustn't be sent there."""
+        silence_grpc()
         import grpc
 
-        credential, address = self.credential, self.address
+        credential, address = self.sendable_credential, self.address
         options = [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(not address.is_loopback))]
+        channel = grpc.insecure_channel(address.target, options=options)
         if credential is None:
-            return grpc.insecure_channel(address.target, options=options)
-        if not (address.is_loopback or self._access.plain_text):
-            raise _would_be_read(address, credential)
+            return channel
         from mesh.cli.bearer import Bearer
 
-        channel = grpc.insecure_channel(address.target, options=options)
-        return grpc.intercept_channel(channel, Bearer(credential))
+        check = partial(refuse_left_behind, address)
+        return grpc.intercept_channel(channel, Bearer(credential, check))
 
     def reconnect(self) -> None:
         """Gives the next stub a connection of its own; this one is closed."""

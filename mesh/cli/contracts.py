@@ -19,6 +19,11 @@ _MODULES = (
     "weft.auth.v1.role_service_pb2",
     "weft.auth.v1.tenant_service_pb2",
     "weft.models.v1.model_service_pb2",
+    "weft.scheduler.v1.dead_letter_service_pb2",
+    "weft.scheduler.v1.events_pb2",
+    "weft.scheduler.v1.queue_service_pb2",
+    "weft.scheduler.v1.task_service_pb2",
+    "weft.scheduler.v1.worker_service_pb2",
     "weft.state.v1.events_pb2",
     "weft.state.v1.session_service_pb2",
     "weft.state.v1.state_service_pb2",
@@ -26,7 +31,10 @@ _MODULES = (
     "weft.tools.v1.tool_service_pb2",
     "weft.vectors.v1.vector_service_pb2",
 )
-_EVENT_PACKAGES = ("weft.state.v1", "weft.agents.v1", "weft.tools.v1", "weft.auth.v1")
+_EVENT_PACKAGES = (
+    *("weft.state.v1", "weft.agents.v1", "weft.tools.v1", "weft.auth.v1"),
+    "weft.scheduler.v1",
+)
 
 
 @cache

@@ -21,8 +21,8 @@ _SPAN = re.compile(r"(\d+)([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def read_file(path: str) -> str:
-    """The text of a file, or of standard input for `-`; at most 4 MiB of UTF-8."""
+def read_bytes(path: str) -> bytes:
+    """What is in a file, or comes on standard input for `-`; at most 4 MiB."""
     try:
         if path == "-":
             data = sys.stdin.buffer.read(INPUT_BYTES_MAX + 1)
@@ -33,6 +33,12 @@ def read_file(path: str) -> str:
         raise CommandFailed(f"can't read {path}: {error.strerror}") from error
     if len(data) > INPUT_BYTES_MAX:
         raise usage_error(f"{path} is larger than 4 MiB")
+    return data
+
+
+def read_file(path: str) -> str:
+    """The text of a file, or of standard input for `-`; at most 4 MiB of UTF-8."""
+    data = read_bytes(path)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -68,6 +74,20 @@ def parse_since(text: str) -> datetime:
         return datetime.now(UTC) - timedelta(seconds=seconds)
     except OverflowError as error:
         raise usage_error(f"{text} is too long ago") from error
+
+
+def parse_ahead(text: str, option: str) -> datetime:
+    """The moment of an RFC 3339 time, or in that long: `90s`, `1h30m`. CommandFailed
+    (usage) that names the option where it is neither."""
+    seconds = _span_seconds(text)
+    try:
+        if seconds is None:
+            return parse_time(text)
+        return datetime.now(UTC) + timedelta(seconds=seconds)
+    except (CommandFailed, OverflowError) as error:
+        raise usage_error(
+            f"{option}: {text!r} isn't a time", "Write 90s, 1h30m or 2026-01-31T12:00:00Z."
+        ) from error
 
 
 def parse_span(text: str, option: str) -> "Duration":

@@ -17,6 +17,9 @@ COLLECTION = ("collections",)
 API_KEY = ("apiKeys",)
 ROLE = ("roles",)
 ROLE_BINDING = ("roleBindings",)
+QUEUE = ("queues",)
+TASK = ("queues", "tasks")
+DEFAULT_QUEUE = "default"
 DEFAULT_TENANT = "tenants/default"
 
 _WORDS = {"apiKeys": "key", "roleBindings": "binding"}
@@ -50,6 +53,26 @@ def resource_name(text: str, kind: tuple[str, ...], client: InTenant) -> str:
         f"{text!r} is no {words[-1]} name",
         f"Write {short} or {full}; ids are of a-z, 0-9 and -.",
     )
+
+
+def task_name(text: str, queue: str | None, client: InTenant) -> str:
+    """The full name of a task that was typed as its id, QUEUE/TASK or in full.
+
+    An id alone is one of `queue`, else of the queue `default`. CommandFailed (usage) where
+    the text is neither form, or names another queue than `queue`.
+    """
+    if "/" not in text:
+        parent = resource_name(queue or DEFAULT_QUEUE, QUEUE, client)
+        return f"{parent}/tasks/{check_id(text, 'TASK')}"
+    name = resource_name(text, TASK, client)
+    if queue and queue_of(name) != resource_name(queue, QUEUE, client):
+        raise usage_error(f"task {short_name(name)} isn't one of queue {queue}")
+    return name
+
+
+def queue_of(task: str) -> str:
+    """The full name of the queue that a task is in."""
+    return task.rpartition("/tasks/")[0]
 
 
 def short_name(name: str) -> str:

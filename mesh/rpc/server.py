@@ -158,6 +158,8 @@ def server_options(settings: RpcSettings) -> list[tuple[str, Any]]:
         # bounded here.
         ("grpc.max_concurrent_streams", settings.connection_streams_max),
         ("grpc.max_allowed_incoming_connections", settings.connections_max),
+        # Who only holds a place loses it.
+        ("grpc.max_connection_idle_ms", int(settings.connection_idle_seconds * 1000)),
         # Two servers on one port would share its calls unnoticed.
         ("grpc.so_reuseport", 0),
     ]

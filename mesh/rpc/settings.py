@@ -24,8 +24,10 @@ class RpcSettings(Section, area="rpc"):
     others have some left."""
     connection_streams_max: int = Field(1024, ge=1)
     """Calls and streams of one connection, those included whose request isn't there yet."""
-    connections_max: int = Field(1024, ge=1)
+    connections_max: int = Field(4096, ge=1)
     """Connections to the server."""
+    connection_idle_seconds: float = Field(300, gt=0, le=86400)
+    """How long a connection stays on which no call is under way."""
     peer_failures_max: int = Field(100, ge=1)
     """Credentials of one address that weren't valid, before it has to wait."""
     peer_failures_per_second: float = Field(10, gt=0)

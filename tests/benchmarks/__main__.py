@@ -12,12 +12,13 @@ from collections.abc import Awaitable, Callable
 import uvloop
 
 from mesh.telemetry.logs import configure_logs
-from tests.benchmarks import append, authenticate, edge, load, memory, turn
+from tests.benchmarks import append, authenticate, edge, load, memory, scheduler, turn
 from tests.benchmarks.results import RESULTS_FILE, Result, machine, show, write
 from tests.support.config_home import config_home
 
 BENCHMARKS: dict[str, Callable[[], Awaitable[list[Result]]]] = {
     "turn": turn.run,
+    "scheduler": scheduler.run,
     "authenticate": authenticate.run,
     "edge": edge.run,
     "store-append": append.run,

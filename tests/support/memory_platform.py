@@ -19,6 +19,7 @@ from tests.support.memory_catalogues import (
     MemoryTools,
 )
 from tests.support.memory_sessions import MemorySessions
+from tests.support.memory_tasks import MemoryTasks
 from tests.support.memory_turns import MemoryTurns
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ class MemoryPlatform:
         self.tools = MemoryTools()
         self.collections = MemoryCollections()
         self.models = MemoryModels()
+        self.tasks = MemoryTasks()
         self.port = 0
         self._server: RpcServer | None = None
         self._restarts: set[asyncio.Task[None]] = set()
@@ -99,6 +101,10 @@ class MemoryPlatform:
             "weft.auth.v1.RoleService": self.access,
             "weft.auth.v1.TenantService": self.access,
             "weft.models.v1.ModelService": self.models,
+            "weft.scheduler.v1.DeadLetterService": self.tasks,
+            "weft.scheduler.v1.QueueService": self.tasks,
+            "weft.scheduler.v1.TaskService": self.tasks,
+            "weft.scheduler.v1.WorkerService": self.tasks,
             "weft.state.v1.SessionService": self.sessions,
             "weft.state.v1.StateService": self.sessions,
             "weft.tools.v1.ToolService": self.tools,

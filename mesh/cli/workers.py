@@ -1,0 +1,60 @@
+"""`weft worker`: running what runs tasks."""
+
+from typing import Annotated
+
+import typer
+
+from mesh.cli.command import command
+from mesh.cli.connection import Client, silence_grpc
+from mesh.cli.health import health
+from mesh.cli.names import DEFAULT_QUEUE, QUEUE, resource_name
+
+workers = typer.Typer(help="Run workers.", no_args_is_help=True)
+
+
+@command(workers, "run", example="weft worker run shop.images --queue images --slots 8")
+def run_worker(
+    client: Client,
+    module: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE[:ATTRIBUTE]",
+            help="A Python module with one mesh.worker.Worker in it, or which of them.",
+        ),
+    ],
+    queue: Annotated[
+        str, typer.Option(help="The queue: an id or a full name; the worker's own otherwise.")
+    ] = "",
+    slots: Annotated[
+        int | None,
+        typer.Option(
+            help="How many tasks it runs at once; the worker's own otherwise.", min=1, max=10_000
+        ),
+    ] = None,
+    worker_id: Annotated[
+        str, typer.Option("--id", help="The worker's id; made of host and process otherwise.")
+    ] = "",
+) -> None:
+    """Runs a worker that a Python module defines, until SIGINT or SIGTERM.
+
+    The module is looked for in the current folder first. Server and key are the command's,
+    whatever the module says. It ends when what it runs is done; a second signal ends it at
+    once. A lost connection is attached again.
+    """
+    silence_grpc()
+    from mesh.cli.worker_module import find_worker
+    from mesh.cli.worker_running import work
+    from mesh.telemetry.logs import configure_logs
+
+    # Before the module is imported: what it says of logging stands.
+    configure_logs()
+    worker = find_worker(module)
+    # No server at all is said at once, instead of never.
+    health(client)
+    credential = client.sendable_credential
+    worker.queue = resource_name(queue or worker.queue or DEFAULT_QUEUE, QUEUE, client)
+    worker.address = client.address.target
+    worker.api_key = credential.secret if credential is not None else ""
+    worker.slots = slots or worker.slots
+    worker.worker_id = worker_id or worker.worker_id
+    work(client, worker)
