@@ -2,10 +2,13 @@
 
 import asyncio
 import inspect
+import multiprocessing
 import os
 import random
 import signal
 import socket
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,12 +23,20 @@ from mesh.worker.task import ABORTED, TaskFailure, WorkerTask
 from weft.scheduler.v1 import worker_service_pb2 as pb
 from weft.scheduler.v1.worker_service_pb2_grpc import WorkerServiceStub
 
+PARENT_SECONDS = 0.5
 RECONNECT_SECONDS = 0.1
 RECONNECT_SECONDS_MAX = 5.0
 MESSAGE_LENGTH_MAX = 4_096
 CANCELLED = 1
 INTERNAL = 13
 UNIMPLEMENTED = 12
+_OPTIONS = (
+    # A key isn't for a proxy to read, and a scheduler that vanished is noticed.
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
 _REFUSED = (
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.PERMISSION_DENIED,
@@ -139,7 +150,7 @@ class Worker:
         await self.work()
 
     async def _attach_once(self) -> None:
-        async with grpc.aio.insecure_channel(self.address) as channel:
+        async with grpc.aio.insecure_channel(self.address, options=_OPTIONS) as channel:
             stub: Any = WorkerServiceStub(channel)
             self._outbox = asyncio.Queue()
             self._outbox.put_nowait(self._hello())
@@ -265,7 +276,11 @@ class Worker:
         if _is_async(handler):
             return await handler(task)
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(self.slots)
+            # Not forked: a child would inherit signal handlers and connections.
+            context = multiprocessing.get_context("forkserver")
+            self._pool = ProcessPoolExecutor(
+                self.slots, mp_context=context, initializer=_live_with, initargs=(os.getpid(),)
+            )
         loop = asyncio.get_running_loop()
         alone = replace(task, report=_in_another_process)
         return await loop.run_in_executor(self._pool, handler, alone)
@@ -279,6 +294,29 @@ class Worker:
     def _leave_if_done(self) -> None:
         if self._done:
             self._outbox.put_nowait(None)
+
+
+def _live_with(parent: int) -> None:
+    """Ends a process of the pool when the worker ends, however that comes; a signal from the
+    terminal is the worker's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while _is_alive(parent):
+            time.sleep(PARENT_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _is_async(handler: Handler) -> bool:

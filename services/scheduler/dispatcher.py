@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import heapq
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import structlog
@@ -27,6 +27,7 @@ from services.scheduler.domain.state import QUEUED, RUNNING, Entry, QueueState
 from services.scheduler.journal import Facts
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.tenant_queue import TenantQueue
+from services.scheduler.watchers import Watchers
 from services.scheduler.workers import Held, Shape, Worker
 from weft.scheduler.v1 import events_pb2 as facts
 from weft.scheduler.v1 import worker_service_pb2 as pb
@@ -50,7 +51,7 @@ class Dispatcher:
         self._clock = clock
         self._virtual_now = 0.0
         self._lost_since: dict[tuple[str, int], float] = {}
-        self._watchers: dict[str, set[asyncio.Event]] = {}
+        self.watchers = Watchers()
         self._wake = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
         self._paused_until = 0.0
@@ -83,18 +84,6 @@ class Dispatcher:
         """The attached workers that have tasks of that tenant."""
         return [each for each in self.workers.values() if each.attached and _serves(each, tenant)]
 
-    @contextlib.contextmanager
-    def watching(self, task: str) -> Iterator[asyncio.Event]:
-        """An event that is set each time that something happens to the task of that name."""
-        changed = asyncio.Event()
-        self._watchers.setdefault(task, set()).add(changed)
-        try:
-            yield changed
-        finally:
-            self._watchers[task].discard(changed)
-            if not self._watchers[task]:
-                del self._watchers[task]
-
     # Workers
 
     def attach(self, hello: pb.WorkerHello, worker_id: str, tenant: str) -> Worker:
@@ -106,7 +95,7 @@ class Dispatcher:
             raise LimitExceeded("too many workers are attached")
         worker = Worker.of(hello, worker_id, tenant, self._clock.monotonic())
         if before is not None and before.attached:
-            self._end_stream(before)
+            before.leave()
         self.workers[key] = worker
         named = {(progress.task, progress.attempt) for progress in hello.running}
         lost = [self._takes_over(worker, task, attempt) for task, attempt in sorted(named)]
@@ -119,7 +108,11 @@ class Dispatcher:
                 if _is_with(entry, worker) and (name, entry.attempt) not in named:
                     # It doesn't know of it any more: it was started anew.
                     self._lose(queue, task, entry.attempt)
-        self._welcome(worker, [name for name in lost if name])
+        worker.welcome(
+            [name for name in lost if name],
+            heartbeat_seconds=self._settings.heartbeat_seconds,
+            lease_seconds=self._settings.lease_seconds,
+        )
         self._wake.set()
         return worker
 
@@ -137,7 +130,7 @@ class Dispatcher:
             held = worker.held.get((progress.task, progress.attempt))
             if held is not None:
                 held.progress, held.note = progress.progress, progress.note
-                self._tell(progress.task)
+                self.watchers.tell(progress.task)
 
     def change_slots(self, worker: Worker, slots: int) -> None:
         """A worker takes so many tasks at once from now on."""
@@ -169,7 +162,7 @@ class Dispatcher:
         what: decide.Failure | bytes,
     ) -> None:
         if (task, attempt) not in worker.held:
-            self._recorded(worker, task, attempt, stale=True)
+            worker.recorded(task, attempt, stale=True)
             return
         queue = self.tenants[names.queue_stream(task).tenant]
         size_bytes = len(what) if isinstance(what, bytes) else 0
@@ -192,15 +185,11 @@ class Dispatcher:
             # Not known to be stored: it attaches again, and reports again what it wasn't
             # told of.
             _log.warning("a report wasn't stored", worker=worker.id, error=str(error))
-            self._end_stream(worker)
+            worker.leave()
             return
         worker.held.pop((task, attempt), None)
-        self._recorded(worker, task, attempt, stale=not stored.result())
+        worker.recorded(task, attempt, stale=not stored.result())
         self._wake.set()
-
-    def _recorded(self, worker: Worker, task: str, attempt: int, *, stale: bool) -> None:
-        recorded = pb.WorkerRecorded(task=task, attempt=attempt, stale=stale)
-        self._send(worker, pb.AttachResponse(recorded=recorded))
 
     def _takes_over(self, worker: Worker, name: str, attempt: int) -> str:
         """Has a worker go on with a task that it has from before; its name, where it isn't
@@ -217,26 +206,6 @@ class Dispatcher:
         if entry.task.cancelling:
             self._cancel(queue, task, entry)
         return ""
-
-    def _welcome(self, worker: Worker, lost: list[str]) -> None:
-        welcome = pb.WorkerWelcome(worker_id=worker.id, lost=lost)
-        welcome.heartbeat_interval.FromNanoseconds(
-            int(self._settings.heartbeat_seconds * NANOSECONDS)
-        )
-        welcome.lease.FromNanoseconds(int(self._settings.lease_seconds * NANOSECONDS))
-        self._send(worker, pb.AttachResponse(welcome=welcome))
-
-    def _send(self, worker: Worker, message: pb.AttachResponse) -> None:
-        try:
-            worker.send(message)
-        except LimitExceeded as error:
-            _log.warning("a worker is let go", worker=worker.id, reason=error.message)
-            self._end_stream(worker)
-
-    def _end_stream(self, worker: Worker) -> None:
-        if worker.attached:
-            worker.attached = False
-            worker.outbox.put_nowait(None)
 
     # What happens by itself
 
@@ -299,7 +268,7 @@ class Dispatcher:
             held.ended = True
             if cancel:
                 cancelled = pb.WorkerCancel(task=name, attempt=attempt, reason=failure.message)
-                self._send(worker, pb.AttachResponse(cancel=cancelled))
+                worker.send(pb.AttachResponse(cancel=cancelled))
         self._put(
             queue,
             task,
@@ -339,7 +308,7 @@ class Dispatcher:
         lease = self._settings.lease_seconds
         for key, worker in list(self.workers.items()):
             if now - worker.seen > lease:
-                self._end_stream(worker)
+                worker.leave()
                 del self.workers[key]
                 # It was silent for a whole lease already.
                 self._lost_since.update(dict.fromkeys(worker.held, now - 2 * lease))
@@ -466,7 +435,7 @@ class Dispatcher:
             idempotency_key=name,
         )
         assignment.deadline.FromNanoseconds(decide.attempt_end_ns(entry))
-        self._send(worker, pb.AttachResponse(assignment=assignment))
+        worker.send(pb.AttachResponse(assignment=assignment))
 
     # Facts
 
@@ -477,8 +446,8 @@ class Dispatcher:
             entry = queue.state.tasks.get(task)
             if isinstance(fact, facts.TaskCancelRequested) and entry is not None:
                 self._cancel(queue, task, entry)
-            if self._watchers:
-                self._tell(names.task_name(queue.stream, task))
+            if self.watchers:
+                self.watchers.tell(names.task_name(queue.stream, task))
         self._wake.set()
 
     def _cancel(self, queue: TenantQueue, task: str, entry: Entry) -> None:
@@ -491,11 +460,7 @@ class Dispatcher:
                 attempt=entry.attempt,
                 reason=entry.task.reason,
             )
-            self._send(worker, pb.AttachResponse(cancel=cancel))
-
-    def _tell(self, name: str) -> None:
-        for changed in self._watchers.get(name, ()):
-            changed.set()
+            worker.send(pb.AttachResponse(cancel=cancel))
 
     def _queues_of(self, tenant: str) -> list[TenantQueue]:
         return [queue for queue in self.tenants.values() if not tenant or queue.tenant == tenant]

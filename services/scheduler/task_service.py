@@ -117,7 +117,7 @@ class TaskService:
         queue = await self._queues.existing(request.name)
         dispatcher = self._queues.dispatcher(queue.stream.key[0])
         last = None
-        with dispatcher.watching(request.name) as changed:
+        with dispatcher.watchers.watching(request.name) as changed:
             while True:
                 changed.clear()
                 task = await self._queues.task(request.name)
@@ -153,6 +153,7 @@ class TaskService:
             creator=submission.creator,
         )
         task.create_time.FromNanoseconds(self._queues.clock.now_ns())
+        task.update_time.CopyFrom(task.create_time)
         self._queues.complete(queue, task)
         return task
 

@@ -4,10 +4,13 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from mesh.errors import LimitExceeded
+import structlog
+
+from mesh.clock import NANOSECONDS
 from weft.scheduler.v1 import tasks_pb2
 from weft.scheduler.v1 import worker_service_pb2 as pb
 
+_log = structlog.get_logger(__name__)
 OUTBOX_SPARE = 1_000
 """Messages to a worker that may wait beside those of its tasks."""
 
@@ -115,12 +118,32 @@ class Worker:
         return True
 
     def send(self, message: pb.AttachResponse) -> None:
-        """Sends a message soon. LimitExceeded where the worker doesn't read."""
+        """Sends a message soon; lets a worker go that doesn't read."""
         if not self.attached:
             return
         if self.outbox.qsize() > 4 * (self.slots + len(self.held)) + OUTBOX_SPARE:
-            raise LimitExceeded("the worker doesn't read what it is sent")
+            _log.warning("a worker is let go that doesn't read", worker=self.id)
+            self.leave()
+            return
         self.outbox.put_nowait(message)
+
+    def leave(self) -> None:
+        """Ends its stream after what was sent before."""
+        if self.attached:
+            self.attached = False
+            self.outbox.put_nowait(None)
+
+    def recorded(self, task: str, attempt: int, *, stale: bool) -> None:
+        """Tells it that what it reported is kept, or came too late."""
+        recorded = pb.WorkerRecorded(task=task, attempt=attempt, stale=stale)
+        self.send(pb.AttachResponse(recorded=recorded))
+
+    def welcome(self, lost: list[str], *, heartbeat_seconds: float, lease_seconds: float) -> None:
+        """Tells it that it is attached, and which of its tasks aren't its any more."""
+        welcome = pb.WorkerWelcome(worker_id=self.id, lost=lost)
+        welcome.heartbeat_interval.FromNanoseconds(int(heartbeat_seconds * NANOSECONDS))
+        welcome.lease.FromNanoseconds(int(lease_seconds * NANOSECONDS))
+        self.send(pb.AttachResponse(welcome=welcome))
 
 
 def unschedulable_reason(shape: Shape, workers: Iterable[Worker]) -> str:

@@ -101,7 +101,7 @@ class TaskServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RetryTask(self, request, context):
-        """Tries a failed or cancelled task again, with as many attempts as at first.
+        """Tries a failed task again, with as many attempts as at first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

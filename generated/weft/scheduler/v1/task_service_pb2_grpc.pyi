@@ -44,7 +44,7 @@ class TaskServiceStub:
     its lease is over.
     """
     RetryTask: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.RetryTaskRequest, _task_service_pb2.RetryTaskResponse]
-    """Tries a failed or cancelled task again, with as many attempts as at first."""
+    """Tries a failed task again, with as many attempts as at first."""
     WatchTask: _grpc.UnaryStreamMultiCallable[_task_service_pb2.WatchTaskRequest, _task_service_pb2.WatchTaskResponse]
     """Sends the task as it is, then each time that it changes, and ends when it is
     final.
@@ -66,7 +66,7 @@ class TaskServiceAsyncStub(TaskServiceStub):
     its lease is over.
     """
     RetryTask: _aio.UnaryUnaryMultiCallable[_task_service_pb2.RetryTaskRequest, _task_service_pb2.RetryTaskResponse]  # type: ignore[assignment]
-    """Tries a failed or cancelled task again, with as many attempts as at first."""
+    """Tries a failed task again, with as many attempts as at first."""
     WatchTask: _aio.UnaryStreamMultiCallable[_task_service_pb2.WatchTaskRequest, _task_service_pb2.WatchTaskResponse]  # type: ignore[assignment]
     """Sends the task as it is, then each time that it changes, and ends when it is
     final.
@@ -115,7 +115,7 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _task_service_pb2.RetryTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_task_service_pb2.RetryTaskResponse, _abc.Awaitable[_task_service_pb2.RetryTaskResponse]]:
-        """Tries a failed or cancelled task again, with as many attempts as at first."""
+        """Tries a failed task again, with as many attempts as at first."""
 
     @_abc_1.abstractmethod
     def WatchTask(
