@@ -149,7 +149,7 @@ class WorkQueue:
             "work", durable="worker", config=ConsumerConfig(max_ack_pending=SLOTS)
         )
         while True:
-            with contextlib.suppress(NatsTimeoutError):
+            with contextlib.suppress(NatsTimeoutError, TimeoutError):
                 for message in await consumer.fetch(SLOTS, timeout=1):
                     await message.ack()
                     self._done.release()
