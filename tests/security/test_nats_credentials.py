@@ -12,7 +12,7 @@ import nats.errors
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
-from mesh.errors import AlreadyExists, EventStoreUnavailable, NotFound
+from mesh.errors import AlreadyExists, EventStoreUnavailable, FailedPrecondition, NotFound
 from mesh.events.jetstream.connection import Login, connect
 from mesh.events.jetstream.store import JetStreamEventStore, connect_store
 from mesh.events.store import START, CommitDraft, Head, NewEvent, StreamName
@@ -250,3 +250,12 @@ async def test_giving_up_on_a_server_that_refuses_takes_no_longer_than_was_said(
         async with asyncio.timeout(5):
             answers = await asyncio.gather(*asked, return_exceptions=True)
         assert all(isinstance(answer, EventStoreUnavailable) for answer in answers)
+
+
+@pytest.mark.parametrize("held", [None, b"", b"\xff\xfe", b"SUnonsense"])
+async def test_a_file_without_a_seed_is_told(tmp_path: Path, held: bytes | None) -> None:
+    file = tmp_path / "user.nkey"
+    if held is not None:
+        file.write_bytes(held)
+    with pytest.raises(FailedPrecondition, match=re.escape(str(file))):
+        await connect("nats://127.0.0.1:1", name="x", login=Login(file), timeout=1)

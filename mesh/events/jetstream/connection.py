@@ -6,6 +6,7 @@ wrappers cost more than they give here.
 
 import asyncio
 import itertools
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import structlog
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from mesh.errors import EventStoreUnavailable, LimitExceeded, WeftError
+from mesh.errors import EventStoreUnavailable, FailedPrecondition, LimitExceeded, WeftError
 from mesh.events.jetstream.fast_client import (
     Expected,
     FastClient,
@@ -42,6 +43,7 @@ BATCH_BYTES_MAX = 8_000_000
 _RECONNECT_WAIT_SECONDS = 0.1
 _PING_SECONDS = 2
 _CANCELS_MAX = 20
+_SEED = re.compile(rb"SU[A-Z2-7]{56}")
 _PENDING_MESSAGES_MAX = 8192
 _PENDING_BYTES_MAX = 32_000_000
 
@@ -330,8 +332,10 @@ async def connect(
     """A connection to one of the servers in `url`, which commas part.
 
     `name` is a NATS token, shown by the server. Raises EventStoreUnavailable when no
-    server let us in within `timeout` seconds.
+    server let us in within `timeout` seconds, FailedPrecondition where the seed's file holds
+    none.
     """
+    _check_seed(login.seed_file)
     connection = Connection(name, login.inbox_prefix, login.api_prefix)
     opening = asyncio.create_task(connection.open(url, login.seed_file))
     try:
@@ -344,6 +348,18 @@ async def connect(
         await connection.close()
         raise
     return connection
+
+
+def _check_seed(file: Path | None) -> None:
+    """The library fails in ways of its own over a file without a seed."""
+    if file is None:
+        return
+    try:
+        held = file.read_bytes()
+    except OSError as error:
+        raise FailedPrecondition(f"the NATS seed {file} can't be read: {error.strerror}") from None
+    if not _SEED.fullmatch(held.strip()):
+        raise FailedPrecondition(f"{file} doesn't hold the seed of a NATS user")
 
 
 async def _give_up(opening: asyncio.Task[None]) -> None:
