@@ -8,7 +8,6 @@ always in the log, and whoever takes over knows it.
 import asyncio
 import contextlib
 import heapq
-import random
 from collections.abc import Callable
 from functools import partial
 
@@ -28,8 +27,9 @@ from services.scheduler.journal import Facts
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.tenant_queue import TenantQueue
 from services.scheduler.watchers import Watchers
-from services.scheduler.workers import Held, Shape, Worker
+from services.scheduler.workers import Held, Shape, Worker, failure_of
 from weft.scheduler.v1 import events_pb2 as facts
+from weft.scheduler.v1 import tasks_pb2
 from weft.scheduler.v1 import worker_service_pb2 as pb
 
 IDLE_SECONDS = 0.5
@@ -82,7 +82,38 @@ class Dispatcher:
 
     def workers_of(self, tenant: str) -> list[Worker]:
         """The attached workers that have tasks of that tenant."""
-        return [each for each in self.workers.values() if each.attached and _serves(each, tenant)]
+        return [each for each in self.workers.values() if each.attached and each.serves(tenant)]
+
+    def submit(self, queue: TenantQueue, submission: decide.Submission) -> "asyncio.Future[Facts]":
+        """Stores a task, and in the same commit that a worker has it, where one is idle and
+        nobody else waits for it."""
+        worker = self._idle_worker(queue, submission.spec)
+        taker = None
+        if worker is not None:
+            name = names.task_name(queue.stream, submission.task)
+            worker.held[name, 1] = Held(Shape.of(submission.spec))
+            queue.claimed.add(submission.task)
+            self._charge(queue, submission.spec)
+            taker = decide.Taker(worker.id, self._leases.instance)
+        stored = queue.journal.put(
+            submission.task,
+            partial(decide.submit, submission=submission, taker=taker),
+            len(submission.spec.payload),
+            request_id=submission.request_id,
+        )
+        if worker is not None:
+            stored.add_done_callback(partial(self._given, queue, submission.task, 1, worker))
+        return stored
+
+    def _idle_worker(self, queue: TenantQueue, spec: tasks_pb2.TaskSpec) -> Worker | None:
+        if spec.HasField("not_before") or queue.ready_count or not queue.may_start:
+            return None
+        return self._worker_for(Shape.of(spec), queue.tenant)
+
+    def _charge(self, queue: TenantQueue, spec: tasks_pb2.TaskSpec) -> None:
+        cost = spec.estimated_cost.ToNanoseconds() / NANOSECONDS
+        self._virtual_now = queue.share.virtual
+        queue.share = charged(queue.share, cost or COST_SECONDS_DEFAULT)
 
     # Workers
 
@@ -105,7 +136,7 @@ class Dispatcher:
                 if entry is None:
                     continue
                 name = names.task_name(queue.stream, task)
-                if _is_with(entry, worker) and (name, entry.attempt) not in named:
+                if entry.worker == worker.id and (name, entry.attempt) not in named:
                     # It doesn't know of it any more: it was started anew.
                     self._lose(queue, task, entry.attempt)
         worker.welcome(
@@ -148,10 +179,6 @@ class Dispatcher:
             return decide.release(state, names.task_id(task), attempt)
 
         self._report(worker, task, attempt, ending, b"")
-
-    def failure(self, code: int, message: str, *, lost: bool = False) -> decide.Failure:
-        """How an attempt ended, with the random number for the wait after it."""
-        return decide.Failure(code, message, random.random(), lost)
 
     def _report(
         self,
@@ -199,7 +226,7 @@ class Dispatcher:
         if queue is None or not decide.runs(queue.state, task, attempt):
             return name
         entry = queue.state.tasks[task]
-        if not _is_with(entry, worker):
+        if entry.worker != worker.id:
             return name
         worker.held[name, attempt] = Held(Shape.of(entry.task.spec))
         self._lost_since.pop((name, attempt), None)
@@ -248,7 +275,7 @@ class Dispatcher:
             return
         message = "its worker didn't end it" if entry.task.cancelling else "took too long"
         self._end_attempt(
-            queue, task, entry, self.failure(Code.DEADLINE_EXCEEDED, message), cancel=True
+            queue, task, entry, failure_of(Code.DEADLINE_EXCEEDED, message), cancel=True
         )
 
     def _end_attempt(
@@ -276,7 +303,7 @@ class Dispatcher:
         )
 
     def _lose(self, queue: TenantQueue, task: str, attempt: int) -> None:
-        failure = self.failure(Code.UNAVAILABLE, "its worker was lost", lost=True)
+        failure = failure_of(Code.UNAVAILABLE, "its worker was lost", lost=True)
         self._put(
             queue,
             task,
@@ -340,7 +367,7 @@ class Dispatcher:
         return instance != self._leases.instance and not self._leases.expired(instance)
 
     def _worker_of(self, queue: TenantQueue, entry: Entry) -> Worker | None:
-        worker_id = entry.task.attempts[-1].worker
+        worker_id = entry.worker
         return self.workers.get((queue.tenant, worker_id)) or self.workers.get(("", worker_id))
 
     # Giving tasks to workers
@@ -382,7 +409,7 @@ class Dispatcher:
         found = [
             worker
             for worker in self.workers.values()
-            if _serves(worker, tenant) and worker.takes(shape)
+            if worker.serves(tenant) and worker.takes(shape)
         ]
         return min(found, key=lambda worker: worker.business, default=None)
 
@@ -391,9 +418,7 @@ class Dispatcher:
         if entry is None or entry.task.state != QUEUED:
             # Its end is on its way into the log.
             return
-        cost = entry.task.spec.estimated_cost.ToNanoseconds() / NANOSECONDS
-        self._virtual_now = queue.share.virtual
-        queue.share = charged(queue.share, cost or COST_SECONDS_DEFAULT)
+        self._charge(queue, entry.task.spec)
         name, attempt = names.task_name(queue.stream, task), entry.attempt + 1
         worker.held[name, attempt] = Held(shape)
         instance = self._leases.instance
@@ -466,20 +491,8 @@ class Dispatcher:
         return [queue for queue in self.tenants.values() if not tenant or queue.tenant == tenant]
 
     def _queue_of(self, name: str, worker: Worker) -> TenantQueue | None:
-        parts = name.split("/")
-        if len(parts) != 6 or (worker.tenant and parts[1] != worker.tenant):
-            return None
-        queue = self.tenants.get(parts[1])
-        return (
-            queue
-            if queue is not None and names.queue_name(queue.stream) == "/".join(parts[:4])
-            else None
-        )
-
-
-def _serves(worker: Worker, tenant: str) -> bool:
-    return not worker.tenant or worker.tenant == tenant
-
-
-def _is_with(entry: Entry, worker: Worker) -> bool:
-    return entry.task.attempts[-1].worker == worker.id
+        """The queue of a task that a worker names, where it may have tasks of it."""
+        for queue in self._queues_of(worker.tenant):
+            if name == names.task_name(queue.stream, names.task_id(name)):
+                return queue
+        return None

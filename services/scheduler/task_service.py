@@ -47,17 +47,13 @@ class TaskService:
         submission = decide.Submission(
             request.task_id or new_id(), request.spec, request.request_id, digest, call.actor
         )
-        stored = await queue.journal.put(
-            submission.task,
-            partial(decide.submit, submission=submission),
-            len(request.spec.payload),
-            request_id=request.request_id,
-        )
+        stored = await self._queues.dispatcher(queue.stream.key[0]).submit(queue, submission)
         if not stored:
             found = decide.known_request(queue.state, request.request_id, digest)
             assert found is not None, "nothing is stored only where the request is known"
             return await self._answer(request.parent, found)
-        return pb.SubmitTaskResponse(task=self._accepted(queue, submission))
+        state = RUNNING if len(stored) > 1 else QUEUED
+        return pb.SubmitTaskResponse(task=self._accepted(queue, submission, state))
 
     async def get_task(self, request: pb.GetTaskRequest, call: Call) -> pb.GetTaskResponse:
         """NotFound where there is none."""
@@ -144,12 +140,17 @@ class TaskService:
         if await self._queues.read_model.task(name) is not None:
             raise AlreadyExists("a task of that id is there already")
 
-    def _accepted(self, queue: TenantQueue, submission: decide.Submission) -> tasks_pb2.Task:
+    def _accepted(
+        self,
+        queue: TenantQueue,
+        submission: decide.Submission,
+        state: tasks_pb2.TaskState.ValueType,
+    ) -> tasks_pb2.Task:
         """The task as it was stored a moment ago."""
         task = tasks_pb2.Task(
             name=names.task_name(queue.stream, submission.task),
             spec=submission.spec,
-            state=QUEUED,
+            state=state,
             creator=submission.creator,
         )
         task.create_time.FromNanoseconds(self._queues.clock.now_ns())

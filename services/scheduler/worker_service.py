@@ -12,7 +12,7 @@ from services.scheduler.dispatcher import Dispatcher
 from services.scheduler.domain import names
 from services.scheduler.queues import Queues
 from services.scheduler.settings import SchedulerSettings
-from services.scheduler.workers import Worker
+from services.scheduler.workers import Worker, failure_of
 from weft.scheduler.v1 import worker_service_pb2 as pb
 
 
@@ -97,7 +97,7 @@ class WorkerService:
             dispatcher.release(worker, request.failed.task, request.failed.attempt)
         elif kind == "failed":
             failed = request.failed
-            failure = dispatcher.failure(failed.code, failed.message)
+            failure = failure_of(failed.code, failed.message)
             dispatcher.report(worker, failed.task, failed.attempt, failure)
         elif kind == "heartbeat":
             dispatcher.heartbeat(worker, request.heartbeat)

@@ -1,12 +1,14 @@
 """The workers that are attached, what each can do, and what each has."""
 
 import asyncio
+import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import structlog
 
 from mesh.clock import NANOSECONDS
+from services.scheduler.domain import decide
 from weft.scheduler.v1 import tasks_pb2
 from weft.scheduler.v1 import worker_service_pb2 as pb
 
@@ -89,6 +91,10 @@ class Worker:
         """The smaller, the sooner it gets a task."""
         return (len(self.held) / max(1, self.slots), self.load)
 
+    def serves(self, tenant: str) -> bool:
+        """Whether it may have tasks of that tenant."""
+        return not self.tenant or self.tenant == tenant
+
     def lacks(self, shape: Shape) -> str:
         """Why it could never run such a task; empty where it could."""
         if shape.capability not in self.capabilities:
@@ -158,3 +164,8 @@ def unschedulable_reason(shape: Shape, workers: Iterable[Worker]) -> str:
         if near > nearest:
             reason, nearest = lacks, near
     return reason
+
+
+def failure_of(code: int, message: str, *, lost: bool = False) -> decide.Failure:
+    """How an attempt ended, with the random number for the wait after it."""
+    return decide.Failure(code, message, random.random(), lost)

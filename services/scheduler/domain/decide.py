@@ -48,6 +48,14 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True)
+class Taker:
+    """A worker with a slot for a task, and the instance of Weft that it is attached to."""
+
+    worker: str
+    instance: str
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """How an attempt ended. `lost` says that its worker is gone. `jitter` is a random
     number from 0 to 1, of which the wait before the next attempt is made."""
@@ -117,8 +125,9 @@ def check_spec(spec: tasks_pb2.TaskSpec, now_ns: int) -> None:
             raise InvalidArgument.of("spec.not_before", f"isn't before {name}")
 
 
-def submit(state: QueueState, submission: Submission) -> Facts:
-    """Accepts a task, or nothing where its request was answered before."""
+def submit(state: QueueState, submission: Submission, taker: Taker | None = None) -> Facts:
+    """Accepts a task, and gives it to `taker` at once, if there is one; nothing where its
+    request was answered before."""
     refuse_absent(state)
     if known_request(state, submission.request_id, submission.request_hash) is not None:
         return []
@@ -133,15 +142,19 @@ def submit(state: QueueState, submission: Submission) -> Facts:
         raise LimitExceeded(f"the queue holds {limit} open tasks already")
     if len(state.tasks) - state.open_count >= DEAD_LETTERS_MAX:
         raise LimitExceeded("the queue is full of dead letters: redrive or discard some")
-    return [
-        facts.TaskSubmitted(
-            task=submission.task,
-            spec=submission.spec,
-            request_id=submission.request_id,
-            request_hash=submission.request_hash,
-            creator=submission.creator,
-        )
-    ]
+    submitted = facts.TaskSubmitted(
+        task=submission.task,
+        spec=submission.spec,
+        request_id=submission.request_id,
+        request_hash=submission.request_hash,
+        creator=submission.creator,
+    )
+    if taker is None or state.paused:
+        return [submitted]
+    started = facts.TaskStarted(
+        task=submission.task, attempt=1, worker=taker.worker, instance=taker.instance
+    )
+    return [submitted, started]
 
 
 def start(state: QueueState, task: str, worker: str, instance: str) -> Facts:

@@ -37,6 +37,11 @@ class Entry:
         return len(self.task.attempts)
 
     @property
+    def worker(self) -> str:
+        """Id of the worker of the last attempt."""
+        return self.task.attempts[-1].worker
+
+    @property
     def attempts_counted(self) -> int:
         """How many count against the policy."""
         return len(self.task.attempts) - self.attempts_before
