@@ -20,7 +20,7 @@ from mesh.rpc.status import DETAILS_KEY, code_of, to_status
 from mesh.sockets import bind_first_free
 
 _PORT_ATTEMPTS_MAX = 3
-WRITE_SECONDS = 0.1
+WRITE_SECONDS = 1.0
 """How long a client that doesn't read may still take a message after its stream has ended."""
 HEALTH_WATCHES_MAX = 128
 HEALTH_WATCH_SECONDS_MAX = 3600.0
