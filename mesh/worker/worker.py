@@ -85,7 +85,6 @@ class Worker:
     _outbox: "asyncio.Queue[pb.AttachRequest | None]" = field(default_factory=asyncio.Queue)
     _pool: ProcessPoolExecutor | None = None
     _stopping: bool = False
-    _stop: asyncio.Event | None = None
     _heartbeat_seconds: float = 1.0
     attached: bool = False
 
@@ -108,7 +107,6 @@ class Worker:
         where the scheduler refuses it."""
         if not self._handlers:
             raise ValueError("a worker needs a task")
-        self._stop = asyncio.Event()
         self.worker_id = self.worker_id or f"{socket.gethostname()}-{os.getpid()}"
         failures = 0
         try:
@@ -134,8 +132,6 @@ class Worker:
     def stop(self) -> None:
         """Takes no more tasks, and ends when those that run are done and reported."""
         self._stopping = True
-        if self._stop is not None:
-            self._stop.set()
         self._say(pb.AttachRequest(slots=pb.WorkerSlots(slots=0)))
         self._leave_if_done()
 

@@ -54,7 +54,6 @@ class Dispatcher:
         self.watchers = Watchers()
         self._wake = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
-        self._paused_until = 0.0
 
     def start(self) -> None:
         """Begins to give tasks to workers."""
@@ -274,36 +273,19 @@ class Dispatcher:
             self._put(queue, task, lambda state: decide.expire(state, task, self._clock.now_ns()))
             return
         message = "its worker didn't end it" if entry.task.cancelling else "took too long"
-        self._end_attempt(
-            queue, task, entry, failure_of(Code.DEADLINE_EXCEEDED, message), cancel=True
-        )
-
-    def _end_attempt(
-        self,
-        queue: TenantQueue,
-        task: str,
-        entry: Entry,
-        failure: decide.Failure,
-        *,
-        cancel: bool = False,
-    ) -> None:
-        """Ends an attempt without its worker; that keeps the slot until it says so."""
-        attempt, name = entry.attempt, names.task_name(queue.stream, task)
+        name = names.task_name(queue.stream, task)
         worker = self._worker_of(queue, entry)
-        held = worker.held.get((name, attempt)) if worker is not None else None
-        if worker is not None and held is not None:
-            held.ended = True
-            if cancel:
-                cancelled = pb.WorkerCancel(task=name, attempt=attempt, reason=failure.message)
-                worker.send(pb.AttachResponse(cancel=cancelled))
-        self._put(
-            queue,
-            task,
-            lambda state: decide.fail(state, task, attempt, failure, self._clock.now_ns()),
-        )
+        if worker is not None and (name, entry.attempt) in worker.held:
+            # It keeps the slot until it says that it has ended.
+            cancel = pb.WorkerCancel(task=name, attempt=entry.attempt, reason=message)
+            worker.send(pb.AttachResponse(cancel=cancel))
+        self._fail(queue, task, entry.attempt, failure_of(Code.DEADLINE_EXCEEDED, message))
 
     def _lose(self, queue: TenantQueue, task: str, attempt: int) -> None:
         failure = failure_of(Code.UNAVAILABLE, "its worker was lost", lost=True)
+        self._fail(queue, task, attempt, failure)
+
+    def _fail(self, queue: TenantQueue, task: str, attempt: int, failure: decide.Failure) -> None:
         self._put(
             queue,
             task,

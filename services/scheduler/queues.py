@@ -11,7 +11,7 @@ from mesh.events.store import StoredCommit, StreamName
 from services.scheduler.dispatcher import Dispatcher
 from services.scheduler.domain import decide, names
 from services.scheduler.domain.state import QUEUED, RUNNING, QueueState
-from services.scheduler.journal import Decide, Facts
+from services.scheduler.journal import Facts
 from services.scheduler.read_model import TasksReadModel
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.tenant_queue import TenantQueue
@@ -86,10 +86,6 @@ class Queues:
         found = found or await self.queue(stream)
         decide.refuse_absent(found.state)
         return found
-
-    async def change(self, queue: TenantQueue, task: str, change: Decide) -> Facts:
-        """Stores a transition of a task, or of the queue where that is empty."""
-        return await queue.journal.put(task, change)
 
     def observe(self, batch: Sequence[StoredCommit]) -> None:
         """Commits were stored: those of other instances are read by who has the queue."""

@@ -1,6 +1,7 @@
 """The servicer of `weft.scheduler.v1.TaskService`."""
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import AsyncGenerator
 from functools import partial
@@ -122,7 +123,9 @@ class TaskService:
                 if task.state not in (*OPEN_STATES, tasks_pb2.TASK_STATE_UNSCHEDULABLE):
                     return
                 last = task
-                await asyncio.wait({asyncio.ensure_future(changed.wait())}, timeout=1)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(1):
+                        await changed.wait()
 
     async def _queue_to_submit(self, name: str) -> TenantQueue:
         stream = names.queue_stream(name)

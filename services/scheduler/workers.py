@@ -35,13 +35,11 @@ class Shape:
 
 @dataclass(slots=True)
 class Held:
-    """A task that a worker has. `ended` says that the attempt is over for the scheduler, and
-    only the worker hasn't said so yet."""
+    """A task that a worker has, until it says that it ended."""
 
     shape: Shape
     progress: float = 0.0
     note: str = ""
-    ended: bool = False
 
 
 @dataclass(slots=True, eq=False)
