@@ -34,6 +34,7 @@ from weft.auth.v1 import (
 )
 from weft.models.v1 import model_service_pb2
 from weft.scheduler.v1 import (
+    batch_service_pb2,
     dead_letter_service_pb2,
     queue_service_pb2,
     task_service_pb2,
@@ -132,6 +133,7 @@ _SERVICES = (
         summary="keeps queues of tasks and gives them to workers",
         contracts=(
             task_service_pb2.DESCRIPTOR.services_by_name["TaskService"],
+            batch_service_pb2.DESCRIPTOR.services_by_name["BatchService"],
             queue_service_pb2.DESCRIPTOR.services_by_name["QueueService"],
             dead_letter_service_pb2.DESCRIPTOR.services_by_name["DeadLetterService"],
             worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"],

@@ -87,10 +87,25 @@ class Queues:
         decide.refuse_absent(found.state)
         return found
 
+    async def to_submit(self, name: str) -> TenantQueue:
+        """The queue of that name, which is to take tasks: `default` is made where it wasn't.
+        NotFound for another one that wasn't made."""
+        stream = names.queue_stream(name)
+        if stream.key[0] != names.DEFAULT_QUEUE:
+            return await self.existing(name)
+        queue = await self.queue(stream)
+        if not queue.state.exists:
+            await queue.journal.put("", _create_default)
+        return queue
+
     def observe(self, batch: Sequence[StoredCommit]) -> None:
-        """Commits were stored: those of other instances are read by who has the queue."""
+        """Commits were stored, and are in the read model: who follows a queue there is told,
+        and those of other instances are read by who has the queue."""
         for stored in batch:
             stream = StreamName.parse(stored.commit.stream)
+            dispatcher = self._dispatchers.get(stream.key[0])
+            if dispatcher is not None and dispatcher.watchers:
+                dispatcher.watchers.tell(names.queue_name(stream))
             aggregate = self._repository.hot(stream)
             if aggregate is not None and aggregate.head.position >= stored.position:
                 continue
@@ -125,6 +140,9 @@ class Queues:
         found = tasks_pb2.Task()
         found.CopyFrom(entry.task)
         found.name = names.task_name(queue.stream, task)
+        if entry.batch:
+            found.batch = names.batch_name(queue.stream, entry.batch)
+            found.batch_index = entry.batch_index
         self.complete(queue, found)
         return found
 
@@ -174,3 +192,7 @@ class Queues:
                 oldest_seconds=queue.oldest_seconds(),
             ),
         )
+
+
+def _create_default(state: QueueState) -> Facts:
+    return [] if state.exists else decide.create(state, queues_pb2.QueueLimits())

@@ -11,13 +11,12 @@ from mesh.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Limi
 from mesh.ids import new_id
 from mesh.rpc.pages import read_page_number, write_page_token
 from services.scheduler.domain import decide, names
-from services.scheduler.domain.state import QUEUED, RUNNING, QueueState
-from services.scheduler.journal import Facts
+from services.scheduler.domain.state import QUEUED, RUNNING
 from services.scheduler.queues import Queues
 from services.scheduler.read_model import Filter
 from services.scheduler.tenant_queue import TenantQueue
-from weft.scheduler.v1 import queues_pb2, tasks_pb2
 from weft.scheduler.v1 import task_service_pb2 as pb
+from weft.scheduler.v1 import tasks_pb2
 
 PAGE_SIZE = 100
 NUMBER_MAX = 2**62
@@ -38,7 +37,7 @@ class TaskService:
         is in use, LimitExceeded where the queue is full.
         """
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
-        queue = await self._queue_to_submit(request.parent)
+        queue = await self._queues.to_submit(request.parent)
         if not request.request_id or request.request_id not in queue.state.requests:
             # A repeated request gets its answer, whatever time it is.
             decide.check_spec(request.spec, self._queues.clock.now_ns())
@@ -127,15 +126,6 @@ class TaskService:
                     async with asyncio.timeout(1):
                         await changed.wait()
 
-    async def _queue_to_submit(self, name: str) -> TenantQueue:
-        stream = names.queue_stream(name)
-        if stream.key[0] != names.DEFAULT_QUEUE:
-            return await self._queues.existing(name)
-        queue = await self._queues.queue(stream)
-        if not queue.state.exists:
-            await queue.journal.put("", _create_default)
-        return queue
-
     async def _check_id(self, request: pb.SubmitTaskRequest) -> None:
         if not request.task_id:
             return
@@ -167,7 +157,3 @@ class TaskService:
 
 def _said(state: int) -> str:
     return tasks_pb2.TaskState.Name(state).removeprefix("TASK_STATE_").lower()  # type: ignore[arg-type]
-
-
-def _create_default(state: QueueState) -> Facts:
-    return [] if state.exists else decide.create(state, queues_pb2.QueueLimits())

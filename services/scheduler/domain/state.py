@@ -1,5 +1,6 @@
 """Folds a queue's facts into its state: the tasks that aren't final, and the dead letters."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,9 @@ FOLD_VERSION = 1
 """Grows whenever the same events would fold into another state."""
 REQUESTS_MAX = 20_000
 """Requests that a queue remembers, beside those of its open tasks."""
+BATCHES_MAX = 1_000
+"""Batches that a queue remembers. The oldest that is over makes room for a new one."""
+BATCH_ITEMS_MAX = 100_000
 
 QUEUED = tasks_pb2.TASK_STATE_QUEUED
 RUNNING = tasks_pb2.TASK_STATE_RUNNING
@@ -25,11 +29,13 @@ CANCELLED = tasks_pb2.TASK_STATE_CANCELLED
 
 @dataclass(slots=True)
 class Entry:
-    """A task. `attempts_before` are those before it was last redriven; `request_id` is
-    empty where its client didn't name the request."""
+    """A task. `attempts_before` are those before it was last redriven; `batch` is the id of
+    the one that it is an item of, empty where it is of none."""
 
     task: tasks_pb2.Task
     attempts_before: int = 0
+    batch: str = ""
+    batch_index: int = 0
 
     @property
     def attempt(self) -> int:
@@ -56,9 +62,44 @@ class Request:
 
 
 @dataclass(slots=True)
+class Batch:
+    """A batch. `accepted` has a bit for each item that was accepted; `counts` says how many
+    of its tasks are in the queue's state, by where they stand."""
+
+    running_tasks_max: int = 0
+    closed: bool = False
+    cancelled: bool = False
+    reason: str = ""
+    accepted: bytearray = field(default_factory=bytearray)
+    counts: "Counter[int]" = field(default_factory=Counter)
+
+    @property
+    def open_count(self) -> int:
+        """How many of its tasks wait or run."""
+        return self.counts[QUEUED] + self.counts[RUNNING]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can happen to it any more."""
+        return (self.closed or self.cancelled) and not self.open_count and not self.counts[FAILED]
+
+    def has(self, index: int) -> bool:
+        """Whether that item was accepted."""
+        place, bit = divmod(index, 8)
+        return place < len(self.accepted) and bool(self.accepted[place] >> bit & 1)
+
+    def accept(self, index: int) -> None:
+        """Notes that it was."""
+        place, bit = divmod(index, 8)
+        self.accepted.extend(bytes(max(0, place + 1 - len(self.accepted))))
+        self.accepted[place] |= 1 << bit
+
+
+@dataclass(slots=True)
 class QueueState:
     """A tenant's queue. `tasks` are by id, in the order in which they came; `open_count`
-    of them aren't dead letters."""
+    of them aren't dead letters. `starting` counts, by batch, those that the commit to be
+    made starts."""
 
     limits: queues_pb2.QueueLimits = field(default_factory=queues_pb2.QueueLimits)
     paused: bool = False
@@ -66,6 +107,8 @@ class QueueState:
     tasks: dict[str, Entry] = field(default_factory=dict)
     requests: dict[str, Request] = field(default_factory=dict)
     open_count: int = 0
+    batches: dict[str, Batch] = field(default_factory=dict)
+    starting: "Counter[str]" = field(default_factory=Counter)
 
     @property
     def exists(self) -> bool:
@@ -101,8 +144,12 @@ def _submitted(state: QueueState, event: facts.TaskSubmitted, place: Place) -> N
     )
     if event.spec.HasField("not_before"):
         task.next_time.CopyFrom(event.spec.not_before)
-    state.tasks[event.task] = Entry(task)
+    state.tasks[event.task] = Entry(task, batch=event.batch, batch_index=event.batch_index)
     state.open_count += 1
+    if event.batch:
+        batch = state.batches[event.batch]
+        batch.accept(event.batch_index)
+        batch.counts[QUEUED] += 1
     if event.request_id:
         state.requests[event.request_id] = Request(event.task, event.request_hash)
         if len(state.requests) > REQUESTS_MAX:
@@ -118,7 +165,7 @@ def _started(state: QueueState, event: facts.TaskStarted, place: Place) -> None:
         instance=event.instance,
     )
     entry.task.attempts.append(attempt)
-    entry.task.state = RUNNING
+    _stands(state, entry, RUNNING)
     entry.task.ClearField("next_time")
     _updated(entry, place)
 
@@ -126,7 +173,7 @@ def _started(state: QueueState, event: facts.TaskStarted, place: Place) -> None:
 def _attempt_failed(state: QueueState, event: facts.TaskAttemptFailed, place: Place) -> None:
     entry = state.tasks[event.task]
     _end_attempt(entry, event.code, event.message, place)
-    entry.task.state = QUEUED
+    _stands(state, entry, QUEUED)
     entry.task.next_time.CopyFrom(event.next_time)
     _updated(entry, place)
 
@@ -135,7 +182,7 @@ def _released(state: QueueState, event: facts.TaskReleased, place: Place) -> Non
     entry = state.tasks[event.task]
     _end_attempt(entry, 0, "given back before it began", place)
     entry.attempts_before += 1
-    entry.task.state = QUEUED
+    _stands(state, entry, QUEUED)
     _updated(entry, place)
 
 
@@ -143,13 +190,15 @@ def _final(state: QueueState, event: Any, place: Place) -> None:
     entry = state.tasks.pop(event.task)
     if entry.task.state != FAILED:
         state.open_count -= 1
+    if entry.batch:
+        state.batches[entry.batch].counts[entry.task.state] -= 1
 
 
 def _failed(state: QueueState, event: facts.TaskFailed, place: Place) -> None:
     entry = state.tasks[event.task]
     if entry.task.state == RUNNING:
         _end_attempt(entry, event.code, event.message, place)
-    entry.task.state = FAILED
+    _stands(state, entry, FAILED)
     entry.task.reason = event.message
     entry.task.cancelling = False
     entry.task.ClearField("next_time")
@@ -167,10 +216,34 @@ def _cancel_requested(state: QueueState, event: facts.TaskCancelRequested, place
 def _redriven(state: QueueState, event: facts.TaskRedriven, place: Place) -> None:
     entry = state.tasks[event.task]
     entry.attempts_before = len(entry.task.attempts)
-    entry.task.state = QUEUED
+    _stands(state, entry, QUEUED)
     entry.task.reason = ""
     state.open_count += 1
     _updated(entry, place)
+
+
+def _batch_created(state: QueueState, event: facts.BatchCreated, place: Place) -> None:
+    if len(state.batches) >= BATCHES_MAX:
+        over = next((name for name, batch in state.batches.items() if batch.is_over), None)
+        state.batches.pop(over or "", None)
+    state.batches[event.batch] = Batch(event.running_tasks_max)
+
+
+def _batch_closed(state: QueueState, event: facts.BatchClosed, place: Place) -> None:
+    state.batches[event.batch].closed = True
+
+
+def _batch_cancelled(state: QueueState, event: facts.BatchCancelled, place: Place) -> None:
+    batch = state.batches[event.batch]
+    batch.cancelled, batch.reason = True, event.reason
+
+
+def _stands(state: QueueState, entry: Entry, stands: tasks_pb2.TaskState.ValueType) -> None:
+    if entry.batch:
+        counts = state.batches[entry.batch].counts
+        counts[entry.task.state] -= 1
+        counts[stands] += 1
+    entry.task.state = stands
 
 
 def _end_attempt(entry: Entry, code: int, message: str, place: Place) -> None:
@@ -198,6 +271,9 @@ _HANDLERS: dict[type[Message], Callable[[QueueState, Any, Place], None]] = {
     facts.TaskCancelled: _final,
     facts.TaskRedriven: _redriven,
     facts.TaskDiscarded: _final,
+    facts.BatchCreated: _batch_created,
+    facts.BatchClosed: _batch_closed,
+    facts.BatchCancelled: _batch_cancelled,
 }
 
 
@@ -214,12 +290,29 @@ def encode(state: QueueState) -> bytes:
         paused=state.paused,
         create_time=state.create_time,
         tasks=(
-            facts.TaskRecord(task=task, value=entry.task, attempts_before=entry.attempts_before)
+            facts.TaskRecord(
+                task=task,
+                value=entry.task,
+                attempts_before=entry.attempts_before,
+                batch=entry.batch,
+                batch_index=entry.batch_index,
+            )
             for task, entry in state.tasks.items()
         ),
         requests=(
             facts.SubmittedRequest(request_id=name, task=request.task, request_hash=request.hash)
             for name, request in state.requests.items()
+        ),
+        batches=(
+            facts.BatchRecord(
+                batch=name,
+                running_tasks_max=batch.running_tasks_max,
+                closed=batch.closed,
+                cancelled=batch.cancelled,
+                reason=batch.reason,
+                accepted=bytes(batch.accepted),
+            )
+            for name, batch in state.batches.items()
         ),
     )
     return kept.SerializeToString()
@@ -231,9 +324,21 @@ def decode(data: bytes) -> QueueState:
     state = QueueState(kept.limits, kept.paused)
     if kept.HasField("create_time"):
         state.create_time = kept.create_time
+    for known in kept.batches:
+        state.batches[known.batch] = Batch(
+            known.running_tasks_max,
+            known.closed,
+            known.cancelled,
+            known.reason,
+            bytearray(known.accepted),
+        )
     for record in kept.tasks:
-        state.tasks[record.task] = Entry(record.value, record.attempts_before)
+        state.tasks[record.task] = Entry(
+            record.value, record.attempts_before, record.batch, record.batch_index
+        )
         state.open_count += record.value.state != FAILED
+        if record.batch:
+            state.batches[record.batch].counts[record.value.state] += 1
     for request in kept.requests:
         state.requests[request.request_id] = Request(request.task, request.request_hash)
     return state
