@@ -84,7 +84,7 @@ def run_batch(
     sending = Sending(client, begin)
     sending.begin()
     note(f"batch {short_name(name)}")
-    is_sent = False
+    is_sent = is_over = False
     try:
         with (
             results_to(to) as results,
@@ -98,12 +98,13 @@ def run_batch(
             sending.close()
             is_sent = True
             following.finish()
-    except KeyboardInterrupt:
+            is_over = True
+    finally:
         if not is_sent:
             note(f"{sending.accepted_count} of {len(items)} items are sent.")
             note(f"The same command with --id {begin.batch_id} sends the others.")
-        _say_how_to_go_on(name)
-        raise
+        if not is_over:
+            _say_how_to_go_on(name)
     results.refuse_failures()
     note(results.summary())
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import json
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -14,6 +16,7 @@ import pytest
 
 from mesh.worker import TaskFailure, WorkerTask
 from tests.support.batches import Batches, items
+from tests.support.command_line import command_line, environment_for
 from tests.support.keyed import KeyedChannel
 from tests.support.platform import TENANT, platform
 from tests.support.processes import ROOT
@@ -385,6 +388,47 @@ async def test_a_watch_that_isnt_read_keeps_nothing_and_misses_nothing(queue: Ba
             assert message.ByteSize() < 2 << 20
             late.extend(result.number for result in message.results)
     assert late == list(range(1, 301))
+
+
+async def test_a_file_that_was_interrupted_is_run_again(queue: Batches, tmp_path: Path) -> None:
+    file, to = tmp_path / "items.ndjson", tmp_path / "results.ndjson"
+    file.write_text("".join(f'{{"payload":"{number}"}}\n' for number in range(1_200)))
+    weft = queue.scheduling.platform
+    environment = environment_for(weft.addresses["grpc"], WEFT_API_KEY=weft.key)
+    run = ("batch", "run", str(file), "echo", "--queue", queue.scheduling.queue, "--id", "again")
+
+    async def command() -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *command_line(*run, "--to", str(to)),
+            cwd=ROOT,
+            env=environment,
+            stderr=asyncio.subprocess.PIPE,
+        )
+
+    ran: Counter[bytes] = Counter()
+    enough = asyncio.Event()
+
+    async def counted(task: WorkerTask) -> bytes:
+        ran[task.payload] += 1
+        if len(ran) > 100:
+            enough.set()
+        await asyncio.sleep(0.005)
+        return task.payload
+
+    async with queue.scheduling.working({"echo": counted}, slots=8):
+        first = await command()
+        await asyncio.wait_for(enough.wait(), SECONDS_MAX)
+        first.send_signal(signal.SIGINT)
+        _, said = await asyncio.wait_for(first.communicate(), SECONDS_MAX)
+        assert first.returncode == 130
+        assert b"weft batch watch" in said
+        again = await command()
+        _, said = await asyncio.wait_for(again.communicate(), SECONDS_MAX)
+    assert (again.returncode, b"1200 succeeded" in said) == (0, True)
+    lines = [json.loads(line) for line in to.read_text().splitlines()]
+    assert [line["number"] for line in lines] == list(range(1, 1_201))
+    assert {line["index"]: line["result"] for line in lines} == {n: str(n) for n in range(1_200)}
+    assert set(ran.values()) == {1}
 
 
 LOST = (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.CancelledError, AssertionError)
