@@ -9,9 +9,8 @@ import typer
 from mesh.cli.command import command
 from mesh.cli.connection import Client
 from mesh.cli.failures import usage_error
-from mesh.cli.inputs import Yes, confirm
 from mesh.cli.names import DEFAULT_QUEUE, QUEUE, SCHEDULE, check_id, resource_name, short_name
-from mesh.cli.output import Output, moment, note, one_line, show_data, show_list, show_message
+from mesh.cli.output import Output, moment, note, one_line, show_list, show_message
 from mesh.cli.pages import LIMIT, Limit, fetch
 from mesh.cli.task_display import preview, show_task
 from mesh.cli.task_specs import label_of, payload_of, span_of, time_of
@@ -282,18 +281,14 @@ def trigger_schedule(
     show_task(client, client.call(_stub(client).TriggerSchedule, request).task)
 
 
-@command(schedules, "delete", example="weft schedule delete report --yes")
-def delete_schedule(client: Client, schedule: ScheduleArgument, yes: Yes = False) -> None:
+@command(schedules, "delete", example="weft schedule delete report")
+def delete_schedule(client: Client, schedule: ScheduleArgument) -> None:
     """Deletes a schedule; tasks that it submitted stay."""
     from weft.scheduler.v1 import schedule_service_pb2 as pb
 
     name = resource_name(schedule, SCHEDULE, client)
-    confirm(f"Delete schedule {short_name(name)}?", yes)
     client.call(_stub(client).DeleteSchedule, pb.DeleteScheduleRequest(name=name))
-    if client.output is Output.TABLE:
-        note(f"{short_name(name)} is deleted.")
-    else:
-        show_data(client.output, {"name": name, "deleted": True})
+    note(f"deleted schedule {short_name(name)}")
 
 
 def _stub(client: Client) -> "ScheduleServiceStub":
