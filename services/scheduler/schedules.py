@@ -37,6 +37,8 @@ ROUND_SECONDS_MAX = 30.0
 """How long one schedule may take for those."""
 IDLE_SECONDS = 1.0
 """How often it looks at the clock, which may be set, where nothing is due."""
+STALE_MAX = 1_000
+"""Plans that no longer hold which are kept until their time, beside as many as do hold."""
 RETRY_SECONDS = 1.0
 RETRY_SECONDS_MAX = 60.0
 """First and longest wait before a task is submitted again that couldn't be."""
@@ -93,6 +95,9 @@ class Schedules:
         """Looks at the schedule at that time, at once by default, instead of when it was
         planned."""
         token = self._token[stream] = next(_tokens)
+        if len(self._planned) > 2 * len(self._token) + STALE_MAX:
+            self._planned = [each for each in self._planned if self._token.get(each[2]) == each[1]]
+            heapq.heapify(self._planned)
         heapq.heappush(self._planned, (at_ns, token, stream))
         self._wake.set()
 
