@@ -2,15 +2,11 @@
 
 import asyncio
 import inspect
-import multiprocessing
 import os
 import random
 import signal
 import socket
-import threading
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,14 +15,16 @@ import grpc
 import grpc.aio
 import structlog
 
+from mesh.worker.processes import Processes
 from mesh.worker.task import ABORTED, TaskFailure, WorkerTask
 from weft.scheduler.v1 import worker_service_pb2 as pb
 from weft.scheduler.v1.worker_service_pb2_grpc import WorkerServiceStub
 
-PARENT_SECONDS = 0.5
 RECONNECT_SECONDS = 0.1
 RECONNECT_SECONDS_MAX = 5.0
 MESSAGE_LENGTH_MAX = 4_096
+END_SECONDS = 5.0
+"""How long handlers may take to end where the worker can't go on."""
 CANCELLED = 1
 INTERNAL = 13
 UNIMPLEMENTED = 12
@@ -83,7 +81,7 @@ class Worker:
     _handlers: dict[str, Handler] = field(default_factory=dict)
     _running: dict[tuple[str, int], _Running] = field(default_factory=dict)
     _outbox: "asyncio.Queue[pb.AttachRequest | None]" = field(default_factory=asyncio.Queue)
-    _pool: ProcessPoolExecutor | None = None
+    _processes: Processes = field(default_factory=Processes)
     _stopping: bool = False
     _heartbeat_seconds: float = 1.0
     attached: bool = False
@@ -123,11 +121,7 @@ class Worker:
                 if not self._done:
                     await asyncio.sleep(_pause(failures))
         finally:
-            for running in self._running.values():
-                if running.task is not None:
-                    running.task.cancel()
-            if self._pool is not None:
-                self._pool.shutdown(wait=False, cancel_futures=True)
+            await self._end_all()
 
     def stop(self) -> None:
         """Takes no more tasks, and ends when those that run are done and reported."""
@@ -243,7 +237,6 @@ class Worker:
         except TaskFailure as failure:
             report = _failed(failure.code, failure.message)
         except BrokenProcessPool:
-            self._pool = None
             report = _failed(ABORTED, "the process that ran it has died")
         except Exception as error:  # noqa: BLE001 - whatever a handler raises fails its attempt
             _log.exception("a task failed", task=key[0], attempt=key[1])
@@ -271,15 +264,7 @@ class Worker:
         )
         if _is_async(handler):
             return await handler(task)
-        if self._pool is None:
-            # Not forked: a child would inherit signal handlers and connections.
-            context = multiprocessing.get_context("forkserver")
-            self._pool = ProcessPoolExecutor(
-                self.slots, mp_context=context, initializer=_live_with, initargs=(os.getpid(),)
-            )
-        loop = asyncio.get_running_loop()
-        alone = replace(task, report=_in_another_process)
-        return await loop.run_in_executor(self._pool, handler, alone)
+        return await self._processes.run(handler, replace(task, report=_in_another_process))
 
     def _end(self, key: tuple[str, int], report: pb.AttachRequest) -> None:
         told = report.failed if report.HasField("failed") else report.succeeded
@@ -287,32 +272,17 @@ class Worker:
         self._running[key].report = report
         self._say(report)
 
+    async def _end_all(self) -> None:
+        tasks = {each.task for each in self._running.values() if each.task is not None}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=END_SECONDS)
+        await self._processes.close()
+
     def _leave_if_done(self) -> None:
         if self._done:
             self._outbox.put_nowait(None)
-
-
-def _live_with(parent: int) -> None:
-    """Ends a process of the pool when the worker ends, however that comes; a signal from the
-    terminal is the worker's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while _is_alive(parent):
-            time.sleep(PARENT_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _is_async(handler: Handler) -> bool:

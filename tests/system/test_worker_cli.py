@@ -175,15 +175,27 @@ async def test_ctrl_c_reaches_all_its_processes_and_counts_once(
     assert (await shop("task", "show", "t1", "-o", "json")).data["state"] == "TASK_STATE_SUCCEEDED"
 
 
-async def test_a_second_signal_ends_it_at_once(shop: Shop) -> None:
+@pytest.mark.parametrize("capability", ["slow", "nap"])
+async def test_a_second_signal_ends_it_at_once(shop: Shop, capability: str) -> None:
     async with shop.worker("--queue", "default") as run:
         await run.until_said("attached")
-        await shop("task", "submit", "slow", "--payload", "600", "--id", "t1", "--timeout", "1h")
+        submit = ("task", "submit", capability, "--payload", "600", "--id", "t1")
+        await shop(*submit, "--timeout", "1h")
         await _running(shop, "t1")
         run.process.send_signal(signal.SIGINT)
         await run.until_said("Draining")
         run.process.send_signal(signal.SIGINT)
         assert await run.ended() == 130
+        assert "Traceback" not in run.said
+
+
+async def test_a_cancelled_plain_function_leaves_its_slot(shop: Shop) -> None:
+    async with shop.worker("--queue", "default", "--slots", "1") as run:
+        await run.until_said("attached")
+        await shop("task", "submit", "nap", "--payload", "600", "--id", "t1", "--timeout", "1h")
+        await _running(shop, "t1")
+        assert (await shop("task", "cancel", "t1")).code == 0
+        assert (await shop("task", "submit", "pid", "--watch")).code == 0
 
 
 @pytest.mark.parametrize(
