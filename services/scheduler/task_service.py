@@ -16,6 +16,7 @@ from services.scheduler.journal import Facts
 from services.scheduler.queues import Queues
 from services.scheduler.read_model import Filter
 from services.scheduler.tenant_queue import TenantQueue
+from services.scheduler.turn_tasks import check_turn_task
 from weft.scheduler.v1 import queues_pb2, tasks_pb2
 from weft.scheduler.v1 import task_service_pb2 as pb
 
@@ -35,9 +36,11 @@ class TaskService:
 
         Raises NotFound for a queue that wasn't made, InvalidArgument for a capability that
         the queue doesn't take and times that can't be kept, AlreadyExists for an id that
-        is in use, LimitExceeded where the queue is full.
+        is in use, LimitExceeded where the queue is full; for a turn also what
+        `check_turn_task` raises.
         """
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+        check_turn_task(names.queue_stream(request.parent), request.spec, call)
         queue = await self._queue_to_submit(request.parent)
         if not request.request_id or request.request_id not in queue.state.requests:
             # A repeated request gets its answer, whatever time it is.
@@ -129,7 +132,7 @@ class TaskService:
 
     async def _queue_to_submit(self, name: str) -> TenantQueue:
         stream = names.queue_stream(name)
-        if stream.key[0] != names.DEFAULT_QUEUE:
+        if stream.key[0] not in names.MADE_BY_USE:
             return await self._queues.existing(name)
         queue = await self._queues.queue(stream)
         if not queue.state.exists:

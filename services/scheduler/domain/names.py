@@ -4,6 +4,10 @@ from mesh.events.store import StreamName
 
 AREA = "scheduler"
 DEFAULT_QUEUE = "default"
+TURNS_QUEUE = "turns"
+"""Of turns that run in the background; Weft's own workers serve it."""
+MADE_BY_USE = frozenset((DEFAULT_QUEUE, TURNS_QUEUE))
+"""Need not be created."""
 
 
 def queue_stream(name: str) -> StreamName:
