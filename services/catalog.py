@@ -148,7 +148,7 @@ _SERVICES = (
             agent_service_pb2.DESCRIPTOR.services_by_name["AgentService"],
             turn_service_pb2.DESCRIPTOR.services_by_name["TurnService"],
         ),
-        calls=("models", "tools"),
+        calls=("models", "scheduler", "tools"),
         build=_agents,
     ),
     ServiceEntry(

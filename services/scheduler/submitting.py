@@ -46,7 +46,7 @@ class Submitter:
         """Raises NotFound for a queue that wasn't made, InvalidArgument that names the field
         for a capability that it doesn't take."""
         stream = names.queue_stream(parent)
-        if stream.key[0] == names.DEFAULT_QUEUE:
+        if stream.key[0] in names.MADE_BY_USE:
             queue = await self._queues.queue(stream)
         else:
             queue = await self._queues.existing(parent)
@@ -54,7 +54,7 @@ class Submitter:
 
     async def _queue(self, name: str) -> TenantQueue:
         stream = names.queue_stream(name)
-        if stream.key[0] != names.DEFAULT_QUEUE:
+        if stream.key[0] not in names.MADE_BY_USE:
             return await self._queues.existing(name)
         queue = await self._queues.queue(stream)
         if not queue.state.exists:

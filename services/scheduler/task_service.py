@@ -15,6 +15,7 @@ from services.scheduler.domain.state import QUEUED, RUNNING
 from services.scheduler.queues import Queues
 from services.scheduler.read_model import Filter
 from services.scheduler.submitting import Submitter
+from services.scheduler.turn_tasks import check_turn_task
 from weft.scheduler.v1 import task_service_pb2 as pb
 from weft.scheduler.v1 import tasks_pb2
 
@@ -35,9 +36,11 @@ class TaskService:
 
         Raises NotFound for a queue that wasn't made, InvalidArgument for a capability that
         the queue doesn't take and times that can't be kept, AlreadyExists for an id that
-        is in use, LimitExceeded where the queue is full.
+        is in use, LimitExceeded where the queue is full; for a turn also what
+        `check_turn_task` raises.
         """
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+        check_turn_task(names.queue_stream(request.parent), request.spec, call)
         submission = decide.Submission(
             request.task_id or new_id(), request.spec, request.request_id, digest, call.actor
         )

@@ -76,6 +76,7 @@ ADMIN_ONLY = frozenset(
             "auth.rotate_signing_key",
             "auth.rotate_tenant_key",
             "auth.rotate_master_key",
+            "scheduler.work_shared",
             "state.erase",
         ),
     }

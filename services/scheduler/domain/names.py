@@ -6,6 +6,10 @@ AREA = "scheduler"
 SCHEDULES_AREA = "schedules"
 """An area of its own: who follows queues isn't told of ticks."""
 DEFAULT_QUEUE = "default"
+TURNS_QUEUE = "turns"
+"""Of turns that run in the background; Weft's own workers serve it."""
+MADE_BY_USE = frozenset((DEFAULT_QUEUE, TURNS_QUEUE))
+"""Need not be created."""
 
 
 def queue_stream(name: str) -> StreamName:
