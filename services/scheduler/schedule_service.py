@@ -17,6 +17,7 @@ from services.scheduler.schedules import Schedules
 from services.scheduler.schedules_read_model import SchedulesReadModel
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.submitting import Submitter
+from services.scheduler.turn_tasks import check_turn_task
 from weft.scheduler.v1 import schedule_service_pb2 as pb
 from weft.scheduler.v1 import schedules_pb2
 
@@ -49,8 +50,9 @@ class ScheduleService:
     ) -> pb.CreateScheduleResponse:
         """Raises InvalidArgument for a timing that can't be read or leaves no tick and for a
         capability that the queue doesn't take, NotFound for a queue that wasn't made,
-        PermissionDenied for who may not submit to it, AlreadyExists where there is a
-        schedule of that id with another spec, LimitExceeded past the bound on schedules.
+        PermissionDenied for who may not submit to it or run the turn, AlreadyExists where
+        there is a schedule of that id with another spec, LimitExceeded past the bound on
+        schedules.
         """
         stream = names.schedule_stream(f"{request.parent}/schedules/{request.schedule_id}")
         aggregate = self._repository.open(stream)
@@ -143,6 +145,7 @@ class ScheduleService:
                 f"needs the permission {SUBMIT} for {spec.queue}, which the schedule would use",
                 metadata={"permission": SUBMIT, "resource": spec.queue},
             )
+        check_turn_task(names.queue_stream(spec.queue), spec.task, call)
         await self._submitter.check(spec.queue, spec.task.capability, "spec.task.capability")
 
     async def _check_count(self, tenant: str) -> None:

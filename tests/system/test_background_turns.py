@@ -5,6 +5,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -19,9 +20,11 @@ from tests.support.turn_client import events_of, kind_of
 from weft.agents.v1 import agent_pb2
 from weft.agents.v1 import turn_service_pb2 as pb
 from weft.scheduler.v1 import queue_service_pb2 as queue_pb
+from weft.scheduler.v1 import schedule_service_pb2 as schedule_pb
+from weft.scheduler.v1 import schedules_pb2, tasks_pb2
 from weft.scheduler.v1 import task_service_pb2 as task_pb
-from weft.scheduler.v1 import tasks_pb2
 from weft.scheduler.v1 import worker_service_pb2 as worker_pb
+from weft.scheduler.v1.schedule_service_pb2_grpc import ScheduleServiceStub
 from weft.state.v1 import session_pb2
 from weft.state.v1 import session_service_pb2 as session_pb
 from weft.state.v1.session_service_pb2_grpc import SessionServiceStub
@@ -260,6 +263,26 @@ async def test_a_turn_may_be_submitted_as_a_task(weft: Platform) -> None:
     queue = Scheduling(weft, QUEUE)
     task = await queue.done((await queue.submit(spec("agent-turn", payload))).name)
     assert await status_of(weft, told(task)["turn"]) == DONE
+
+
+async def test_a_schedule_runs_turns_that_its_maker_may_run(weft: Platform) -> None:
+    stub: Any = ScheduleServiceStub(weft.open_channel)
+    session = await new_session(weft)
+    payload = json.dumps({"session": session, "input": plan({"text": "42"})}).encode()
+    task = tasks_pb2.TaskSpec(capability="agent-turn", payload=payload)
+    wanted = schedules_pb2.ScheduleSpec(interval=Duration(seconds=3600), queue=QUEUE, task=task)
+    create = schedule_pb.CreateScheduleRequest(parent=TENANT, schedule_id="hourly", spec=wanted)
+    made = (await stub.CreateSchedule(create)).schedule
+    trigger = schedule_pb.TriggerScheduleRequest(name=made.name)
+    triggered = (await stub.TriggerSchedule(trigger)).task
+    done = await Scheduling(weft, QUEUE).done(triggered.name)
+    assert done.creator == made.name
+    assert await status_of(weft, told(done)["turn"]) == DONE
+    create.schedule_id = "theirs"
+    create.spec.task.payload = b'{"session": "tenants/other/agents/a/sessions/s", "input": "x"}'
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await stub.CreateSchedule(create)
+    assert refused.value.code() == grpc.StatusCode.NOT_FOUND
 
 
 async def test_nobody_else_serves_the_queue(weft: Platform) -> None:

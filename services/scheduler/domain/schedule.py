@@ -14,7 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from mesh.errors import AlreadyExists, InvalidArgument, NotFound
 from mesh.events.aggregate import Fold, Place
-from services.scheduler.domain import names, timing
+from services.scheduler.domain import timing
 from services.scheduler.domain.timing import Timing, timing_of
 from weft.scheduler.v1 import schedule_events_pb2 as facts
 from weft.scheduler.v1 import schedules_pb2 as pb
@@ -121,9 +121,6 @@ def check_spec(spec: pb.ScheduleSpec, parent: str, now_ns: int) -> None:
     """Raises InvalidArgument for what a schedule of the tenant `parent` can't do."""
     if not spec.queue.startswith(f"{parent}/"):
         raise InvalidArgument.of("spec.queue", "isn't of the schedule's tenant")
-    if names.queue_stream(spec.queue).key[0] == names.TURNS_QUEUE:
-        # Whose turn it is, is who submits its task: a schedule is nobody who may run one.
-        raise InvalidArgument.of("spec.queue", "turns can't be submitted by schedules")
     for field, _ in spec.task.ListFields():
         if field.name in _INSTEAD:
             raise InvalidArgument.of(

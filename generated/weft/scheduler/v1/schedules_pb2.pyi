@@ -108,7 +108,7 @@ class ScheduleSpec(_message.Message):
     """
     queue: _builtins.str
     """The queue that tasks are submitted to, of the same tenant, as
-    `tenants/{tenant}/queues/{queue}`; not that of turns.
+    `tenants/{tenant}/queues/{queue}`. To `turns` may submit who may run the turn.
     """
     missed_ticks: Global___MissedTicksPolicy.ValueType
     """What becomes of ticks that were missed."""

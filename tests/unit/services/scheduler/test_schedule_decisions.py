@@ -214,7 +214,6 @@ def test_spans_are_counted_from_when_a_task_is_submitted() -> None:
     [
         (spec(queue="tenants/globex/queues/q"), "spec.queue"),
         (spec(queue="tenants/acme2/queues/q"), "spec.queue"),
-        (spec(queue=f"{PARENT}/queues/turns"), "spec.queue"),
         (spec(task=tasks_pb2.TaskSpec(not_before=Timestamp(seconds=1))), "spec.task.not_before"),
         (spec(task=tasks_pb2.TaskSpec(deadline=Timestamp(seconds=1))), "spec.task.deadline"),
         (spec(end_time=Timestamp(seconds=BEGIN)), "spec.end_time"),
