@@ -20,6 +20,7 @@ ROLE_BINDING = ("roleBindings",)
 QUEUE = ("queues",)
 TASK = ("queues", "tasks")
 BATCH = ("queues", "batches")
+SCHEDULE = ("schedules",)
 DEFAULT_QUEUE = "default"
 DEFAULT_TENANT = "tenants/default"
 

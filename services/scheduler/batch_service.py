@@ -22,8 +22,10 @@ from services.scheduler.domain import batches, decide, names
 from services.scheduler.domain.state import BATCH_ITEMS_MAX
 from services.scheduler.journal import Facts
 from services.scheduler.queues import Queues
+from services.scheduler.submitting import Submitter
 from services.scheduler.task_service import NUMBER_MAX, PAGE_SIZE
 from services.scheduler.tenant_queue import TenantQueue
+from services.scheduler.turn_tasks import check_turn_task
 from weft.scheduler.v1 import batch_service_pb2 as pb
 from weft.scheduler.v1 import batches_pb2
 
@@ -40,8 +42,9 @@ OF_THE_ITEM = (AlreadyExists, FailedPrecondition, InvalidArgument, LimitExceeded
 class BatchService:
     """Takes many tasks at once and tells what became of them."""
 
-    def __init__(self, queues: Queues) -> None:
+    def __init__(self, queues: Queues, submitter: Submitter) -> None:
         self._queues = queues
+        self._submitter = submitter
 
     async def submit_batch(
         self, request: pb.SubmitBatchRequest, call: Call
@@ -55,10 +58,10 @@ class BatchService:
         """
         if request.first_index + len(request.items) > BATCH_ITEMS_MAX:
             raise InvalidArgument.of("items", f"a batch has at most {BATCH_ITEMS_MAX}")
-        queue = await self._queues.to_submit(request.parent)
+        queue = await self._submitter.queue(request.parent)
         name = names.batch_name(queue.stream, request.batch_id)
         await self._begin(queue, name, request, call)
-        submission = _Submission(self._queues, queue, name, request, call.actor)
+        submission = _Submission(self._queues, queue, name, request, call)
         errors = await submission.errors()
         later = any(isinstance(error, LimitExceeded) for error in errors.values())
         if not request.open and not later and request.batch_id in queue.state.batches:
@@ -171,20 +174,20 @@ class _Submission:
         queue: TenantQueue,
         name: str,
         request: pb.SubmitBatchRequest,
-        creator: str,
+        call: Call,
     ) -> None:
         self._queues = queues
         self._queue = queue
         self._name = name
         self._request = request
-        self._creator = creator
+        self._call = call
 
     async def errors(self) -> dict[int, WeftError]:
         """Stores the items; why some weren't accepted, by index."""
         items = dict(enumerate(self._request.items, self._request.first_index))
         if not items:
             return {}
-        errors = await self._refused_ids(items)
+        errors = self._refused_turns(items) | await self._refused_ids(items)
         wanted = {index: item for index, item in items.items() if index not in errors}
         stored = await self._stored(wanted)
         known = {}
@@ -196,6 +199,15 @@ class _Submission:
             elif isinstance(outcome, NotFound) or not outcome:
                 known[index] = item
         return errors | await self._changed_items(known)
+
+    def _refused_turns(self, items: dict[int, batches_pb2.BatchItem]) -> dict[int, WeftError]:
+        errors: dict[int, WeftError] = {}
+        for index, item in items.items():
+            try:
+                check_turn_task(self._queue.stream, item.spec, self._call)
+            except WeftError as error:
+                errors[index] = error
+        return errors
 
     async def _refused_ids(self, items: dict[int, batches_pb2.BatchItem]) -> dict[int, WeftError]:
         named = {item.task_id: index for index, item in items.items() if item.task_id}
@@ -224,7 +236,7 @@ class _Submission:
             spec=item.spec,
             request_id="",
             request_hash=b"",
-            creator=self._creator,
+            creator=self._call.actor,
             batch=batch,
             batch_index=index,
         )

@@ -87,17 +87,6 @@ class Queues:
         decide.refuse_absent(found.state)
         return found
 
-    async def to_submit(self, name: str) -> TenantQueue:
-        """The queue of that name, which is to take tasks: `default` is made where it wasn't.
-        NotFound for another one that wasn't made."""
-        stream = names.queue_stream(name)
-        if stream.key[0] != names.DEFAULT_QUEUE:
-            return await self.existing(name)
-        queue = await self.queue(stream)
-        if not queue.state.exists:
-            await queue.journal.put("", _create_default)
-        return queue
-
     def observe(self, batch: Sequence[StoredCommit]) -> None:
         """Commits were stored, and are in the read model: who follows a queue there is told,
         and those of other instances are read by who has the queue."""
@@ -192,7 +181,3 @@ class Queues:
                 oldest_seconds=queue.oldest_seconds(),
             ),
         )
-
-
-def _create_default(state: QueueState) -> Facts:
-    return [] if state.exists else decide.create(state, queues_pb2.QueueLimits())

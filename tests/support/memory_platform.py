@@ -19,6 +19,7 @@ from tests.support.memory_catalogues import (
     MemoryModels,
     MemoryTools,
 )
+from tests.support.memory_schedules import MemorySchedules
 from tests.support.memory_sessions import MemorySessions
 from tests.support.memory_tasks import MemoryTasks
 from tests.support.memory_turns import MemoryTurns
@@ -44,6 +45,7 @@ class MemoryPlatform:
         self.models = MemoryModels()
         self.tasks = MemoryTasks()
         self.batches = MemoryBatches(self.tasks)
+        self.schedules = MemorySchedules()
         self.port = 0
         self._server: RpcServer | None = None
         self._restarts: set[asyncio.Task[None]] = set()
@@ -106,6 +108,7 @@ class MemoryPlatform:
             "weft.scheduler.v1.BatchService": self.batches,
             "weft.scheduler.v1.DeadLetterService": self.tasks,
             "weft.scheduler.v1.QueueService": self.tasks,
+            "weft.scheduler.v1.ScheduleService": self.schedules,
             "weft.scheduler.v1.TaskService": self.tasks,
             "weft.scheduler.v1.WorkerService": self.tasks,
             "weft.state.v1.SessionService": self.sessions,

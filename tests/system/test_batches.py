@@ -302,6 +302,23 @@ async def test_another_tenants_batch_is_not_found(queue: Batches) -> None:
     assert (await queue.get("ours")).state == batches_pb2.BATCH_STATE_RUNNING
 
 
+async def test_items_of_the_queue_of_turns_are_turns_that_the_caller_may_run(
+    scheduling: Scheduling,
+) -> None:
+    turns = Batches(Scheduling(scheduling.platform, f"{TENANT}/queues/turns"))
+    payloads = [b"no turn", b'{"session": "tenants/globex/agents/a/sessions/s", "input": "x"}']
+    wanted = [
+        batches_pb2.BatchItem(spec=spec("echo")),
+        *(batches_pb2.BatchItem(spec=spec("agent-turn", payload)) for payload in payloads),
+    ]
+    response = await turns.submit("forged", wanted)
+    assert [error.code for error in response.errors] == [
+        *(Code.INVALID_ARGUMENT.value[0], Code.INVALID_ARGUMENT.value[0]),
+        Code.NOT_FOUND.value[0],
+    ]
+    assert response.batch.counts.items == 0
+
+
 async def test_cancelling_ends_what_waits_and_what_runs(queue: Batches) -> None:
     begun = asyncio.Event()
 
