@@ -29,13 +29,17 @@ def read_items(path: str, capability: str) -> "list[batches_pb2.BatchItem]":
     are passed over.
     """
     items = []
+    lines_of_ids: dict[str, int] = {}
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         try:
-            items.append(_item(line, capability))
+            items.append(item := _item(line, capability))
         except CommandFailed as error:
             raise usage_error(f"{path}, line {number}: {error.message}", *error.notes) from error
+        first = lines_of_ids.setdefault(item.task_id, number) if item.task_id else number
+        if first != number:
+            raise usage_error(f"{path}, line {number}: id: is that of line {first} too")
         if len(items) > ITEMS_MAX:
             raise usage_error(f"{path} has more than {ITEMS_MAX} items", "Make batches of it.")
     return items

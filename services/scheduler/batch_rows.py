@@ -42,6 +42,7 @@ CREATE TABLE batches (
   ends INTEGER NOT NULL DEFAULT 0
 );
 CREATE UNIQUE INDEX batch_by_name ON batches (queue, batch);
+CREATE INDEX batch_by_number ON batches (queue, number);
 CREATE UNIQUE INDEX by_item ON tasks (queue, batch, batch_index) WHERE batch IS NOT NULL;
 CREATE INDEX by_end ON tasks (queue, batch, end_number) WHERE end_number IS NOT NULL;
 CREATE TRIGGER item_came AFTER INSERT ON tasks WHEN NEW.batch IS NOT NULL BEGIN

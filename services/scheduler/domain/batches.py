@@ -75,7 +75,8 @@ def expect(state: QueueState, found: Facts) -> None:
     """Counts tasks that are started against the limits of their batches, ahead of the
     commit in which they are."""
     for fact in found:
-        if isinstance(fact, facts.TaskStarted) and (entry := state.tasks.get(fact.task)):
+        entry = state.tasks.get(fact.task) if isinstance(fact, facts.TaskStarted) else None
+        if entry is not None and entry.batch:
             state.starting[entry.batch] += 1
 
 

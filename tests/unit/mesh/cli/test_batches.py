@@ -81,13 +81,14 @@ def test_a_task_is_run_for_each_line(platform: MemoryPlatform, weft: Weft, tmp_p
         ({"timeout": "soon"}, "timeout: 'soon' isn't a span of time"),
         ({"capability": "No Capability"}, "capability: "),
         ({"capability": ""}, "names no capability"),
+        ({"id": "good"}, "id: is that of line 1 too"),
     ],
     ids=lambda value: str(value)[:40],
 )
 def test_a_bad_line_is_told_before_anything_is_sent(
     platform: MemoryPlatform, weft: Weft, tmp_path: Path, line: object, problem: str
 ) -> None:
-    file = written(tmp_path, {"payload": "good"}, "", line)
+    file = written(tmp_path, {"payload": "good", "id": "good"}, "", line)
     ran = weft("batch", "run", file, "resize")
     assert ran.code == 2
     assert f"{file}, line 3: " in ran.err
