@@ -29,7 +29,12 @@ class SchedulerService:
         self._settings = settings
         self._clock = mesh.clock
         repository = Repository(
-            mesh.events, QUEUE_FOLD, clock=mesh.clock, snapshot_commits=SNAPSHOT_COMMITS
+            mesh.events,
+            QUEUE_FOLD,
+            clock=mesh.clock,
+            snapshot_commits=SNAPSHOT_COMMITS,
+            # Another instance's commit costs the reading of it, however large the queue is.
+            ahead=False,
         )
         path = mesh.data_dir / "scheduler.sqlite3"
         self._read_model = TasksReadModel(

@@ -9,7 +9,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.wrappers_pb2 import StringValue
 
 from mesh.errors import Conflict, DataDamaged, EventStoreUnavailable, FailedPrecondition, NotFound
-from mesh.events.aggregate import CONFLICTS_MAX, FORK_DEPTH_MAX, Aggregate, Fold, Place, Repository
+from mesh.events.aggregate import CONFLICTS_MAX, FORK_DEPTH_MAX, Aggregate, Repository
+from mesh.events.fold import Fold, Place
 from mesh.events.jetstream.store import connect_store
 from mesh.events.lineage import fork_depth
 from mesh.events.memory import MemoryEventStore, MemoryLog

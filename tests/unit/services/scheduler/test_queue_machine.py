@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mesh.errors import WeftError
-from mesh.events.aggregate import Place
+from mesh.events.fold import Place
 from services.scheduler.domain import decide
 from services.scheduler.domain.codes import Code
 from services.scheduler.domain.state import (
