@@ -69,12 +69,12 @@ class Dispatcher:
             worker.outbox.put_nowait(pb.AttachResponse(drain=pb.WorkerDrain()))
             worker.outbox.put_nowait(None)
 
-    def add(self, aggregate: Aggregate[QueueState]) -> TenantQueue:
+    async def add(self, aggregate: Aggregate[QueueState]) -> TenantQueue:
         """Takes a tenant's queue in, whose state is loaded."""
         queue = TenantQueue(aggregate, self._clock)
         aggregate.pins += 1
         aggregate.observers.append(partial(self._observe, queue))
-        queue.load()
+        await queue.load()
         self.tenants[queue.tenant] = queue
         self._wake.set()
         return queue

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -24,9 +24,6 @@ RUNNING = tasks_pb2.TASK_STATE_RUNNING
 SUCCEEDED = tasks_pb2.TASK_STATE_SUCCEEDED
 FAILED = tasks_pb2.TASK_STATE_FAILED
 CANCELLED = tasks_pb2.TASK_STATE_CANCELLED
-
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,26 +220,28 @@ def encode(state: QueueState) -> bytes:
 def parts(state: QueueState) -> Iterator[bytes]:
     """The state's bytes as it is when the first part is asked for. Parts of a message that
     are joined are the message, with all that they repeat."""
-    tasks, requests = list(state.tasks.items()), list(state.requests.items())
+    # Lists of their own: pairs of so many would wake the garbage collector.
+    tasks, entries = list(state.tasks), list(state.tasks.values())
+    names, requests = list(state.requests), list(state.requests.values())
     yield facts.QueueState(
         limits=state.limits, paused=state.paused, create_time=state.create_time
     ).SerializeToString()
-    for some in _some(tasks):
+    for some in _slices(len(tasks)):
         part = facts.QueueState()
-        for task, entry in some:
+        for task, entry in zip(tasks[some], entries[some], strict=True):
             record = part.tasks.add(task=task, attempts_before=entry.attempts_before)
             record.value.CopyFrom(entry.task)
         yield part.SerializeToString()
-    for few in _some(requests):
+    for some in _slices(len(names)):
         part = facts.QueueState()
-        for name, request in few:
+        for name, request in zip(names[some], requests[some], strict=True):
             part.requests.add(request_id=name, task=request.task, request_hash=request.hash)
         yield part.SerializeToString()
 
 
-def _some(records: list[T]) -> Iterator[list[T]]:
-    for start in range(0, len(records), PART_RECORDS):
-        yield records[start : start + PART_RECORDS]
+def _slices(count: int) -> Iterator[slice]:
+    for start in range(0, count, PART_RECORDS):
+        yield slice(start, start + PART_RECORDS)
 
 
 def decode(data: bytes) -> QueueState:
