@@ -88,6 +88,9 @@ class Queues:
         if found is None and not await self.read_model.has_queue(stream):
             raise NotFound.of("queue", names.queue_name(stream))
         found = found or await self.queue(stream)
+        if not found.state.exists:
+            # Another instance may have made it a moment ago.
+            await found.aggregate.load()
         decide.refuse_absent(found.state)
         return found
 

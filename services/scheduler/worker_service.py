@@ -34,6 +34,9 @@ class WorkerService:
         """
         first = await self._first(requests)
         queue = await self._queue(first.queue)
+        if first.hello.running:
+            # It may have been another instance's until now, whose last commits aren't here yet.
+            await (await self._queues.queue(queue)).aggregate.load()
         dispatcher = self._queues.dispatcher(queue.key[0])
         worker_id = first.hello.worker_id or new_id()
         worker = dispatcher.attach(first.hello, worker_id, queue.tenant)

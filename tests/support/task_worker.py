@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from mesh.worker import Worker, WorkerTask
+from tests.support.processes import end_with_parent
 
 LOOK_SECONDS = 0.05
 
@@ -40,4 +41,5 @@ async def main(queue: str, address_file: Path) -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     asyncio.run(main(sys.argv[1], Path(sys.argv[2])))
