@@ -11,16 +11,16 @@ from weft.state.v1.state_service_pb2_grpc import StateServiceStub
 
 QUIET_SECONDS = 2.0
 """The log has been read to its end where nothing comes for so long."""
-_ENDS = (facts.TaskSucceeded, facts.TaskFailed)
+_ENDS = (facts.TaskSucceeded, facts.TaskFailed, facts.TaskCancelled)
 
 
 async def ends_in_the_log(weft: Platform, *, after_position: int = 0) -> Counter[str]:
-    """How many results and failures each task has in the log."""
+    """How many ends each task has in the log."""
     return (await ends_behind(weft, after_position))[0]
 
 
 async def ends_behind(weft: Platform, after_position: int) -> tuple[Counter[str], int]:
-    """How many results and failures each task has in the log behind a position, and the
+    """How many ends each task has in the log behind a position, and the
     position of the last one."""
     stub: Any = StateServiceStub(weft.open_channel)
     request = state_service_pb2.WatchEventsRequest(
