@@ -38,6 +38,7 @@ class Queues:
         self._leases = leases
         self._dispatchers: dict[str, Dispatcher] = {}
         self._loading: dict[StreamName, asyncio.Lock] = {}
+        self.draining = False
         self._started = False
         self._seen: dict[StreamName, int] = {}
         self._refreshing: dict[StreamName, asyncio.Task[None]] = {}
@@ -54,6 +55,12 @@ class Queues:
             await dispatcher.stop()
         for task in self._refreshing.values():
             task.cancel()
+
+    def drain(self) -> None:
+        """Lets workers and those who watch tasks go: the process is about to end."""
+        self.draining = True
+        for dispatcher in self._dispatchers.values():
+            dispatcher.drain()
 
     def dispatcher(self, queue_id: str) -> Dispatcher:
         """What gives out the tasks of the queues of that id."""

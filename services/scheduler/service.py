@@ -20,6 +20,8 @@ SNAPSHOT_COMMITS = 2_000
 """A queue's snapshot holds all its open tasks: it is made seldom."""
 DAY_SECONDS = 86_400
 PURGE_SECONDS = 3_600.0
+STOPPING_SECONDS = 0.1
+"""How often it looks whether the process ends."""
 
 
 class SchedulerService:
@@ -41,7 +43,8 @@ class SchedulerService:
             mesh.events, path, lambda batch: self._queues.observe(batch), mesh.keyring
         )
         self._queues = Queues(repository, self._read_model, settings, mesh.leases, mesh.clock)
-        self._purging: asyncio.Task[None] | None = None
+        self._mesh = mesh
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def handlers(self) -> Mapping[str, object]:
@@ -57,16 +60,22 @@ class SchedulerService:
         """Returns once every queue is in memory again."""
         await self._read_model.start()
         await self._queues.start()
-        self._purging = asyncio.create_task(self._purge())
+        self._tasks = [asyncio.create_task(self._purge()), asyncio.create_task(self._drain())]
 
     async def stop(self) -> None:
         """Lets workers go; what they have is theirs until their lease is over."""
-        if self._purging is not None:
-            self._purging.cancel()
+        for task in self._tasks:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._purging
+                await task
         await self._queues.stop()
         await self._read_model.stop()
+
+    async def _drain(self) -> None:
+        """Streams don't end by themselves: the process would wait for them as long as it may."""
+        while not self._mesh.stopping:  # noqa: ASYNC110 - the host sets no event
+            await asyncio.sleep(STOPPING_SECONDS)
+        self._queues.drain()
 
     async def _purge(self) -> None:
         kept_ns = int(self._settings.kept_days * DAY_SECONDS * NANOSECONDS)

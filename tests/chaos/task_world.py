@@ -35,6 +35,7 @@ ATTEMPTS_MAX = 50
 """A task may meet more than one harm; a poisoned one is given up sooner."""
 POISON_ATTEMPTS_MAX = 2
 RETRY_SECONDS = 0.02
+BACKOFF_MS_MAX = 100
 ADDRESS_SECONDS = 0.05
 CALL_SECONDS_MAX = 10.0
 WATCH_SECONDS_MAX = 30.0
@@ -195,6 +196,8 @@ class Wanted:
 
     async def _submit(self, instance: Platform) -> tasks_pb2.Task:
         wanted = spec(self.capability, b"%d" % self.number)
+        # What waits for its next attempt isn't what a harm cost.
+        wanted.retry.max_backoff.FromMilliseconds(BACKOFF_MS_MAX)
         poison = self.capability == "poison"
         wanted.retry.max_attempts = POISON_ATTEMPTS_MAX if poison else ATTEMPTS_MAX
         return await Scheduling(instance).submit(wanted, request_id=f"request-{self.number}")

@@ -169,7 +169,9 @@ async def run(rounds: int, seed: int) -> Tally:
                     tally.faults += faults_of_attempts(world, tally)
                 if not tally.faults and (number % CHECK_ROUNDS == 0 or number == rounds):
                     tally.faults += await log.faults(world, names)
-                line = f"round {number}: {done}; {time.monotonic() - began:.1f} s"
+                served = tally.served_seconds[-1] if tally.served_seconds else 0.0
+                seconds = time.monotonic() - began
+                line = f"round {number}: {done}; {seconds:.1f} s, served within {served:.2f} s"
                 print(line, file=sys.stderr, flush=True)
                 if tally.faults:
                     show(tally.faults, world)
