@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from mesh.worker import TaskFailure, WorkerTask
-from tests.benchmarks.measure import alternate
+from tests.benchmarks.measure import UNLIMITED, alternate
 from tests.benchmarks.results import Baseline, Goal, Result
 from tests.support.nats import running_nats
 from tests.support.platform import platform
@@ -80,7 +80,7 @@ async def run() -> list[Result]:
     with tempfile.TemporaryDirectory() as folder:
         async with (
             running_nats(Path(folder)) as server,
-            platform(Path(folder) / "weft", NATS_URL=server.url) as weft,
+            platform(Path(folder) / "weft", NATS_URL=server.url, **UNLIMITED) as weft,
         ):
             scheduling = Scheduling(weft)
             load = Load(scheduling)

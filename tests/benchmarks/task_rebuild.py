@@ -14,6 +14,7 @@ from pathlib import Path
 import nats
 
 from mesh.events.jetstream.assets import SNAPSHOTS
+from tests.benchmarks.measure import UNLIMITED
 from tests.benchmarks.results import Baseline, Goal, Result
 from tests.support.nats import NatsServer, running_nats
 from tests.support.platform import TENANT, platform
@@ -37,7 +38,7 @@ async def run() -> list[Result]:
     with tempfile.TemporaryDirectory() as folder:
         async with (
             running_nats(Path(folder)) as server,
-            platform(Path(folder) / "weft", NATS_URL=server.url) as weft,
+            platform(Path(folder) / "weft", NATS_URL=server.url, **UNLIMITED) as weft,
         ):
             scheduling = Scheduling(weft, f"{TENANT}/queues/many")
             await scheduling.queues.CreateQueue(

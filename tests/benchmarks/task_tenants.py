@@ -33,6 +33,7 @@ from services.scheduler.domain.state import QUEUE_FOLD
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.tenant_queue import TenantQueue
 from services.scheduler.workers import Worker as AttachedWorker
+from tests.benchmarks.measure import UNLIMITED
 from tests.benchmarks.results import Baseline, Goal, Result
 from tests.support.keyed import KeyedChannel
 from tests.support.nats import running_nats
@@ -163,7 +164,7 @@ async def _own_workers() -> tuple[list[float], list[float]]:
     with tempfile.TemporaryDirectory() as folder:
         async with (
             running_nats(Path(folder)) as server,
-            platform(Path(folder) / "weft", NATS_URL=server.url) as weft,
+            platform(Path(folder) / "weft", NATS_URL=server.url, **UNLIMITED) as weft,
             tenants(weft, "noisy", "other") as (loud, other),
         ):
             await p99_ms(other.seconds)
