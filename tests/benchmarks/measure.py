@@ -6,10 +6,10 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 UNLIMITED = {
-    "WEFT_RPC_KEY_WRITES_PER_SECOND": "1000000",
-    "WEFT_RPC_KEY_READS_PER_SECOND": "1000000",
-    "WEFT_RPC_TENANT_WRITES_PER_SECOND": "1000000",
-    "WEFT_RPC_TENANT_READS_PER_SECOND": "1000000",
+    "WEFT_LIMITS_KEY_WRITES_PER_SECOND": "1000000",
+    "WEFT_LIMITS_KEY_READS_PER_SECOND": "1000000",
+    "WEFT_LIMITS_TENANT_WRITES_PER_SECOND": "1000000",
+    "WEFT_LIMITS_TENANT_READS_PER_SECOND": "1000000",
 }
 """Settings of a platform whose one client may call it as often as it can."""
 

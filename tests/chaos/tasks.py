@@ -160,7 +160,7 @@ async def run(rounds: int, seed: int) -> Tally:
     with tempfile.TemporaryDirectory(prefix="weft-chaos-") as folder:
         async with task_world(Path(folder)) as world:
             for number in range(1, rounds + 1):
-                began = time.monotonic()
+                began, before = time.monotonic(), len(tally.served_seconds)
                 wanted = [Wanted.of(number * TASKS + n, chance) for n in range(TASKS)]
                 done = await run_round(world, wanted, chance, tally)
                 names += [each.name for each in wanted]
@@ -169,7 +169,7 @@ async def run(rounds: int, seed: int) -> Tally:
                     tally.faults += faults_of_attempts(world, tally)
                 if not tally.faults and (number % CHECK_ROUNDS == 0 or number == rounds):
                     tally.faults += await log.faults(world, names)
-                served = tally.served_seconds[-1] if tally.served_seconds else 0.0
+                served = max(tally.served_seconds[before:], default=0.0)
                 seconds = time.monotonic() - began
                 line = f"round {number}: {done}; {seconds:.1f} s, served within {served:.2f} s"
                 print(line, file=sys.stderr, flush=True)
