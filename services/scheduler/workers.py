@@ -29,8 +29,12 @@ class Shape:
     @classmethod
     def of(cls, spec: tasks_pb2.TaskSpec) -> "Shape":
         """The shape of a task."""
-        labels = frozenset((label.key, label.value) for label in spec.labels)
-        return cls(spec.capability, labels, spec.resources.cpu_millis, spec.resources.memory_bytes)
+        labels = spec.labels
+        if not labels and not spec.HasField("resources"):
+            # As most are: a start with many tasks is quicker by it.
+            return cls(spec.capability)
+        wanted = frozenset((label.key, label.value) for label in labels)
+        return cls(spec.capability, wanted, spec.resources.cpu_millis, spec.resources.memory_bytes)
 
 
 @dataclass(slots=True)

@@ -1,13 +1,14 @@
 """Folds a queue's facts into its state: the tasks that aren't final, and the dead letters."""
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from mesh.events.aggregate import Fold, Place
+from mesh.events.fold import Fold, Place
 from weft.scheduler.v1 import events_pb2 as facts
 from weft.scheduler.v1 import queues_pb2, tasks_pb2
 
@@ -15,6 +16,8 @@ FOLD_VERSION = 1
 """Grows whenever the same events would fold into another state."""
 REQUESTS_MAX = 20_000
 """Requests that a queue remembers, beside those of its open tasks."""
+PART_RECORDS = 250
+"""Tasks or requests in a part of a snapshot: about a millisecond's work."""
 
 QUEUED = tasks_pb2.TASK_STATE_QUEUED
 RUNNING = tasks_pb2.TASK_STATE_RUNNING
@@ -23,10 +26,11 @@ FAILED = tasks_pb2.TASK_STATE_FAILED
 CANCELLED = tasks_pb2.TASK_STATE_CANCELLED
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """A task. `attempts_before` are those before it was last redriven; `request_id` is
-    empty where its client didn't name the request."""
+    """A task. `attempts_before` are those before it was last redriven. It isn't changed: what
+    happens to the task puts another one in its place, so that a snapshot can be made of
+    those that it saw while the queue goes on."""
 
     task: tasks_pb2.Task
     attempts_before: int = 0
@@ -64,7 +68,8 @@ class QueueState:
     paused: bool = False
     create_time: Timestamp | None = None
     tasks: dict[str, Entry] = field(default_factory=dict)
-    requests: dict[str, Request] = field(default_factory=dict)
+    # A plain dict looks for its first key past all that were deleted before it.
+    requests: OrderedDict[str, Request] = field(default_factory=OrderedDict)
     open_count: int = 0
 
     @property
@@ -92,13 +97,10 @@ def _resumed(state: QueueState, event: facts.QueueResumed, place: Place) -> None
 
 
 def _submitted(state: QueueState, event: facts.TaskSubmitted, place: Place) -> None:
-    task = tasks_pb2.Task(
-        spec=event.spec,
-        state=QUEUED,
-        create_time=place.time,
-        update_time=place.time,
-        creator=event.creator,
-    )
+    task = tasks_pb2.Task(state=QUEUED, creator=event.creator)
+    task.spec.CopyFrom(event.spec)
+    task.create_time.CopyFrom(place.time)
+    task.update_time.CopyFrom(place.time)
     if event.spec.HasField("not_before"):
         task.next_time.CopyFrom(event.spec.not_before)
     state.tasks[event.task] = Entry(task)
@@ -106,37 +108,34 @@ def _submitted(state: QueueState, event: facts.TaskSubmitted, place: Place) -> N
     if event.request_id:
         state.requests[event.request_id] = Request(event.task, event.request_hash)
         if len(state.requests) > REQUESTS_MAX:
-            del state.requests[next(iter(state.requests))]
+            state.requests.popitem(last=False)
 
 
 def _started(state: QueueState, event: facts.TaskStarted, place: Place) -> None:
-    entry = state.tasks[event.task]
+    task = _changed(state, event.task, place)
     attempt = tasks_pb2.TaskAttempt(
         attempt=event.attempt,
         worker=event.worker,
         start_time=place.time,
         instance=event.instance,
     )
-    entry.task.attempts.append(attempt)
-    entry.task.state = RUNNING
-    entry.task.ClearField("next_time")
-    _updated(entry, place)
+    task.attempts.append(attempt)
+    task.state = RUNNING
+    task.ClearField("next_time")
 
 
 def _attempt_failed(state: QueueState, event: facts.TaskAttemptFailed, place: Place) -> None:
-    entry = state.tasks[event.task]
-    _end_attempt(entry, event.code, event.message, place)
-    entry.task.state = QUEUED
-    entry.task.next_time.CopyFrom(event.next_time)
-    _updated(entry, place)
+    task = _changed(state, event.task, place)
+    _end_attempt(task, event.code, event.message, place)
+    task.state = QUEUED
+    task.next_time.CopyFrom(event.next_time)
 
 
 def _released(state: QueueState, event: facts.TaskReleased, place: Place) -> None:
-    entry = state.tasks[event.task]
-    _end_attempt(entry, 0, "given back before it began", place)
-    entry.attempts_before += 1
-    entry.task.state = QUEUED
-    _updated(entry, place)
+    before = state.tasks[event.task].attempts_before + 1
+    task = _changed(state, event.task, place, attempts_before=before)
+    _end_attempt(task, 0, "given back before it began", place)
+    task.state = QUEUED
 
 
 def _final(state: QueueState, event: Any, place: Place) -> None:
@@ -146,41 +145,47 @@ def _final(state: QueueState, event: Any, place: Place) -> None:
 
 
 def _failed(state: QueueState, event: facts.TaskFailed, place: Place) -> None:
-    entry = state.tasks[event.task]
-    if entry.task.state == RUNNING:
-        _end_attempt(entry, event.code, event.message, place)
-    entry.task.state = FAILED
-    entry.task.reason = event.message
-    entry.task.cancelling = False
-    entry.task.ClearField("next_time")
+    task = _changed(state, event.task, place)
+    if task.state == RUNNING:
+        _end_attempt(task, event.code, event.message, place)
+    task.state = FAILED
+    task.reason = event.message
+    task.cancelling = False
+    task.ClearField("next_time")
     state.open_count -= 1
-    _updated(entry, place)
 
 
 def _cancel_requested(state: QueueState, event: facts.TaskCancelRequested, place: Place) -> None:
-    entry = state.tasks[event.task]
-    entry.task.cancelling = True
-    entry.task.reason = event.reason
-    _updated(entry, place)
+    task = _changed(state, event.task, place)
+    task.cancelling = True
+    task.reason = event.reason
 
 
 def _redriven(state: QueueState, event: facts.TaskRedriven, place: Place) -> None:
-    entry = state.tasks[event.task]
-    entry.attempts_before = len(entry.task.attempts)
-    entry.task.state = QUEUED
-    entry.task.reason = ""
+    before = state.tasks[event.task].attempt
+    task = _changed(state, event.task, place, attempts_before=before)
+    task.state = QUEUED
+    task.reason = ""
     state.open_count += 1
-    _updated(entry, place)
 
 
-def _end_attempt(entry: Entry, code: int, message: str, place: Place) -> None:
-    last = entry.task.attempts[-1]
+def _changed(
+    state: QueueState, task: str, place: Place, *, attempts_before: int | None = None
+) -> tasks_pb2.Task:
+    """A copy of the task in its place, to be changed."""
+    entry = state.tasks[task]
+    copy = tasks_pb2.Task()
+    copy.CopyFrom(entry.task)
+    copy.update_time.CopyFrom(place.time)
+    before = entry.attempts_before if attempts_before is None else attempts_before
+    state.tasks[task] = Entry(copy, before)
+    return copy
+
+
+def _end_attempt(task: tasks_pb2.Task, code: int, message: str, place: Place) -> None:
+    last = task.attempts[-1]
     last.end_time.CopyFrom(place.time)
     last.code, last.message = code, message
-
-
-def _updated(entry: Entry, place: Place) -> None:
-    entry.task.update_time.CopyFrom(place.time)
 
 
 _HANDLERS: dict[type[Message], Callable[[QueueState, Any, Place], None]] = {
@@ -209,20 +214,34 @@ def evolve(state: QueueState, event: Message, place: Place) -> QueueState:
 
 def encode(state: QueueState) -> bytes:
     """The state's bytes, for a snapshot."""
-    kept = facts.QueueState(
-        limits=state.limits,
-        paused=state.paused,
-        create_time=state.create_time,
-        tasks=(
-            facts.TaskRecord(task=task, value=entry.task, attempts_before=entry.attempts_before)
-            for task, entry in state.tasks.items()
-        ),
-        requests=(
-            facts.SubmittedRequest(request_id=name, task=request.task, request_hash=request.hash)
-            for name, request in state.requests.items()
-        ),
-    )
-    return kept.SerializeToString()
+    return b"".join(parts(state))
+
+
+def parts(state: QueueState) -> Iterator[bytes]:
+    """The state's bytes as it is when the first part is asked for. Parts of a message that
+    are joined are the message, with all that they repeat."""
+    # Lists of their own: pairs of so many would wake the garbage collector.
+    tasks, entries = list(state.tasks), list(state.tasks.values())
+    names, requests = list(state.requests), list(state.requests.values())
+    yield facts.QueueState(
+        limits=state.limits, paused=state.paused, create_time=state.create_time
+    ).SerializeToString()
+    for some in _slices(len(tasks)):
+        part = facts.QueueState()
+        for task, entry in zip(tasks[some], entries[some], strict=True):
+            record = part.tasks.add(task=task, attempts_before=entry.attempts_before)
+            record.value.CopyFrom(entry.task)
+        yield part.SerializeToString()
+    for some in _slices(len(names)):
+        part = facts.QueueState()
+        for name, request in zip(names[some], requests[some], strict=True):
+            part.requests.add(request_id=name, task=request.task, request_hash=request.hash)
+        yield part.SerializeToString()
+
+
+def _slices(count: int) -> Iterator[slice]:
+    for start in range(0, count, PART_RECORDS):
+        yield slice(start, start + PART_RECORDS)
 
 
 def decode(data: bytes) -> QueueState:
@@ -246,4 +265,5 @@ QUEUE_FOLD = Fold(
     evolve=evolve,
     encode=encode,
     decode=decode,
+    parts=parts,
 )
