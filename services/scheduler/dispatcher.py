@@ -19,7 +19,7 @@ from mesh.clock import NANOSECONDS, Clock
 from mesh.control.leases import Leases
 from mesh.errors import LimitExceeded, NotServing
 from mesh.events.aggregate import Aggregate
-from services.scheduler.domain import decide, names
+from services.scheduler.domain import batches, decide, names
 from services.scheduler.domain.codes import Code
 from services.scheduler.domain.priority import COST_SECONDS_DEFAULT, charged, returned
 from services.scheduler.domain.state import QUEUED, RUNNING, Entry, QueueState
@@ -34,6 +34,8 @@ from weft.scheduler.v1 import worker_service_pb2 as pb
 
 IDLE_SECONDS = 0.5
 """How often it looks for what is lost, where nothing else is due."""
+DOOMED_MAX = 500
+"""Tasks of cancelled batches that it ends in one look, so that others aren't kept waiting."""
 PAUSE_SECONDS = 0.2
 """How long it waits after a transition couldn't be stored."""
 
@@ -270,6 +272,8 @@ class Dispatcher:
             queue.ripen(now_ns)
             for task in queue.over(now_ns):
                 self._over(queue, task)
+            for task in queue.doomed(DOOMED_MAX):
+                self._put(queue, task, partial(batches.cancel_task, task=task))
         self._look_for_lost()
 
     def _over(self, queue: TenantQueue, task: str) -> None:

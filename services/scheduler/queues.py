@@ -102,12 +102,16 @@ class Queues:
         return found
 
     def observe(self, batch: Sequence[StoredCommit]) -> None:
-        """Commits were stored: those of other instances are read by who has the queue."""
+        """Commits were stored, and are in the read model: who follows a queue there is told,
+        and those of other instances are read by who has the queue."""
         if not self._started:
             # What was stored before is read at the start.
             return
         for name, position in {each.commit.stream: each.position for each in batch}.items():
             stream = StreamName.parse(name)
+            dispatcher = self._dispatchers.get(stream.key[0])
+            if dispatcher is not None and dispatcher.watchers:
+                dispatcher.watchers.tell(names.queue_name(stream))
             self._seen[stream] = position
             if stream not in self._refreshing and self._is_behind(stream):
                 refreshing = asyncio.create_task(self._refresh(stream))
@@ -149,6 +153,9 @@ class Queues:
         found = tasks_pb2.Task()
         found.CopyFrom(entry.task)
         found.name = names.task_name(queue.stream, task)
+        if entry.batch:
+            found.batch = names.batch_name(queue.stream, entry.batch)
+            found.batch_index = entry.batch_index
         self.complete(queue, found)
         return found
 

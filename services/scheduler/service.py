@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from mesh.clock import NANOSECONDS
 from mesh.events.aggregate import Repository
 from mesh.runtime.service import Mesh
+from services.scheduler.batch_service import BatchService
 from services.scheduler.dead_letter_service import DeadLetterService
 from services.scheduler.domain.schedule import SCHEDULE_FOLD
 from services.scheduler.domain.state import QUEUE_FOLD
@@ -68,6 +69,7 @@ class SchedulerService:
         """What implements each contract."""
         return {
             "weft.scheduler.v1.TaskService": TaskService(self._queues, self._submitter),
+            "weft.scheduler.v1.BatchService": BatchService(self._queues, self._submitter),
             "weft.scheduler.v1.QueueService": QueueService(self._queues, self._settings),
             "weft.scheduler.v1.DeadLetterService": DeadLetterService(self._queues),
             "weft.scheduler.v1.WorkerService": WorkerService(self._queues, self._settings),

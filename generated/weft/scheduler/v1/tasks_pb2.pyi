@@ -312,6 +312,8 @@ class Task(_message.Message):
     NEXT_TIME_FIELD_NUMBER: _builtins.int
     CANCELLING_FIELD_NUMBER: _builtins.int
     CREATOR_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    BATCH_INDEX_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/queues/{queue}/tasks/{task}`."""
     state: Global___TaskState.ValueType
@@ -330,6 +332,12 @@ class Task(_message.Message):
     """Its cancellation was asked for; its worker has been told."""
     creator: _builtins.str
     """Who submitted it."""
+    batch: _builtins.str
+    """The batch that it is an item of, as
+    `tenants/{tenant}/queues/{queue}/batches/{batch}`; empty where it is of none.
+    """
+    batch_index: _builtins.int
+    """Which item of the batch."""
     @_builtins.property
     def spec(self) -> Global___TaskSpec:
         """What is to be done. Lists leave its payload out."""
@@ -366,10 +374,12 @@ class Task(_message.Message):
         next_time: _timestamp_pb2.Timestamp | None = ...,
         cancelling: _builtins.bool = ...,
         creator: _builtins.str = ...,
+        batch: _builtins.str = ...,
+        batch_index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "next_time", b"next_time", "spec", b"spec", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cancelling", b"cancelling", "create_time", b"create_time", "creator", b"creator", "name", b"name", "next_time", b"next_time", "progress", b"progress", "progress_note", b"progress_note", "reason", b"reason", "result", b"result", "spec", b"spec", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "batch", b"batch", "batch_index", b"batch_index", "cancelling", b"cancelling", "create_time", b"create_time", "creator", b"creator", "name", b"name", "next_time", b"next_time", "progress", b"progress", "progress_note", b"progress_note", "reason", b"reason", "result", b"result", "spec", b"spec", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
