@@ -17,7 +17,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from mesh.clock import NANOSECONDS, Clock
 from mesh.control.leases import Leases
-from mesh.errors import LimitExceeded
+from mesh.errors import LimitExceeded, NotServing
 from mesh.events.aggregate import Aggregate
 from services.scheduler.domain import batches, decide, names
 from services.scheduler.domain.codes import Code
@@ -52,6 +52,7 @@ class Dispatcher:
         self._leases = leases
         self._clock = clock
         self._virtual_now = 0.0
+        self._draining = False
         self._lost_since: dict[tuple[str, int], float] = {}
         self.watchers = Watchers()
         self._wake = asyncio.Event()
@@ -67,16 +68,21 @@ class Dispatcher:
             self._loop.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._loop
-        for worker in self.workers.values():
-            worker.outbox.put_nowait(pb.AttachResponse(drain=pb.WorkerDrain()))
-            worker.outbox.put_nowait(None)
+        self.drain()
 
-    def add(self, aggregate: Aggregate[QueueState]) -> TenantQueue:
+    def drain(self) -> None:
+        """Has workers attach elsewhere, and takes in no others."""
+        self._draining = True
+        for worker in self.workers.values():
+            worker.send(pb.AttachResponse(drain=pb.WorkerDrain()))
+            worker.leave()
+
+    async def add(self, aggregate: Aggregate[QueueState]) -> TenantQueue:
         """Takes a tenant's queue in, whose state is loaded."""
         queue = TenantQueue(aggregate, self._clock)
         aggregate.pins += 1
         aggregate.observers.append(partial(self._observe, queue))
-        queue.load()
+        await queue.load()
         self.tenants[queue.tenant] = queue
         self._wake.set()
         return queue
@@ -120,7 +126,9 @@ class Dispatcher:
 
     def attach(self, hello: pb.WorkerHello, worker_id: str, tenant: str) -> Worker:
         """Takes a worker in, and what it goes on with. LimitExceeded where there are too
-        many."""
+        many, NotServing once it drains."""
+        if self._draining:
+            raise NotServing("the process ends: attach again, or elsewhere")
         key = (tenant, worker_id)
         before = self.workers.get(key)
         if before is None and len(self.workers) >= self._settings.workers_max:

@@ -28,6 +28,8 @@ SCHEDULES_OPEN_MAX = 10_000
 """Schedules whose state stays in memory; others are read when they tick."""
 DAY_SECONDS = 86_400
 PURGE_SECONDS = 3_600.0
+STOPPING_SECONDS = 0.1
+"""How often it looks whether the process ends."""
 
 
 class SchedulerService:
@@ -37,7 +39,12 @@ class SchedulerService:
         self._settings = settings
         self._clock = mesh.clock
         repository = Repository(
-            mesh.events, QUEUE_FOLD, clock=mesh.clock, snapshot_commits=SNAPSHOT_COMMITS
+            mesh.events,
+            QUEUE_FOLD,
+            clock=mesh.clock,
+            snapshot_commits=SNAPSHOT_COMMITS,
+            # Another instance's commit costs the reading of it, however large the queue is.
+            ahead=False,
         )
         path = mesh.data_dir / "scheduler.sqlite3"
         self._read_model = TasksReadModel(
@@ -54,7 +61,8 @@ class SchedulerService:
         self._schedules_read_model = SchedulesReadModel(
             mesh.events, mesh.data_dir / "schedules.sqlite3", self._schedules.observe
         )
-        self._purging: asyncio.Task[None] | None = None
+        self._mesh = mesh
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def handlers(self) -> Mapping[str, object]:
@@ -81,18 +89,24 @@ class SchedulerService:
         await self._schedules_read_model.start()
         await self._queues.start()
         self._schedules.start(self._schedules_read_model.schedules())
-        self._purging = asyncio.create_task(self._purge())
+        self._tasks = [asyncio.create_task(self._purge()), asyncio.create_task(self._drain())]
 
     async def stop(self) -> None:
         """Lets workers go; what they have is theirs until their lease is over."""
-        if self._purging is not None:
-            self._purging.cancel()
+        for task in self._tasks:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._purging
+                await task
         await self._schedules.stop()
         await self._queues.stop()
         await self._schedules_read_model.stop()
         await self._read_model.stop()
+
+    async def _drain(self) -> None:
+        """Streams don't end by themselves: the process would wait for them as long as it may."""
+        while not self._mesh.stopping:  # noqa: ASYNC110 - the host sets no event
+            await asyncio.sleep(STOPPING_SECONDS)
+        self._queues.drain()
 
     async def _purge(self) -> None:
         kept_ns = int(self._settings.kept_days * DAY_SECONDS * NANOSECONDS)

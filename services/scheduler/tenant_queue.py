@@ -5,6 +5,7 @@ the process. Heaps are cleaned as they are read: an entry counts only while its 
 its task's present one.
 """
 
+import asyncio
 import heapq
 import itertools
 from collections.abc import Iterator
@@ -28,6 +29,9 @@ from services.scheduler.domain.state import FAILED, QUEUED, RUNNING, Entry, Queu
 from services.scheduler.journal import Journal
 from services.scheduler.workers import Shape
 from weft.scheduler.v1 import events_pb2 as facts
+
+LOAD_TASKS = 500
+"""Tasks that are placed in one go: some milliseconds' work."""
 
 _tokens = itertools.count(1)
 
@@ -103,11 +107,14 @@ class TenantQueue:
         else:
             self._weigh()
 
-    def load(self) -> None:
-        """Places all tasks of the state."""
+    async def load(self) -> None:
+        """Places all tasks of the state, while others use the process; who observes by now
+        places those to which something happens meanwhile."""
         self._weigh()
-        for task in self.state.tasks:
+        for number, task in enumerate(list(self.state.tasks), 1):
             self.refresh(task)
+            if number % LOAD_TASKS == 0:
+                await asyncio.sleep(0)
 
     def refresh(self, task: str) -> None:
         """Places a task where it stands in the state by now."""

@@ -1,14 +1,14 @@
 """Folds a queue's facts into its state: the tasks that aren't final, and the dead letters."""
 
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from mesh.events.aggregate import Fold, Place
+from mesh.events.fold import Fold, Place
 from weft.scheduler.v1 import events_pb2 as facts
 from weft.scheduler.v1 import queues_pb2, tasks_pb2
 
@@ -19,6 +19,8 @@ REQUESTS_MAX = 20_000
 BATCHES_MAX = 1_000
 """Batches that a queue remembers. The oldest that is over makes room for a new one."""
 BATCH_ITEMS_MAX = 100_000
+PART_RECORDS = 250
+"""Tasks or requests in a part of a snapshot: about a millisecond's work."""
 
 QUEUED = tasks_pb2.TASK_STATE_QUEUED
 RUNNING = tasks_pb2.TASK_STATE_RUNNING
@@ -27,10 +29,12 @@ FAILED = tasks_pb2.TASK_STATE_FAILED
 CANCELLED = tasks_pb2.TASK_STATE_CANCELLED
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A task. `attempts_before` are those before it was last redriven; `batch` is the id of
-    the one that it is an item of, empty where it is of none."""
+    the one that it is an item of, empty where it is of none. It isn't changed: what happens
+    to the task puts another one in its place, so that a snapshot can be made of those that
+    it saw while the queue goes on."""
 
     task: tasks_pb2.Task
     attempts_before: int = 0
@@ -105,7 +109,8 @@ class QueueState:
     paused: bool = False
     create_time: Timestamp | None = None
     tasks: dict[str, Entry] = field(default_factory=dict)
-    requests: dict[str, Request] = field(default_factory=dict)
+    # A plain dict looks for its first key past all that were deleted before it.
+    requests: OrderedDict[str, Request] = field(default_factory=OrderedDict)
     open_count: int = 0
     batches: dict[str, Batch] = field(default_factory=dict)
     starting: "Counter[str]" = field(default_factory=Counter)
@@ -135,13 +140,10 @@ def _resumed(state: QueueState, event: facts.QueueResumed, place: Place) -> None
 
 
 def _submitted(state: QueueState, event: facts.TaskSubmitted, place: Place) -> None:
-    task = tasks_pb2.Task(
-        spec=event.spec,
-        state=QUEUED,
-        create_time=place.time,
-        update_time=place.time,
-        creator=event.creator,
-    )
+    task = tasks_pb2.Task(state=QUEUED, creator=event.creator)
+    task.spec.CopyFrom(event.spec)
+    task.create_time.CopyFrom(place.time)
+    task.update_time.CopyFrom(place.time)
     if event.spec.HasField("not_before"):
         task.next_time.CopyFrom(event.spec.not_before)
     state.tasks[event.task] = Entry(task, batch=event.batch, batch_index=event.batch_index)
@@ -153,37 +155,31 @@ def _submitted(state: QueueState, event: facts.TaskSubmitted, place: Place) -> N
     if event.request_id:
         state.requests[event.request_id] = Request(event.task, event.request_hash)
         if len(state.requests) > REQUESTS_MAX:
-            del state.requests[next(iter(state.requests))]
+            state.requests.popitem(last=False)
 
 
 def _started(state: QueueState, event: facts.TaskStarted, place: Place) -> None:
-    entry = state.tasks[event.task]
+    task = _changed(state, event.task, place, RUNNING)
     attempt = tasks_pb2.TaskAttempt(
         attempt=event.attempt,
         worker=event.worker,
         start_time=place.time,
         instance=event.instance,
     )
-    entry.task.attempts.append(attempt)
-    _stands(state, entry, RUNNING)
-    entry.task.ClearField("next_time")
-    _updated(entry, place)
+    task.attempts.append(attempt)
+    task.ClearField("next_time")
 
 
 def _attempt_failed(state: QueueState, event: facts.TaskAttemptFailed, place: Place) -> None:
-    entry = state.tasks[event.task]
-    _end_attempt(entry, event.code, event.message, place)
-    _stands(state, entry, QUEUED)
-    entry.task.next_time.CopyFrom(event.next_time)
-    _updated(entry, place)
+    task = _changed(state, event.task, place, QUEUED)
+    _end_attempt(task, event.code, event.message, place)
+    task.next_time.CopyFrom(event.next_time)
 
 
 def _released(state: QueueState, event: facts.TaskReleased, place: Place) -> None:
-    entry = state.tasks[event.task]
-    _end_attempt(entry, 0, "given back before it began", place)
-    entry.attempts_before += 1
-    _stands(state, entry, QUEUED)
-    _updated(entry, place)
+    before = state.tasks[event.task].attempts_before + 1
+    task = _changed(state, event.task, place, QUEUED, attempts_before=before)
+    _end_attempt(task, 0, "given back before it began", place)
 
 
 def _final(state: QueueState, event: Any, place: Place) -> None:
@@ -195,31 +191,27 @@ def _final(state: QueueState, event: Any, place: Place) -> None:
 
 
 def _failed(state: QueueState, event: facts.TaskFailed, place: Place) -> None:
-    entry = state.tasks[event.task]
-    if entry.task.state == RUNNING:
-        _end_attempt(entry, event.code, event.message, place)
-    _stands(state, entry, FAILED)
-    entry.task.reason = event.message
-    entry.task.cancelling = False
-    entry.task.ClearField("next_time")
+    running = state.tasks[event.task].task.state == RUNNING
+    task = _changed(state, event.task, place, FAILED)
+    if running:
+        _end_attempt(task, event.code, event.message, place)
+    task.reason = event.message
+    task.cancelling = False
+    task.ClearField("next_time")
     state.open_count -= 1
-    _updated(entry, place)
 
 
 def _cancel_requested(state: QueueState, event: facts.TaskCancelRequested, place: Place) -> None:
-    entry = state.tasks[event.task]
-    entry.task.cancelling = True
-    entry.task.reason = event.reason
-    _updated(entry, place)
+    task = _changed(state, event.task, place)
+    task.cancelling = True
+    task.reason = event.reason
 
 
 def _redriven(state: QueueState, event: facts.TaskRedriven, place: Place) -> None:
-    entry = state.tasks[event.task]
-    entry.attempts_before = len(entry.task.attempts)
-    _stands(state, entry, QUEUED)
-    entry.task.reason = ""
+    before = state.tasks[event.task].attempt
+    task = _changed(state, event.task, place, QUEUED, attempts_before=before)
+    task.reason = ""
     state.open_count += 1
-    _updated(entry, place)
 
 
 def _batch_created(state: QueueState, event: facts.BatchCreated, place: Place) -> None:
@@ -238,22 +230,34 @@ def _batch_cancelled(state: QueueState, event: facts.BatchCancelled, place: Plac
     batch.cancelled, batch.reason = True, event.reason
 
 
-def _stands(state: QueueState, entry: Entry, stands: tasks_pb2.TaskState.ValueType) -> None:
-    if entry.batch:
-        counts = state.batches[entry.batch].counts
-        counts[entry.task.state] -= 1
-        counts[stands] += 1
-    entry.task.state = stands
+def _changed(
+    state: QueueState,
+    task: str,
+    place: Place,
+    stands: "tasks_pb2.TaskState.ValueType | None" = None,
+    *,
+    attempts_before: int | None = None,
+) -> tasks_pb2.Task:
+    """A copy of the task in its place, to be changed; it stands there from here on."""
+    entry = state.tasks[task]
+    copy = tasks_pb2.Task()
+    copy.CopyFrom(entry.task)
+    copy.update_time.CopyFrom(place.time)
+    if stands is not None:
+        if entry.batch:
+            counts = state.batches[entry.batch].counts
+            counts[copy.state] -= 1
+            counts[stands] += 1
+        copy.state = stands
+    before = entry.attempts_before if attempts_before is None else attempts_before
+    state.tasks[task] = Entry(copy, before, entry.batch, entry.batch_index)
+    return copy
 
 
-def _end_attempt(entry: Entry, code: int, message: str, place: Place) -> None:
-    last = entry.task.attempts[-1]
+def _end_attempt(task: tasks_pb2.Task, code: int, message: str, place: Place) -> None:
+    last = task.attempts[-1]
     last.end_time.CopyFrom(place.time)
     last.code, last.message = code, message
-
-
-def _updated(entry: Entry, place: Place) -> None:
-    entry.task.update_time.CopyFrom(place.time)
 
 
 _HANDLERS: dict[type[Message], Callable[[QueueState, Any, Place], None]] = {
@@ -285,24 +289,19 @@ def evolve(state: QueueState, event: Message, place: Place) -> QueueState:
 
 def encode(state: QueueState) -> bytes:
     """The state's bytes, for a snapshot."""
-    kept = facts.QueueState(
+    return b"".join(parts(state))
+
+
+def parts(state: QueueState) -> Iterator[bytes]:
+    """The state's bytes as it is when the first part is asked for. Parts of a message that
+    are joined are the message, with all that they repeat."""
+    # Lists of their own: pairs of so many would wake the garbage collector.
+    tasks, entries = list(state.tasks), list(state.tasks.values())
+    names, requests = list(state.requests), list(state.requests.values())
+    yield facts.QueueState(
         limits=state.limits,
         paused=state.paused,
         create_time=state.create_time,
-        tasks=(
-            facts.TaskRecord(
-                task=task,
-                value=entry.task,
-                attempts_before=entry.attempts_before,
-                batch=entry.batch,
-                batch_index=entry.batch_index,
-            )
-            for task, entry in state.tasks.items()
-        ),
-        requests=(
-            facts.SubmittedRequest(request_id=name, task=request.task, request_hash=request.hash)
-            for name, request in state.requests.items()
-        ),
         batches=(
             facts.BatchRecord(
                 batch=name,
@@ -314,8 +313,28 @@ def encode(state: QueueState) -> bytes:
             )
             for name, batch in state.batches.items()
         ),
-    )
-    return kept.SerializeToString()
+    ).SerializeToString()
+    for some in _slices(len(tasks)):
+        part = facts.QueueState()
+        for task, entry in zip(tasks[some], entries[some], strict=True):
+            record = part.tasks.add(
+                task=task,
+                attempts_before=entry.attempts_before,
+                batch=entry.batch,
+                batch_index=entry.batch_index,
+            )
+            record.value.CopyFrom(entry.task)
+        yield part.SerializeToString()
+    for some in _slices(len(names)):
+        part = facts.QueueState()
+        for name, request in zip(names[some], requests[some], strict=True):
+            part.requests.add(request_id=name, task=request.task, request_hash=request.hash)
+        yield part.SerializeToString()
+
+
+def _slices(count: int) -> Iterator[slice]:
+    for start in range(0, count, PART_RECORDS):
+        yield slice(start, start + PART_RECORDS)
 
 
 def decode(data: bytes) -> QueueState:
@@ -351,4 +370,5 @@ QUEUE_FOLD = Fold(
     evolve=evolve,
     encode=encode,
     decode=decode,
+    parts=parts,
 )

@@ -1,6 +1,7 @@
 """A queue with batches against a simple model: in its state, in the order of its tasks, and
 in the read model."""
 
+import asyncio
 import sqlite3
 from collections import Counter
 from functools import partial
@@ -12,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mesh.clock import SYSTEM
 from mesh.errors import WeftError
-from mesh.events.aggregate import Place
+from mesh.events.fold import Place
 from mesh.events.store import StreamName
 from mesh.security.sealing import RowSeal
 from services.scheduler import batch_rows, read_model
@@ -204,7 +205,7 @@ class Batches(RuleBasedStateMachine):
         self.stored.state = decode(encode(self.stored.state))
         aggregate: Any = self.stored
         self.queue = TenantQueue(aggregate, SYSTEM)
-        self.queue.load()
+        asyncio.run(self.queue.load())
         self.end_doomed()
 
     @invariant()
