@@ -18,6 +18,9 @@ from services.scheduler.tenant_queue import TenantQueue
 from services.scheduler.workers import Shape, unschedulable_reason
 from weft.scheduler.v1 import queues_pb2, tasks_pb2
 
+REFRESHES_MAX = 100
+"""How often a queue is read on end while others write it; the next commit begins anew."""
+
 
 class Queues:
     """One dispatcher for all queues of one id, whichever tenant's they are."""
@@ -120,7 +123,9 @@ class Queues:
     async def _refresh(self, stream: StreamName) -> None:
         try:
             queue = await self.queue(stream)
-            while self._is_behind(stream):
+            for _ in range(REFRESHES_MAX):
+                if not self._is_behind(stream):
+                    return
                 await queue.aggregate.load()
         except WeftError:
             # Whoever uses it next reads it again and hears of the error.
