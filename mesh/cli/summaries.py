@@ -91,6 +91,9 @@ _SUMMARIES: Mapping[str, Callable[[Any], str]] = {
     "scheduler.v1.TaskCancelled": lambda e: f"{e.task}: {e.reason}",
     "scheduler.v1.TaskRedriven": lambda e: e.task,
     "scheduler.v1.TaskDiscarded": lambda e: f"{e.task}: {e.reason}",
+    "scheduler.v1.TaskStalled": lambda e: f"{e.task}, attempt {e.attempt}: {e.reason}",
+    "scheduler.v1.TaskProgressed": lambda e: f"{e.task}, attempt {e.attempt}",
+    "scheduler.v1.TaskWithdrawn": lambda e: f"{e.task} from {e.worker}: {e.reason}",
     "tools.v1.ToolRegistered": lambda e: e.tool.name,
     "tools.v1.ToolDeleted": lambda _: "",
 }

@@ -25,6 +25,7 @@ from services.scheduler.domain.priority import COST_SECONDS_DEFAULT, charged, re
 from services.scheduler.domain.state import QUEUED, RUNNING, Entry, QueueState
 from services.scheduler.journal import Facts
 from services.scheduler.settings import SchedulerSettings
+from services.scheduler.stalls import Stalls
 from services.scheduler.tenant_queue import TenantQueue
 from services.scheduler.watchers import Watchers
 from services.scheduler.workers import Held, Shape, Worker, failure_of
@@ -52,6 +53,7 @@ class Dispatcher:
         self._virtual_now = 0.0
         self._lost_since: dict[tuple[str, int], float] = {}
         self.watchers = Watchers()
+        self._stalls = Stalls(settings, self.workers, clock)
         self._wake = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
 
@@ -75,6 +77,7 @@ class Dispatcher:
         aggregate.pins += 1
         aggregate.observers.append(partial(self._observe, queue))
         queue.load()
+        self._stalls.add(queue)
         self.tenants[queue.tenant] = queue
         self._wake.set()
         return queue
@@ -129,6 +132,7 @@ class Dispatcher:
         self.workers[key] = worker
         named = {(progress.task, progress.attempt) for progress in hello.running}
         lost = [self._takes_over(worker, task, attempt) for task, attempt in sorted(named)]
+        self._stalls.attached(worker, hello)
         for queue in self._queues_of(tenant):
             for task in sorted(queue.running):
                 entry = queue.state.tasks.get(task)
@@ -159,7 +163,7 @@ class Dispatcher:
         for progress in beat.running:
             held = worker.held.get((progress.task, progress.attempt))
             if held is not None:
-                held.progress, held.note = progress.progress, progress.note
+                self._stalls.heard(held, progress)
                 self.watchers.tell(progress.task)
 
     def change_slots(self, worker: Worker, slots: int) -> None:
@@ -262,6 +266,7 @@ class Dispatcher:
             queue.ripen(now_ns)
             for task in queue.over(now_ns):
                 self._over(queue, task)
+        self._stalls.look(now_ns)
         self._look_for_lost()
 
     def _over(self, queue: TenantQueue, task: str) -> None:

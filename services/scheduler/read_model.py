@@ -23,10 +23,11 @@ CREATE TABLE tasks (
   number INTEGER PRIMARY KEY AUTOINCREMENT, queue TEXT NOT NULL, task TEXT NOT NULL,
   state INTEGER NOT NULL, capability TEXT NOT NULL, creator TEXT NOT NULL,
   create_ns INTEGER NOT NULL, update_ns INTEGER NOT NULL,
-  spec BLOB NOT NULL, result BLOB, reason BLOB
+  spec BLOB NOT NULL, result BLOB, reason BLOB, stalled_ns INTEGER, stalled_reason BLOB
 );
 CREATE UNIQUE INDEX by_name ON tasks (queue, task);
 CREATE INDEX by_state ON tasks (queue, state, number);
+CREATE INDEX by_stall ON tasks (queue, number) WHERE stalled_ns IS NOT NULL;
 CREATE TABLE attempts (
   queue TEXT NOT NULL, task TEXT NOT NULL, attempt INTEGER NOT NULL, worker TEXT NOT NULL,
   start_ns INTEGER NOT NULL, end_ns INTEGER, code INTEGER NOT NULL DEFAULT 0, message BLOB,
@@ -39,17 +40,19 @@ _FACTS: dict[str, type[Message]] = {
     for fact in (
         *(facts.QueueCreated, facts.TaskSubmitted, facts.TaskStarted, facts.TaskAttemptFailed),
         *(facts.TaskReleased, facts.TaskSucceeded, facts.TaskFailed, facts.TaskCancelled),
-        *(facts.TaskRedriven, facts.TaskDiscarded),
+        *(facts.TaskRedriven, facts.TaskDiscarded, facts.TaskCancelRequested),
+        *(facts.TaskStalled, facts.TaskProgressed, facts.QueuePaused),
     )
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which tasks to list: 0 and empty are all."""
+    """Which tasks to list: 0 and empty are all; of those only what has stalled."""
 
     state: int = 0
     capability: str = ""
+    stalled: bool = False
 
 
 class TasksReadModel:
@@ -135,6 +138,8 @@ class TasksReadModel:
                 if value:
                     where.append(column)
                     values.append(value)  # type: ignore[arg-type]
+            if wanted.stalled:
+                where.append("stalled_ns IS NOT NULL")
             rows = connection.execute(
                 f"SELECT {_COLUMNS} FROM tasks WHERE {' AND '.join(where)}"
                 " ORDER BY number DESC LIMIT ?",
@@ -160,7 +165,7 @@ class TasksReadModel:
     def _opened(
         self, connection: sqlite3.Connection, queue: str, row: Sequence[Any], *, whole: bool
     ) -> tasks_pb2.Task:
-        _, task, state, creator, create_ns, update_ns, spec, result, reason = row
+        _, task, state, creator, create_ns, update_ns, spec, result, reason, *stall = row
         key = f"{queue}/{task}"
         found = tasks_pb2.Task(name=f"{queue}/tasks/{task}", state=state, creator=creator)
         found.spec.ParseFromString(self._seal.open(f"{key}/spec", spec))
@@ -168,6 +173,11 @@ class TasksReadModel:
         found.update_time.FromNanoseconds(update_ns)
         if reason is not None:
             found.reason = self._seal.open(f"{key}/reason", reason).decode()
+        stalled_ns, stalled_reason = stall
+        if stalled_ns is not None:
+            found.stalled_time.FromNanoseconds(stalled_ns)
+            sealed = self._seal.open(f"{key}/stalled_reason", stalled_reason)
+            found.stalled_reason = sealed.decode()
         if whole and result is not None:
             found.result = self._seal.open(f"{key}/result", result)
         if not whole:
@@ -206,7 +216,10 @@ class TasksReadModel:
                 _APPLY[fact](change, fact.FromString(event.payload.value))
 
 
-_COLUMNS = "number, task, state, creator, create_ns, update_ns, spec, result, reason"
+_COLUMNS = (
+    "number, task, state, creator, create_ns, update_ns, spec, result, reason,"
+    " stalled_ns, stalled_reason"
+)
 
 
 class _Change:
@@ -279,6 +292,27 @@ class _Change:
             (self._time_ns, *self._key(fact)),
         )
 
+    def stalled(self, fact: facts.TaskStalled) -> None:
+        sealed = self._sealed(fact.task, "stalled_reason", fact.reason.encode())
+        self._connection.execute(
+            "UPDATE tasks SET stalled_ns = ?, stalled_reason = ? WHERE queue = ? AND task = ?",
+            (self._time_ns, sealed, *self._key(fact)),
+        )
+
+    def moved(self, fact: Any) -> None:
+        self._connection.execute(
+            "UPDATE tasks SET update_ns = ?, stalled_ns = NULL, stalled_reason = NULL"
+            " WHERE queue = ? AND task = ?",
+            (self._time_ns, *self._key(fact)),
+        )
+
+    def paused(self, fact: facts.QueuePaused) -> None:
+        self._connection.execute(
+            "UPDATE tasks SET stalled_ns = NULL, stalled_reason = NULL"
+            " WHERE queue = ? AND stalled_ns IS NOT NULL AND state = ?",
+            (self._queue, QUEUED),
+        )
+
     def redriven(self, fact: facts.TaskRedriven) -> None:
         self._stands(fact, QUEUED)
 
@@ -288,7 +322,8 @@ class _Change:
     def _stands(self, fact: Any, state: int, reason: str = "") -> None:
         sealed = self._sealed(fact.task, "reason", reason.encode()) if reason else None
         self._connection.execute(
-            "UPDATE tasks SET state = ?, update_ns = ?, reason = ? WHERE queue = ? AND task = ?",
+            "UPDATE tasks SET state = ?, update_ns = ?, reason = ?, stalled_ns = NULL,"
+            " stalled_reason = NULL WHERE queue = ? AND task = ?",
             (state, self._time_ns, sealed, *self._key(fact)),
         )
 
@@ -318,6 +353,10 @@ _APPLY: dict[type[Message], Callable[[_Change, Any], None]] = {
     facts.TaskCancelled: _Change.cancelled,
     facts.TaskRedriven: _Change.redriven,
     facts.TaskDiscarded: _Change.discarded,
+    facts.TaskCancelRequested: _Change.moved,
+    facts.TaskStalled: _Change.stalled,
+    facts.TaskProgressed: _Change.moved,
+    facts.QueuePaused: _Change.paused,
 }
 
 

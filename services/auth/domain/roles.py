@@ -32,6 +32,7 @@ _OPERATOR = _VIEWER | {
     *("auth.revoke_api_key", "auth.revoke_token"),
     *("scheduler.cancel", "scheduler.create_queue", "scheduler.discard", "scheduler.pause"),
     *("scheduler.redrive", "scheduler.retry", "scheduler.submit", "scheduler.update_queue"),
+    *("scheduler.fail", "scheduler.skip"),
 }
 _DEVELOPER = _VIEWER | {
     *("agents.create", "agents.delete", "agents.run", "agents.update", "auth.list_roles"),

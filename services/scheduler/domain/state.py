@@ -11,7 +11,7 @@ from mesh.events.aggregate import Fold, Place
 from weft.scheduler.v1 import events_pb2 as facts
 from weft.scheduler.v1 import queues_pb2, tasks_pb2
 
-FOLD_VERSION = 1
+FOLD_VERSION = 2
 """Grows whenever the same events would fold into another state."""
 REQUESTS_MAX = 20_000
 """Requests that a queue remembers, beside those of its open tasks."""
@@ -63,6 +63,7 @@ class QueueState:
     limits: queues_pb2.QueueLimits = field(default_factory=queues_pb2.QueueLimits)
     paused: bool = False
     create_time: Timestamp | None = None
+    resume_time: Timestamp | None = None
     tasks: dict[str, Entry] = field(default_factory=dict)
     requests: dict[str, Request] = field(default_factory=dict)
     open_count: int = 0
@@ -85,10 +86,16 @@ def _limits_changed(state: QueueState, event: facts.QueueLimitsChanged, place: P
 
 def _paused(state: QueueState, event: facts.QueuePaused, place: Place) -> None:
     state.paused = True
+    for entry in state.tasks.values():
+        if entry.task.state == QUEUED:
+            # It waits since somebody wants it to.
+            _clear_stall(entry)
 
 
 def _resumed(state: QueueState, event: facts.QueueResumed, place: Place) -> None:
     state.paused = False
+    state.resume_time = Timestamp()
+    state.resume_time.CopyFrom(place.time)
 
 
 def _submitted(state: QueueState, event: facts.TaskSubmitted, place: Place) -> None:
@@ -173,6 +180,18 @@ def _redriven(state: QueueState, event: facts.TaskRedriven, place: Place) -> Non
     _updated(entry, place)
 
 
+def _stalled(state: QueueState, event: facts.TaskStalled, place: Place) -> None:
+    task = state.tasks[event.task].task
+    task.stalled_time.CopyFrom(place.time)
+    task.stalled_reason = event.reason
+
+
+def _moved(
+    state: QueueState, event: facts.TaskProgressed | facts.TaskWithdrawn, place: Place
+) -> None:
+    _updated(state.tasks[event.task], place)
+
+
 def _end_attempt(entry: Entry, code: int, message: str, place: Place) -> None:
     last = entry.task.attempts[-1]
     last.end_time.CopyFrom(place.time)
@@ -181,6 +200,12 @@ def _end_attempt(entry: Entry, code: int, message: str, place: Place) -> None:
 
 def _updated(entry: Entry, place: Place) -> None:
     entry.task.update_time.CopyFrom(place.time)
+    _clear_stall(entry)
+
+
+def _clear_stall(entry: Entry) -> None:
+    entry.task.ClearField("stalled_time")
+    entry.task.ClearField("stalled_reason")
 
 
 _HANDLERS: dict[type[Message], Callable[[QueueState, Any, Place], None]] = {
@@ -198,6 +223,9 @@ _HANDLERS: dict[type[Message], Callable[[QueueState, Any, Place], None]] = {
     facts.TaskCancelled: _final,
     facts.TaskRedriven: _redriven,
     facts.TaskDiscarded: _final,
+    facts.TaskStalled: _stalled,
+    facts.TaskProgressed: _moved,
+    facts.TaskWithdrawn: _moved,
 }
 
 
@@ -213,6 +241,7 @@ def encode(state: QueueState) -> bytes:
         limits=state.limits,
         paused=state.paused,
         create_time=state.create_time,
+        resume_time=state.resume_time,
         tasks=(
             facts.TaskRecord(task=task, value=entry.task, attempts_before=entry.attempts_before)
             for task, entry in state.tasks.items()
@@ -231,6 +260,8 @@ def decode(data: bytes) -> QueueState:
     state = QueueState(kept.limits, kept.paused)
     if kept.HasField("create_time"):
         state.create_time = kept.create_time
+    if kept.HasField("resume_time"):
+        state.resume_time = kept.resume_time
     for record in kept.tasks:
         state.tasks[record.task] = Entry(record.value, record.attempts_before)
         state.open_count += record.value.state != FAILED

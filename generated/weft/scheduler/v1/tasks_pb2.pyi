@@ -312,6 +312,8 @@ class Task(_message.Message):
     NEXT_TIME_FIELD_NUMBER: _builtins.int
     CANCELLING_FIELD_NUMBER: _builtins.int
     CREATOR_FIELD_NUMBER: _builtins.int
+    STALLED_TIME_FIELD_NUMBER: _builtins.int
+    STALLED_REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/queues/{queue}/tasks/{task}`."""
     state: Global___TaskState.ValueType
@@ -330,6 +332,8 @@ class Task(_message.Message):
     """Its cancellation was asked for; its worker has been told."""
     creator: _builtins.str
     """Who submitted it."""
+    stalled_reason: _builtins.str
+    """What it waits for, or who has it, where it has stalled."""
     @_builtins.property
     def spec(self) -> Global___TaskSpec:
         """What is to be done. Lists leave its payload out."""
@@ -350,6 +354,12 @@ class Task(_message.Message):
     def next_time(self) -> _timestamp_pb2.Timestamp:
         """When it is tried next, where that is in the future."""
 
+    @_builtins.property
+    def stalled_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is known to have stalled: it waits for a worker, or runs, and
+        nothing has happened to it for too long. Not set where it hasn't.
+        """
+
     def __init__(
         self,
         *,
@@ -366,10 +376,12 @@ class Task(_message.Message):
         next_time: _timestamp_pb2.Timestamp | None = ...,
         cancelling: _builtins.bool = ...,
         creator: _builtins.str = ...,
+        stalled_time: _timestamp_pb2.Timestamp | None = ...,
+        stalled_reason: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "next_time", b"next_time", "spec", b"spec", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "next_time", b"next_time", "spec", b"spec", "stalled_time", b"stalled_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cancelling", b"cancelling", "create_time", b"create_time", "creator", b"creator", "name", b"name", "next_time", b"next_time", "progress", b"progress", "progress_note", b"progress_note", "reason", b"reason", "result", b"result", "spec", b"spec", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cancelling", b"cancelling", "create_time", b"create_time", "creator", b"creator", "name", b"name", "next_time", b"next_time", "progress", b"progress", "progress_note", b"progress_note", "reason", b"reason", "result", b"result", "spec", b"spec", "stalled_reason", b"stalled_reason", "stalled_time", b"stalled_time", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

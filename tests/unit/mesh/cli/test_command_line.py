@@ -33,6 +33,7 @@ COMMANDS = [
     *(["turn", verb] for verb in ("show", "watch", "cancel", "approve", "resolve")),
     *(["tool", verb] for verb in ("list", "show", "call", "add-grpc", "delete")),
     *(["task", verb] for verb in ("submit", "list", "show", "cancel", "retry", "watch")),
+    *(["task", verb] for verb in ("skip", "fail")),
     *(["queue", verb] for verb in ("create", "list", "show", "update", "pause", "resume")),
     *(["deadletter", verb] for verb in ("list", "show", "redrive", "discard")),
     ["worker", "run"],
