@@ -75,6 +75,7 @@ _SUMMARIES: Mapping[str, Callable[[Any], str]] = {
     "state.v1.ToolCallResolved": _resolved,
     "state.v1.ContextCompacted": lambda e: f"{e.message_count} messages",
     "state.v1.TurnCancelRequested": lambda e: f"{e.turn}: {e.reason}",
+    "state.v1.TurnStalled": lambda e: f"{e.turn} at {e.doing}",
     "state.v1.TurnCompleted": lambda e: e.text,
     "state.v1.TurnFailed": lambda e: f"{reason_name(e.reason)}: {e.message}",
     "state.v1.TurnCancelled": lambda e: e.reason,

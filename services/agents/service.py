@@ -13,6 +13,7 @@ from services.agents.effects import Effects
 from services.agents.read_model import ERASED, AgentsReadModel
 from services.agents.recovery import Recovery
 from services.agents.settings import AgentsSettings
+from services.agents.stalled_turns import StalledTurns
 from services.agents.turns import Turns
 from services.state.domain import SESSION_FOLD
 from weft.models.v1.model_service_pb2_grpc import ModelServiceStub
@@ -51,6 +52,9 @@ class AgentsService:
         self._recovery = Recovery(
             self._read_model, self._turns, mesh.leases, settings.recovery_interval_seconds
         )
+        self._stalled = StalledTurns(
+            self._sessions, self._read_model, self._turns, mesh.leases, settings, mesh.clock
+        )
         self._refreshing: set[asyncio.Task[None]] = set()
 
     @property
@@ -59,15 +63,18 @@ class AgentsService:
         return {
             "weft.agents.v1.AgentService": self._definitions,
             "weft.agents.v1.TurnService": self._turns,
+            "weft.agents.v1.StalledTurnService": self._stalled,
         }
 
     async def start(self) -> None:
         """Catches up with the log, then looks for turns to resume."""
         await self._read_model.start()
         self._recovery.start()
+        self._stalled.start()
 
     async def stop(self) -> None:
         """Leaves what still runs for others to resume."""
+        await self._stalled.stop()
         await self._recovery.stop()
         await self._turns.drain()
         await self._read_model.stop()

@@ -65,6 +65,7 @@ class Turns:
         self._process_stops = process_stops
         self._feeds = TurnFeeds(sessions)
         self._running: dict[tuple[str, str, int], asyncio.Task[None]] = {}
+        self._runners: dict[tuple[str, str, int], TurnRunner] = {}
         self._stopping = False
 
     async def run_turn(
@@ -182,6 +183,27 @@ class Turns:
             await session.execute(decide)
             self._ensure_runner(session)
             return True
+
+    async def change(
+        self, name: str, decide: Callable[[session_pb2.SessionState], Sequence[Message]]
+    ) -> turn_pb2.Turn:
+        """The turn once what is decided of it is stored; it goes on here where it is ours.
+        FailedPrecondition where it ended long ago, NotFound where there is none."""
+        session_name, turn = name.rsplit("/turns/", 1)
+        session = self._sessions.open(domain.session_stream(session_name))
+        with _pinned(session):
+            if not await self._existing(session, turn):
+                raise FailedPrecondition(f"turn {name} has ended")
+            await session.execute(decide)
+            self._ensure_runner(session)
+        return await self._view(name)
+
+    def moved_ns(self, session_stream: str, turn: str) -> int:
+        """When the model last wrote something for the turn here, in Unix nanoseconds; 0 where
+        it didn't."""
+        wanted = (session_stream, turn)
+        moved = (each.moved_ns for key, each in self._runners.items() if key[:2] == wanted)
+        return max(moved, default=0)
 
     def forget(self, stream: StreamName) -> None:
         """The session was erased: who watches its turns is shown nothing more."""
@@ -411,9 +433,11 @@ class Turns:
                 settings=self._settings,
                 clock=self._clock,
             )
+            self._runners[key] = runner
             with _observing(session, runner):
                 await runner.run(pending)
         finally:
+            self._runners.pop(key, None)
             self._feeds.release(session, feed)
 
 

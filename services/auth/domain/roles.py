@@ -19,7 +19,7 @@ ADMIN = "admin"
 
 _VIEWER = frozenset(
     {
-        *("agents.get", "agents.list", "auth.get_tenant", "models.list"),
+        *("agents.get", "agents.list", "agents.list_stalled", "auth.get_tenant", "models.list"),
         *("scheduler.get", "scheduler.get_queue", "scheduler.list", "scheduler.list_queues"),
         *("state.get", "state.list", "state.watch", "tools.get", "tools.list"),
         *("vectors.get", "vectors.list", "vectors.search"),
@@ -32,7 +32,7 @@ _OPERATOR = _VIEWER | {
     *("auth.revoke_api_key", "auth.revoke_token"),
     *("scheduler.cancel", "scheduler.create_queue", "scheduler.discard", "scheduler.pause"),
     *("scheduler.redrive", "scheduler.retry", "scheduler.submit", "scheduler.update_queue"),
-    *("scheduler.fail", "scheduler.skip"),
+    *("agents.fail", "agents.skip", "scheduler.fail", "scheduler.skip"),
 }
 _DEVELOPER = _VIEWER | {
     *("agents.create", "agents.delete", "agents.run", "agents.update", "auth.list_roles"),

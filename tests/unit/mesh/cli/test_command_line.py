@@ -31,6 +31,7 @@ COMMANDS = [
     *(["auth", verb] for verb in ("jwks", "rotate-signing-key", "revoke-token")),
     *(["whoami"], ["token"], ["audit"], ["verify"]),
     *(["turn", verb] for verb in ("show", "watch", "cancel", "approve", "resolve")),
+    *(["turn", verb] for verb in ("stalled", "skip-call", "fail")),
     *(["tool", verb] for verb in ("list", "show", "call", "add-grpc", "delete")),
     *(["task", verb] for verb in ("submit", "list", "show", "cancel", "retry", "watch")),
     *(["task", verb] for verb in ("skip", "fail")),
