@@ -92,9 +92,9 @@ class Stalls:
         queue, task = self._queues[key[0]], key[1]
         entry = queue.state.tasks.get(task)
         if entry is None or entry.task.state == FAILED:
-            # Its end is on its way into the log. Where it doesn't get there, the task is
-            # placed with the next thing that happens to it.
-            del self._due_ns[key]
+            # Its end is on its way into the log; where it doesn't get there, it's looked at
+            # again.
+            self._push(key, now_ns + self._bounds.queued_ns)
             return
         bound_ns = stalls.bound_ns(entry, self._bounds)
         held = self._held(queue, entry, task)
@@ -108,16 +108,17 @@ class Stalls:
         elsewhere = entry.task.state == RUNNING and held is None
         if since_ns is None or elsewhere or stalls.has_stalled(entry):
             return
+        reason = self._reason(queue, entry)
         change = partial(
             stalls.stall,
             task=task,
             attempt=entry.attempt,
-            reason=self._reason(queue, entry),
+            reason=reason,
             bounds=self._bounds,
             now_ns=now_ns,
             moved_ns=moved_ns,
         )
-        self._put(queue, task, change)
+        self._put(queue, task, change, len(reason))
 
     def _reason(self, queue: TenantQueue, entry: Entry) -> str:
         """What a task waits for, or who has it."""
@@ -139,7 +140,7 @@ class Stalls:
         if isinstance(fact, facts.TaskWithdrawn):
             self._tell(queue, fact)
         task = getattr(fact, "task", "")
-        if task:
+        if task and not isinstance(fact, facts.TaskStalled):
             self._place(queue, task)
 
     def _place(self, queue: TenantQueue, task: str) -> None:
@@ -180,9 +181,9 @@ class Stalls:
                 cancel = pb.WorkerCancel(task=name, attempt=fact.attempt, reason=fact.reason)
                 worker.send(pb.AttachResponse(cancel=cancel))
 
-    def _put(self, queue: TenantQueue, task: str, change: Decide) -> None:
-        """Stores what nobody waits for; where it can't be stored, the next look says it."""
-        queue.journal.put(task, change).add_done_callback(_stored)
+    def _put(self, queue: TenantQueue, task: str, change: Decide, size_bytes: int = 0) -> None:
+        """Stores what nobody waits for; where it can't be stored, a later look says it."""
+        queue.journal.put(task, change, size_bytes).add_done_callback(_stored)
 
 
 def _stored(future: "asyncio.Future[Facts]") -> None:

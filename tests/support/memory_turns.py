@@ -162,6 +162,11 @@ class MemoryTurns:
         turn.stalled_doing, turn.running = doing, list(calls)
         return turn.name
 
+    def running_calls(self) -> list[models_pb2.ToolCall]:
+        """Calls of the only turn that run."""
+        (turn,) = self._turns.values()
+        return turn.running
+
     def _decide(
         self, request: pb.DecideApprovalRequest | pb.ResolveInDoubtRequest
     ) -> turn_pb2.Turn:

@@ -15,6 +15,7 @@ from mesh.worker import WorkerTask
 from tests.support.keyed import KeyedChannel
 from tests.support.platform import TENANT, Platform, platform
 from tests.support.scheduling import Echo, Scheduling, spec
+from tests.support.weft_up import weft
 from weft.auth.v1 import api_key_service_pb2
 from weft.auth.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
 from weft.scheduler.v1 import events_pb2 as facts
@@ -144,6 +145,28 @@ async def test_a_handler_that_hangs_is_found_and_failed_and_its_result_is_stale(
         )
         assert (await queue.stats()).dead_letters == 1
         assert await listed(queue) == []
+
+
+async def test_what_has_stalled_is_told_by_the_doctor_and_among_the_events(
+    queue: Scheduling,
+) -> None:
+    task = await queue.submit(spec("resize"))
+    await stalled(queue, task.name)
+    address = queue.platform.addresses["grpc"]
+    name = "/".join(task.name.split("/")[3::2])
+
+    async def ran(*arguments: str) -> str:
+        found = await asyncio.to_thread(weft, "--address", address, *arguments)
+        assert found.code == 0, found.err
+        return found.out
+
+    said = await ran("doctor")
+    assert f"{name}: unschedulable: no worker is attached; `weft task show {name}`" in said
+    events = await ran("events", "tail", "--all", "--type", "TaskStalled", "-n", "1")
+    assert "TaskStalled" in events
+    assert name in await ran("task", "list", "--queue", name.partition("/")[0], "--stalled")
+    assert "cancelled" in await ran("task", "skip", name, "--reason", "nobody resizes")
+    assert name not in await ran("doctor")
 
 
 async def test_a_skipped_task_is_over_at_once_and_its_worker_told(queue: Scheduling) -> None:
