@@ -73,7 +73,7 @@ def show_task(client: Client, task: "tasks_pb2.Task") -> None:
         "task": short_name(task.name),
         "state": state_word(task),
         "reason": task.reason,
-        "stalled": stall(task),
+        "stalled": stall(task).removeprefix("stalled "),
         "progress": progress(task),
         "capability": spec.capability,
         "payload": _preview(spec.payload),
