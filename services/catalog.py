@@ -36,6 +36,7 @@ from weft.models.v1 import model_service_pb2
 from weft.scheduler.v1 import (
     dead_letter_service_pb2,
     queue_service_pb2,
+    schedule_service_pb2,
     task_service_pb2,
     worker_service_pb2,
 )
@@ -85,7 +86,7 @@ _BUS = {
     # It authenticates by what the log says, and notes there who was refused.
     "gateway": BusAccess(appends=("auth",)),
     "models": EVERY_PROCESS,
-    "scheduler": BusAccess(appends=("scheduler",), leases=True),
+    "scheduler": BusAccess(appends=("scheduler", "schedules"), leases=True),
     "state": BusAccess(appends=("state",), keys=KeyUse.DESTROY, erases=True),
     "tools": BusAccess(appends=("tools",)),
     "vectors": EVERY_PROCESS,
@@ -129,12 +130,13 @@ _SERVICES = (
     ),
     ServiceEntry(
         name="scheduler",
-        summary="keeps queues of tasks and gives them to workers",
+        summary="keeps queues of tasks and gives them to workers; submits some by the clock",
         contracts=(
             task_service_pb2.DESCRIPTOR.services_by_name["TaskService"],
             queue_service_pb2.DESCRIPTOR.services_by_name["QueueService"],
             dead_letter_service_pb2.DESCRIPTOR.services_by_name["DeadLetterService"],
             worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"],
+            schedule_service_pb2.DESCRIPTOR.services_by_name["ScheduleService"],
         ),
         calls=(),
         build=_scheduler,
@@ -147,7 +149,7 @@ _SERVICES = (
             turn_service_pb2.DESCRIPTOR.services_by_name["TurnService"],
             stalled_turn_service_pb2.DESCRIPTOR.services_by_name["StalledTurnService"],
         ),
-        calls=("models", "tools"),
+        calls=("models", "scheduler", "tools"),
         build=_agents,
     ),
     ServiceEntry(

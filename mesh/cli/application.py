@@ -26,6 +26,7 @@ from mesh.cli.models import models
 from mesh.cli.output import printable
 from mesh.cli.queues import queues
 from mesh.cli.roles import roles
+from mesh.cli.schedules import schedules
 from mesh.cli.session_transfer import sessions
 from mesh.cli.tasks import tasks
 from mesh.cli.tenants import tenants
@@ -56,6 +57,7 @@ def application() -> typer.Typer:
     app.add_typer(tasks, name="task")
     app.add_typer(queues, name="queue")
     app.add_typer(dead_letters, name="deadletter")
+    app.add_typer(schedules, name="schedule")
     app.add_typer(workers, name="worker")
     app.add_typer(collections, name="collection")
     app.add_typer(models, name="model")

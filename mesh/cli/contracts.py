@@ -23,6 +23,8 @@ _MODULES = (
     "weft.scheduler.v1.dead_letter_service_pb2",
     "weft.scheduler.v1.events_pb2",
     "weft.scheduler.v1.queue_service_pb2",
+    "weft.scheduler.v1.schedule_events_pb2",
+    "weft.scheduler.v1.schedule_service_pb2",
     "weft.scheduler.v1.task_service_pb2",
     "weft.scheduler.v1.worker_service_pb2",
     "weft.state.v1.events_pb2",

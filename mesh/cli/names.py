@@ -19,6 +19,7 @@ ROLE = ("roles",)
 ROLE_BINDING = ("roleBindings",)
 QUEUE = ("queues",)
 TASK = ("queues", "tasks")
+SCHEDULE = ("schedules",)
 DEFAULT_QUEUE = "default"
 DEFAULT_TENANT = "tenants/default"
 

@@ -76,8 +76,8 @@ def show_task(client: Client, task: "tasks_pb2.Task") -> None:
         "stalled": stall(task).removeprefix("stalled "),
         "progress": progress(task),
         "capability": spec.capability,
-        "payload": _preview(spec.payload),
-        "result": _preview(task.result),
+        "payload": preview(spec.payload),
+        "result": preview(task.result),
         "priority": spec.priority if spec.HasField("priority") else "",
         "labels": " ".join(f"{label.key}={label.value}" for label in spec.labels),
         "not before": moment(spec.not_before),
@@ -105,7 +105,8 @@ def write_result(result: bytes) -> None:
     sys.stdout.flush()
 
 
-def _preview(data: bytes) -> str:
+def preview(data: bytes) -> str:
+    """The beginning of a payload or result, where it is text; else how large it is."""
     text = _text(data)
     return text if len(text) <= SHOWN_CHARACTERS_MAX else text[: SHOWN_CHARACTERS_MAX - 1] + "…"
 

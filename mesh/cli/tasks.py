@@ -8,18 +8,14 @@ import typer
 
 from mesh.cli.command import command
 from mesh.cli.connection import Client
-from mesh.cli.failures import usage_error
-from mesh.cli.inputs import parse_ahead, parse_span, read_bytes
 from mesh.cli.names import DEFAULT_QUEUE, QUEUE, check_id, resource_name, short_name, task_name
 from mesh.cli.output import Output, moment, note, one_line, show_list
 from mesh.cli.pages import LIMIT, Limit, fetch
 from mesh.cli.task_display import progress, show_task, stall, state_word
+from mesh.cli.task_specs import label_of, payload_of, span_of, time_of
 from mesh.cli.task_watching import watch
 
 if TYPE_CHECKING:
-    from google.protobuf.duration_pb2 import Duration
-    from google.protobuf.timestamp_pb2 import Timestamp
-
     from weft.scheduler.v1 import task_service_pb2, tasks_pb2
     from weft.scheduler.v1.task_service_pb2_grpc import TaskServiceStub
 
@@ -110,14 +106,14 @@ def submit_task(
 
     spec = tasks_pb2.TaskSpec(
         capability=capability,
-        payload=_payload(payload, payload_file),
-        labels=map(_label, label or []),
+        payload=payload_of(payload, payload_file),
+        labels=map(label_of, label or []),
         priority=priority,
-        estimated_cost=_span(cost, "--cost"),
-        not_before=_time(not_before, "--not-before"),
-        start_deadline=_time(start_deadline, "--start-deadline"),
-        deadline=_time(deadline, "--deadline"),
-        attempt_timeout=_span(timeout, "--timeout"),
+        estimated_cost=span_of(cost, "--cost"),
+        not_before=time_of(not_before, "--not-before"),
+        start_deadline=time_of(start_deadline, "--start-deadline"),
+        deadline=time_of(deadline, "--deadline"),
+        attempt_timeout=span_of(timeout, "--timeout"),
         retry=tasks_pb2.RetryPolicy(max_attempts=max_attempts) if max_attempts else None,
     )
     request = pb.SubmitTaskRequest(
@@ -282,32 +278,3 @@ def _watch_submitted(client: Client, task: "tasks_pb2.Task") -> None:
         note(f"The task goes on. `weft task watch {short}` shows it,")
         note(f"`weft task cancel {short}` ends it.")
         raise
-
-
-def _payload(text: str | None, file: str | None) -> bytes:
-    if text is not None and file is not None:
-        raise usage_error("give one of --payload and --payload-file")
-    return read_bytes(file) if file is not None else (text or "").encode()
-
-
-def _label(text: str) -> "tasks_pb2.Label":
-    from weft.scheduler.v1 import tasks_pb2
-
-    key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise usage_error(f"--label: {text!r} isn't a label", "Write KEY=VALUE.")
-    return tasks_pb2.Label(key=key, value=value)
-
-
-def _span(text: str | None, option: str) -> "Duration | None":
-    return parse_span(text, option) if text is not None else None
-
-
-def _time(text: str | None, option: str) -> "Timestamp | None":
-    from google.protobuf.timestamp_pb2 import Timestamp
-
-    if text is None:
-        return None
-    time = Timestamp()
-    time.FromDatetime(parse_ahead(text, option))
-    return time

@@ -1,6 +1,7 @@
 """Runs tasks that a scheduler sends, and reports what became of them."""
 
 import asyncio
+import contextlib
 import inspect
 import os
 import random
@@ -15,6 +16,8 @@ import grpc
 import grpc.aio
 import structlog
 
+from mesh.errors import WeftError
+from mesh.rpc.status import code_of
 from mesh.worker.processes import Processes
 from mesh.worker.task import ABORTED, TaskFailure, WorkerTask
 from weft.scheduler.v1 import worker_service_pb2 as pb
@@ -64,9 +67,12 @@ class _Running:
 class Worker:
     """Attaches to a queue and runs its tasks until `stop`.
 
-    `api_key` is sent with the stream; that of the environment's WEFT_API_KEY where it is
-    empty. `slots` tasks run at once; those of plain functions in so many processes. Without
-    its scheduler it goes on with what it has, attaches again, and reports what it hadn't.
+    `queue` is its name. With `all_tenants` it is an id, and the worker serves the queues of
+    that id of all tenants, which needs a permission for the platform. `api_key` is sent with
+    the stream; that of the environment's WEFT_API_KEY where it is empty. `slots` tasks run
+    at once; those of plain functions in so many processes. Without its scheduler it goes on
+    with what it has, attaches again, and reports what it hadn't. Where `stub` is set, it is
+    a WorkerServiceStub to attach with, instead of a channel to `address`.
     """
 
     queue: str
@@ -78,6 +84,8 @@ class Worker:
     zone: str = ""
     cpu_millis: int = 0
     memory_bytes: int = 0
+    all_tenants: bool = False
+    stub: Any = field(default=None, repr=False)
     _handlers: dict[str, Handler] = field(default_factory=dict)
     _running: dict[tuple[str, int], _Running] = field(default_factory=dict)
     _outbox: "asyncio.Queue[pb.AttachRequest | None]" = field(default_factory=asyncio.Queue)
@@ -102,7 +110,7 @@ class Worker:
 
     async def work(self) -> None:
         """Works until `stop`, in the event loop of the caller. Raises grpc.aio.AioRpcError
-        where the scheduler refuses it."""
+        where the scheduler refuses it, or with a stub of the mesh WeftError."""
         if not self._handlers:
             raise ValueError("a worker needs a task")
         self.worker_id = self.worker_id or f"{socket.gethostname()}-{os.getpid()}"
@@ -112,11 +120,12 @@ class Worker:
                 try:
                     await self._attach_once()
                     failures = 0
-                except grpc.aio.AioRpcError as error:
-                    if error.code() in _REFUSED:
+                except (grpc.aio.AioRpcError, WeftError) as error:
+                    code = code_of(error) if isinstance(error, WeftError) else error.code()
+                    if code in _REFUSED:
                         raise
                     failures = 0 if self.attached else failures + 1
-                    _log.warning("detached", reason=error.code().name)
+                    _log.warning("detached", reason=code.name)
                 self.attached = False
                 if not self._done:
                     await asyncio.sleep(_pause(failures))
@@ -140,22 +149,30 @@ class Worker:
         await self.work()
 
     async def _attach_once(self) -> None:
-        async with grpc.aio.insecure_channel(self.address, options=_OPTIONS) as channel:
-            stub: Any = WorkerServiceStub(channel)
-            self._outbox = asyncio.Queue()
-            self._outbox.put_nowait(self._hello())
-            for running in self._running.values():
-                if running.report is not None:
-                    self._outbox.put_nowait(running.report)
-            key = self.api_key or os.environ.get("WEFT_API_KEY", "")
-            metadata = (("authorization", f"Bearer {key}"),) if key else ()
-            stream = stub.Attach(self._messages(), metadata=metadata)
+        self._outbox = asyncio.Queue()
+        self._outbox.put_nowait(self._hello())
+        for running in self._running.values():
+            if running.report is not None:
+                self._outbox.put_nowait(running.report)
+        async with contextlib.AsyncExitStack() as stack:
+            if self.stub is None:
+                channel = grpc.aio.insecure_channel(self.address, options=_OPTIONS)
+                stream = self._attach(WorkerServiceStub(await stack.enter_async_context(channel)))
+            else:
+                stream = await stack.enter_async_context(
+                    contextlib.aclosing(self._attach(self.stub))
+                )
             beat = asyncio.create_task(self._beat())
-            try:
-                async for message in stream:
-                    self._take(message)
-            finally:
-                beat.cancel()
+            stack.callback(beat.cancel)
+            async for message in stream:
+                self._take(message)
+
+    def _attach(self, stub: Any) -> Any:
+        """The stream of what the scheduler says."""
+        key = self.api_key or os.environ.get("WEFT_API_KEY", "")
+        metadata = (("authorization", f"Bearer {key}"),) if key and self.stub is None else ()
+        method = stub.AttachShared if self.all_tenants else stub.Attach
+        return method(self._messages(), metadata=metadata)
 
     def _hello(self) -> pb.AttachRequest:
         hello = pb.WorkerHello(
@@ -176,9 +193,16 @@ class Worker:
         hello.resources.memory_bytes = self.memory_bytes
         return pb.AttachRequest(queue=self.queue, hello=hello)
 
-    async def _messages(self) -> AsyncIterator[pb.AttachRequest]:
+    async def _messages(self) -> AsyncIterator[pb.AttachRequest | pb.AttachSharedRequest]:
         while (message := await self._outbox.get()) is not None:
-            yield message
+            yield self._shared(message) if self.all_tenants else message
+
+    def _shared(self, message: pb.AttachRequest) -> pb.AttachSharedRequest:
+        shared = pb.AttachSharedRequest(queue_id=self.queue)
+        kind = message.WhichOneof("message")
+        assert kind is not None, "what is sent says something"
+        getattr(shared, kind).CopyFrom(getattr(message, kind))
+        return shared
 
     def _say(self, message: pb.AttachRequest) -> None:
         message.queue = self.queue
@@ -195,7 +219,7 @@ class Worker:
                     )
             self._say(pb.AttachRequest(heartbeat=beat))
 
-    def _take(self, message: pb.AttachResponse) -> None:
+    def _take(self, message: pb.AttachResponse | pb.AttachSharedResponse) -> None:
         kind = message.WhichOneof("message")
         if kind == "welcome":
             self.attached = True
@@ -208,7 +232,7 @@ class Worker:
         elif kind == "cancel":
             running = self._running.get((message.cancel.task, message.cancel.attempt))
             if running is not None and running.task is not None:
-                running.task.cancel()
+                running.task.cancel(message.cancel.reason or "cancelled")
         elif kind == "recorded":
             self._running.pop((message.recorded.task, message.recorded.attempt), None)
             self._leave_if_done()
@@ -263,6 +287,7 @@ class Worker:
             assignment.payload,
             assignment.idempotency_key,
             assignment.deadline.ToNanoseconds() / 1e9,
+            assignment.creator,
             progress,
         )
         if _is_async(handler):

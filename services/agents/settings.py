@@ -12,6 +12,8 @@ class AgentsSettings(Section):
 
     area: ClassVar[str] = "agents"
 
+    background_turns_max: int = Field(16, ge=0, le=10_000)
+    """Turns of the queues `turns` that run at once in a process."""
     steps_max: int = Field(16, ge=1, le=256)
     """Model steps of a turn, where the agent doesn't say."""
     turn_seconds_max: float = Field(600.0, gt=0)

@@ -18,6 +18,7 @@ from mesh.events.aggregate import Repository
 from mesh.rpc.pages import read_page_token, write_page_token
 from services.agents.history import open_turn
 from services.agents.read_model import AgentsReadModel, OpenTurnRow
+from services.agents.running import RunningTurns
 from services.agents.settings import AgentsSettings
 from services.agents.turns import Turns
 from services.state import domain
@@ -39,6 +40,7 @@ class StalledTurns:
         sessions: Repository[session_pb2.SessionState],
         read_model: AgentsReadModel,
         turns: Turns,
+        running: RunningTurns,
         leases: Leases,
         settings: AgentsSettings,
         clock: Clock,
@@ -46,6 +48,7 @@ class StalledTurns:
         self._sessions = sessions
         self._read_model = read_model
         self._turns = turns
+        self._running = running
         self._leases = leases
         self._bound_ns = int(settings.stalled_turn_seconds * NANOSECONDS)
         self._clock = clock
@@ -122,7 +125,7 @@ class StalledTurns:
         idle = {row.session: row.revision for row in rows}
         self._settled = {s: r for s, r in self._settled.items() if idle.get(s) == r}
         for row in rows:
-            since_ns = max(row.update_ns, self._turns.moved_ns(row.session, row.turn))
+            since_ns = max(row.update_ns, self._running.moved_ns(row.session, row.turn))
             over = self._clock.now_ns() - since_ns >= self._bound_ns
             if over and row.session not in self._settled and self._is_ours(row):
                 await self._tell(row, since_ns)

@@ -445,6 +445,7 @@ class Dispatcher:
             capability=entry.task.spec.capability,
             payload=entry.task.spec.payload,
             idempotency_key=name,
+            creator=entry.task.creator,
         )
         assignment.deadline.FromNanoseconds(decide.attempt_end_ns(entry))
         worker.send(pb.AttachResponse(assignment=assignment))

@@ -8,7 +8,7 @@ from mesh.settings import Section
 
 
 class SchedulerSettings(Section):
-    """Bounds of queues and workers."""
+    """Bounds of queues, workers and schedules."""
 
     area: ClassVar[str] = "scheduler"
 
@@ -29,5 +29,9 @@ class SchedulerSettings(Section):
     """Most workers of an instance."""
     queues_max: int = Field(default=1_000, ge=1)
     """Most queues of a tenant."""
+    schedules_max: int = Field(default=1_000, ge=1)
+    """Most schedules of a tenant."""
+    tick_grace_seconds: float = Field(default=5, ge=0.5, le=60)
+    """How late a schedule's tick may be found due and not count as missed."""
     kept_days: float = Field(default=30, gt=0)
     """How long tasks that are final are listed."""

@@ -104,9 +104,12 @@ class Stalls:
             self._push(key, since_ns + bound_ns)
             return
         self._push(key, now_ns + bound_ns)
-        # One that runs and isn't held here is another instance's, or about to be lost.
-        elsewhere = entry.task.state == RUNNING and held is None
-        if since_ns is None or elsewhere or stalls.has_stalled(entry):
+        # One that runs and isn't held here is another instance's, or about to be lost; and
+        # whether a turn has stalled that runs, the agents service says.
+        told_of = queue.stream.key[0] == names.TURNS_QUEUE or held is None
+        if since_ns is None or stalls.has_stalled(entry):
+            return
+        if entry.task.state == RUNNING and told_of:
             return
         reason = self._reason(queue, entry)
         change = partial(

@@ -18,6 +18,7 @@ from tests.support.memory_catalogues import (
     MemoryModels,
     MemoryTools,
 )
+from tests.support.memory_schedules import MemorySchedules
 from tests.support.memory_sessions import MemorySessions
 from tests.support.memory_tasks import MemoryTasks
 from tests.support.memory_turns import MemoryTurns
@@ -42,6 +43,7 @@ class MemoryPlatform:
         self.collections = MemoryCollections()
         self.models = MemoryModels()
         self.tasks = MemoryTasks()
+        self.schedules = MemorySchedules()
         self.port = 0
         self._server: RpcServer | None = None
         self._restarts: set[asyncio.Task[None]] = set()
@@ -104,6 +106,7 @@ class MemoryPlatform:
             "weft.models.v1.ModelService": self.models,
             "weft.scheduler.v1.DeadLetterService": self.tasks,
             "weft.scheduler.v1.QueueService": self.tasks,
+            "weft.scheduler.v1.ScheduleService": self.schedules,
             "weft.scheduler.v1.TaskService": self.tasks,
             "weft.scheduler.v1.WorkerService": self.tasks,
             "weft.state.v1.SessionService": self.sessions,

@@ -1,6 +1,7 @@
 """Turns that have stalled: how they are found, told, and helped on by an operator."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -33,11 +34,16 @@ from weft.agents.v1.stalled_turn_service_pb2_grpc import StalledTurnServiceStub
 from weft.auth.v1 import api_key_service_pb2
 from weft.auth.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
 from weft.options.v1 import options_pb2
+from weft.scheduler.v1 import task_service_pb2
+from weft.scheduler.v1.task_service_pb2_grpc import TaskServiceStub
 from weft.state.v1 import events_pb2, session_pb2
 from weft.tools.v1 import tool_service_pb2, tools_pb2
 
 STALLED_SECONDS = 1.0
-SETTINGS = {"WEFT_AGENTS_STALLED_TURN_SECONDS": str(STALLED_SECONDS)}
+SETTINGS = {
+    "WEFT_AGENTS_STALLED_TURN_SECONDS": str(STALLED_SECONDS),
+    "WEFT_SCHEDULER_STALLED_RUNNING_SECONDS": str(STALLED_SECONDS / 2),
+}
 SECONDS = 20.0
 ECHO = "kinds.v1.Echo"
 STREAMS = {"text": "word " * 300, "tokens": 300, "delay_seconds": 0.1}
@@ -253,6 +259,31 @@ async def test_the_next_stall_of_a_turn_is_told_again(pair: Pair) -> None:
     await stalled_turns(one).FailTurn(pb.FailTurnRequest(name=client.turn), timeout=SECONDS)
     skipping = stalled_turns(one).SkipCall(skip, timeout=SECONDS)
     assert await refused(skipping) is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_a_turn_in_the_background_stalls_as_a_turn_and_ends_with_its_task(
+    pair: Pair,
+) -> None:
+    one, _ = pair
+    session = await new_session(one)
+    submit = turn_service_pb2.SubmitTurnRequest(session=session, input=plan(HANGS))
+    turn = (await one.turns.SubmitTurn(submit, timeout=SECONDS)).turn
+    while not (await get(one, turn)).HasField("stalled_time"):  # noqa: ASYNC110 - pytest bounds it
+        await asyncio.sleep(0.05)
+    tasks: Any = TaskServiceStub(one.open_channel)
+    queue = f"{TENANT}/queues/turns"
+    listing = task_service_pb2.ListTasksRequest(parent=queue, stalled=True)
+    assert not (await tasks.ListTasks(listing, timeout=SECONDS)).tasks
+    name = f"{queue}/tasks/{turn.rpartition('/')[2]}"
+    skip = task_service_pb2.SkipTaskRequest(name=name, reason="it hangs")
+    await tasks.SkipTask(skip, timeout=SECONDS)
+    while (await get(one, turn)).status != session_pb2.TURN_STATUS_CANCELLED:  # noqa: ASYNC110 - pytest bounds it
+        await asyncio.sleep(0.05)
+    later = turn_service_pb2.SubmitTurnRequest(session=session, input=plan(HANGS))
+    later.not_before.FromNanoseconds(time.time_ns() + 3600 * 10**9)
+    waits = (await one.turns.SubmitTurn(later, timeout=SECONDS)).turn
+    failing = stalled_turns(one).FailTurn(pb.FailTurnRequest(name=waits), timeout=SECONDS)
+    assert await refused(failing) is grpc.StatusCode.FAILED_PRECONDITION
 
 
 async def test_who_may_not_end_turns_is_refused(pair: Pair) -> None:

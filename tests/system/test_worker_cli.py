@@ -146,6 +146,25 @@ async def test_tasks_are_run_by_the_modules_worker_with_the_commands_access(shop
         assert "Traceback" not in run.said
 
 
+async def test_a_worker_of_all_tenants_serves_each_and_is_for_administrators(shop: Shop) -> None:
+    acme = shop.folder / "acme.key"
+    assert (await shop("tenant", "create", "acme", "--to", str(acme))).code == 0
+    other = Shop(shop.address, acme.read_text().strip(), shop.folder)
+    for each in (shop, other):
+        assert (await each("task", "submit", "upper", "--id", "t1", "--payload", "a")).code == 0
+    async with other.worker("--queue", "default", "--all-tenants") as run:
+        assert await run.ended() == 4
+        assert "scheduler.work_shared" in run.said
+    async with shop.worker("--queue", "default", "--all-tenants") as run:
+        await run.until_said("attached")
+        assert "queue default of all tenants" in run.said
+        for each in (shop, other):
+            done = await each("task", "submit", "upper", "--payload", "b", "--watch")
+            assert (done.code, done.out) == (0, "B")
+            first = (await each("task", "watch", "t1", "-o", "json")).items[-1]
+            assert first["state"] == "TASK_STATE_SUCCEEDED"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_a_signal_lets_it_finish_what_it_runs(shop: Shop, number: signal.Signals) -> None:
     async with shop.worker("--queue", "default") as run:

@@ -125,16 +125,22 @@ def check_spec(spec: tasks_pb2.TaskSpec, now_ns: int) -> None:
             raise InvalidArgument.of("spec.not_before", f"isn't before {name}")
 
 
+def check_capability(state: QueueState, capability: str, field: str) -> None:
+    """Raises InvalidArgument, which names the field, for a capability that the queue
+    doesn't take."""
+    capabilities = state.limits.capabilities
+    if capabilities and capability not in capabilities:
+        known = ", ".join(sorted(capabilities))
+        raise InvalidArgument.of(field, f"isn't among those of the queue: {known}")
+
+
 def submit(state: QueueState, submission: Submission, taker: Taker | None = None) -> Facts:
     """Accepts a task, and gives it to `taker` at once, if there is one; nothing where its
     request was answered before."""
     refuse_absent(state)
     if known_request(state, submission.request_id, submission.request_hash) is not None:
         return []
-    capabilities = state.limits.capabilities
-    if capabilities and submission.spec.capability not in capabilities:
-        known = ", ".join(sorted(capabilities))
-        raise InvalidArgument.of("spec.capability", f"isn't among those of the queue: {known}")
+    check_capability(state, submission.spec.capability, "spec.capability")
     if submission.task in state.tasks:
         raise AlreadyExists("a task of that id is there already")
     limit = state.limits.open_tasks_max or OPEN_TASKS_MAX

@@ -160,6 +160,86 @@ class TurnError(_message.Message):
 Global___TurnError: _TypeAlias = TurnError  # noqa: Y015
 
 @_typing.final
+class TurnTask(_message.Message):
+    """A turn that runs in the background: the payload of a task of the capability
+    `agent-turn` in the queue `turns`, as ProtoJSON.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    SEALED_INPUT_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_HASH_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    session: _builtins.str
+    """The session, as `tenants/{tenant}/agents/{agent}/sessions/{session}`."""
+    input: _builtins.str
+    """What is asked; empty where it is sealed."""
+    sealed_input: _builtins.bytes
+    """What is asked, as SubmitTurn keeps it: sealed with the session's key, so that
+    it is gone with the session.
+    """
+    key_id: _builtins.str
+    """Id of that key."""
+    request_id: _builtins.str
+    """Names the request; the task's id where it is empty."""
+    request_hash: _builtins.bytes
+    """SHA-256 of the request, where SubmitTurn made it."""
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Longest time that the turn may take; the agent's limit where it isn't set,
+        and never more than it.
+        """
+
+    def __init__(
+        self,
+        *,
+        session: _builtins.str = ...,
+        input: _builtins.str = ...,
+        sealed_input: _builtins.bytes = ...,
+        key_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        request_hash: _builtins.bytes = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "key_id", b"key_id", "request_hash", b"request_hash", "request_id", b"request_id", "sealed_input", b"sealed_input", "session", b"session", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TurnTask: _TypeAlias = TurnTask  # noqa: Y015
+
+@_typing.final
+class TurnTaskResult(_message.Message):
+    """What became of a task of the capability `agent-turn`: its result, as ProtoJSON."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TURN_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    turn: _builtins.str
+    """The turn, as `tenants/{t}/agents/{a}/sessions/{s}/turns/{turn}`."""
+    status: _session_pb2.TurnStatus.ValueType
+    """Where it stood when the task gave up its slot."""
+    def __init__(
+        self,
+        *,
+        turn: _builtins.str = ...,
+        status: _session_pb2.TurnStatus.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["status", b"status", "turn", b"turn"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TurnTaskResult: _TypeAlias = TurnTaskResult  # noqa: Y015
+
+@_typing.final
 class TurnOffset(_message.Message):
     """A place in the stream of a turn's events. What follows it is what
     WatchTurn sends.

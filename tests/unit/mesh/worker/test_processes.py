@@ -44,9 +44,20 @@ def _wait_for(file: Path) -> str:
 
 
 async def _pid_in(file: Path) -> int:
-    while not file.exists() or not file.read_text():
-        await asyncio.sleep(0.01)
-    return int(file.read_text())
+    def read() -> int:
+        while not file.exists() or not file.read_text():
+            time.sleep(0.01)
+        return int(file.read_text())
+
+    return await asyncio.to_thread(read)
+
+
+async def _ends(pid: int) -> None:
+    def wait() -> None:
+        while _is_there(pid):
+            time.sleep(0.01)
+
+    await asyncio.to_thread(wait)
 
 
 def _is_there(pid: int) -> bool:
@@ -96,12 +107,10 @@ async def test_a_cancelled_function_is_killed(processes: Processes, tmp_path: Pa
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    while _is_there(pid):
-        await asyncio.sleep(0.01)
+    await _ends(pid)
 
 
 async def test_closing_ends_the_idle_ones(processes: Processes) -> None:
     pid = await processes.run(_pid, None)
     await processes.close()
-    while _is_there(pid):
-        await asyncio.sleep(0.01)
+    await _ends(pid)
