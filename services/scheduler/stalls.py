@@ -58,8 +58,10 @@ class Stalls:
         """Takes a tenant's queue in, whose state is loaded."""
         self._queues[queue.tenant] = queue
         queue.aggregate.observers.append(partial(self._observe, queue))
-        for task in queue.state.tasks:
-            self._place(queue, task)
+        now_ns = self._clock.now_ns()
+        for task, entry in queue.state.tasks.items():
+            since_ns = stalls.idle_since_ns(queue.state, entry)
+            self._place(queue, task, now_ns if since_ns is None else since_ns)
 
     def attached(self, worker: Worker, hello: pb.WorkerHello) -> None:
         """A worker goes on with tasks: what it says of them now isn't news, but a sign."""
@@ -144,17 +146,19 @@ class Stalls:
             self._tell(queue, fact)
         task = getattr(fact, "task", "")
         if task and not isinstance(fact, facts.TaskStalled):
-            self._place(queue, task)
+            self._place(queue, task, self._clock.now_ns())
 
-    def _place(self, queue: TenantQueue, task: str) -> None:
+    def _place(self, queue: TenantQueue, task: str, since_ns: int) -> None:
+        """Has it looked at no later than it could have stalled; too early does no harm, and
+        each fact of each task comes through here."""
         key = (queue.tenant, task)
         entry = queue.state.tasks.get(task)
-        if entry is None or entry.task.state == FAILED:
+        state = entry.task.state if entry is not None else FAILED
+        if state == FAILED:
             self._due_ns.pop(key, None)
             return
-        since_ns = stalls.idle_since_ns(queue.state, entry)
-        due_ns = self._clock.now_ns() if since_ns is None else since_ns
-        self._push(key, due_ns + stalls.bound_ns(entry, self._bounds))
+        bounds = self._bounds
+        self._push(key, since_ns + (bounds.running_ns if state == RUNNING else bounds.queued_ns))
 
     def _push(self, key: Key, due_ns: int) -> None:
         self._due_ns[key] = due_ns

@@ -195,7 +195,8 @@ class TaskSpec(_message.Message):
     @_builtins.property
     def estimated_cost(self) -> _duration_pb2.Duration:
         """How long it will probably run; 1 s where it isn't set. What a tenant takes
-        of the workers is counted by it.
+        of the workers is counted by it, and for so long it may run without a word
+        before it is said to have stalled.
         """
 
     @_builtins.property
