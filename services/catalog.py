@@ -24,7 +24,7 @@ from services.tools.service import ToolsService
 from services.tools.settings import ToolsSettings
 from services.vectors.service import VectorsService
 from services.vectors.settings import VectorsSettings
-from weft.agents.v1 import agent_service_pb2, turn_service_pb2
+from weft.agents.v1 import agent_service_pb2, stalled_turn_service_pb2, turn_service_pb2
 from weft.auth.v1 import (
     api_key_service_pb2,
     audit_service_pb2,
@@ -149,6 +149,7 @@ _SERVICES = (
         contracts=(
             agent_service_pb2.DESCRIPTOR.services_by_name["AgentService"],
             turn_service_pb2.DESCRIPTOR.services_by_name["TurnService"],
+            stalled_turn_service_pb2.DESCRIPTOR.services_by_name["StalledTurnService"],
         ),
         calls=("models", "scheduler", "tools"),
         build=_agents,

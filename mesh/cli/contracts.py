@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 _MODULES = (
     "weft.agents.v1.agent_service_pb2",
     "weft.agents.v1.events_pb2",
+    "weft.agents.v1.stalled_turn_service_pb2",
     "weft.agents.v1.turn_service_pb2",
     "weft.auth.v1.api_key_service_pb2",
     "weft.auth.v1.audit_service_pb2",

@@ -11,7 +11,7 @@ from mesh.cli.connection import Client
 from mesh.cli.names import DEFAULT_QUEUE, QUEUE, check_id, resource_name, short_name, task_name
 from mesh.cli.output import Output, moment, note, one_line, show_list
 from mesh.cli.pages import LIMIT, Limit, fetch
-from mesh.cli.task_display import progress, show_task, state_word
+from mesh.cli.task_display import progress, show_task, stall, state_word
 from mesh.cli.task_specs import label_of, payload_of, span_of, time_of
 from mesh.cli.task_watching import watch
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from weft.scheduler.v1 import task_service_pb2, tasks_pb2
     from weft.scheduler.v1.task_service_pb2_grpc import TaskServiceStub
 
-tasks = typer.Typer(help="Submit, list, follow, cancel and retry tasks.", no_args_is_help=True)
+tasks = typer.Typer(help="Submit, list, follow, end and retry tasks.", no_args_is_help=True)
 
 TaskArgument = Annotated[
     str, typer.Argument(metavar="TASK", help="The task: an id, QUEUE/TASK or a full name.")
@@ -135,12 +135,17 @@ def list_tasks(
     queue: QueueOption = DEFAULT_QUEUE,
     state: Annotated[StateChoice | None, typer.Option(help="Only those that stand there.")] = None,
     capability: Annotated[str, typer.Option(help="Only those of this capability.")] = "",
+    stalled: Annotated[
+        bool, typer.Option("--stalled", help="Only those to which nothing happens any more.")
+    ] = False,
     limit: Limit = LIMIT,
 ) -> None:
     """Lists the tasks of a queue, newest first.
 
     Unschedulable are those that wait and that no attached worker could run; they are
-    among the queued ones.
+    among the queued ones. Stalled are those that wait for a worker, or whose worker says
+    nothing new of them, for longer than they should; `weft task skip` and `weft task fail`
+    end them.
     """
     from weft.scheduler.v1 import task_service_pb2 as pb
     from weft.scheduler.v1 import tasks_pb2
@@ -153,7 +158,10 @@ def list_tasks(
         return (t for t in page.tasks if wanted != unschedulable or t.state == unschedulable)
 
     request = pb.ListTasksRequest(
-        parent=resource_name(queue, QUEUE, client), state=wanted, capability=capability
+        parent=resource_name(queue, QUEUE, client),
+        state=wanted,
+        capability=capability,
+        stalled=stalled,
     )
     columns = {
         "task": lambda t: short_name(t.name),
@@ -163,7 +171,7 @@ def list_tasks(
         "attempts": lambda t: len(t.attempts),
         "created": lambda t: moment(t.create_time),
         "updated": lambda t: moment(t.update_time),
-        "note": lambda t: one_line(t.reason or progress(t)),
+        "note": lambda t: one_line(stall(t) or t.reason or progress(t)),
     }
     found = fetch(client, _stub(client).ListTasks, request, entries, limit)
     show_list(client.output, found, columns)
@@ -187,6 +195,42 @@ def cancel_task(
 
     request = pb.CancelTaskRequest(name=task_name(task, queue, client), reason=reason)
     show_task(client, client.call(_stub(client).CancelTask, request).task)
+
+
+@command(tasks, "skip", example='weft task skip 01j9x --reason "its worker hangs"')
+def skip_task(
+    client: Client,
+    task: TaskArgument,
+    queue: TaskQueueOption = None,
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+) -> None:
+    """Cancels a task at once, without waiting for the worker that has it.
+
+    The worker is told to end it; what it still reports comes too late. `weft task cancel`
+    waits for the worker.
+    """
+    from weft.scheduler.v1 import task_service_pb2 as pb
+
+    request = pb.SkipTaskRequest(name=task_name(task, queue, client), reason=reason)
+    show_task(client, client.call(_stub(client).SkipTask, request).task)
+
+
+@command(tasks, "fail", example='weft task fail 01j9x --reason "its worker hangs"')
+def fail_task(
+    client: Client,
+    task: TaskArgument,
+    queue: TaskQueueOption = None,
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+) -> None:
+    """Makes a task a dead letter at once, whoever has it and however often it may be tried.
+
+    Its worker is told to end it; what it still reports comes too late. `weft task retry`
+    tries it again.
+    """
+    from weft.scheduler.v1 import task_service_pb2 as pb
+
+    request = pb.FailTaskRequest(name=task_name(task, queue, client), reason=reason)
+    show_task(client, client.call(_stub(client).FailTask, request).task)
 
 
 @command(tasks, "retry", example="weft task retry 01j9x")

@@ -42,6 +42,7 @@ class WorkerTask:
     report: Callable[[float, str], None] = field(default=_unheard, repr=False, compare=False)
 
     def progress(self, fraction: float, note: str = "") -> None:
-        """Tells how far it is, from 0 to 1; sent with the next heartbeat. Not heard from
-        another process."""
+        """Tells how far it is, from 0 to 1; sent with the next heartbeat. A task of which
+        nothing new is told for long is said to have stalled, unless its estimated cost is
+        more. Not heard from another process."""
         self.report(fraction, note)

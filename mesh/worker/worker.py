@@ -181,7 +181,10 @@ class Worker:
             slots=0 if self._stopping else self.slots,
             zone=self.zone,
             running=(
-                pb.TaskProgress(task=name, attempt=attempt) for name, attempt in self._running
+                pb.TaskProgress(
+                    task=name, attempt=attempt, progress=running.progress, note=running.note
+                )
+                for (name, attempt), running in self._running.items()
             ),
         )
         for key, value in self.labels.items():

@@ -46,11 +46,19 @@ class RunningTurns:
         self._settings = settings
         self._clock = clock
         self._running: dict[tuple[str, str, int], asyncio.Task[None]] = {}
+        self._runners: dict[tuple[str, str, int], TurnRunner] = {}
         self._stopping = False
 
     def runs(self, session_stream: str, turn: str) -> bool:
         """Whether this process works on the turn."""
         return any(key[:2] == (session_stream, turn) for key in self._running)
+
+    def moved_ns(self, session_stream: str, turn: str) -> int:
+        """When the model last wrote something for the turn here, in Unix nanoseconds; 0 where
+        it didn't."""
+        wanted = (session_stream, turn)
+        moved = (each.moved_ns for key, each in self._runners.items() if key[:2] == wanted)
+        return max(moved, default=0)
 
     def ensure(
         self, session: Session, pending: "asyncio.Task[StoredFacts | None] | None" = None
@@ -143,9 +151,11 @@ class RunningTurns:
                 settings=self._settings,
                 clock=self._clock,
             )
+            self._runners[key] = runner
             with _observing(session, runner):
                 await runner.run(pending)
         finally:
+            self._runners.pop(key, None)
             self._feeds.release(session, feed)
 
 

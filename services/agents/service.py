@@ -15,6 +15,7 @@ from services.agents.read_model import ERASED, AgentsReadModel
 from services.agents.recovery import Recovery
 from services.agents.running import RunningTurns
 from services.agents.settings import AgentsSettings
+from services.agents.stalled_turns import StalledTurns
 from services.agents.turn_tasks import TurnTasks
 from services.agents.turn_worker import TurnWorker
 from services.agents.turns import Turns
@@ -74,6 +75,15 @@ class AgentsService:
         self._worker = TurnWorker(
             self._turns, tasks, mesh.stub(WorkerServiceStub), mesh.instance, settings, mesh.clock
         )
+        self._stalled = StalledTurns(
+            self._sessions,
+            self._read_model,
+            self._turns,
+            self._running,
+            mesh.leases,
+            settings,
+            mesh.clock,
+        )
         self._refreshing: set[asyncio.Task[None]] = set()
 
     @property
@@ -82,17 +92,20 @@ class AgentsService:
         return {
             "weft.agents.v1.AgentService": self._definitions,
             "weft.agents.v1.TurnService": self._turns,
+            "weft.agents.v1.StalledTurnService": self._stalled,
         }
 
     async def start(self) -> None:
         """Catches up with the log, then looks for turns to resume."""
         await self._read_model.start()
         self._recovery.start()
+        self._stalled.start()
         self._worker.start()
 
     async def stop(self) -> None:
         """Leaves what still runs for others to resume."""
         await self._worker.stop()
+        await self._stalled.stop()
         await self._recovery.stop()
         await self._running.drain()
         await self._read_model.stop()

@@ -30,6 +30,8 @@ class AgentsSettings(Section):
     """How long tokens are gathered into one message, after the first."""
     drain_seconds: float = Field(10.0, ge=0)
     """How long running turns may go on when the service stops; then others resume them."""
+    stalled_turn_seconds: float = Field(120.0, ge=0.1)
+    """How long nothing may happen to a turn that runs before it is said to have stalled."""
     recovery_interval_seconds: float = Field(0.25, gt=0)
     """How often open turns of lost owners are looked for."""
     context_share: float = Field(0.75, gt=0, le=1)

@@ -203,6 +203,25 @@ class Turns:
         )
         return turn_service_pb2.ResolveInDoubtResponse(turn=await self._view(request.name))
 
+    async def change(
+        self, name: str, decide: Callable[[session_pb2.SessionState], Sequence[Message]]
+    ) -> turn_pb2.Turn:
+        """The turn once what is decided of it is stored; it goes on here where it is ours.
+        FailedPrecondition where it ended long ago or waits in the background, NotFound where
+        there is none."""
+        session_name, turn = name.rsplit("/turns/", 1)
+        session = self._sessions.open(domain.session_stream(session_name))
+        with pinned(session):
+            try:
+                if not await self._existing(session, turn):
+                    raise FailedPrecondition(f"turn {name} has ended")
+            except NotFound:
+                await self._found(name)
+                raise FailedPrecondition(f"turn {name} hasn't begun: cancel it") from None
+            await session.execute(decide)
+            self._running.ensure(session)
+        return await self._view(name)
+
     def forget(self, stream: StreamName) -> None:
         """The session was erased: who watches its turns is shown nothing more."""
         self._feeds.forget(stream)

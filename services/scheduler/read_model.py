@@ -25,10 +25,11 @@ CREATE TABLE tasks (
   state INTEGER NOT NULL, capability TEXT NOT NULL, creator TEXT NOT NULL,
   create_ns INTEGER NOT NULL, update_ns INTEGER NOT NULL,
   spec BLOB NOT NULL, result BLOB, reason BLOB, code INTEGER NOT NULL DEFAULT 0,
-  batch TEXT, batch_index INTEGER, end_number INTEGER
+  batch TEXT, batch_index INTEGER, end_number INTEGER, stalled_ns INTEGER, stalled_reason BLOB
 );
 CREATE UNIQUE INDEX by_name ON tasks (queue, task);
 CREATE INDEX by_state ON tasks (queue, state, number);
+CREATE INDEX by_stall ON tasks (queue, number) WHERE stalled_ns IS NOT NULL;
 CREATE TABLE attempts (
   queue TEXT NOT NULL, task TEXT NOT NULL, attempt INTEGER NOT NULL, worker TEXT NOT NULL,
   start_ns INTEGER NOT NULL, end_ns INTEGER, code INTEGER NOT NULL DEFAULT 0, message BLOB,
@@ -41,7 +42,8 @@ _FACTS: dict[str, type[Message]] = {
     for fact in (
         *(facts.QueueCreated, facts.TaskSubmitted, facts.TaskStarted, facts.TaskAttemptFailed),
         *(facts.TaskReleased, facts.TaskSucceeded, facts.TaskFailed, facts.TaskCancelled),
-        *(facts.TaskRedriven, facts.TaskDiscarded),
+        *(facts.TaskRedriven, facts.TaskDiscarded, facts.TaskCancelRequested),
+        *(facts.TaskStalled, facts.TaskProgressed, facts.QueuePaused),
         *(facts.BatchCreated, facts.BatchClosed, facts.BatchCancelled),
     )
 }
@@ -49,10 +51,11 @@ _FACTS: dict[str, type[Message]] = {
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which tasks to list: 0 and empty are all."""
+    """Which tasks to list: 0 and empty are all; of those only what has stalled."""
 
     state: int = 0
     capability: str = ""
+    stalled: bool = False
 
 
 class TasksReadModel:
@@ -138,6 +141,8 @@ class TasksReadModel:
                 if value:
                     where.append(column)
                     values.append(value)  # type: ignore[arg-type]
+            if wanted.stalled:
+                where.append("stalled_ns IS NOT NULL")
             rows = connection.execute(
                 f"SELECT {_COLUMNS} FROM tasks WHERE {' AND '.join(where)}"
                 " ORDER BY number DESC LIMIT ?",
@@ -224,7 +229,8 @@ class TasksReadModel:
     def _opened(
         self, connection: sqlite3.Connection, queue: str, row: Sequence[Any], *, whole: bool
     ) -> tasks_pb2.Task:
-        _, task, state, creator, create_ns, update_ns, spec, result, reason, batch, index = row
+        _, task, state, creator, create_ns, update_ns, spec, result, reason, *others = row
+        batch, index, *stall = others
         key = f"{queue}/{task}"
         found = tasks_pb2.Task(name=f"{queue}/tasks/{task}", state=state, creator=creator)
         found.spec.ParseFromString(self._seal.open(f"{key}/spec", spec))
@@ -232,6 +238,11 @@ class TasksReadModel:
         found.update_time.FromNanoseconds(update_ns)
         if reason is not None:
             found.reason = self._seal.open(f"{key}/reason", reason).decode()
+        stalled_ns, stalled_reason = stall
+        if stalled_ns is not None:
+            found.stalled_time.FromNanoseconds(stalled_ns)
+            sealed = self._seal.open(f"{key}/stalled_reason", stalled_reason)
+            found.stalled_reason = sealed.decode()
         if whole and result is not None:
             found.result = self._seal.open(f"{key}/result", result)
         if not whole:
@@ -273,7 +284,8 @@ class TasksReadModel:
 
 
 _COLUMNS = (
-    "number, task, state, creator, create_ns, update_ns, spec, result, reason, batch, batch_index"
+    "number, task, state, creator, create_ns, update_ns, spec, result, reason, batch, batch_index,"
+    " stalled_ns, stalled_reason"
 )
 
 
@@ -349,6 +361,27 @@ class Change:
             (self._time_ns, *self._key(fact)),
         )
 
+    def stalled(self, fact: facts.TaskStalled) -> None:
+        sealed = self._sealed(fact.task, "stalled_reason", fact.reason.encode())
+        self._connection.execute(
+            "UPDATE tasks SET stalled_ns = ?, stalled_reason = ? WHERE queue = ? AND task = ?",
+            (self._time_ns, sealed, *self._key(fact)),
+        )
+
+    def moved(self, fact: Any) -> None:
+        self._connection.execute(
+            "UPDATE tasks SET update_ns = ?, stalled_ns = NULL, stalled_reason = NULL"
+            " WHERE queue = ? AND task = ?",
+            (self._time_ns, *self._key(fact)),
+        )
+
+    def paused(self, fact: facts.QueuePaused) -> None:
+        self._connection.execute(
+            "UPDATE tasks SET stalled_ns = NULL, stalled_reason = NULL"
+            " WHERE queue = ? AND stalled_ns IS NOT NULL AND state = ?",
+            (self._queue, QUEUED),
+        )
+
     def redriven(self, fact: facts.TaskRedriven) -> None:
         self._stands(fact, QUEUED)
 
@@ -383,8 +416,8 @@ class Change:
     def _stands(self, fact: Any, state: int, reason: str = "", code: int = 0) -> None:
         sealed = self._sealed(fact.task, "reason", reason.encode()) if reason else None
         self._connection.execute(
-            "UPDATE tasks SET state = ?, update_ns = ?, reason = ?, code = ?"
-            " WHERE queue = ? AND task = ?",
+            "UPDATE tasks SET state = ?, update_ns = ?, reason = ?, code = ?, stalled_ns = NULL,"
+            " stalled_reason = NULL WHERE queue = ? AND task = ?",
             (state, self._time_ns, sealed, code, *self._key(fact)),
         )
 
@@ -417,6 +450,10 @@ APPLY: dict[type[Message], Callable[[Change, Any], None]] = {
     facts.BatchCreated: Change.batch_created,
     facts.BatchClosed: Change.batch_closed,
     facts.BatchCancelled: Change.batch_cancelled,
+    facts.TaskCancelRequested: Change.moved,
+    facts.TaskStalled: Change.stalled,
+    facts.TaskProgressed: Change.moved,
+    facts.QueuePaused: Change.paused,
 }
 
 

@@ -20,6 +20,11 @@ class SchedulerSettings(Section):
     """How long a worker may take to end a task that is cancelled."""
     hello_seconds: float = Field(default=10, gt=0, le=60)
     """How long a worker may take to say who it is."""
+    stalled_queued_seconds: float = Field(default=600, ge=0.1)
+    """How long a task may wait for a worker before it is said to have stalled."""
+    stalled_running_seconds: float = Field(default=120, ge=0.1)
+    """How long a worker may say nothing new of a task, where its estimated cost isn't
+    more."""
     workers_max: int = Field(default=4_096, ge=1)
     """Most workers of an instance."""
     queues_max: int = Field(default=1_000, ge=1)

@@ -3,15 +3,16 @@
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from functools import partial
 
 from mesh.call import Call
 from mesh.errors import FailedPrecondition, InvalidArgument, NotFound, NotServing
 from mesh.ids import new_id
 from mesh.rpc.pages import read_page_number, write_page_token
-from services.scheduler.domain import decide, names
+from services.scheduler.domain import decide, names, stalls
 from services.scheduler.domain.state import QUEUED, RUNNING
+from services.scheduler.journal import Facts
 from services.scheduler.queues import Queues
 from services.scheduler.read_model import Filter
 from services.scheduler.submitting import Submitter
@@ -63,7 +64,7 @@ class TaskService:
             state = QUEUED
         before = read_page_number(request.page_token, request.parent, NUMBER_MAX)
         size = request.page_size or PAGE_SIZE
-        wanted = Filter(state, request.capability)
+        wanted = Filter(state, request.capability, request.stalled)
         rows = await self._queues.read_model.tasks(request.parent, wanted, before, size + 1)
         response = pb.ListTasksResponse()
         for _, row in rows[:size]:
@@ -77,17 +78,26 @@ class TaskService:
     async def cancel_task(self, request: pb.CancelTaskRequest, call: Call) -> pb.CancelTaskResponse:
         """Does nothing to a task that is cancelled already. FailedPrecondition for one that
         is final otherwise."""
+        reason = request.reason or f"cancelled by {call.actor}"
+        return pb.CancelTaskResponse(task=await self._end(request.name, decide.cancel, reason))
+
+    async def skip_task(self, request: pb.SkipTaskRequest, call: Call) -> pb.SkipTaskResponse:
+        """As cancelling, but doesn't wait for the worker."""
+        reason = request.reason or f"skipped by {call.actor}"
+        return pb.SkipTaskResponse(task=await self._end(request.name, stalls.skip, reason))
+
+    async def fail_task(self, request: pb.FailTaskRequest, call: Call) -> pb.FailTaskResponse:
+        """Does nothing to a dead letter. FailedPrecondition for a task that is final
+        otherwise, NotFound for none."""
+        reason = request.reason or f"failed by {call.actor}"
         queue = await self._queues.existing(request.name)
         task = names.task_id(request.name)
-        reason = request.reason or f"cancelled by {call.actor}"
         try:
-            await queue.journal.put(task, partial(decide.cancel, task=task, reason=reason))
+            await queue.journal.put(task, partial(stalls.fail_now, task=task, reason=reason))
         except NotFound:
             final = await self._queues.task(request.name)
-            if final.state != tasks_pb2.TASK_STATE_CANCELLED:
-                raise FailedPrecondition(f"the task is {_said(final.state)} already") from None
-            return pb.CancelTaskResponse(task=final)
-        return pb.CancelTaskResponse(task=await self._queues.task(request.name))
+            raise FailedPrecondition(f"the task is {_said(final.state)} already") from None
+        return pb.FailTaskResponse(task=await self._queues.task(request.name))
 
     async def retry_task(self, request: pb.RetryTaskRequest, call: Call) -> pb.RetryTaskResponse:
         """FailedPrecondition for a task that hasn't failed, NotFound for none."""
@@ -122,6 +132,20 @@ class TaskService:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(1):
                         await changed.wait()
+
+    async def _end(self, name: str, end: Callable[..., Facts], reason: str) -> tasks_pb2.Task:
+        """The task once its end is stored, or asked for. FailedPrecondition for one that is
+        final otherwise, NotFound for none."""
+        queue = await self._queues.existing(name)
+        task = names.task_id(name)
+        try:
+            await queue.journal.put(task, partial(end, task=task, reason=reason))
+        except NotFound:
+            final = await self._queues.task(name)
+            if final.state != tasks_pb2.TASK_STATE_CANCELLED:
+                raise FailedPrecondition(f"the task is {_said(final.state)} already") from None
+            return final
+        return await self._queues.task(name)
 
 
 def _said(state: int) -> str:

@@ -41,11 +41,20 @@ class Shape:
 
 @dataclass(slots=True)
 class Held:
-    """A task that a worker has, until it says that it ended."""
+    """A task that a worker has, until it says that it ended. `moved_ns` is when it last said
+    something new of it, in Unix nanoseconds; 0 where it never did."""
 
     shape: Shape
     progress: float = 0.0
     note: str = ""
+    moved_ns: int = 0
+
+    def hear(self, progress: pb.TaskProgress, now_ns: int) -> bool:
+        """Takes what the worker says of it; whether that is new."""
+        if (progress.progress, progress.note) == (self.progress, self.note):
+            return False
+        self.progress, self.note, self.moved_ns = progress.progress, progress.note, now_ns
+        return True
 
 
 @dataclass(slots=True, eq=False)

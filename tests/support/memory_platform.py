@@ -99,6 +99,7 @@ class MemoryPlatform:
         handlers = {
             "weft.agents.v1.AgentService": self.agents,
             "weft.agents.v1.TurnService": self.turns,
+            "weft.agents.v1.StalledTurnService": self.turns,
             "weft.auth.v1.ApiKeyService": self.access,
             "weft.auth.v1.AuditService": self.access,
             "weft.auth.v1.AuthService": self.access,

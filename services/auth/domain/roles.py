@@ -19,7 +19,7 @@ ADMIN = "admin"
 
 _VIEWER = frozenset(
     {
-        *("agents.get", "agents.list", "auth.get_tenant", "models.list"),
+        *("agents.get", "agents.list", "agents.list_stalled", "auth.get_tenant", "models.list"),
         *("scheduler.get", "scheduler.get_queue", "scheduler.list", "scheduler.list_queues"),
         *("scheduler.get_schedule", "scheduler.list_schedules"),
         *("state.get", "state.list", "state.watch", "tools.get", "tools.list"),
@@ -39,6 +39,7 @@ _OPERATOR = _VIEWER | {
     *("auth.revoke_api_key", "auth.revoke_token"),
     *("scheduler.cancel", "scheduler.create_queue", "scheduler.discard", "scheduler.pause"),
     *("scheduler.redrive", "scheduler.retry", "scheduler.submit", "scheduler.update_queue"),
+    *("agents.fail", "agents.skip", "scheduler.fail", "scheduler.skip"),
     *_SCHEDULES,
 }
 _DEVELOPER = _VIEWER | {

@@ -2,7 +2,7 @@
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from google.protobuf.message import Message
@@ -12,7 +12,7 @@ from mesh.events.fold import Fold, Place
 from weft.scheduler.v1 import events_pb2 as facts
 from weft.scheduler.v1 import queues_pb2, tasks_pb2
 
-FOLD_VERSION = 1
+FOLD_VERSION = 2
 """Grows whenever the same events would fold into another state."""
 REQUESTS_MAX = 20_000
 """Requests that a queue remembers, beside those of its open tasks."""
@@ -108,6 +108,7 @@ class QueueState:
     limits: queues_pb2.QueueLimits = field(default_factory=queues_pb2.QueueLimits)
     paused: bool = False
     create_time: Timestamp | None = None
+    resume_time: Timestamp | None = None
     tasks: dict[str, Entry] = field(default_factory=dict)
     # A plain dict looks for its first key past all that were deleted before it.
     requests: OrderedDict[str, Request] = field(default_factory=OrderedDict)
@@ -133,10 +134,20 @@ def _limits_changed(state: QueueState, event: facts.QueueLimitsChanged, place: P
 
 def _paused(state: QueueState, event: facts.QueuePaused, place: Place) -> None:
     state.paused = True
+    for task, entry in state.tasks.items():
+        if entry.task.state == QUEUED and entry.task.HasField("stalled_time"):
+            # It waits since somebody wants it to.
+            copy = tasks_pb2.Task()
+            copy.CopyFrom(entry.task)
+            copy.ClearField("stalled_time")
+            copy.ClearField("stalled_reason")
+            state.tasks[task] = replace(entry, task=copy)
 
 
 def _resumed(state: QueueState, event: facts.QueueResumed, place: Place) -> None:
     state.paused = False
+    state.resume_time = Timestamp()
+    state.resume_time.CopyFrom(place.time)
 
 
 def _submitted(state: QueueState, event: facts.TaskSubmitted, place: Place) -> None:
@@ -230,6 +241,22 @@ def _batch_cancelled(state: QueueState, event: facts.BatchCancelled, place: Plac
     batch.cancelled, batch.reason = True, event.reason
 
 
+def _stalled(state: QueueState, event: facts.TaskStalled, place: Place) -> None:
+    entry = state.tasks[event.task]
+    copy = tasks_pb2.Task()
+    copy.CopyFrom(entry.task)
+    # It didn't change for that.
+    copy.stalled_time.CopyFrom(place.time)
+    copy.stalled_reason = event.reason
+    state.tasks[event.task] = replace(entry, task=copy)
+
+
+def _moved(
+    state: QueueState, event: facts.TaskProgressed | facts.TaskWithdrawn, place: Place
+) -> None:
+    _changed(state, event.task, place)
+
+
 def _changed(
     state: QueueState,
     task: str,
@@ -243,6 +270,8 @@ def _changed(
     copy = tasks_pb2.Task()
     copy.CopyFrom(entry.task)
     copy.update_time.CopyFrom(place.time)
+    copy.ClearField("stalled_time")
+    copy.ClearField("stalled_reason")
     if stands is not None:
         if entry.batch:
             counts = state.batches[entry.batch].counts
@@ -278,6 +307,9 @@ _HANDLERS: dict[type[Message], Callable[[QueueState, Any, Place], None]] = {
     facts.BatchCreated: _batch_created,
     facts.BatchClosed: _batch_closed,
     facts.BatchCancelled: _batch_cancelled,
+    facts.TaskStalled: _stalled,
+    facts.TaskProgressed: _moved,
+    facts.TaskWithdrawn: _moved,
 }
 
 
@@ -302,6 +334,7 @@ def parts(state: QueueState) -> Iterator[bytes]:
         limits=state.limits,
         paused=state.paused,
         create_time=state.create_time,
+        resume_time=state.resume_time,
         batches=(
             facts.BatchRecord(
                 batch=name,
@@ -343,6 +376,8 @@ def decode(data: bytes) -> QueueState:
     state = QueueState(kept.limits, kept.paused)
     if kept.HasField("create_time"):
         state.create_time = kept.create_time
+    if kept.HasField("resume_time"):
+        state.resume_time = kept.resume_time
     for known in kept.batches:
         state.batches[known.batch] = Batch(
             known.running_tasks_max,

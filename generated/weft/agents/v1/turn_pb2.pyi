@@ -46,6 +46,9 @@ class Turn(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     ACCEPT_REVISION_FIELD_NUMBER: _builtins.int
     END_REVISION_FIELD_NUMBER: _builtins.int
+    STALLED_TIME_FIELD_NUMBER: _builtins.int
+    STALLED_DOING_FIELD_NUMBER: _builtins.int
+    RUNNING_CALLS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, as `tenants/{t}/agents/{a}/sessions/{s}/turns/{turn}`."""
     status: _session_pb2.TurnStatus.ValueType
@@ -64,6 +67,8 @@ class Turn(_message.Message):
     """Revision of the session at which it was accepted."""
     end_revision: _builtins.int
     """Revision of the session at which it ended; 0 before."""
+    stalled_doing: _builtins.str
+    """What it was at then."""
     @_builtins.property
     def error(self) -> Global___TurnError:
         """Why it failed, if it did."""
@@ -88,6 +93,16 @@ class Turn(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When it ended; not set before."""
 
+    @_builtins.property
+    def stalled_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is known to have stalled: it runs, and nothing has happened to
+        it for too long. Not set where it hasn't.
+        """
+
+    @_builtins.property
+    def running_calls(self) -> _containers.RepeatedCompositeFieldContainer[_session_pb2.CallState]:
+        """Calls that run, or are about to."""
+
     def __init__(
         self,
         *,
@@ -106,10 +121,13 @@ class Turn(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         accept_revision: _builtins.int = ...,
         end_revision: _builtins.int = ...,
+        stalled_time: _timestamp_pb2.Timestamp | None = ...,
+        stalled_doing: _builtins.str = ...,
+        running_calls: _abc.Iterable[_session_pb2.CallState] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "stalled_time", b"stalled_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_revision", b"accept_revision", "create_time", b"create_time", "end_revision", b"end_revision", "end_time", b"end_time", "error", b"error", "input", b"input", "name", b"name", "request_id", b"request_id", "resume_count", b"resume_count", "sources", b"sources", "status", b"status", "step_count", b"step_count", "text", b"text", "usage", b"usage", "waiting_calls", b"waiting_calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_revision", b"accept_revision", "create_time", b"create_time", "end_revision", b"end_revision", "end_time", b"end_time", "error", b"error", "input", b"input", "name", b"name", "request_id", b"request_id", "resume_count", b"resume_count", "running_calls", b"running_calls", "sources", b"sources", "stalled_doing", b"stalled_doing", "stalled_time", b"stalled_time", "status", b"status", "step_count", b"step_count", "text", b"text", "usage", b"usage", "waiting_calls", b"waiting_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -666,6 +684,32 @@ class TurnEvent(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class Stalled(_message.Message):
+        """Nothing has happened to it for too long."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        IDLE_FIELD_NUMBER: _builtins.int
+        DOING_FIELD_NUMBER: _builtins.int
+        doing: _builtins.str
+        """What it is at: a model step, or tool calls."""
+        @_builtins.property
+        def idle(self) -> _duration_pb2.Duration:
+            """How long nothing had happened by then."""
+
+        def __init__(
+            self,
+            *,
+            idle: _duration_pb2.Duration | None = ...,
+            doing: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["idle", b"idle"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["doing", b"doing", "idle", b"idle"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     OFFSET_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     ACCEPTED_FIELD_NUMBER: _builtins.int
@@ -684,6 +728,7 @@ class TurnEvent(_message.Message):
     COMPLETED_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
+    STALLED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def offset(self) -> Global___TurnOffset:
         """Hand the last one that was seen to WatchTurn to go on behind it."""
@@ -756,6 +801,10 @@ class TurnEvent(_message.Message):
     def cancelled(self) -> Global___TurnEvent.Cancelled:
         """The end: it was cancelled."""
 
+    @_builtins.property
+    def stalled(self) -> Global___TurnEvent.Stalled:
+        """Nothing has happened to it for too long."""
+
     def __init__(
         self,
         *,
@@ -777,12 +826,13 @@ class TurnEvent(_message.Message):
         completed: Global___TurnEvent.Completed | None = ...,
         failed: Global___TurnEvent.Failed | None = ...,
         cancelled: Global___TurnEvent.Cancelled | None = ...,
+        stalled: Global___TurnEvent.Stalled | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "approval_given", b"approval_given", "approval_required", b"approval_required", "cancel_requested", b"cancel_requested", "cancelled", b"cancelled", "compacted", b"compacted", "completed", b"completed", "event", b"event", "failed", b"failed", "in_doubt", b"in_doubt", "model_step", b"model_step", "offset", b"offset", "resolved", b"resolved", "resumed", b"resumed", "started", b"started", "time", b"time", "token", b"token", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "approval_given", b"approval_given", "approval_required", b"approval_required", "cancel_requested", b"cancel_requested", "cancelled", b"cancelled", "compacted", b"compacted", "completed", b"completed", "event", b"event", "failed", b"failed", "in_doubt", b"in_doubt", "model_step", b"model_step", "offset", b"offset", "resolved", b"resolved", "resumed", b"resumed", "stalled", b"stalled", "started", b"started", "time", b"time", "token", b"token", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "approval_given", b"approval_given", "approval_required", b"approval_required", "cancel_requested", b"cancel_requested", "cancelled", b"cancelled", "compacted", b"compacted", "completed", b"completed", "event", b"event", "failed", b"failed", "in_doubt", b"in_doubt", "model_step", b"model_step", "offset", b"offset", "resolved", b"resolved", "resumed", b"resumed", "started", b"started", "time", b"time", "token", b"token", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "approval_given", b"approval_given", "approval_required", b"approval_required", "cancel_requested", b"cancel_requested", "cancelled", b"cancelled", "compacted", b"compacted", "completed", b"completed", "event", b"event", "failed", b"failed", "in_doubt", b"in_doubt", "model_step", b"model_step", "offset", b"offset", "resolved", b"resolved", "resumed", b"resumed", "stalled", b"stalled", "started", b"started", "time", b"time", "token", b"token", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "started", "resumed", "token", "model_step", "tool_call", "tool_result", "approval_required", "approval_given", "in_doubt", "resolved", "compacted", "cancel_requested", "completed", "failed", "cancelled"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "started", "resumed", "token", "model_step", "tool_call", "tool_result", "approval_required", "approval_given", "in_doubt", "resolved", "compacted", "cancel_requested", "completed", "failed", "cancelled", "stalled"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

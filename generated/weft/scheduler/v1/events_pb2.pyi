@@ -5,6 +5,7 @@ Facts of a tenant's queue, and of the tasks in it."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -498,6 +499,108 @@ class BatchCancelled(_message.Message):
 Global___BatchCancelled: _TypeAlias = BatchCancelled  # noqa: Y015
 
 @_typing.final
+class TaskStalled(_message.Message):
+    """Nothing has happened to the task for longer than it should; told once, until
+    something does.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    IDLE_FIELD_NUMBER: _builtins.int
+    task: _builtins.str
+    """Id of the task."""
+    attempt: _builtins.int
+    """Number of the attempt that makes no progress; of the last one where the task
+    waits, 0 before the first.
+    """
+    reason: _builtins.str
+    """What it waits for, or who has it."""
+    @_builtins.property
+    def idle(self) -> _duration_pb2.Duration:
+        """How long nothing had happened by then."""
+
+    def __init__(
+        self,
+        *,
+        task: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        idle: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["idle", b"idle"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "idle", b"idle", "reason", b"reason", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskStalled: _TypeAlias = TaskStalled  # noqa: Y015
+
+@_typing.final
+class TaskProgressed(_message.Message):
+    """The worker of a task that was told to have stalled says how far it is by now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    task: _builtins.str
+    """Id of the task."""
+    attempt: _builtins.int
+    """Number of the attempt."""
+    def __init__(
+        self,
+        *,
+        task: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskProgressed: _TypeAlias = TaskProgressed  # noqa: Y015
+
+@_typing.final
+class TaskWithdrawn(_message.Message):
+    """The task was taken from its worker, which isn't waited for: it is told to end
+    the attempt, and what it reports comes too late. How the task ends follows.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    task: _builtins.str
+    """Id of the task."""
+    attempt: _builtins.int
+    """Number of the attempt."""
+    worker: _builtins.str
+    """Id of the worker."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        task: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        worker: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "reason", b"reason", "task", b"task", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskWithdrawn: _TypeAlias = TaskWithdrawn  # noqa: Y015
+
+@_typing.final
 class QueueState(_message.Message):
     """What a queue's facts fold into, as snapshots keep it."""
 
@@ -509,6 +612,7 @@ class QueueState(_message.Message):
     TASKS_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
     BATCHES_FIELD_NUMBER: _builtins.int
+    RESUME_TIME_FIELD_NUMBER: _builtins.int
     paused: _builtins.bool
     """No task is given to a worker."""
     @_builtins.property
@@ -531,6 +635,10 @@ class QueueState(_message.Message):
     def batches(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchRecord]:
         """The last batches, oldest first."""
 
+    @_builtins.property
+    def resume_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was last resumed; not set where it never was."""
+
     def __init__(
         self,
         *,
@@ -540,10 +648,11 @@ class QueueState(_message.Message):
         tasks: _abc.Iterable[Global___TaskRecord] | None = ...,
         requests: _abc.Iterable[Global___SubmittedRequest] | None = ...,
         batches: _abc.Iterable[Global___BatchRecord] | None = ...,
+        resume_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "limits", b"limits", "resume_time", b"resume_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "create_time", b"create_time", "limits", b"limits", "paused", b"paused", "requests", b"requests", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "create_time", b"create_time", "limits", b"limits", "paused", b"paused", "requests", b"requests", "resume_time", b"resume_time", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
