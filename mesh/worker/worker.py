@@ -25,6 +25,10 @@ from weft.scheduler.v1.worker_service_pb2_grpc import WorkerServiceStub
 
 RECONNECT_SECONDS = 0.1
 RECONNECT_SECONDS_MAX = 5.0
+REPORTS_MAX = 64
+REPORTS_BYTES_MAX = 1_000_000
+"""Reports that go in one message, beside the one that it grew by last."""
+_REPORTS = frozenset(("succeeded", "failed"))
 MESSAGE_LENGTH_MAX = 4_096
 END_SECONDS = 5.0
 """How long handlers may take to end where the worker can't go on."""
@@ -179,6 +183,7 @@ class Worker:
             worker_id=self.worker_id,
             capabilities=sorted(self._handlers),
             slots=0 if self._stopping else self.slots,
+            takes_bundles=True,
             zone=self.zone,
             running=(
                 pb.TaskProgress(
@@ -195,7 +200,35 @@ class Worker:
 
     async def _messages(self) -> AsyncIterator[pb.AttachRequest | pb.AttachSharedRequest]:
         while (message := await self._outbox.get()) is not None:
+            message = self._gathered(message)
             yield self._shared(message) if self.all_tenants else message
+
+    def _gathered(self, message: pb.AttachRequest) -> pb.AttachRequest:
+        """A report, with those in one that wait behind it."""
+        if message.WhichOneof("message") not in _REPORTS or self._outbox.empty():
+            return message
+        several = [message]
+        size_bytes = message.ByteSize()
+        while len(several) < REPORTS_MAX and size_bytes < REPORTS_BYTES_MAX:
+            if self._outbox.empty():
+                break
+            following = self._outbox.get_nowait()
+            if following is None or following.WhichOneof("message") not in _REPORTS:
+                # It waits for its turn: what else is in there may come before it.
+                self._outbox.put_nowait(following)
+                break
+            several.append(following)
+            size_bytes += following.ByteSize()
+        if len(several) == 1:
+            return message
+        gathered = pb.AttachRequest(queue=self.queue)
+        for each in several:
+            report = gathered.reports.reports.add()
+            if each.HasField("failed"):
+                report.failed.CopyFrom(each.failed)
+            else:
+                report.succeeded.CopyFrom(each.succeeded)
+        return gathered
 
     def _shared(self, message: pb.AttachRequest) -> pb.AttachSharedRequest:
         shared = pb.AttachSharedRequest(queue_id=self.queue)
@@ -227,18 +260,26 @@ class Worker:
             for name, attempt in list(self._running):
                 if name in message.welcome.lost:
                     self._drop(name, attempt)
-        elif kind == "assignment":
-            self._begin(message.assignment)
-        elif kind == "cancel":
-            running = self._running.get((message.cancel.task, message.cancel.attempt))
-            if running is not None and running.task is not None:
-                running.task.cancel(message.cancel.reason or "cancelled")
-        elif kind == "recorded":
-            self._running.pop((message.recorded.task, message.recorded.attempt), None)
-            self._leave_if_done()
+        elif kind == "bundle":
+            for news in message.bundle.news:
+                self._hear(news)
         elif kind == "drain":
             # The scheduler ends; what runs is reported to the next.
             self._outbox.put_nowait(None)
+        else:
+            self._hear(message)
+
+    def _hear(self, news: pb.AttachResponse | pb.AttachSharedResponse | pb.WorkerNews) -> None:
+        kind = news.WhichOneof("message")
+        if kind == "assignment":
+            self._begin(news.assignment)
+        elif kind == "cancel":
+            running = self._running.get((news.cancel.task, news.cancel.attempt))
+            if running is not None and running.task is not None:
+                running.task.cancel(news.cancel.reason or "cancelled")
+        elif kind == "recorded":
+            self._running.pop((news.recorded.task, news.recorded.attempt), None)
+            self._leave_if_done()
 
     def _begin(self, assignment: pb.WorkerAssignment) -> None:
         key = (assignment.task, assignment.attempt)

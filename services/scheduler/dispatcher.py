@@ -24,11 +24,12 @@ from services.scheduler.domain.codes import Code
 from services.scheduler.domain.priority import COST_SECONDS_DEFAULT, charged, returned
 from services.scheduler.domain.state import QUEUED, RUNNING, Entry, QueueState
 from services.scheduler.journal import Facts
+from services.scheduler.losses import Losses
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.stalls import Stalls
 from services.scheduler.tenant_queue import TenantQueue
 from services.scheduler.watchers import Watchers
-from services.scheduler.workers import Held, Shape, Worker, failure_of
+from services.scheduler.workers import Held, Shape, Worker, failure_of, worker_of
 from weft.scheduler.v1 import events_pb2 as facts
 from weft.scheduler.v1 import tasks_pb2
 from weft.scheduler.v1 import worker_service_pb2 as pb
@@ -54,7 +55,7 @@ class Dispatcher:
         self._clock = clock
         self._virtual_now = 0.0
         self._draining = False
-        self._lost_since: dict[tuple[str, int], float] = {}
+        self._losses = Losses(self.tenants, self.workers, settings, leases, clock, self._lose)
         self.watchers = Watchers()
         self._stalls = Stalls(settings, self.workers, clock)
         self._wake = asyncio.Event()
@@ -242,7 +243,7 @@ class Dispatcher:
         if entry.worker != worker.id:
             return name
         worker.held[name, attempt] = Held(Shape.of(entry.task.spec))
-        self._lost_since.pop((name, attempt), None)
+        self._losses.goes_on(name, attempt)
         if entry.task.cancelling:
             self._cancel(queue, task, entry)
         return ""
@@ -279,7 +280,7 @@ class Dispatcher:
             for task in queue.doomed(DOOMED_MAX):
                 self._put(queue, task, partial(batches.cancel_task, task=task))
         self._stalls.look(now_ns)
-        self._look_for_lost()
+        self._losses.look()
 
     def _over(self, queue: TenantQueue, task: str) -> None:
         """A task waited, or runs, past what it may."""
@@ -291,7 +292,7 @@ class Dispatcher:
             return
         message = "its worker didn't end it" if entry.task.cancelling else "took too long"
         name = names.task_name(queue.stream, task)
-        worker = self._worker_of(queue, entry)
+        worker = worker_of(self.workers, queue.tenant, entry.worker)
         if worker is not None and (name, entry.attempt) in worker.held:
             # It keeps the slot until it says that it has ended.
             cancel = pb.WorkerCancel(task=name, attempt=entry.attempt, reason=message)
@@ -326,48 +327,6 @@ class Dispatcher:
             self._wake.set()
 
         asyncio.get_running_loop().call_later(PAUSE_SECONDS, again)
-
-    def _look_for_lost(self) -> None:
-        """Ends the attempts whose worker is gone: it was silent for a lease, or never came
-        back after its stream, or its instance of Weft, ended."""
-        now = self._clock.monotonic()
-        lease = self._settings.lease_seconds
-        for key, worker in list(self.workers.items()):
-            if now - worker.seen > lease:
-                worker.leave()
-                del self.workers[key]
-                # It was silent for a whole lease already.
-                self._lost_since.update(dict.fromkeys(worker.held, now - 2 * lease))
-        present = set()
-        for queue in self.tenants.values():
-            for task in queue.running:
-                entry = queue.state.tasks.get(task)
-                if entry is None or entry.task.state != RUNNING:
-                    # Its end is on its way into the log.
-                    continue
-                name = names.task_name(queue.stream, task)
-                if self._holds(queue, entry, name) or self._is_elsewhere(entry):
-                    continue
-                attempt = (name, entry.attempt)
-                present.add(attempt)
-                if now - self._lost_since.setdefault(attempt, now) > lease:
-                    self._lost_since[attempt] = now
-                    self._lose(queue, task, entry.attempt)
-        for gone in self._lost_since.keys() - present:
-            del self._lost_since[gone]
-
-    def _holds(self, queue: TenantQueue, entry: Entry, name: str) -> bool:
-        worker = self._worker_of(queue, entry)
-        return worker is not None and (name, entry.attempt) in worker.held
-
-    def _is_elsewhere(self, entry: Entry) -> bool:
-        """Whether the worker is another instance's, which is alive."""
-        instance = entry.task.attempts[-1].instance
-        return instance != self._leases.instance and not self._leases.expired(instance)
-
-    def _worker_of(self, queue: TenantQueue, entry: Entry) -> Worker | None:
-        worker_id = entry.worker
-        return self.workers.get((queue.tenant, worker_id)) or self.workers.get(("", worker_id))
 
     # Giving tasks to workers
 
@@ -478,7 +437,7 @@ class Dispatcher:
     def _cancel(self, queue: TenantQueue, task: str, entry: Entry) -> None:
         """Has the worker end a task, and ends it without, where that takes too long."""
         queue.ends_within(task, self._settings.cancel_grace_seconds)
-        worker = self._worker_of(queue, entry)
+        worker = worker_of(self.workers, queue.tenant, entry.worker)
         if worker is not None:
             cancel = pb.WorkerCancel(
                 task=names.task_name(queue.stream, task),

@@ -21,7 +21,7 @@ from services.scheduler.domain.state import FAILED, RUNNING, Entry
 from services.scheduler.journal import Decide, Facts
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.tenant_queue import TenantQueue
-from services.scheduler.workers import Held, Shape, Worker, unschedulable_reason
+from services.scheduler.workers import Held, Shape, Worker, unschedulable_reason, worker_of
 from weft.scheduler.v1 import events_pb2 as facts
 from weft.scheduler.v1 import worker_service_pb2 as pb
 
@@ -173,20 +173,16 @@ class Stalls:
         if entry.task.state != RUNNING:
             return None
         name = names.task_name(queue.stream, task)
-        for tenant in (queue.tenant, ""):
-            worker = self._workers.get((tenant, entry.worker))
-            if worker is not None and (name, entry.attempt) in worker.held:
-                return worker.held[name, entry.attempt]
-        return None
+        worker = worker_of(self._workers, queue.tenant, entry.worker)
+        return worker.held.get((name, entry.attempt)) if worker is not None else None
 
     def _tell(self, queue: TenantQueue, fact: facts.TaskWithdrawn) -> None:
         """Has the worker end what was taken from it; it keeps the slot until it has."""
         name = names.task_name(queue.stream, fact.task)
-        for tenant in (queue.tenant, ""):
-            worker = self._workers.get((tenant, fact.worker))
-            if worker is not None and (name, fact.attempt) in worker.held:
-                cancel = pb.WorkerCancel(task=name, attempt=fact.attempt, reason=fact.reason)
-                worker.send(pb.AttachResponse(cancel=cancel))
+        worker = worker_of(self._workers, queue.tenant, fact.worker)
+        if worker is not None and (name, fact.attempt) in worker.held:
+            cancel = pb.WorkerCancel(task=name, attempt=fact.attempt, reason=fact.reason)
+            worker.send(pb.AttachResponse(cancel=cancel))
 
     def _put(self, queue: TenantQueue, task: str, change: Decide, size_bytes: int = 0) -> None:
         """Stores what nobody waits for; where it can't be stored, a later look says it."""

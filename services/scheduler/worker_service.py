@@ -84,8 +84,9 @@ class WorkerService:
         worker = dispatcher.attach(first.hello, first.hello.worker_id or new_id(), tenant)
         reader = asyncio.create_task(self._read(dispatcher, worker, later))
         try:
-            while (message := await worker.outbox.get()) is not None:
-                yield message
+            async with aclosing(worker.messages()) as messages:
+                async for message in messages:
+                    yield message
             if reader.done():
                 # Raises what ended it, if something did.
                 reader.result()
@@ -139,17 +140,30 @@ class WorkerService:
     def _take(self, dispatcher: Dispatcher, worker: Worker, request: _Request) -> None:
         kind = request.WhichOneof("message")
         if kind == "succeeded":
-            done = request.succeeded
-            dispatcher.report(worker, done.task, done.attempt, done.result)
-        elif kind == "failed" and request.failed.released:
-            dispatcher.release(worker, request.failed.task, request.failed.attempt)
+            _succeeded(dispatcher, worker, request.succeeded)
         elif kind == "failed":
-            failed = request.failed
-            failure = failure_of(failed.code, failed.message)
-            dispatcher.report(worker, failed.task, failed.attempt, failure)
+            _failed(dispatcher, worker, request.failed)
+        elif kind == "reports":
+            for report in request.reports.reports:
+                if report.HasField("failed"):
+                    _failed(dispatcher, worker, report.failed)
+                else:
+                    _succeeded(dispatcher, worker, report.succeeded)
         elif kind == "heartbeat":
             dispatcher.heartbeat(worker, request.heartbeat)
         elif kind == "slots":
             dispatcher.change_slots(worker, request.slots.slots)
         else:
             raise InvalidArgument.of("message", "is none, or a second hello")
+
+
+def _succeeded(dispatcher: Dispatcher, worker: Worker, done: pb.WorkerSucceeded) -> None:
+    dispatcher.report(worker, done.task, done.attempt, done.result)
+
+
+def _failed(dispatcher: Dispatcher, worker: Worker, failed: pb.WorkerFailed) -> None:
+    if failed.released:
+        dispatcher.release(worker, failed.task, failed.attempt)
+        return
+    failure = failure_of(failed.code, failed.message)
+    dispatcher.report(worker, failed.task, failed.attempt, failure)

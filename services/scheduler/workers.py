@@ -1,8 +1,9 @@
 """The workers that are attached, what each can do, and what each has."""
 
 import asyncio
+import itertools
 import random
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -13,8 +14,13 @@ from weft.scheduler.v1 import tasks_pb2
 from weft.scheduler.v1 import worker_service_pb2 as pb
 
 _log = structlog.get_logger(__name__)
+BUNDLE_MAX = 64
+BUNDLE_BYTES_MAX = 1_000_000
+"""A bundle holds no more messages, and is sent once it has so many bytes; a client receives
+4 MiB where it isn't told else."""
 OUTBOX_SPARE = 1_000
 """Messages to a worker that may wait beside those of its tasks."""
+_BUNDLED = frozenset(("assignment", "cancel", "recorded"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,7 @@ class Worker:
     slots: int
     seen: float
     zone: str = ""
+    takes_bundles: bool = False
     load: float = 0.0
     attached: bool = True
     held: dict[tuple[str, int], Held] = field(default_factory=dict)
@@ -92,6 +99,7 @@ class Worker:
             hello.slots,
             now,
             hello.zone,
+            hello.takes_bundles,
         )
 
     @property
@@ -146,6 +154,25 @@ class Worker:
             return
         self.outbox.put_nowait(message)
 
+    async def messages(self) -> AsyncGenerator[pb.AttachResponse, None]:
+        """What is to be sent to it, until its stream ends. What is there already goes in
+        bundles, where it takes them."""
+        while True:
+            waiting = [await self.outbox.get()]
+            size_bytes = 0
+            while (
+                self.takes_bundles
+                and not self.outbox.empty()
+                and len(waiting) < BUNDLE_MAX
+                and size_bytes < BUNDLE_BYTES_MAX
+            ):
+                waiting.append(message := self.outbox.get_nowait())
+                size_bytes += message.ByteSize() if message is not None else 0
+            for message in bundled(waiting):
+                if message is None:
+                    return
+                yield message
+
     def leave(self) -> None:
         """Ends its stream after what was sent before."""
         if self.attached:
@@ -163,6 +190,34 @@ class Worker:
         welcome.heartbeat_interval.FromNanoseconds(int(heartbeat_seconds * NANOSECONDS))
         welcome.lease.FromNanoseconds(int(lease_seconds * NANOSECONDS))
         self.send(pb.AttachResponse(welcome=welcome))
+
+
+def bundled(
+    messages: Sequence[pb.AttachResponse | None],
+) -> Iterator[pb.AttachResponse | None]:
+    """The same, those in a row that a bundle takes in one."""
+    for fits, group in itertools.groupby(messages, _fits):
+        several = list(group)
+        if not fits or len(several) == 1:
+            yield from several
+            continue
+        bundle = pb.AttachResponse()
+        for message in several:
+            assert message is not None, "the end of the stream fits in no bundle"
+            # Fields of the same numbers.
+            bundle.bundle.news.add().MergeFromString(message.SerializeToString())
+        yield bundle
+
+
+def _fits(message: pb.AttachResponse | None) -> bool:
+    return message is not None and message.WhichOneof("message") in _BUNDLED
+
+
+def worker_of(
+    workers: Mapping[tuple[str, str], Worker], tenant: str, worker_id: str
+) -> Worker | None:
+    """The worker of that id that has tasks of the tenant, its own or one of all."""
+    return workers.get((tenant, worker_id)) or workers.get(("", worker_id))
 
 
 def unschedulable_reason(shape: Shape, workers: Iterable[Worker]) -> str:
