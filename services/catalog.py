@@ -24,7 +24,7 @@ from services.tools.service import ToolsService
 from services.tools.settings import ToolsSettings
 from services.vectors.service import VectorsService
 from services.vectors.settings import VectorsSettings
-from weft.agents.v1 import agent_service_pb2, turn_service_pb2
+from weft.agents.v1 import agent_service_pb2, stalled_turn_service_pb2, turn_service_pb2
 from weft.auth.v1 import (
     api_key_service_pb2,
     audit_service_pb2,
@@ -34,8 +34,10 @@ from weft.auth.v1 import (
 )
 from weft.models.v1 import model_service_pb2
 from weft.scheduler.v1 import (
+    batch_service_pb2,
     dead_letter_service_pb2,
     queue_service_pb2,
+    schedule_service_pb2,
     task_service_pb2,
     worker_service_pb2,
 )
@@ -85,7 +87,7 @@ _BUS = {
     # It authenticates by what the log says, and notes there who was refused.
     "gateway": BusAccess(appends=("auth",)),
     "models": EVERY_PROCESS,
-    "scheduler": BusAccess(appends=("scheduler",), leases=True),
+    "scheduler": BusAccess(appends=("scheduler", "schedules"), leases=True),
     "state": BusAccess(appends=("state",), keys=KeyUse.DESTROY, erases=True),
     "tools": BusAccess(appends=("tools",)),
     "vectors": EVERY_PROCESS,
@@ -129,12 +131,14 @@ _SERVICES = (
     ),
     ServiceEntry(
         name="scheduler",
-        summary="keeps queues of tasks and gives them to workers",
+        summary="keeps queues of tasks and gives them to workers; submits some by the clock",
         contracts=(
             task_service_pb2.DESCRIPTOR.services_by_name["TaskService"],
+            batch_service_pb2.DESCRIPTOR.services_by_name["BatchService"],
             queue_service_pb2.DESCRIPTOR.services_by_name["QueueService"],
             dead_letter_service_pb2.DESCRIPTOR.services_by_name["DeadLetterService"],
             worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"],
+            schedule_service_pb2.DESCRIPTOR.services_by_name["ScheduleService"],
         ),
         calls=(),
         build=_scheduler,
@@ -145,8 +149,9 @@ _SERVICES = (
         contracts=(
             agent_service_pb2.DESCRIPTOR.services_by_name["AgentService"],
             turn_service_pb2.DESCRIPTOR.services_by_name["TurnService"],
+            stalled_turn_service_pb2.DESCRIPTOR.services_by_name["StalledTurnService"],
         ),
-        calls=("models", "tools"),
+        calls=("models", "scheduler", "tools"),
         build=_agents,
     ),
     ServiceEntry(

@@ -2,13 +2,13 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import typer
 
+from mesh.cli.check import Check, Verdict
 from mesh.cli.command import command
 from mesh.cli.connection import Client
 from mesh.cli.context_file import contexts_path
@@ -19,6 +19,7 @@ from mesh.cli.identity import who_am_i
 from mesh.cli.names import DEFAULT_TENANT
 from mesh.cli.output import Output, moment, show_data
 from mesh.cli.private_files import others_may_read
+from mesh.cli.stalled_work import stalled_work
 from mesh.private_files import config_folder
 
 if TYPE_CHECKING:
@@ -32,30 +33,14 @@ EXPIRES_SOON = timedelta(days=7)
 OFFLINE_PROVIDER = "builtin/"
 
 
-class Verdict(StrEnum):
-    """How a check went."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was looked at."""
-
-    check: str
-    verdict: Verdict
-    detail: str
-
-
 def add_doctor(application: typer.Typer) -> None:
     """Adds `weft doctor`."""
     command(application, "doctor", example="weft doctor --address 127.0.0.1:50051")(doctor)
 
 
 def doctor(client: Client) -> None:
-    """Checks the server, who you are to it, its services, its models, and your key files.
+    """Checks the server, who you are to it, its services, its models, your key files, and
+    whether tasks or turns have stalled.
 
     Prints a line for each check. Exits 5 where the server can't be reached, 1 where
     another check failed.
@@ -98,6 +83,7 @@ def _checks(client: Client) -> Iterator[Check]:
     yield _events(client)
     yield _event_log(client)
     yield _models(client)
+    yield from stalled_work(client)
 
 
 def _address(client: Client) -> Check:

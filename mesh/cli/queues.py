@@ -193,6 +193,7 @@ def _show(client: Client, queue: "queues_pb2.Queue") -> None:
         "workers": stats.workers,
         "free slots": stats.free_slots,
         "oldest": _age(stats),
+        "stalled": stats.stalled,
         "created": moment(queue.create_time),
     }
     show_message(client.output, queue, fields)

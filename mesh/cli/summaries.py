@@ -75,6 +75,7 @@ _SUMMARIES: Mapping[str, Callable[[Any], str]] = {
     "state.v1.ToolCallResolved": _resolved,
     "state.v1.ContextCompacted": lambda e: f"{e.message_count} messages",
     "state.v1.TurnCancelRequested": lambda e: f"{e.turn}: {e.reason}",
+    "state.v1.TurnStalled": lambda e: f"{e.turn} at {e.doing}",
     "state.v1.TurnCompleted": lambda e: e.text,
     "state.v1.TurnFailed": lambda e: f"{reason_name(e.reason)}: {e.message}",
     "state.v1.TurnCancelled": lambda e: e.reason,
@@ -91,6 +92,9 @@ _SUMMARIES: Mapping[str, Callable[[Any], str]] = {
     "scheduler.v1.TaskCancelled": lambda e: f"{e.task}: {e.reason}",
     "scheduler.v1.TaskRedriven": lambda e: e.task,
     "scheduler.v1.TaskDiscarded": lambda e: f"{e.task}: {e.reason}",
+    "scheduler.v1.TaskStalled": lambda e: f"{e.task}, attempt {e.attempt}: {e.reason}",
+    "scheduler.v1.TaskProgressed": lambda e: f"{e.task}, attempt {e.attempt}",
+    "scheduler.v1.TaskWithdrawn": lambda e: f"{e.task} from {e.worker}: {e.reason}",
     "tools.v1.ToolRegistered": lambda e: e.tool.name,
     "tools.v1.ToolDeleted": lambda _: "",
 }

@@ -42,16 +42,27 @@ def progress(task: "tasks_pb2.Task") -> str:
     return f"{task.progress:.0%} {task.progress_note}".rstrip()
 
 
+def stall(task: "tasks_pb2.Task") -> str:
+    """Since when the task has stalled, and on what; empty where it hasn't."""
+    if not task.HasField("stalled_time"):
+        return ""
+    return f"stalled since {moment(task.stalled_time)}: {task.stalled_reason}"
+
+
 def status_line(task: "tasks_pb2.Task") -> str:
     """Where the task stands, in a line."""
     line = state_word(task)
     if line.startswith("running") and task.attempts:
         last = task.attempts[-1]
         line += f" on {last.worker}, attempt {last.attempt}"
-        return f"{line}, {progress(task)}" if progress(task) else line
+        return ", ".join(part for part in (line, progress(task), stall(task)) if part)
     if task.HasField("next_time") and not is_final(task):
         line += f" until {moment(task.next_time)}"
-    why = task.reason or (task.attempts[-1].message if task.attempts and not task.result else "")
+    why = (
+        stall(task)
+        or task.reason
+        or (task.attempts[-1].message if task.attempts and not task.result else "")
+    )
     return f"{line}: {why}" if why else line
 
 
@@ -62,10 +73,11 @@ def show_task(client: Client, task: "tasks_pb2.Task") -> None:
         "task": short_name(task.name),
         "state": state_word(task),
         "reason": task.reason,
+        "stalled": stall(task).removeprefix("stalled "),
         "progress": progress(task),
         "capability": spec.capability,
-        "payload": _preview(spec.payload),
-        "result": _preview(task.result),
+        "payload": preview(spec.payload),
+        "result": preview(task.result),
         "priority": spec.priority if spec.HasField("priority") else "",
         "labels": " ".join(f"{label.key}={label.value}" for label in spec.labels),
         "not before": moment(spec.not_before),
@@ -93,7 +105,8 @@ def write_result(result: bytes) -> None:
     sys.stdout.flush()
 
 
-def _preview(data: bytes) -> str:
+def preview(data: bytes) -> str:
+    """The beginning of a payload or result, where it is text; else how large it is."""
     text = _text(data)
     return text if len(text) <= SHOWN_CHARACTERS_MAX else text[: SHOWN_CHARACTERS_MAX - 1] + "…"
 

@@ -8,22 +8,18 @@ import typer
 
 from mesh.cli.command import command
 from mesh.cli.connection import Client
-from mesh.cli.failures import usage_error
-from mesh.cli.inputs import parse_ahead, parse_span, read_bytes
 from mesh.cli.names import DEFAULT_QUEUE, QUEUE, check_id, resource_name, short_name, task_name
 from mesh.cli.output import Output, moment, note, one_line, show_list
 from mesh.cli.pages import LIMIT, Limit, fetch
-from mesh.cli.task_display import progress, show_task, state_word
+from mesh.cli.task_display import progress, show_task, stall, state_word
+from mesh.cli.task_specs import label_of, payload_of, span_of, time_of
 from mesh.cli.task_watching import watch
 
 if TYPE_CHECKING:
-    from google.protobuf.duration_pb2 import Duration
-    from google.protobuf.timestamp_pb2 import Timestamp
-
     from weft.scheduler.v1 import task_service_pb2, tasks_pb2
     from weft.scheduler.v1.task_service_pb2_grpc import TaskServiceStub
 
-tasks = typer.Typer(help="Submit, list, follow, cancel and retry tasks.", no_args_is_help=True)
+tasks = typer.Typer(help="Submit, list, follow, end and retry tasks.", no_args_is_help=True)
 
 TaskArgument = Annotated[
     str, typer.Argument(metavar="TASK", help="The task: an id, QUEUE/TASK or a full name.")
@@ -110,14 +106,14 @@ def submit_task(
 
     spec = tasks_pb2.TaskSpec(
         capability=capability,
-        payload=_payload(payload, payload_file),
-        labels=map(_label, label or []),
+        payload=payload_of(payload, payload_file),
+        labels=map(label_of, label or []),
         priority=priority,
-        estimated_cost=_span(cost, "--cost"),
-        not_before=_time(not_before, "--not-before"),
-        start_deadline=_time(start_deadline, "--start-deadline"),
-        deadline=_time(deadline, "--deadline"),
-        attempt_timeout=_span(timeout, "--timeout"),
+        estimated_cost=span_of(cost, "--cost"),
+        not_before=time_of(not_before, "--not-before"),
+        start_deadline=time_of(start_deadline, "--start-deadline"),
+        deadline=time_of(deadline, "--deadline"),
+        attempt_timeout=span_of(timeout, "--timeout"),
         retry=tasks_pb2.RetryPolicy(max_attempts=max_attempts) if max_attempts else None,
     )
     request = pb.SubmitTaskRequest(
@@ -139,12 +135,17 @@ def list_tasks(
     queue: QueueOption = DEFAULT_QUEUE,
     state: Annotated[StateChoice | None, typer.Option(help="Only those that stand there.")] = None,
     capability: Annotated[str, typer.Option(help="Only those of this capability.")] = "",
+    stalled: Annotated[
+        bool, typer.Option("--stalled", help="Only those to which nothing happens any more.")
+    ] = False,
     limit: Limit = LIMIT,
 ) -> None:
     """Lists the tasks of a queue, newest first.
 
     Unschedulable are those that wait and that no attached worker could run; they are
-    among the queued ones.
+    among the queued ones. Stalled are those that wait for a worker, or whose worker says
+    nothing new of them, for longer than they should; `weft task skip` and `weft task fail`
+    end them.
     """
     from weft.scheduler.v1 import task_service_pb2 as pb
     from weft.scheduler.v1 import tasks_pb2
@@ -157,7 +158,10 @@ def list_tasks(
         return (t for t in page.tasks if wanted != unschedulable or t.state == unschedulable)
 
     request = pb.ListTasksRequest(
-        parent=resource_name(queue, QUEUE, client), state=wanted, capability=capability
+        parent=resource_name(queue, QUEUE, client),
+        state=wanted,
+        capability=capability,
+        stalled=stalled,
     )
     columns = {
         "task": lambda t: short_name(t.name),
@@ -167,7 +171,7 @@ def list_tasks(
         "attempts": lambda t: len(t.attempts),
         "created": lambda t: moment(t.create_time),
         "updated": lambda t: moment(t.update_time),
-        "note": lambda t: one_line(t.reason or progress(t)),
+        "note": lambda t: one_line(stall(t) or t.reason or progress(t)),
     }
     found = fetch(client, _stub(client).ListTasks, request, entries, limit)
     show_list(client.output, found, columns)
@@ -191,6 +195,42 @@ def cancel_task(
 
     request = pb.CancelTaskRequest(name=task_name(task, queue, client), reason=reason)
     show_task(client, client.call(_stub(client).CancelTask, request).task)
+
+
+@command(tasks, "skip", example='weft task skip 01j9x --reason "its worker hangs"')
+def skip_task(
+    client: Client,
+    task: TaskArgument,
+    queue: TaskQueueOption = None,
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+) -> None:
+    """Cancels a task at once, without waiting for the worker that has it.
+
+    The worker is told to end it; what it still reports comes too late. `weft task cancel`
+    waits for the worker.
+    """
+    from weft.scheduler.v1 import task_service_pb2 as pb
+
+    request = pb.SkipTaskRequest(name=task_name(task, queue, client), reason=reason)
+    show_task(client, client.call(_stub(client).SkipTask, request).task)
+
+
+@command(tasks, "fail", example='weft task fail 01j9x --reason "its worker hangs"')
+def fail_task(
+    client: Client,
+    task: TaskArgument,
+    queue: TaskQueueOption = None,
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+) -> None:
+    """Makes a task a dead letter at once, whoever has it and however often it may be tried.
+
+    Its worker is told to end it; what it still reports comes too late. `weft task retry`
+    tries it again.
+    """
+    from weft.scheduler.v1 import task_service_pb2 as pb
+
+    request = pb.FailTaskRequest(name=task_name(task, queue, client), reason=reason)
+    show_task(client, client.call(_stub(client).FailTask, request).task)
 
 
 @command(tasks, "retry", example="weft task retry 01j9x")
@@ -238,32 +278,3 @@ def _watch_submitted(client: Client, task: "tasks_pb2.Task") -> None:
         note(f"The task goes on. `weft task watch {short}` shows it,")
         note(f"`weft task cancel {short}` ends it.")
         raise
-
-
-def _payload(text: str | None, file: str | None) -> bytes:
-    if text is not None and file is not None:
-        raise usage_error("give one of --payload and --payload-file")
-    return read_bytes(file) if file is not None else (text or "").encode()
-
-
-def _label(text: str) -> "tasks_pb2.Label":
-    from weft.scheduler.v1 import tasks_pb2
-
-    key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise usage_error(f"--label: {text!r} isn't a label", "Write KEY=VALUE.")
-    return tasks_pb2.Label(key=key, value=value)
-
-
-def _span(text: str | None, option: str) -> "Duration | None":
-    return parse_span(text, option) if text is not None else None
-
-
-def _time(text: str | None, option: str) -> "Timestamp | None":
-    from google.protobuf.timestamp_pb2 import Timestamp
-
-    if text is None:
-        return None
-    time = Timestamp()
-    time.FromDatetime(parse_ahead(text, option))
-    return time

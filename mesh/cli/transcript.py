@@ -166,6 +166,9 @@ def event_line(event: "turn_pb2.TurnEvent") -> str:
             return f"Summarised the oldest {event.compacted.message_count} messages."
         case "cancel_requested":
             return "Cancelling."
+        case "stalled":
+            idle_seconds = event.stalled.idle.ToNanoseconds() / 1e9
+            return f"Stalled: nothing for {idle_seconds:.0f} s, at {event.stalled.doing}."
         case _:
             return ""
 

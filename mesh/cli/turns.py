@@ -1,5 +1,6 @@
 """`weft turn`: one question to an agent and all that is done to answer it."""
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,15 +11,18 @@ from mesh.cli.connection import Client
 from mesh.cli.contracts import reason_name
 from mesh.cli.failures import CommandFailed, usage_error
 from mesh.cli.following import TurnFollower
-from mesh.cli.names import TURN, resource_name, short_name
-from mesh.cli.output import moment, show_message
-from mesh.cli.transcript import Transcript, source_lines, usage_line
+from mesh.cli.inputs import parse_ahead, parse_span, read_argument
+from mesh.cli.names import SESSION, TURN, resource_name, short_name
+from mesh.cli.output import Output, moment, one_line, show_data, show_list, show_message
+from mesh.cli.pages import LIMIT, Limit, fetch
+from mesh.cli.transcript import Transcript, call_line, source_lines, usage_line
 
 if TYPE_CHECKING:
     from weft.agents.v1 import turn_pb2
+    from weft.agents.v1.stalled_turn_service_pb2_grpc import StalledTurnServiceStub
     from weft.agents.v1.turn_service_pb2_grpc import TurnServiceStub
 
-turns = typer.Typer(help="Show, follow and steer turns.", no_args_is_help=True)
+turns = typer.Typer(help="Submit, show, follow and steer turns.", no_args_is_help=True)
 
 TurnArgument = Annotated[
     str, typer.Argument(metavar="TURN", help="The turn: AGENT/SESSION/TURN or a full name.")
@@ -27,6 +31,62 @@ CallArgument = Annotated[
     str | None,
     typer.Argument(metavar="CALL", help="Id of the call; needed where more than one waits."),
 ]
+
+
+@command(turns, "submit", example='weft turn submit librarian/talk "What changed today?" --watch')
+def submit_turn(
+    client: Client,
+    session: Annotated[
+        str, typer.Argument(metavar="SESSION", help="The session: AGENT/SESSION or a full name.")
+    ],
+    question: Annotated[str, typer.Argument(help="The question; @FILE or - read it.")],
+    priority: Annotated[
+        int | None, typer.Option(help="9 is the most urgent; 5 otherwise.", min=0, max=9)
+    ] = None,
+    not_before: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Not before this time (RFC 3339), or in 90s, 1h30m."),
+    ] = None,
+    start_deadline: Annotated[
+        str | None, typer.Option(metavar="TIME", help="It fails where it hasn't begun by then.")
+    ] = None,
+    turn_timeout: Annotated[
+        str | None, typer.Option(metavar="SPAN", help="How long the turn may run: 90s, 1h.")
+    ] = None,
+    request_id: Annotated[
+        str, typer.Option(help="Names this request: the same id finds the same turn again.")
+    ] = "",
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Follow it until it ends, as `weft turn watch` does.")
+    ] = False,
+) -> None:
+    """Has a turn run in the background, once there is a slot for it; prints its name.
+
+    It is kept once this returns, and waits in the queue `turns` until it begins:
+    `weft queue show turns` tells how many wait. A repeated --request-id must come with the
+    same question and options, so write times in full.
+    """
+    from weft.agents.v1 import turn_service_pb2 as pb
+
+    request = pb.SubmitTurnRequest(
+        session=resource_name(session, SESSION, client),
+        input=read_argument(question),
+        priority=priority,
+        request_id=request_id,
+    )
+    if not_before is not None:
+        request.not_before.FromDatetime(parse_ahead(not_before, "--not-before"))
+    if start_deadline is not None:
+        request.start_deadline.FromDatetime(parse_ahead(start_deadline, "--start-deadline"))
+    if turn_timeout is not None:
+        request.timeout.CopyFrom(parse_span(turn_timeout, "--turn-timeout"))
+    submitted = client.call(_stub(client).SubmitTurn, request)
+    if watch:
+        _watch(client, submitted.turn)
+    elif client.output is Output.TABLE:
+        sys.stdout.write(f"{short_name(submitted.turn)}\n")
+    else:
+        show_data(client.output, {"turn": submitted.turn, "task": submitted.task})
 
 
 @command(turns, "show", example="weft turn show librarian/talk/01j9x -o json")
@@ -44,11 +104,67 @@ def watch_turn(client: Client, turn: TurnArgument) -> None:
     """
     name = resource_name(turn, TURN, client)
     _get(client, name)
-    transcript = Transcript(client.output)
-    for event in TurnFollower(client, turn=name).events():
-        transcript.show(event)
-        if event.WhichOneof("event") in waiting.EVENTS:
-            waiting.say_what_to_type(client, name, event)
+    _watch(client, name)
+
+
+@command(turns, "stalled", example="weft turn stalled")
+def list_stalled_turns(client: Client, limit: Limit = LIMIT) -> None:
+    """Lists the turns that have stalled: they run, and nothing happens to them any more.
+
+    `weft turn show` shows one with the calls that run, `weft turn skip-call` skips such a
+    call, `weft turn fail` fails the turn.
+    """
+    from weft.agents.v1 import stalled_turn_service_pb2 as pb
+
+    columns = {
+        "turn": lambda t: short_name(t.name),
+        "steps": lambda t: t.step_count,
+        "stalled": lambda t: moment(t.stalled_time),
+        "at": lambda t: one_line(t.stalled_doing),
+    }
+    request = pb.ListStalledTurnsRequest(parent=client.parent)
+    method = _stalled_stub(client).ListStalledTurns
+    found = fetch(client, method, request, lambda page: page.turns, limit)
+    show_list(client.output, found, columns)
+
+
+@command(turns, "skip-call", example='weft turn skip-call librarian/talk/01j9x --reason "it hangs"')
+def skip_call(
+    client: Client,
+    turn: TurnArgument,
+    call: Annotated[
+        str | None,
+        typer.Argument(metavar="CALL", help="Id of the call; needed where more than one runs."),
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why, for the model and the record.")] = "",
+) -> None:
+    """Skips a tool call that runs: the model is told so, and the turn goes on.
+
+    What the tool may have done by then isn't undone.
+    """
+    from weft.agents.v1 import stalled_turn_service_pb2 as pb
+
+    name = resource_name(turn, TURN, client)
+    request = pb.SkipCallRequest(
+        name=name, call_id=call or _only_running_call(client, name), reason=reason
+    )
+    _show(client, client.call(_stalled_stub(client).SkipCall, request).turn)
+
+
+@command(turns, "fail", example='weft turn fail librarian/talk/01j9x --reason "it hangs"')
+def fail_turn(
+    client: Client,
+    turn: TurnArgument,
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+) -> None:
+    """Fails a turn at once, whoever runs it; what waits behind it begins.
+
+    `weft turn cancel` waits for whoever runs it.
+    """
+    from weft.agents.v1 import stalled_turn_service_pb2 as pb
+
+    request = pb.FailTurnRequest(name=resource_name(turn, TURN, client), reason=reason)
+    _show(client, client.call(_stalled_stub(client).FailTurn, request).turn)
 
 
 @command(turns, "cancel", example='weft turn cancel librarian/talk/01j9x --reason "wrong question"')
@@ -133,6 +249,21 @@ def _stub(client: Client) -> "TurnServiceStub":
     return stub
 
 
+def _stalled_stub(client: Client) -> "StalledTurnServiceStub":
+    from weft.agents.v1.stalled_turn_service_pb2_grpc import StalledTurnServiceStub
+
+    stub: StalledTurnServiceStub = client.stub(StalledTurnServiceStub)
+    return stub
+
+
+def _watch(client: Client, name: str) -> None:
+    transcript = Transcript(client.output)
+    for event in TurnFollower(client, turn=name).events():
+        transcript.show(event)
+        if event.WhichOneof("event") in waiting.EVENTS:
+            waiting.say_what_to_type(client, name, event)
+
+
 def _get(client: Client, name: str) -> "turn_pb2.Turn":
     from weft.agents.v1 import turn_service_pb2 as pb
 
@@ -149,6 +280,21 @@ def _only_call(client: Client, turn: str, status: int) -> str:
     raise usage_error("more than one call waits; name one of them", *calls)
 
 
+def _only_running_call(client: Client, turn: str) -> str:
+    calls = [state.call.id for state in _get(client, turn).running_calls]
+    if len(calls) == 1:
+        return calls[0]
+    if not calls:
+        raise CommandFailed(f"no call of turn {short_name(turn)} runs")
+    raise usage_error("more than one call runs; name one of them", *calls)
+
+
+def _stall(turn: "turn_pb2.Turn") -> str:
+    if not turn.HasField("stalled_time"):
+        return ""
+    return f"since {moment(turn.stalled_time)}, at {turn.stalled_doing}"
+
+
 def _show(client: Client, turn: "turn_pb2.Turn") -> None:
     from weft.state.v1 import session_pb2
 
@@ -159,6 +305,10 @@ def _show(client: Client, turn: "turn_pb2.Turn") -> None:
         "answer": turn.text,
         "sources": "\n".join(source_lines(turn.sources)),
         "error": turn.error.message and f"{turn.error.message} ({reason_name(turn.error.reason)})",
+        "stalled": _stall(turn),
+        "running": "\n".join(
+            f"{state.call.id}: {call_line(state.call)}" for state in turn.running_calls
+        ),
         "waiting": "\n".join(
             line
             for state in turn.waiting_calls

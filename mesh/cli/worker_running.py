@@ -67,11 +67,13 @@ def _leave(number: int, frame: object) -> None:
 async def _tell(worker: Worker) -> None:
     """Says each time that the worker is attached."""
     told = False
+    own = short_name(worker.queue)
+    queue = f"{worker.queue} of all tenants" if worker.all_tenants else own
     while True:
         if worker.attached and not told:
             note(
                 f"Worker {worker.worker_id} is attached to {worker.address}: "
-                f"queue {short_name(worker.queue)}, {worker.slots} slots."
+                f"queue {queue}, {worker.slots} slots."
             )
         told = worker.attached
         await asyncio.sleep(POLL_SECONDS)

@@ -7,7 +7,7 @@ import typer
 from mesh.cli.command import command
 from mesh.cli.connection import Client, silence_grpc
 from mesh.cli.health import health
-from mesh.cli.names import DEFAULT_QUEUE, QUEUE, resource_name
+from mesh.cli.names import DEFAULT_QUEUE, QUEUE, check_id, resource_name
 
 workers = typer.Typer(help="Run workers.", no_args_is_help=True)
 
@@ -31,6 +31,12 @@ def run_worker(
             help="How many tasks it runs at once; the worker's own otherwise.", min=1, max=10_000
         ),
     ] = None,
+    all_tenants: Annotated[
+        bool,
+        typer.Option(
+            "--all-tenants", help="Serve the queues of that id of all tenants: for administrators."
+        ),
+    ] = False,
     worker_id: Annotated[
         str, typer.Option("--id", help="The worker's id; made of host and process otherwise.")
     ] = "",
@@ -52,7 +58,11 @@ def run_worker(
     # No server at all is said at once, instead of never.
     health(client)
     credential = client.sendable_credential
-    worker.queue = resource_name(queue or worker.queue or DEFAULT_QUEUE, QUEUE, client)
+    worker.all_tenants = all_tenants or worker.all_tenants
+    name = queue or worker.queue or DEFAULT_QUEUE
+    worker.queue = (
+        check_id(name, "--queue") if worker.all_tenants else resource_name(name, QUEUE, client)
+    )
     worker.address = client.address.target
     worker.api_key = credential.secret if credential is not None else ""
     worker.slots = slots or worker.slots

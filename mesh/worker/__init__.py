@@ -13,7 +13,8 @@ worker.run()
 ```
 
 A handler gets a `WorkerTask` and returns bytes, text or None. An `async def` runs in the
-worker's event loop, a plain `def` in a pool of processes, so that it may compute. What it
+worker's event loop, a plain `def` in a process of its own, so that it may compute; one that
+is cancelled is killed. What it
 raises fails the attempt; `TaskFailure` says with which code, and so whether it is tried
 again.
 """

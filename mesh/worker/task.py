@@ -26,7 +26,10 @@ class WorkerTask:
     """A task to run.
 
     `idempotency_key` is the same in every attempt: whoever passes it on to what it changes
-    changes it once. `deadline` is Unix time in seconds.
+    changes it once. `deadline` is Unix time in seconds. `creator` is who submitted it.
+
+    Where somebody cancels the task, the handler's CancelledError has the reason as its
+    argument; it has none where the worker ends, or another worker has the task now.
     """
 
     name: str
@@ -35,9 +38,11 @@ class WorkerTask:
     payload: bytes
     idempotency_key: str
     deadline: float
+    creator: str = ""
     report: Callable[[float, str], None] = field(default=_unheard, repr=False, compare=False)
 
     def progress(self, fraction: float, note: str = "") -> None:
-        """Tells how far it is, from 0 to 1; sent with the next heartbeat. Not heard from
-        another process."""
+        """Tells how far it is, from 0 to 1; sent with the next heartbeat. A task of which
+        nothing new is told for long is said to have stalled, unless its estimated cost is
+        more. Not heard from another process."""
         self.report(fraction, note)

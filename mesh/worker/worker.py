@@ -1,16 +1,13 @@
 """Runs tasks that a scheduler sends, and reports what became of them."""
 
 import asyncio
+import contextlib
 import inspect
-import multiprocessing
 import os
 import random
 import signal
 import socket
-import threading
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,14 +16,18 @@ import grpc
 import grpc.aio
 import structlog
 
+from mesh.errors import WeftError
+from mesh.rpc.status import code_of
+from mesh.worker.processes import Processes
 from mesh.worker.task import ABORTED, TaskFailure, WorkerTask
 from weft.scheduler.v1 import worker_service_pb2 as pb
 from weft.scheduler.v1.worker_service_pb2_grpc import WorkerServiceStub
 
-PARENT_SECONDS = 0.5
 RECONNECT_SECONDS = 0.1
 RECONNECT_SECONDS_MAX = 5.0
 MESSAGE_LENGTH_MAX = 4_096
+END_SECONDS = 5.0
+"""How long handlers may take to end where the worker can't go on."""
 CANCELLED = 1
 INTERNAL = 13
 UNIMPLEMENTED = 12
@@ -66,9 +67,12 @@ class _Running:
 class Worker:
     """Attaches to a queue and runs its tasks until `stop`.
 
-    `api_key` is sent with the stream; that of the environment's WEFT_API_KEY where it is
-    empty. `slots` tasks run at once; those of plain functions in so many processes. Without
-    its scheduler it goes on with what it has, attaches again, and reports what it hadn't.
+    `queue` is its name. With `all_tenants` it is an id, and the worker serves the queues of
+    that id of all tenants, which needs a permission for the platform. `api_key` is sent with
+    the stream; that of the environment's WEFT_API_KEY where it is empty. `slots` tasks run
+    at once; those of plain functions in so many processes. Without its scheduler it goes on
+    with what it has, attaches again, and reports what it hadn't. Where `stub` is set, it is
+    a WorkerServiceStub to attach with, instead of a channel to `address`.
     """
 
     queue: str
@@ -80,10 +84,12 @@ class Worker:
     zone: str = ""
     cpu_millis: int = 0
     memory_bytes: int = 0
+    all_tenants: bool = False
+    stub: Any = field(default=None, repr=False)
     _handlers: dict[str, Handler] = field(default_factory=dict)
     _running: dict[tuple[str, int], _Running] = field(default_factory=dict)
     _outbox: "asyncio.Queue[pb.AttachRequest | None]" = field(default_factory=asyncio.Queue)
-    _pool: ProcessPoolExecutor | None = None
+    _processes: Processes = field(default_factory=Processes)
     _stopping: bool = False
     _heartbeat_seconds: float = 1.0
     attached: bool = False
@@ -104,7 +110,7 @@ class Worker:
 
     async def work(self) -> None:
         """Works until `stop`, in the event loop of the caller. Raises grpc.aio.AioRpcError
-        where the scheduler refuses it."""
+        where the scheduler refuses it, or with a stub of the mesh WeftError."""
         if not self._handlers:
             raise ValueError("a worker needs a task")
         self.worker_id = self.worker_id or f"{socket.gethostname()}-{os.getpid()}"
@@ -114,20 +120,17 @@ class Worker:
                 try:
                     await self._attach_once()
                     failures = 0
-                except grpc.aio.AioRpcError as error:
-                    if error.code() in _REFUSED:
+                except (grpc.aio.AioRpcError, WeftError) as error:
+                    code = code_of(error) if isinstance(error, WeftError) else error.code()
+                    if code in _REFUSED:
                         raise
                     failures = 0 if self.attached else failures + 1
-                    _log.warning("detached", reason=error.code().name)
+                    _log.warning("detached", reason=code.name)
                 self.attached = False
                 if not self._done:
                     await asyncio.sleep(_pause(failures))
         finally:
-            for running in self._running.values():
-                if running.task is not None:
-                    running.task.cancel()
-            if self._pool is not None:
-                self._pool.shutdown(wait=False, cancel_futures=True)
+            await self._end_all()
 
     def stop(self) -> None:
         """Takes no more tasks, and ends when those that run are done and reported."""
@@ -146,22 +149,30 @@ class Worker:
         await self.work()
 
     async def _attach_once(self) -> None:
-        async with grpc.aio.insecure_channel(self.address, options=_OPTIONS) as channel:
-            stub: Any = WorkerServiceStub(channel)
-            self._outbox = asyncio.Queue()
-            self._outbox.put_nowait(self._hello())
-            for running in self._running.values():
-                if running.report is not None:
-                    self._outbox.put_nowait(running.report)
-            key = self.api_key or os.environ.get("WEFT_API_KEY", "")
-            metadata = (("authorization", f"Bearer {key}"),) if key else ()
-            stream = stub.Attach(self._messages(), metadata=metadata)
+        self._outbox = asyncio.Queue()
+        self._outbox.put_nowait(self._hello())
+        for running in self._running.values():
+            if running.report is not None:
+                self._outbox.put_nowait(running.report)
+        async with contextlib.AsyncExitStack() as stack:
+            if self.stub is None:
+                channel = grpc.aio.insecure_channel(self.address, options=_OPTIONS)
+                stream = self._attach(WorkerServiceStub(await stack.enter_async_context(channel)))
+            else:
+                stream = await stack.enter_async_context(
+                    contextlib.aclosing(self._attach(self.stub))
+                )
             beat = asyncio.create_task(self._beat())
-            try:
-                async for message in stream:
-                    self._take(message)
-            finally:
-                beat.cancel()
+            stack.callback(beat.cancel)
+            async for message in stream:
+                self._take(message)
+
+    def _attach(self, stub: Any) -> Any:
+        """The stream of what the scheduler says."""
+        key = self.api_key or os.environ.get("WEFT_API_KEY", "")
+        metadata = (("authorization", f"Bearer {key}"),) if key and self.stub is None else ()
+        method = stub.AttachShared if self.all_tenants else stub.Attach
+        return method(self._messages(), metadata=metadata)
 
     def _hello(self) -> pb.AttachRequest:
         hello = pb.WorkerHello(
@@ -170,7 +181,10 @@ class Worker:
             slots=0 if self._stopping else self.slots,
             zone=self.zone,
             running=(
-                pb.TaskProgress(task=name, attempt=attempt) for name, attempt in self._running
+                pb.TaskProgress(
+                    task=name, attempt=attempt, progress=running.progress, note=running.note
+                )
+                for (name, attempt), running in self._running.items()
             ),
         )
         for key, value in self.labels.items():
@@ -179,9 +193,16 @@ class Worker:
         hello.resources.memory_bytes = self.memory_bytes
         return pb.AttachRequest(queue=self.queue, hello=hello)
 
-    async def _messages(self) -> AsyncIterator[pb.AttachRequest]:
+    async def _messages(self) -> AsyncIterator[pb.AttachRequest | pb.AttachSharedRequest]:
         while (message := await self._outbox.get()) is not None:
-            yield message
+            yield self._shared(message) if self.all_tenants else message
+
+    def _shared(self, message: pb.AttachRequest) -> pb.AttachSharedRequest:
+        shared = pb.AttachSharedRequest(queue_id=self.queue)
+        kind = message.WhichOneof("message")
+        assert kind is not None, "what is sent says something"
+        getattr(shared, kind).CopyFrom(getattr(message, kind))
+        return shared
 
     def _say(self, message: pb.AttachRequest) -> None:
         message.queue = self.queue
@@ -198,7 +219,7 @@ class Worker:
                     )
             self._say(pb.AttachRequest(heartbeat=beat))
 
-    def _take(self, message: pb.AttachResponse) -> None:
+    def _take(self, message: pb.AttachResponse | pb.AttachSharedResponse) -> None:
         kind = message.WhichOneof("message")
         if kind == "welcome":
             self.attached = True
@@ -211,7 +232,7 @@ class Worker:
         elif kind == "cancel":
             running = self._running.get((message.cancel.task, message.cancel.attempt))
             if running is not None and running.task is not None:
-                running.task.cancel()
+                running.task.cancel(message.cancel.reason or "cancelled")
         elif kind == "recorded":
             self._running.pop((message.recorded.task, message.recorded.attempt), None)
             self._leave_if_done()
@@ -243,7 +264,6 @@ class Worker:
         except TaskFailure as failure:
             report = _failed(failure.code, failure.message)
         except BrokenProcessPool:
-            self._pool = None
             report = _failed(ABORTED, "the process that ran it has died")
         except Exception as error:  # noqa: BLE001 - whatever a handler raises fails its attempt
             _log.exception("a task failed", task=key[0], attempt=key[1])
@@ -267,19 +287,12 @@ class Worker:
             assignment.payload,
             assignment.idempotency_key,
             assignment.deadline.ToNanoseconds() / 1e9,
+            assignment.creator,
             progress,
         )
         if _is_async(handler):
             return await handler(task)
-        if self._pool is None:
-            # Not forked: a child would inherit signal handlers and connections.
-            context = multiprocessing.get_context("forkserver")
-            self._pool = ProcessPoolExecutor(
-                self.slots, mp_context=context, initializer=_live_with, initargs=(os.getpid(),)
-            )
-        loop = asyncio.get_running_loop()
-        alone = replace(task, report=_in_another_process)
-        return await loop.run_in_executor(self._pool, handler, alone)
+        return await self._processes.run(handler, replace(task, report=_in_another_process))
 
     def _end(self, key: tuple[str, int], report: pb.AttachRequest) -> None:
         told = report.failed if report.HasField("failed") else report.succeeded
@@ -287,32 +300,17 @@ class Worker:
         self._running[key].report = report
         self._say(report)
 
+    async def _end_all(self) -> None:
+        tasks = {each.task for each in self._running.values() if each.task is not None}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=END_SECONDS)
+        await self._processes.close()
+
     def _leave_if_done(self) -> None:
         if self._done:
             self._outbox.put_nowait(None)
-
-
-def _live_with(parent: int) -> None:
-    """Ends a process of the pool when the worker ends, however that comes; a signal from the
-    terminal is the worker's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while _is_alive(parent):
-            time.sleep(PARENT_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _is_async(handler: Handler) -> bool:

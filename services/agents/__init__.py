@@ -1,7 +1,8 @@
 """Agents and their turns.
 
 Owns: agent definitions and their revisions; the running of turns.
-Serves: `weft.agents.v1.AgentService`, `weft.agents.v1.TurnService`.
+Serves: `weft.agents.v1.AgentService`, `weft.agents.v1.TurnService`,
+`weft.agents.v1.StalledTurnService`.
 Emits: `weft.agents.v1.Agent*` on the agents' streams, and the facts of turns
 (`weft.state.v1`) on the sessions' streams.
 Consumes: both, for its read model of agents and of open turns.

@@ -158,6 +158,9 @@ class TurnTranslator:
             case events_pb2.TurnCancelRequested():
                 requested = TurnEvent.CancelRequested(reason=fact.reason)
                 return [TurnEvent(cancel_requested=requested)]
+            case events_pb2.TurnStalled():
+                stalled = TurnEvent.Stalled(idle=fact.idle, doing=fact.doing)
+                return [TurnEvent(stalled=stalled)]
             case _:
                 return self._translate_end(fact)
 

@@ -8,7 +8,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from mesh.errors import NotFound, RequestIdReused
 from mesh.events.aggregate import Repository
 from mesh.events.store import StreamName
-from services.state.domain import DecideApproval, Decision, ResolveCall, turn_name
+from services.state.domain import (
+    RUNNING_CALLS,
+    DecideApproval,
+    Decision,
+    ResolveCall,
+    turn_name,
+)
 from weft.agents.v1 import turn_pb2
 from weft.state.v1 import events_pb2, session_pb2
 
@@ -110,12 +116,9 @@ class TurnHistory:
         if not turn.accept_revision:
             raise NotFound.of("turn", turn.name)
         if not turn.end_revision:
-            for open_turn in (state.active_turn, *state.queued_turns):
-                if open_turn.id == self._id:
-                    turn.status = open_turn.status
-                    turn.waiting_calls.extend(
-                        call for call in open_turn.calls if call.status in _WAITING
-                    )
+            for one in (state.active_turn, *state.queued_turns):
+                if one.id == self._id:
+                    _show_open(turn, one)
         return turn
 
     def _end(
@@ -124,3 +127,28 @@ class TurnHistory:
         self._turn.status = status
         self._turn.end_revision = revision
         self._turn.end_time.CopyFrom(time)
+
+
+def open_turn(session: str, known: session_pb2.OpenTurn) -> turn_pb2.Turn:
+    """A turn that isn't ended, as far as its session's state knows it; without what was
+    asked and what it used."""
+    turn = turn_pb2.Turn(
+        name=turn_name(session, known.id),
+        request_id=known.request_id,
+        step_count=known.step_count,
+        resume_count=known.resume_count,
+        create_time=known.accept_time,
+        accept_revision=known.accept_revision,
+    )
+    _show_open(turn, known)
+    return turn
+
+
+def _show_open(turn: turn_pb2.Turn, known: session_pb2.OpenTurn) -> None:
+    """What only the state of an open turn knows."""
+    turn.status = known.status
+    turn.waiting_calls.extend(call for call in known.calls if call.status in _WAITING)
+    turn.running_calls.extend(call for call in known.calls if call.status in RUNNING_CALLS)
+    if known.HasField("stalled_time"):
+        turn.stalled_time.CopyFrom(known.stalled_time)
+        turn.stalled_doing = known.stalled_doing

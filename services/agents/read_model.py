@@ -19,7 +19,8 @@ from weft.state.v1 import events_pb2 as facts_pb2
 _TABLES = """
 CREATE TABLE agents (name TEXT PRIMARY KEY, parent TEXT NOT NULL, agent BLOB NOT NULL);
 CREATE TABLE open_turns (
-  session TEXT PRIMARY KEY, turn TEXT NOT NULL, owner TEXT NOT NULL, revision INTEGER NOT NULL
+  session TEXT PRIMARY KEY, turn TEXT NOT NULL, owner TEXT NOT NULL, revision INTEGER NOT NULL,
+  update_ns INTEGER NOT NULL, is_stalled INTEGER NOT NULL
 );
 CREATE TABLE turns (
   session TEXT NOT NULL, turn TEXT NOT NULL, request_id TEXT NOT NULL, request_hash BLOB NOT NULL,
@@ -51,15 +52,25 @@ _ENDS: dict[str, type[Message]] = {
 }
 
 
+_STALLED = facts_pb2.TurnStalled.DESCRIPTOR.full_name
+_OF_OTHERS = frozenset(
+    fact.DESCRIPTOR.full_name
+    for fact in (facts_pb2.TurnAccepted, facts_pb2.TurnCancelled, facts_pb2.TurnStalled)
+)
+"""Where they leave an open turn, nothing happened to it: they are of turns that wait behind
+it, or say just that."""
+
+
 @dataclass(frozen=True, slots=True)
 class OpenTurnRow:
-    """A turn that isn't ended: its session's stream, its owner, and the revision of the
-    session's last event."""
+    """A turn that isn't ended: its session's stream, its owner, the revision of the
+    session's last event, and when something last happened to it, in Unix nanoseconds."""
 
     session: str
     turn: str
     owner: str
     revision: int
+    update_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +144,29 @@ class AgentsReadModel:
 
     def open_turns(self) -> list[OpenTurnRow]:
         """The turns that aren't ended, as far as the log was followed."""
+        return self.idle_turns(2**62)
+
+    def idle_turns(self, before_ns: int) -> list[OpenTurnRow]:
+        """Those of them to which nothing has happened since that time."""
         rows = self._projection.connection.execute(
-            "SELECT session, turn, owner, revision FROM open_turns"
+            "SELECT session, turn, owner, revision, update_ns FROM open_turns WHERE update_ns < ?",
+            (before_ns,),
         )
         return [OpenTurnRow(*row) for row in rows]
+
+    async def stalled_turns(self, tenant: str, after: str, count: int) -> list[str]:
+        """The streams of the first `count` sessions of a tenant behind the stream `after`
+        whose turn has stalled, by stream."""
+        await self._projection.catch_up()
+        query = (
+            "SELECT session FROM open_turns WHERE is_stalled AND session > ? AND session < ?"
+            " ORDER BY session LIMIT ?"
+        )
+        # "/" comes right behind the dot.
+        values = (max(after, f"state.{tenant}."), f"state.{tenant}/", count)
+        return await self._projection.read(
+            lambda connection: [session for (session,) in connection.execute(query, values)]
+        )
 
     def _opened(self, name: str, sealed: bytes) -> agent_pb2.Agent:
         return agent_pb2.Agent.FromString(self._seal.open(name, sealed))
@@ -156,7 +186,7 @@ class AgentsReadModel:
                 if isinstance(fact, facts_pb2.TurnAccepted):
                     self._know(connection, commit.stream, fact)
                 if not imported:
-                    _take(connection, commit.stream, fact)
+                    _take(connection, commit, fact)
             elif event.type in _ENDS:
                 ended = _ENDS[event.type].FromString(event.payload.value)
                 connection.execute(
@@ -167,6 +197,16 @@ class AgentsReadModel:
         connection.execute(
             "UPDATE open_turns SET revision = ? WHERE session = ?", (last, commit.stream)
         )
+        types = {event.type for event in commit.events}
+        if not types <= _OF_OTHERS:
+            connection.execute(
+                "UPDATE open_turns SET update_ns = ?, is_stalled = 0 WHERE session = ?",
+                (commit.time.ToNanoseconds(), commit.stream),
+            )
+        if _STALLED in types:
+            connection.execute(
+                "UPDATE open_turns SET is_stalled = 1 WHERE session = ?", (commit.stream,)
+            )
 
     def _know(
         self, connection: sqlite3.Connection, session: str, fact: facts_pb2.TurnAccepted
@@ -237,10 +277,11 @@ def _forget(connection: sqlite3.Connection, session: str) -> None:
     connection.execute("DELETE FROM imports WHERE session = ?", (session,))
 
 
-def _take(connection: sqlite3.Connection, session: str, fact: Message) -> None:
+def _take(connection: sqlite3.Connection, commit: envelope_pb2.Commit, fact: Message) -> None:
     owner: str = fact.owner  # type: ignore[attr-defined]
     turn: str = fact.turn  # type: ignore[attr-defined]
     if owner:
         connection.execute(
-            "INSERT OR REPLACE INTO open_turns VALUES (?, ?, ?, 0)", (session, turn, owner)
+            "INSERT OR REPLACE INTO open_turns VALUES (?, ?, ?, 0, ?, 0)",
+            (commit.stream, turn, owner, commit.time.ToNanoseconds()),
         )

@@ -8,7 +8,7 @@ import structlog
 from mesh.control.leases import Leases
 from mesh.errors import OwnerLost, WeftError
 from services.agents.read_model import AgentsReadModel, OpenTurnRow
-from services.agents.turns import Turns
+from services.agents.running import RunningTurns
 
 _log = structlog.get_logger()
 RESUMED_AT_ONCE_MAX = 32
@@ -21,12 +21,12 @@ class Recovery:
     def __init__(
         self,
         read_model: AgentsReadModel,
-        turns: Turns,
+        running: RunningTurns,
         leases: Leases,
         interval_seconds: float,
     ) -> None:
         self._read_model = read_model
-        self._turns = turns
+        self._running = running
         self._leases = leases
         self._interval_seconds = interval_seconds
         self._waiting: dict[str, int] = {}
@@ -69,12 +69,12 @@ class Recovery:
         if self._waiting.get(row.session) == row.revision:
             return False
         if row.owner == self._leases.instance:
-            return not self._turns.runs(row.session, row.turn)
+            return not self._running.runs(row.session, row.turn)
         return self._leases.expired(row.owner)
 
     async def _resume(self, row: OpenTurnRow) -> None:
         try:
-            resumed = await self._turns.resume(row.session, row.turn, row.owner)
+            resumed = await self._running.resume(row.session, row.turn, row.owner)
         except OwnerLost:
             return
         except WeftError as error:

@@ -41,6 +41,8 @@ RESULTS_TOGETHER_MAX = 32
 """Results of one commit: so many of those that are too small for blobs fit in one."""
 _RUNNABLE = (session_pb2.CALL_STATUS_PENDING, session_pb2.CALL_STATUS_APPROVED)
 Aggregated = Aggregate[session_pb2.SessionState]
+_Outcome = events_pb2.ToolCallCompleted | events_pb2.ToolCallInDoubt
+"""What became of a call."""
 
 
 @dataclass(slots=True)
@@ -85,6 +87,9 @@ class TurnRunner:
         self._tools: dict[str, BoundTool] | None = None
         self._partial_text = ""
         self._deadline_ns = 0
+        self._calls: dict[str, asyncio.Task[_Outcome]] = {}
+        self.moved_ns = 0
+        """When the model last wrote something, in Unix nanoseconds; 0 before."""
 
     @property
     def _state(self) -> session_pb2.SessionState:
@@ -127,6 +132,13 @@ class TurnRunner:
         elif isinstance(fact, events_pb2.TurnResumed) and fact.epoch > self.epoch:
             # Taken over: what is being done here is in vain.
             self._interrupt()
+        elif isinstance(fact, events_pb2.TurnFailed) and fact.turn == self.turn:
+            self._interrupt()
+        elif isinstance(fact, events_pb2.ToolCallCompleted) and fact.turn == self.turn:
+            call = self._calls.pop(fact.call_id, None)
+            if call is not None:
+                # Answered by somebody else.
+                call.cancel()
 
     async def _advance(self) -> bool:
         """Does the next thing; False once there is nothing left to do here."""
@@ -216,6 +228,7 @@ class TurnRunner:
                     # What is shown depends on the commit before it.
                     await self._acknowledged()
                     self._partial_text += part.text_delta
+                    self.moved_ns = self._clock.now_ns()
                     await self._batch.add(part.text_delta)
         finally:
             self._batch.end()
@@ -259,23 +272,22 @@ class TurnRunner:
         that are there already together."""
         tools = await self._bound_tools()
         runnable = [_copy(call) for call in turn.calls if call.status in _RUNNABLE]
-        if len(runnable) == 1:
-            await self._commit_results([await self._run_call(runnable[0], tools)])
-            return
-        tasks = {asyncio.create_task(self._run_call(call, tools)) for call in runnable}
+        self._calls = {
+            call.call.id: asyncio.create_task(self._run_call(call, tools)) for call in runnable
+        }
+        tasks = set(self._calls.values())
         try:
             while tasks:
                 done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                await self._commit_results([task.result() for task in done])
+                await self._commit_results([task.result() for task in done if not task.cancelled()])
         finally:
+            self._calls = {}
             for task in tasks:
                 task.cancel()
             if tasks:
                 await asyncio.wait(tasks)
 
-    async def _run_call(
-        self, call: session_pb2.CallState, tools: dict[str, BoundTool]
-    ) -> events_pb2.ToolCallCompleted | events_pb2.ToolCallInDoubt:
+    async def _run_call(self, call: session_pb2.CallState, tools: dict[str, BoundTool]) -> _Outcome:
         """What became of a call."""
         completed = events_pb2.ToolCallCompleted(turn=self.turn, call_id=call.call.id)
         bound = tools.get(call.call.tool)
@@ -306,7 +318,7 @@ class TurnRunner:
 
     async def _commit_results(
         self,
-        outcomes: Sequence[events_pb2.ToolCallCompleted | events_pb2.ToolCallInDoubt],
+        outcomes: Sequence[_Outcome],
     ) -> None:
         results = [one for one in outcomes if isinstance(one, events_pb2.ToolCallCompleted)]
         doubted = [one.call_id for one in outcomes if isinstance(one, events_pb2.ToolCallInDoubt)]

@@ -10,12 +10,19 @@ from mesh.runtime.service import Mesh
 from services.agents.definitions import AgentDefinitions
 from services.agents.domain import AGENT_FOLD
 from services.agents.effects import Effects
+from services.agents.feeds import TurnFeeds
 from services.agents.read_model import ERASED, AgentsReadModel
 from services.agents.recovery import Recovery
+from services.agents.running import RunningTurns
 from services.agents.settings import AgentsSettings
+from services.agents.stalled_turns import StalledTurns
+from services.agents.turn_tasks import TurnTasks
+from services.agents.turn_worker import TurnWorker
 from services.agents.turns import Turns
 from services.state.domain import SESSION_FOLD
 from weft.models.v1.model_service_pb2_grpc import ModelServiceStub
+from weft.scheduler.v1.task_service_pb2_grpc import TaskServiceStub
+from weft.scheduler.v1.worker_service_pb2_grpc import WorkerServiceStub
 from weft.tools.v1.tool_service_pb2_grpc import ToolServiceStub
 
 
@@ -37,11 +44,25 @@ class AgentsService:
             settings,
             mesh.clock,
         )
+        feeds = TurnFeeds(self._sessions)
+        self._running = RunningTurns(
+            self._sessions,
+            self._definitions,
+            feeds,
+            effects,
+            mesh.leases,
+            mesh.tokens,
+            settings,
+            mesh.clock,
+        )
+        tasks = TurnTasks(mesh.stub(TaskServiceStub), mesh.keyring)
         self._turns = Turns(
             self._sessions,
             self._definitions,
             self._read_model,
-            effects,
+            self._running,
+            feeds,
+            tasks,
             mesh.leases,
             mesh.tokens,
             settings,
@@ -49,7 +70,19 @@ class AgentsService:
             lambda: mesh.stopping,
         )
         self._recovery = Recovery(
-            self._read_model, self._turns, mesh.leases, settings.recovery_interval_seconds
+            self._read_model, self._running, mesh.leases, settings.recovery_interval_seconds
+        )
+        self._worker = TurnWorker(
+            self._turns, tasks, mesh.stub(WorkerServiceStub), mesh.instance, settings, mesh.clock
+        )
+        self._stalled = StalledTurns(
+            self._sessions,
+            self._read_model,
+            self._turns,
+            self._running,
+            mesh.leases,
+            settings,
+            mesh.clock,
         )
         self._refreshing: set[asyncio.Task[None]] = set()
 
@@ -59,17 +92,22 @@ class AgentsService:
         return {
             "weft.agents.v1.AgentService": self._definitions,
             "weft.agents.v1.TurnService": self._turns,
+            "weft.agents.v1.StalledTurnService": self._stalled,
         }
 
     async def start(self) -> None:
         """Catches up with the log, then looks for turns to resume."""
         await self._read_model.start()
         self._recovery.start()
+        self._stalled.start()
+        self._worker.start()
 
     async def stop(self) -> None:
         """Leaves what still runs for others to resume."""
+        await self._worker.stop()
+        await self._stalled.stop()
         await self._recovery.stop()
-        await self._turns.drain()
+        await self._running.drain()
         await self._read_model.stop()
 
     def _observe(self, batch: Sequence[StoredCommit]) -> None:

@@ -12,6 +12,8 @@ class AgentsSettings(Section):
 
     area: ClassVar[str] = "agents"
 
+    background_turns_max: int = Field(16, ge=0, le=10_000)
+    """Turns of the queues `turns` that run at once in a process."""
     steps_max: int = Field(16, ge=1, le=256)
     """Model steps of a turn, where the agent doesn't say."""
     turn_seconds_max: float = Field(600.0, gt=0)
@@ -28,6 +30,8 @@ class AgentsSettings(Section):
     """How long tokens are gathered into one message, after the first."""
     drain_seconds: float = Field(10.0, ge=0)
     """How long running turns may go on when the service stops; then others resume them."""
+    stalled_turn_seconds: float = Field(120.0, ge=0.1)
+    """How long nothing may happen to a turn that runs before it is said to have stalled."""
     recovery_interval_seconds: float = Field(0.25, gt=0)
     """How often open turns of lost owners are looked for."""
     context_share: float = Field(0.75, gt=0, le=1)

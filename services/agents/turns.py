@@ -1,10 +1,9 @@
-"""The RPCs of turns, and the turns that run in this process."""
+"""The RPCs of turns."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
-import structlog
 from google.protobuf.message import Message
 
 from mesh.call import Call
@@ -16,26 +15,30 @@ from mesh.errors import (
     InvalidArgument,
     NotFound,
     RequestIdReused,
-    WeftError,
+    Unavailable,
 )
-from mesh.events.aggregate import Repository, StoredFacts
+from mesh.events.aggregate import Repository
 from mesh.events.store import StreamName
 from mesh.events.tokens import TokenStream
 from mesh.ids import new_id
 from mesh.runtime.requests import request_hash
 from services.agents.definitions import AgentDefinitions
-from services.agents.effects import Effects
 from services.agents.feed import TurnFeed
 from services.agents.feeds import Session, TurnFeeds
 from services.agents.history import TurnHistory, decided_before, facts_of
 from services.agents.read_model import AgentsReadModel
-from services.agents.runner import TurnRunner
+from services.agents.running import RunningTurns, pinned
 from services.agents.settings import AgentsSettings
+from services.agents.turn_tasks import TurnTasks
 from services.state import domain
 from weft.agents.v1 import agent_pb2, turn_pb2, turn_service_pb2
 from weft.state.v1 import events_pb2, session_pb2
 
-_log = structlog.get_logger()
+READS_MAX = 5
+"""How often a turn is read that ends meanwhile."""
+BEGINS_SECONDS = 0.05
+"""How soon it is looked again whether a turn that was taken has begun."""
+
 Events = AsyncGenerator[list[turn_pb2.TurnEvent], None]
 
 
@@ -47,7 +50,9 @@ class Turns:
         sessions: Repository[session_pb2.SessionState],
         definitions: AgentDefinitions,
         read_model: AgentsReadModel,
-        effects: Effects,
+        running: RunningTurns,
+        feeds: TurnFeeds,
+        tasks: TurnTasks,
         leases: Leases,
         tokens: TokenStream,
         settings: AgentsSettings,
@@ -57,23 +62,22 @@ class Turns:
         self._sessions = sessions
         self._definitions = definitions
         self._read_model = read_model
-        self._effects = effects
+        self._running = running
+        self._feeds = feeds
+        self._tasks = tasks
         self._leases = leases
         self._tokens = tokens
         self._settings = settings
         self._clock = clock
         self._process_stops = process_stops
-        self._feeds = TurnFeeds(sessions)
-        self._running: dict[tuple[str, str, int], asyncio.Task[None]] = {}
-        self._stopping = False
 
     async def run_turn(
         self, request: turn_service_pb2.RunTurnRequest, call: Call
     ) -> AsyncIterator[turn_service_pb2.RunTurnResponse]:
         """Accepts the turn, or finds the one that this request started, and follows it."""
         session = self._sessions.open(domain.session_stream(request.session))
-        with _pinned(session):
-            turn, feed = await self._accept(session, request, call)
+        with pinned(session):
+            turn, feed = await self._accept(session, request, new_id())
             done = False
             try:
                 follow = self._follow(session, feed, turn_pb2.TurnOffset(), until_it_waits=True)
@@ -87,14 +91,51 @@ class Turns:
                     reason = "the caller's connection was lost"
                     await asyncio.shield(self._cancel(session, turn, reason))
 
+    async def submit_turn(
+        self, request: turn_service_pb2.SubmitTurnRequest, call: Call
+    ) -> turn_service_pb2.SubmitTurnResponse:
+        """Stores the turn as a task, unless its session would refuse it now."""
+        sent = await self._tasks.sent(request)
+        if sent is not None:
+            return sent
+        session = self._sessions.open(domain.session_stream(request.session))
+        with pinned(session):
+            run = turn_service_pb2.RunTurnRequest(
+                session=request.session, input=request.input, timeout=request.timeout
+            )
+            command = await self._acceptance(session, run, new_id())
+            domain.decide(session.state, command)
+            return await self._tasks.submit(request, command.timeout_ns)
+
+    async def run_in_background(
+        self, request: turn_service_pb2.RunTurnRequest, turn: str
+    ) -> turn_pb2.TurnEvent:
+        """Accepts the turn under that id, or finds the one that this request started, and
+        returns what happened last once it ended, waits for a person, or waits behind
+        another turn of its session."""
+        session = self._sessions.open(domain.session_stream(request.session))
+        with pinned(session):
+            _, feed = await self._accept(session, request, turn)
+            last = turn_pb2.TurnEvent()
+            try:
+                follow = self._follow(session, feed, turn_pb2.TurnOffset(), until_it_waits=True)
+                async with contextlib.aclosing(follow):
+                    async for events in follow:
+                        last = events[-1]
+                        if last.accepted.queued:
+                            break
+            finally:
+                self._feeds.release(session, feed)
+            return last
+
     async def watch_turn(
         self, request: turn_service_pb2.WatchTurnRequest, call: Call
     ) -> AsyncIterator[turn_service_pb2.WatchTurnResponse]:
         """Follows a turn from an offset on."""
         name, turn = request.name.rsplit("/turns/", 1)
         session = self._sessions.open(domain.session_stream(name))
-        with _pinned(session):
-            await self._existing(session, turn)
+        with pinned(session):
+            await self._begun(session, turn)
             feed = await self._feeds.attach(session, turn)
             try:
                 follow = self._follow(session, feed, request.offset, until_it_waits=False)
@@ -108,7 +149,7 @@ class Turns:
         self, request: turn_service_pb2.GetTurnRequest, call: Call
     ) -> turn_service_pb2.GetTurnResponse:
         """The turn, as the log has it."""
-        return turn_service_pb2.GetTurnResponse(turn=await self._view(request.name))
+        return turn_service_pb2.GetTurnResponse(turn=await self._found(request.name))
 
     async def cancel_turn(
         self, request: turn_service_pb2.CancelTurnRequest, call: Call
@@ -116,10 +157,13 @@ class Turns:
         """Cancels durably; the turn's owner ends it."""
         name, turn = request.name.rsplit("/turns/", 1)
         session = self._sessions.open(domain.session_stream(name))
-        with _pinned(session):
-            if await self._existing(session, turn):
-                await self._cancel(session, turn, request.reason)
-        return turn_service_pb2.CancelTurnResponse(turn=await self._view(request.name))
+        with pinned(session):
+            try:
+                if await self._existing(session, turn):
+                    await self._cancel(session, turn, request.reason)
+            except NotFound:
+                await self._tasks.cancel(request.name, request.reason)
+        return turn_service_pb2.CancelTurnResponse(turn=await self._found(request.name))
 
     async def decide_approval(
         self, request: turn_service_pb2.DecideApprovalRequest, call: Call
@@ -159,53 +203,42 @@ class Turns:
         )
         return turn_service_pb2.ResolveInDoubtResponse(turn=await self._view(request.name))
 
-    async def resume(self, session_stream: str, turn: str, lost_owner: str) -> bool:
-        """Takes over an open turn whose owner is lost. False where it waits for a
-        person, which needs no owner. Raises OwnerLost where somebody was quicker."""
-        name = domain.session_name(session_stream)
-        session = self._sessions.open(domain.session_stream(name))
-        with _pinned(session):
-            state = await session.load()
-            if state.active_turn.id == turn and state.active_turn.status in domain.WAITING_STATUSES:
-                return False
-
-            def decide(state: session_pb2.SessionState) -> Sequence[Message]:
-                command = domain.ResumeTurn(
-                    turn=turn,
-                    lost_owner=lost_owner,
-                    owner=self._leases.instance,
-                    resumes_max=self._settings.resumes_max,
-                    now_ns=self._clock.now_ns(),
-                )
-                return domain.decide(state, command)
-
+    async def change(
+        self, name: str, decide: Callable[[session_pb2.SessionState], Sequence[Message]]
+    ) -> turn_pb2.Turn:
+        """The turn once what is decided of it is stored; it goes on here where it is ours.
+        FailedPrecondition where it ended long ago or waits in the background, NotFound where
+        there is none."""
+        session_name, turn = name.rsplit("/turns/", 1)
+        session = self._sessions.open(domain.session_stream(session_name))
+        with pinned(session):
+            try:
+                if not await self._existing(session, turn):
+                    raise FailedPrecondition(f"turn {name} has ended")
+            except NotFound:
+                await self._found(name)
+                raise FailedPrecondition(f"turn {name} hasn't begun: cancel it") from None
             await session.execute(decide)
-            self._ensure_runner(session)
-            return True
+            self._running.ensure(session)
+        return await self._view(name)
 
     def forget(self, stream: StreamName) -> None:
         """The session was erased: who watches its turns is shown nothing more."""
         self._feeds.forget(stream)
 
-    def runs(self, session_stream: str, turn: str) -> bool:
-        """Whether this process works on the turn."""
-        return any(key[:2] == (session_stream, turn) for key in self._running)
-
-    async def drain(self) -> None:
-        """Lets running turns go on for a while, then leaves them for others to resume."""
-        self._stopping = True
-        if self._running:
-            await asyncio.wait(self._running.values(), timeout=self._settings.drain_seconds)
-        abandoned = list(self._running.values())
-        for task in abandoned:
-            task.cancel()
-        if abandoned:
-            await asyncio.wait(abandoned)
-        self._feeds.close()
-
     async def _accept(
-        self, session: Session, request: turn_service_pb2.RunTurnRequest, call: Call
+        self, session: Session, request: turn_service_pb2.RunTurnRequest, turn: str
     ) -> tuple[str, TurnFeed]:
+        command = await self._acceptance(session, request, turn)
+        before = await self._started_before(session, command) if request.request_id else None
+        if before is None:
+            return await self._accept_new(session, command)
+        return before, await self._feeds.attach(session, before)
+
+    async def _acceptance(
+        self, session: Session, request: turn_service_pb2.RunTurnRequest, turn: str
+    ) -> domain.AcceptTurn:
+        """The command, on a session that is there and an agent that may run."""
         state = await session.ready()
         if not domain.exists(state):
             state = await session.load()
@@ -213,11 +246,10 @@ class Turns:
         if not state.revision:
             raise NotFound.of("session", request.session)
         agent = await self._definitions.runnable(state)
-        request_id = request.request_id or new_id()
-        command = domain.AcceptTurn(
+        return domain.AcceptTurn(
             session=request.session,
-            turn=new_id(),
-            request_id=request_id,
+            turn=turn,
+            request_id=request.request_id or new_id(),
             request_hash=request_hash(request),
             input=request.input,
             timeout_ns=self._timeout_ns(request, agent),
@@ -225,10 +257,6 @@ class Turns:
             now_ns=self._clock.now_ns(),
             expected_revision=request.expected_revision,
         )
-        turn = await self._started_before(session, command) if request.request_id else None
-        if turn is None:
-            return await self._accept_new(session, command)
-        return turn, await self._feeds.attach(session, turn)
 
     async def _started_before(self, session: Session, command: domain.AcceptTurn) -> str | None:
         """The turn that this request started, if it came before. Raises RequestIdReused."""
@@ -252,9 +280,9 @@ class Turns:
             pending = await session.send(
                 lambda state: domain.decide(state, command), command.request_id
             )
-            self._ensure_runner(session, pending)
+            self._running.ensure(session, pending)
             if await asyncio.shield(pending) is not None:
-                self._ensure_runner(session)
+                self._running.ensure(session)
                 feed.users += 1
                 return command.turn, feed
         finally:
@@ -285,13 +313,25 @@ class Turns:
             return False
         return True
 
+    async def _begun(self, session: Session, turn: str) -> None:
+        """Returns once the session knows the turn, which may wait in the background.
+        Raises NotFound, and FailedPrecondition where it ended before it began."""
+        name = domain.turn_name(domain.session_name(session.stream), turn)
+        while True:
+            try:
+                await self._existing(session, turn)
+                return
+            except NotFound:
+                await self._tasks.until_taken(name)
+            await asyncio.sleep(BEGINS_SECONDS)
+
     async def _cancel(self, session: Session, turn: str, reason: str) -> None:
         def decide(state: session_pb2.SessionState) -> Sequence[Message]:
             owner, now_ns = self._leases.instance, self._clock.now_ns()
             return domain.decide(state, domain.RequestCancel(turn, reason, owner, now_ns))
 
         await session.execute(decide)
-        self._ensure_runner(session)
+        self._running.ensure(session)
 
     async def _decide(
         self,
@@ -300,7 +340,7 @@ class Turns:
     ) -> None:
         session_name, turn = request.name.rsplit("/turns/", 1)
         session = self._sessions.open(domain.session_stream(session_name))
-        with _pinned(session):
+        with pinned(session):
             await session.load()
             try:
                 await session.execute(
@@ -312,17 +352,29 @@ class Turns:
                     self._sessions, session.stream, request.request_id, command(turn)
                 ):
                     raise
-            self._ensure_runner(session)
+            self._running.ensure(session)
+
+    async def _found(self, name: str) -> turn_pb2.Turn:
+        """A turn that its session knows, or one that waits in the background."""
+        try:
+            return await self._view(name)
+        except NotFound:
+            return await self._tasks.get(name)
 
     async def _view(self, name: str) -> turn_pb2.Turn:
         session_name, turn = name.rsplit("/turns/", 1)
         stream = domain.session_stream(session_name)
-        history = TurnHistory(session_name, turn)
-        async for revision, time, fact in facts_of(self._sessions, stream):
-            history.fact(revision, time, fact)
-        state = await self._sessions.open(stream).load()
-        domain.refuse_absent(state)
-        return history.turn(state)
+        for _ in range(READS_MAX):
+            history = TurnHistory(session_name, turn)
+            async for revision, time, fact in facts_of(self._sessions, stream):
+                history.fact(revision, time, fact)
+            state = await self._sessions.open(stream).load()
+            domain.refuse_absent(state)
+            found = history.turn(state)
+            if found.status:
+                return found
+            # It ended after its facts were read and before the state was.
+        raise Unavailable(f"turn {name} changes faster than it is read")
 
     async def _follow(
         self,
@@ -339,7 +391,7 @@ class Turns:
             return until_it_waits and waiting and session.settled
 
         remote = None
-        if not self.runs(str(session.stream), feed.turn) and not feed.ended:
+        if not self._running.runs(str(session.stream), feed.turn) and not feed.ended:
             remote = asyncio.create_task(self._follow_tokens(session, feed))
         try:
             async for events in feed.follow(offset, waits):
@@ -353,83 +405,5 @@ class Turns:
         with contextlib.suppress(EventStoreUnavailable):
             # Without them, a step's text comes as a whole when it ends.
             async for data in self._tokens.follow(session.stream, feed.turn):
-                if not self.runs(str(session.stream), feed.turn):
+                if not self._running.runs(str(session.stream), feed.turn):
                     feed.remote_token(turn_pb2.TurnEvent.FromString(data))
-
-    def _ensure_runner(
-        self, session: Session, pending: "asyncio.Task[StoredFacts | None] | None" = None
-    ) -> None:
-        """Starts a runner for the session's turn, if it is ours and nobody works on it."""
-        turn = session.state.active_turn
-        if (
-            turn.owner != self._leases.instance
-            or turn.status in domain.WAITING_STATUSES
-            or self._stopping
-        ):
-            return
-        key = (str(session.stream), turn.id, turn.epoch)
-        if key not in self._running:
-            self._running[key] = asyncio.create_task(self._run(session, key, pending))
-
-    async def _run(
-        self,
-        session: Session,
-        key: tuple[str, str, int],
-        pending: "asyncio.Task[StoredFacts | None] | None",
-    ) -> None:
-        with _pinned(session):
-            try:
-                await self._run_attached(session, key, pending)
-                # If the store was away, what it holds isn't what we decided last.
-                turn = (await session.ready()).active_turn
-            except WeftError as error:
-                _log.warning("turn is left open", turn=key[1], error=error.message)
-                return
-            finally:
-                self._running.pop(key, None)
-            if (turn.id, turn.epoch) != key[1:]:
-                # A turn that waited behind this one is ours now. One that was left open
-                # is taken up again by the recovery, which counts how often.
-                self._ensure_runner(session)
-
-    async def _run_attached(
-        self,
-        session: Session,
-        key: tuple[str, str, int],
-        pending: "asyncio.Task[StoredFacts | None] | None",
-    ) -> None:
-        feed = await self._feeds.attach(session, key[1])
-        try:
-            runner = TurnRunner(
-                session,
-                await self._definitions.pinned(session.state),
-                feed,
-                epoch=key[2],
-                effects=self._effects,
-                leases=self._leases,
-                tokens=self._tokens,
-                settings=self._settings,
-                clock=self._clock,
-            )
-            with _observing(session, runner):
-                await runner.run(pending)
-        finally:
-            self._feeds.release(session, feed)
-
-
-@contextlib.contextmanager
-def _pinned(session: Session) -> Iterator[None]:
-    session.pins += 1
-    try:
-        yield
-    finally:
-        session.pins -= 1
-
-
-@contextlib.contextmanager
-def _observing(session: Session, runner: TurnRunner) -> Iterator[None]:
-    session.observers.append(runner.observe)
-    try:
-        yield
-    finally:
-        session.observers.remove(runner.observe)

@@ -38,7 +38,13 @@ CLOCKS_APART_SECONDS = 60
 _POSITION_MAX = 2**63
 _DAMAGED = "damaged"
 _DENIED = facts.AccessDenied.DESCRIPTOR.full_name
-_COLLECTIONS = {"agents": "agents", "tools": "tools"}
+_COLLECTIONS = {
+    "agents": "agents",
+    "schedules": "schedules",
+    "scheduler": "queues",
+    "tools": "tools",
+}
+"""Areas whose streams are a resource each, with the collection that it is in."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,13 @@ from mesh.clock import NANOSECONDS, Clock
 from mesh.control.leases import Leases
 from mesh.errors import LimitExceeded, NotServing
 from mesh.events.aggregate import Aggregate
-from services.scheduler.domain import decide, names
+from services.scheduler.domain import batches, decide, names
 from services.scheduler.domain.codes import Code
 from services.scheduler.domain.priority import COST_SECONDS_DEFAULT, charged, returned
 from services.scheduler.domain.state import QUEUED, RUNNING, Entry, QueueState
 from services.scheduler.journal import Facts
 from services.scheduler.settings import SchedulerSettings
+from services.scheduler.stalls import Stalls
 from services.scheduler.tenant_queue import TenantQueue
 from services.scheduler.watchers import Watchers
 from services.scheduler.workers import Held, Shape, Worker, failure_of
@@ -34,6 +35,8 @@ from weft.scheduler.v1 import worker_service_pb2 as pb
 
 IDLE_SECONDS = 0.5
 """How often it looks for what is lost, where nothing else is due."""
+DOOMED_MAX = 500
+"""Tasks of cancelled batches that it ends in one look, so that others aren't kept waiting."""
 PAUSE_SECONDS = 0.2
 """How long it waits after a transition couldn't be stored."""
 
@@ -53,6 +56,7 @@ class Dispatcher:
         self._draining = False
         self._lost_since: dict[tuple[str, int], float] = {}
         self.watchers = Watchers()
+        self._stalls = Stalls(settings, self.workers, clock)
         self._wake = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
 
@@ -81,6 +85,7 @@ class Dispatcher:
         aggregate.pins += 1
         aggregate.observers.append(partial(self._observe, queue))
         await queue.load()
+        self._stalls.add(queue)
         self.tenants[queue.tenant] = queue
         self._wake.set()
         return queue
@@ -137,6 +142,7 @@ class Dispatcher:
         self.workers[key] = worker
         named = {(progress.task, progress.attempt) for progress in hello.running}
         lost = [self._takes_over(worker, task, attempt) for task, attempt in sorted(named)]
+        self._stalls.attached(worker, hello)
         for queue in self._queues_of(tenant):
             for task in sorted(queue.running):
                 entry = queue.state.tasks.get(task)
@@ -167,7 +173,7 @@ class Dispatcher:
         for progress in beat.running:
             held = worker.held.get((progress.task, progress.attempt))
             if held is not None:
-                held.progress, held.note = progress.progress, progress.note
+                self._stalls.heard(held, progress)
                 self.watchers.tell(progress.task)
 
     def change_slots(self, worker: Worker, slots: int) -> None:
@@ -270,6 +276,9 @@ class Dispatcher:
             queue.ripen(now_ns)
             for task in queue.over(now_ns):
                 self._over(queue, task)
+            for task in queue.doomed(DOOMED_MAX):
+                self._put(queue, task, partial(batches.cancel_task, task=task))
+        self._stalls.look(now_ns)
         self._look_for_lost()
 
     def _over(self, queue: TenantQueue, task: str) -> None:
@@ -448,6 +457,7 @@ class Dispatcher:
             capability=entry.task.spec.capability,
             payload=entry.task.spec.payload,
             idempotency_key=name,
+            creator=entry.task.creator,
         )
         assignment.deadline.FromNanoseconds(decide.attempt_end_ns(entry))
         worker.send(pb.AttachResponse(assignment=assignment))

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 
 from mesh.errors import Internal, WeftError
 from mesh.events.aggregate import Aggregate
+from services.scheduler.domain import batches
 from services.scheduler.domain.state import QueueState
 from weft.scheduler.v1 import events_pb2 as facts
 
@@ -110,6 +111,7 @@ class Journal:
         def decide(state: QueueState) -> Facts:
             found: list[Message] = []
             open_count = state.open_count
+            state.starting.clear()
             for command in batch:
                 command.facts, command.error = (), None
                 try:
@@ -117,7 +119,9 @@ class Journal:
                 except WeftError as error:
                     command.error = error
                 found.extend(command.facts)
-                # So that the limit counts those which go together.
+                # So that limits count those which go together.
+                if state.batches:
+                    batches.expect(state, command.facts)
                 state.open_count += sum(type(fact) is facts.TaskSubmitted for fact in command.facts)
             state.open_count = open_count
             return found

@@ -11,6 +11,7 @@ from mesh.events.aggregate import Repository
 from mesh.events.store import StoredCommit, StreamName
 from services.scheduler.dispatcher import Dispatcher
 from services.scheduler.domain import decide, names
+from services.scheduler.domain.stalls import has_stalled
 from services.scheduler.domain.state import QUEUED, RUNNING, QueueState
 from services.scheduler.read_model import TasksReadModel
 from services.scheduler.settings import SchedulerSettings
@@ -104,12 +105,16 @@ class Queues:
         return found
 
     def observe(self, batch: Sequence[StoredCommit]) -> None:
-        """Commits were stored: those of other instances are read by who has the queue."""
+        """Commits were stored, and are in the read model: who follows a queue there is told,
+        and those of other instances are read by who has the queue."""
         if not self._started:
             # What was stored before is read at the start.
             return
         for name, position in {each.commit.stream: each.position for each in batch}.items():
             stream = StreamName.parse(name)
+            dispatcher = self._dispatchers.get(stream.key[0])
+            if dispatcher is not None and dispatcher.watchers:
+                dispatcher.watchers.tell(names.queue_name(stream))
             self._seen[stream] = position
             if stream not in self._refreshing and self._is_behind(stream):
                 refreshing = asyncio.create_task(self._refresh(stream))
@@ -142,6 +147,9 @@ class Queues:
         found = tasks_pb2.Task()
         found.CopyFrom(entry.task)
         found.name = names.task_name(queue.stream, task)
+        if entry.batch:
+            found.batch = names.batch_name(queue.stream, entry.batch)
+            found.batch_index = entry.batch_index
         self.complete(queue, found)
         return found
 
@@ -189,5 +197,6 @@ class Queues:
                 workers=len(workers),
                 free_slots=sum(worker.free_slots for worker in workers),
                 oldest_seconds=queue.oldest_seconds(),
+                stalled=sum(map(has_stalled, queue.state.tasks.values())),
             ),
         )

@@ -7,17 +7,25 @@ from collections.abc import Mapping
 from mesh.clock import NANOSECONDS
 from mesh.events.aggregate import Repository
 from mesh.runtime.service import Mesh
+from services.scheduler.batch_service import BatchService
 from services.scheduler.dead_letter_service import DeadLetterService
+from services.scheduler.domain.schedule import SCHEDULE_FOLD
 from services.scheduler.domain.state import QUEUE_FOLD
 from services.scheduler.queue_service import QueueService
 from services.scheduler.queues import Queues
 from services.scheduler.read_model import TasksReadModel
+from services.scheduler.schedule_service import ScheduleService
+from services.scheduler.schedules import Schedules
+from services.scheduler.schedules_read_model import SchedulesReadModel
 from services.scheduler.settings import SchedulerSettings
+from services.scheduler.submitting import Submitter
 from services.scheduler.task_service import TaskService
 from services.scheduler.worker_service import WorkerService
 
 SNAPSHOT_COMMITS = 2_000
 """A queue's snapshot holds all its open tasks: it is made seldom."""
+SCHEDULES_OPEN_MAX = 10_000
+"""Schedules whose state stays in memory; others are read when they tick."""
 DAY_SECONDS = 86_400
 PURGE_SECONDS = 3_600.0
 STOPPING_SECONDS = 0.1
@@ -25,7 +33,7 @@ STOPPING_SECONDS = 0.1
 
 
 class SchedulerService:
-    """Queues, their tasks, and the workers that run them."""
+    """Queues, their tasks, the workers that run them, and schedules that submit some."""
 
     def __init__(self, mesh: Mesh, settings: SchedulerSettings) -> None:
         self._settings = settings
@@ -43,6 +51,16 @@ class SchedulerService:
             mesh.events, path, lambda batch: self._queues.observe(batch), mesh.keyring
         )
         self._queues = Queues(repository, self._read_model, settings, mesh.leases, mesh.clock)
+        self._submitter = Submitter(self._queues)
+        self._repository = Repository(
+            mesh.events, SCHEDULE_FOLD, clock=mesh.clock, aggregates_max=SCHEDULES_OPEN_MAX
+        )
+        self._schedules = Schedules(
+            self._repository, self._queues, self._submitter, settings, mesh.clock
+        )
+        self._schedules_read_model = SchedulesReadModel(
+            mesh.events, mesh.data_dir / "schedules.sqlite3", self._schedules.observe
+        )
         self._mesh = mesh
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -50,16 +68,27 @@ class SchedulerService:
     def handlers(self) -> Mapping[str, object]:
         """What implements each contract."""
         return {
-            "weft.scheduler.v1.TaskService": TaskService(self._queues),
+            "weft.scheduler.v1.TaskService": TaskService(self._queues, self._submitter),
+            "weft.scheduler.v1.BatchService": BatchService(self._queues, self._submitter),
             "weft.scheduler.v1.QueueService": QueueService(self._queues, self._settings),
             "weft.scheduler.v1.DeadLetterService": DeadLetterService(self._queues),
             "weft.scheduler.v1.WorkerService": WorkerService(self._queues, self._settings),
+            "weft.scheduler.v1.ScheduleService": ScheduleService(
+                self._repository,
+                self._schedules_read_model,
+                self._schedules,
+                self._submitter,
+                self._settings,
+                self._clock,
+            ),
         }
 
     async def start(self) -> None:
-        """Returns once every queue is in memory again."""
+        """Returns once every queue is in memory again; then schedules tick."""
         await self._read_model.start()
+        await self._schedules_read_model.start()
         await self._queues.start()
+        self._schedules.start(self._schedules_read_model.schedules())
         self._tasks = [asyncio.create_task(self._purge()), asyncio.create_task(self._drain())]
 
     async def stop(self) -> None:
@@ -68,7 +97,9 @@ class SchedulerService:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        await self._schedules.stop()
         await self._queues.stop()
+        await self._schedules_read_model.stop()
         await self._read_model.stop()
 
     async def _drain(self) -> None:

@@ -8,7 +8,7 @@ from mesh.settings import Section
 
 
 class SchedulerSettings(Section):
-    """Bounds of queues and workers."""
+    """Bounds of queues, workers and schedules."""
 
     area: ClassVar[str] = "scheduler"
 
@@ -20,9 +20,18 @@ class SchedulerSettings(Section):
     """How long a worker may take to end a task that is cancelled."""
     hello_seconds: float = Field(default=10, gt=0, le=60)
     """How long a worker may take to say who it is."""
+    stalled_queued_seconds: float = Field(default=600, ge=0.1)
+    """How long a task may wait for a worker before it is said to have stalled."""
+    stalled_running_seconds: float = Field(default=120, ge=0.1)
+    """How long a worker may say nothing new of a task, where its estimated cost isn't
+    more."""
     workers_max: int = Field(default=4_096, ge=1)
     """Most workers of an instance."""
     queues_max: int = Field(default=1_000, ge=1)
     """Most queues of a tenant."""
+    schedules_max: int = Field(default=1_000, ge=1)
+    """Most schedules of a tenant."""
+    tick_grace_seconds: float = Field(default=5, ge=0.5, le=60)
+    """How late a schedule's tick may be found due and not count as missed."""
     kept_days: float = Field(default=30, gt=0)
     """How long tasks that are final are listed."""

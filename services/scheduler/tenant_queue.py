@@ -15,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from mesh.clock import NANOSECONDS, Clock
 from mesh.events.aggregate import Aggregate
+from services.scheduler.batch_slots import BatchSlots
 from services.scheduler.domain import decide
 from services.scheduler.domain.priority import (
     COST_SECONDS_DEFAULT,
@@ -27,6 +28,7 @@ from services.scheduler.domain.priority import (
 from services.scheduler.domain.state import FAILED, QUEUED, RUNNING, Entry, QueueState
 from services.scheduler.journal import Journal
 from services.scheduler.workers import Shape
+from weft.scheduler.v1 import events_pb2 as facts
 
 LOAD_TASKS = 500
 """Tasks that are placed in one go: some milliseconds' work."""
@@ -56,6 +58,8 @@ class TenantQueue:
         self._delayed_tasks: set[str] = set()
         self._ends: list[TimedEntry] = []
         self._token: dict[str, int] = {}
+        self._slots = BatchSlots()
+        self._doomed: dict[str, None] = {}
 
     @property
     def tenant(self) -> str:
@@ -97,6 +101,9 @@ class TenantQueue:
         task = getattr(fact, "task", "")
         if task:
             self.refresh(task)
+        elif isinstance(fact, facts.BatchCancelled):
+            for each in [t for t, entry in self.state.tasks.items() if entry.batch == fact.batch]:
+                self.refresh(each)
         else:
             self._weigh()
 
@@ -121,6 +128,10 @@ class TenantQueue:
         elif state == RUNNING:
             self.running.add(task)
             self._ends_at(task, decide.attempt_end_ns(entry))
+            if entry.batch:
+                self._slots.take(task, entry.batch)
+                if self.state.batches[entry.batch].cancelled and not entry.task.cancelling:
+                    self._doomed[task] = None
         elif state == FAILED:
             self.dead[task] = None
 
@@ -129,8 +140,11 @@ class TenantQueue:
         self._ends_at(task, self._clock.now_ns() + int(seconds * NANOSECONDS))
 
     def heads(self) -> Iterator[tuple[float, int, Shape]]:
-        """Of each shape that has ready tasks, when the next one is due, and its order."""
+        """Of each shape that has ready tasks, when the next one is due, and its order. Shapes
+        of batches of which no more may run are left out."""
         for shape in list(self._ready):
+            if shape.batch and self._is_busy(shape.batch):
+                continue
             heap = self._ready[shape]
             while heap and self._token.get(heap[0][2]) != heap[0][3]:
                 heapq.heappop(heap)
@@ -145,6 +159,8 @@ class TenantQueue:
         _, _, task, _ = heapq.heappop(self._ready[shape])
         self._forget(task)
         self.claimed.add(task)
+        if shape.batch:
+            self._slots.take(task, shape.batch)
         return task
 
     def ripen(self, now_ns: int) -> None:
@@ -153,6 +169,14 @@ class TenantQueue:
             _, task, token = heapq.heappop(self._delayed)
             if self._token.get(task) == token:
                 self.refresh(task)
+
+    def doomed(self, count: int) -> list[str]:
+        """Tasks of cancelled batches that are to end, `count` at most; each is told of once,
+        until it is refreshed."""
+        found = list(itertools.islice(self._doomed, count))
+        for task in found:
+            del self._doomed[task]
+        return found
 
     def over(self, now_ns: int) -> list[str]:
         """Tasks that waited, or run, past what they may; each is told of once, until it is
@@ -176,7 +200,16 @@ class TenantQueue:
         oldest = min(times, default=None)
         return 0.0 if oldest is None else max(0.0, (self._clock.now_ns() - oldest) / NANOSECONDS)
 
+    def _is_busy(self, batch: str) -> bool:
+        # What is left of one that is over may be here for longer than the batch.
+        known = self.state.batches.get(batch)
+        return known is not None and self._slots.taken(batch) >= known.running_tasks_max
+
     def _place_queued(self, task: str, entry: Entry) -> None:
+        batch = self.state.batches[entry.batch] if entry.batch else None
+        if batch is not None and batch.cancelled:
+            self._doomed[task] = None
+            return
         end_ns = decide.wait_end_ns(entry)
         token = self._token[task] = next(_tokens)
         if end_ns is not None:
@@ -186,7 +219,8 @@ class TenantQueue:
             heapq.heappush(self._delayed, (next_ns, task, token))
             self._delayed_tasks.add(task)
             return
-        shape = Shape.of(entry.task.spec)
+        limited = entry.batch if batch is not None and batch.running_tasks_max else ""
+        shape = Shape.of(entry.task.spec, limited)
         ready_ns = max(next_ns, entry.task.create_time.ToNanoseconds())
         heap = self._ready.setdefault(shape, [])
         heapq.heappush(heap, (due(wants_of(entry, ready_ns, token)), token, task, token))
@@ -203,6 +237,8 @@ class TenantQueue:
         self.running.discard(task)
         self.claimed.discard(task)
         self.dead.pop(task, None)
+        self._doomed.pop(task, None)
+        self._slots.free(task)
 
     def _weigh(self) -> None:
         weight = self.state.limits.weight or WEIGHT_DEFAULT

@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import TypeVar
 
 from mesh.call import Call
-from mesh.errors import InvalidArgument, Unavailable
+from mesh.errors import InvalidArgument, PermissionDenied, Unavailable
 from mesh.events.store import StreamName
 from mesh.ids import new_id
 from services.scheduler.dispatcher import Dispatcher
@@ -14,6 +16,9 @@ from services.scheduler.queues import Queues
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.workers import Worker, failure_of
 from weft.scheduler.v1 import worker_service_pb2 as pb
+
+_Request = pb.AttachRequest | pb.AttachSharedRequest
+_R = TypeVar("_R", pb.AttachRequest, pb.AttachSharedRequest)
 
 
 class WorkerService:
@@ -34,13 +39,50 @@ class WorkerService:
         """
         first = await self._first(requests)
         queue = await self._queue(first.queue)
-        if first.hello.running:
-            # It may have been another instance's until now, whose last commits aren't here yet.
-            await (await self._queues.queue(queue)).aggregate.load()
+        if queue.key[0] == names.TURNS_QUEUE:
+            raise PermissionDenied("turns are run by Weft's own workers")
         dispatcher = self._queues.dispatcher(queue.key[0])
-        worker_id = first.hello.worker_id or new_id()
-        worker = dispatcher.attach(first.hello, worker_id, queue.tenant)
-        reader = asyncio.create_task(self._read(dispatcher, worker, requests, first.queue))
+
+        async def later() -> AsyncIterator[pb.AttachRequest]:
+            async for request in requests:
+                if request.queue != first.queue:
+                    raise InvalidArgument.of("queue", "isn't the one of the first message")
+                yield request
+
+        async with aclosing(self._serve(dispatcher, first, later(), queue.tenant)) as messages:
+            async for message in messages:
+                yield message
+
+    async def attach_shared(
+        self, requests: AsyncIterator[pb.AttachSharedRequest], call: Call
+    ) -> AsyncGenerator[pb.AttachSharedResponse, None]:
+        """As `attach`, whether there is such a queue yet or not."""
+        first = await self._first(requests)
+        if first.queue_id == names.TURNS_QUEUE and call.peer and not call.caller:
+            raise PermissionDenied("turns are run by Weft's own workers")
+        dispatcher = self._queues.dispatcher(first.queue_id)
+
+        async def later() -> AsyncIterator[pb.AttachSharedRequest]:
+            async for request in requests:
+                if request.queue_id != first.queue_id:
+                    raise InvalidArgument.of("queue_id", "isn't the one of the first message")
+                yield request
+
+        async with aclosing(self._serve(dispatcher, first, later(), "")) as messages:
+            async for message in messages:
+                # The fields of both are the same.
+                yield pb.AttachSharedResponse.FromString(message.SerializeToString())
+
+    async def _serve(
+        self,
+        dispatcher: Dispatcher,
+        first: _Request,
+        later: AsyncIterator[_Request],
+        tenant: str,
+    ) -> AsyncGenerator[pb.AttachResponse, None]:
+        await self._catch_up(dispatcher, first.hello)
+        worker = dispatcher.attach(first.hello, first.hello.worker_id or new_id(), tenant)
+        reader = asyncio.create_task(self._read(dispatcher, worker, later))
         try:
             while (message := await worker.outbox.get()) is not None:
                 yield message
@@ -56,7 +98,16 @@ class WorkerService:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait({reader})
 
-    async def _first(self, requests: AsyncIterator[pb.AttachRequest]) -> pb.AttachRequest:
+    async def _catch_up(self, dispatcher: Dispatcher, hello: pb.WorkerHello) -> None:
+        """What it goes on with may have been another instance's until now, whose last commits
+        aren't here yet."""
+        tasks = [progress.task for progress in hello.running]
+        for queue in list(dispatcher.tenants.values()):
+            prefix = f"{names.queue_name(queue.stream)}/tasks/"
+            if any(task.startswith(prefix) for task in tasks):
+                await queue.aggregate.load()
+
+    async def _first(self, requests: AsyncIterator[_R]) -> _R:
         try:
             async with asyncio.timeout(self._settings.hello_seconds):
                 first = await anext(requests, None)
@@ -68,7 +119,7 @@ class WorkerService:
 
     async def _queue(self, name: str) -> StreamName:
         stream = names.queue_stream(name)
-        if stream.key[0] == names.DEFAULT_QUEUE:
+        if stream.key[0] in names.MADE_BY_USE:
             # Workers may be there before the first task.
             await self._queues.queue(stream)
         else:
@@ -76,22 +127,16 @@ class WorkerService:
         return stream
 
     async def _read(
-        self,
-        dispatcher: Dispatcher,
-        worker: Worker,
-        requests: AsyncIterator[pb.AttachRequest],
-        queue: str,
+        self, dispatcher: Dispatcher, worker: Worker, requests: AsyncIterator[_Request]
     ) -> None:
         try:
             async for request in requests:
-                if request.queue != queue:
-                    raise InvalidArgument.of("queue", "isn't the one of the first message")
                 worker.seen = self._queues.clock.monotonic()
                 self._take(dispatcher, worker, request)
         finally:
             worker.outbox.put_nowait(None)
 
-    def _take(self, dispatcher: Dispatcher, worker: Worker, request: pb.AttachRequest) -> None:
+    def _take(self, dispatcher: Dispatcher, worker: Worker, request: _Request) -> None:
         kind = request.WhichOneof("message")
         if kind == "succeeded":
             done = request.succeeded

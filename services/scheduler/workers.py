@@ -19,31 +19,42 @@ OUTBOX_SPARE = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What tasks need of a worker; those of one shape are equal to it."""
+    """What tasks need of a worker; those of one shape are equal to it. Those of a batch with
+    a limit are a shape of their own, since they can be passed over together."""
 
     capability: str
     labels: frozenset[tuple[str, str]] = frozenset()
     cpu_millis: int = 0
     memory_bytes: int = 0
+    batch: str = ""
 
     @classmethod
-    def of(cls, spec: tasks_pb2.TaskSpec) -> "Shape":
-        """The shape of a task."""
-        labels = spec.labels
+    def of(cls, spec: tasks_pb2.TaskSpec, batch: str = "") -> "Shape":
+        """The shape of a task; `batch` is the id of its batch, where that has a limit."""
+        labels, resources = spec.labels, spec.resources
         if not labels and not spec.HasField("resources"):
             # As most are: a start with many tasks is quicker by it.
-            return cls(spec.capability)
+            return cls(spec.capability, batch=batch)
         wanted = frozenset((label.key, label.value) for label in labels)
-        return cls(spec.capability, wanted, spec.resources.cpu_millis, spec.resources.memory_bytes)
+        return cls(spec.capability, wanted, resources.cpu_millis, resources.memory_bytes, batch)
 
 
 @dataclass(slots=True)
 class Held:
-    """A task that a worker has, until it says that it ended."""
+    """A task that a worker has, until it says that it ended. `moved_ns` is when it last said
+    something new of it, in Unix nanoseconds; 0 where it never did."""
 
     shape: Shape
     progress: float = 0.0
     note: str = ""
+    moved_ns: int = 0
+
+    def hear(self, progress: pb.TaskProgress, now_ns: int) -> bool:
+        """Takes what the worker says of it; whether that is new."""
+        if (progress.progress, progress.note) == (self.progress, self.note):
+            return False
+        self.progress, self.note, self.moved_ns = progress.progress, progress.note, now_ns
+        return True
 
 
 @dataclass(slots=True, eq=False)

@@ -11,7 +11,7 @@ from services.catalog import CATALOGUE
 from tests.security.bus import STREAMS, USERS, RawClient, bus, logged_in, others
 
 SUBJECT_IS_FULL = 10077
-AREAS = ("agents", "auth", "models", "scheduler", "state", "tools", "vectors")
+AREAS = (*("agents", "auth", "models", "schedules", "scheduler", "state", "tools", "vectors"),)
 API = "$JS.API"
 
 # Written by hand, so that a wrong rule doesn't prove itself: a short name for each group
@@ -61,7 +61,7 @@ GRANTED = {
     "auth": writes("auth") | READ_KEYS | KEEPS_KEYS | DESTROYS,
     "gateway": writes("auth") | READ_KEYS,
     "models": LOG | READ_KEYS,
-    "scheduler": writes("scheduler") | LEASES | READ_KEYS,
+    "scheduler": writes("scheduler", "schedules") | LEASES | READ_KEYS,
     "state": writes("state") | READ_KEYS | DESTROYS | ERASES,
     "tools": writes("tools") | READ_KEYS,
     "vectors": LOG | READ_KEYS,

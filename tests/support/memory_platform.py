@@ -12,12 +12,14 @@ from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
 from tests.support.edge import pipeline
 from tests.support.memory_access import MemoryAccess, admitting
+from tests.support.memory_batches import MemoryBatches
 from tests.support.memory_catalogues import (
     MemoryAgents,
     MemoryCollections,
     MemoryModels,
     MemoryTools,
 )
+from tests.support.memory_schedules import MemorySchedules
 from tests.support.memory_sessions import MemorySessions
 from tests.support.memory_tasks import MemoryTasks
 from tests.support.memory_turns import MemoryTurns
@@ -42,6 +44,8 @@ class MemoryPlatform:
         self.collections = MemoryCollections()
         self.models = MemoryModels()
         self.tasks = MemoryTasks()
+        self.batches = MemoryBatches(self.tasks)
+        self.schedules = MemorySchedules()
         self.port = 0
         self._server: RpcServer | None = None
         self._restarts: set[asyncio.Task[None]] = set()
@@ -95,14 +99,17 @@ class MemoryPlatform:
         handlers = {
             "weft.agents.v1.AgentService": self.agents,
             "weft.agents.v1.TurnService": self.turns,
+            "weft.agents.v1.StalledTurnService": self.turns,
             "weft.auth.v1.ApiKeyService": self.access,
             "weft.auth.v1.AuditService": self.access,
             "weft.auth.v1.AuthService": self.access,
             "weft.auth.v1.RoleService": self.access,
             "weft.auth.v1.TenantService": self.access,
             "weft.models.v1.ModelService": self.models,
+            "weft.scheduler.v1.BatchService": self.batches,
             "weft.scheduler.v1.DeadLetterService": self.tasks,
             "weft.scheduler.v1.QueueService": self.tasks,
+            "weft.scheduler.v1.ScheduleService": self.schedules,
             "weft.scheduler.v1.TaskService": self.tasks,
             "weft.scheduler.v1.WorkerService": self.tasks,
             "weft.state.v1.SessionService": self.sessions,

@@ -46,6 +46,10 @@ class MemoryTasks:
         self._requests: dict[str, str] = {}
         self.make_queue(DEFAULT)
 
+    def require(self, queue: str) -> None:
+        """NotFound where there is no queue of that name."""
+        self._queue(queue)
+
     def add(
         self, task: str, state: "tasks_pb2.TaskState.ValueType", reason: str = ""
     ) -> tasks_pb2.Task:
@@ -81,6 +85,7 @@ class MemoryTasks:
             for task in self._in(request.parent)
             if (not request.state or task.state in states)
             and request.capability in ("", task.spec.capability)
+            and (task.HasField("stalled_time") or not request.stalled)
         ]
         page, token = page_of(found, request.page_size, request.page_token)
         return pb.ListTasksResponse(tasks=page, next_page_token=token)
@@ -91,6 +96,16 @@ class MemoryTasks:
             raise FailedPrecondition("the task is over already")
         task.state, task.reason = tasks_pb2.TASK_STATE_CANCELLED, request.reason
         return pb.CancelTaskResponse(task=task)
+
+    async def skip_task(self, request: pb.SkipTaskRequest, _: Call) -> pb.SkipTaskResponse:
+        task = self._of(request.name)
+        ended(tasks_pb2.TASK_STATE_CANCELLED, request.reason)(task)
+        return pb.SkipTaskResponse(task=task)
+
+    async def fail_task(self, request: pb.FailTaskRequest, _: Call) -> pb.FailTaskResponse:
+        task = self._of(request.name)
+        ended(tasks_pb2.TASK_STATE_FAILED, request.reason)(task)
+        return pb.FailTaskResponse(task=task)
 
     async def retry_task(self, request: pb.RetryTaskRequest, _: Call) -> pb.RetryTaskResponse:
         task = self._of(request.name)
@@ -201,6 +216,7 @@ class MemoryTasks:
         queue = self._queues[name]
         here = self._in(name)
         queue.stats.ready = sum(task.state in WAITING for task in here)
+        queue.stats.stalled = sum(task.HasField("stalled_time") for task in here)
         queue.stats.dead_letters = len(self._dead(name, []))
         return queue
 

@@ -4,9 +4,13 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from mesh.call import Call
 from mesh.errors import NotFound, NotServing
 from mesh.ids import id_from
+from tests.support.memory_catalogues import page_of
+from weft.agents.v1 import stalled_turn_service_pb2 as stalled
 from weft.agents.v1 import turn_pb2
 from weft.agents.v1 import turn_service_pb2 as pb
 from weft.models.v1 import models_pb2
@@ -42,6 +46,8 @@ class _Turn:
     waiting: list[session_pb2.CallState] = field(default_factory=list)
     grew: asyncio.Event = field(default_factory=asyncio.Event)
     was_cut: bool = False
+    stalled_doing: str = ""
+    running: list[models_pb2.ToolCall] = field(default_factory=list)
 
     def add(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -65,7 +71,7 @@ class _Turn:
 
 
 class MemoryTurns:
-    """`weft.agents.v1.TurnService`: a turn plays the script of its input.
+    """`weft.agents.v1.TurnService` and `StalledTurnService`: a turn plays the script of its input.
 
     `requests` holds each request to run a turn, `decisions` each decision of a person.
     """
@@ -126,6 +132,41 @@ class MemoryTurns:
     ) -> pb.ResolveInDoubtResponse:
         return pb.ResolveInDoubtResponse(turn=self._decide(request))
 
+    async def list_stalled_turns(
+        self, request: stalled.ListStalledTurnsRequest, _: Call
+    ) -> stalled.ListStalledTurnsResponse:
+        found = [self._resource(turn) for turn in self._turns.values() if turn.stalled_doing]
+        page, token = page_of(found, request.page_size, request.page_token)
+        return stalled.ListStalledTurnsResponse(turns=page, next_page_token=token)
+
+    async def skip_call(
+        self, request: stalled.SkipCallRequest, _: Call
+    ) -> stalled.SkipCallResponse:
+        turn = self._of(request.name)
+        turn.running = [call for call in turn.running if call.id != request.call_id]
+        result = Event.ToolResult(call_id=request.call_id, content=request.reason, is_error=True)
+        turn.add([Event(tool_result=result)])
+        return stalled.SkipCallResponse(turn=self._resource(turn))
+
+    async def fail_turn(
+        self, request: stalled.FailTurnRequest, _: Call
+    ) -> stalled.FailTurnResponse:
+        turn = self._of(request.name)
+        error = turn_pb2.TurnError(message=request.reason)
+        turn.add([Event(failed=Event.Failed(error=error))])
+        return stalled.FailTurnResponse(turn=self._resource(turn))
+
+    def stall(self, doing: str, *calls: models_pb2.ToolCall) -> str:
+        """Has the only turn stall in these calls; returns its name."""
+        (turn,) = self._turns.values()
+        turn.stalled_doing, turn.running = doing, list(calls)
+        return turn.name
+
+    def running_calls(self) -> list[models_pb2.ToolCall]:
+        """Calls of the only turn that run."""
+        (turn,) = self._turns.values()
+        return turn.running
+
     def _decide(
         self, request: pb.DecideApprovalRequest | pb.ResolveInDoubtRequest
     ) -> turn_pb2.Turn:
@@ -156,7 +197,15 @@ class MemoryTurns:
             "cancelled": session_pb2.TURN_STATUS_CANCELLED,
         }
         last = turn.events[-1]
+        stalled_time = Timestamp(seconds=100) if turn.stalled_doing else None
+        running = session_pb2.CALL_STATUS_PENDING
         return turn_pb2.Turn(
+            stalled_time=stalled_time,
+            stalled_doing=turn.stalled_doing,
+            running_calls=[
+                session_pb2.CallState(call=call, status=running) for call in turn.running
+            ],
+            error=last.failed.error if last.HasField("failed") else None,
             name=turn.name,
             status=statuses.get(last.WhichOneof("event") or "", session_pb2.TURN_STATUS_RUNNING),
             input=turn.request.input,

@@ -43,6 +43,9 @@ class SessionLog:
         before = self.state.SerializeToString(deterministic=True)
         facts = domain.decide(self.state, command)
         assert self.state.SerializeToString(deterministic=True) == before
+        return self._decided(facts)
+
+    def _decided(self, facts: Sequence[Message]) -> list[Message]:
         for fact in facts:
             self._fold(fact)
         if facts:
@@ -143,6 +146,21 @@ class SessionLog:
     def cancel(self, turn: str, owner: str = "two") -> list[Message]:
         """Somebody asks to end the turn."""
         return self.do(domain.RequestCancel(turn, "enough", owner, self.now_ns))
+
+    def stall(self, *, seconds: int = 120) -> list[Message]:
+        """Nothing has happened to the turn for so long."""
+        since_ns = self.now_ns - seconds * NANOSECONDS
+        return self._decided(
+            domain.stall(self.state, self.active.id, self.state.revision, since_ns, self.now_ns)
+        )
+
+    def skip_call(self, call_id: str, reason: str = "hangs") -> list[Message]:
+        """An operator skips a call."""
+        return self._decided(domain.skip_call(self.state, self.active.id, call_id, reason))
+
+    def fail_now(self, turn: str, owner: str = "two") -> list[Message]:
+        """An operator fails a turn."""
+        return self._decided(domain.fail_turn(self.state, turn, "hangs", owner, self.now_ns))
 
     def finish_cancel(self, partial_text: str = "") -> list[Message]:
         """The owner ends the turn that somebody cancelled."""

@@ -55,10 +55,13 @@ def possible_moves(log: SessionLog) -> list[Move]:
     else:
         moves += [resume, compact, finish_cancel if turn.cancel_requested else cancel]
         moves += [fail] if len(log.facts) % 5 == 0 else []
+        moves += [stall]
     if statuses <= {session_pb2.CALL_STATUS_COMPLETED}:
         moves += [ask, ask, answer]
     if statuses & {session_pb2.CALL_STATUS_PENDING, session_pb2.CALL_STATUS_APPROVED}:
         moves += [run_call, run_call]
+    if statuses & set(domain.RUNNING_CALLS):
+        moves += [skip_call]
     if session_pb2.CALL_STATUS_WAITING_APPROVAL in statuses:
         moves += [approve]
     if session_pb2.CALL_STATUS_IN_DOUBT in statuses:
@@ -148,6 +151,14 @@ def fail(log: SessionLog, choices: random.Random) -> None:
     turn = log.active
     reason = errors_pb2.REASON_MODEL_UNAVAILABLE
     log.do(domain.FailTurn(turn.id, turn.epoch, reason, "the model is down", log.now_ns))
+
+
+def stall(log: SessionLog, choices: random.Random) -> None:
+    log.stall(seconds=choices.randrange(1, 1000))
+
+
+def skip_call(log: SessionLog, choices: random.Random) -> None:
+    log.skip_call(choices.choice(calls_that_are(log, *domain.RUNNING_CALLS)).call.id)
 
 
 def calls_that_are(

@@ -281,6 +281,24 @@ class TestSessions:
         typed("session", *arguments, code=code)
 
 
+class TestBackgroundTurns:
+    def test_a_turn_is_submitted_and_found_by_its_name(self, typed: Typed, captain: str) -> None:
+        submit = ("turn", "submit", f"{captain}/later", QUESTION)
+        typed("session", "create", captain, "--id", "later")
+        assert "240" in typed(*submit, "--watch").out
+        typed("queue", "pause", "turns")
+        sent = typed(*submit, "--request-id", "r1", "--priority", "9", "-o", "json").data
+        turn = short_name(sent["turn"])
+        assert typed(*submit, "--request-id", "r1", "--priority", "9").out == f"{turn}\n"
+        shown = typed("turn", "show", turn, "-o", "json").data
+        assert (shown["status"], shown["input"]) == ("TURN_STATUS_QUEUED", QUESTION)
+        assert turn.rpartition("/")[2] in typed("task", "list", "--queue", "turns").out
+        typed("queue", "resume", "turns")
+        assert "240" in typed("turn", "watch", turn).out
+        typed("turn", "submit", f"{captain}/none", QUESTION, code=3)
+        typed(*submit, "--not-before", "soon", code=2)
+
+
 class TestWaitingTurns:
     def test_a_turn_waits_until_a_person_approves(self, typed: Typed, careful: str) -> None:
         turn = waiting_turn(typed, careful)

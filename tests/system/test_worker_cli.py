@@ -146,6 +146,25 @@ async def test_tasks_are_run_by_the_modules_worker_with_the_commands_access(shop
         assert "Traceback" not in run.said
 
 
+async def test_a_worker_of_all_tenants_serves_each_and_is_for_administrators(shop: Shop) -> None:
+    acme = shop.folder / "acme.key"
+    assert (await shop("tenant", "create", "acme", "--to", str(acme))).code == 0
+    other = Shop(shop.address, acme.read_text().strip(), shop.folder)
+    for each in (shop, other):
+        assert (await each("task", "submit", "upper", "--id", "t1", "--payload", "a")).code == 0
+    async with other.worker("--queue", "default", "--all-tenants") as run:
+        assert await run.ended() == 4
+        assert "scheduler.work_shared" in run.said
+    async with shop.worker("--queue", "default", "--all-tenants") as run:
+        await run.until_said("attached")
+        assert "queue default of all tenants" in run.said
+        for each in (shop, other):
+            done = await each("task", "submit", "upper", "--payload", "b", "--watch")
+            assert (done.code, done.out) == (0, "B")
+            first = (await each("task", "watch", "t1", "-o", "json")).items[-1]
+            assert first["state"] == "TASK_STATE_SUCCEEDED"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_a_signal_lets_it_finish_what_it_runs(shop: Shop, number: signal.Signals) -> None:
     async with shop.worker("--queue", "default") as run:
@@ -175,15 +194,27 @@ async def test_ctrl_c_reaches_all_its_processes_and_counts_once(
     assert (await shop("task", "show", "t1", "-o", "json")).data["state"] == "TASK_STATE_SUCCEEDED"
 
 
-async def test_a_second_signal_ends_it_at_once(shop: Shop) -> None:
+@pytest.mark.parametrize("capability", ["slow", "nap"])
+async def test_a_second_signal_ends_it_at_once(shop: Shop, capability: str) -> None:
     async with shop.worker("--queue", "default") as run:
         await run.until_said("attached")
-        await shop("task", "submit", "slow", "--payload", "600", "--id", "t1", "--timeout", "1h")
+        submit = ("task", "submit", capability, "--payload", "600", "--id", "t1")
+        await shop(*submit, "--timeout", "1h")
         await _running(shop, "t1")
         run.process.send_signal(signal.SIGINT)
         await run.until_said("Draining")
         run.process.send_signal(signal.SIGINT)
         assert await run.ended() == 130
+        assert "Traceback" not in run.said
+
+
+async def test_a_cancelled_plain_function_leaves_its_slot(shop: Shop) -> None:
+    async with shop.worker("--queue", "default", "--slots", "1") as run:
+        await run.until_said("attached")
+        await shop("task", "submit", "nap", "--payload", "600", "--id", "t1", "--timeout", "1h")
+        await _running(shop, "t1")
+        assert (await shop("task", "cancel", "t1")).code == 0
+        assert (await shop("task", "submit", "pid", "--watch")).code == 0
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,17 @@ ADMIN = "admin"
 
 _VIEWER = frozenset(
     {
-        *("agents.get", "agents.list", "auth.get_tenant", "models.list"),
+        *("agents.get", "agents.list", "agents.list_stalled", "auth.get_tenant", "models.list"),
         *("scheduler.get", "scheduler.get_queue", "scheduler.list", "scheduler.list_queues"),
+        *("scheduler.get_schedule", "scheduler.list_schedules"),
         *("state.get", "state.list", "state.watch", "tools.get", "tools.list"),
         *("vectors.get", "vectors.list", "vectors.search"),
+    }
+)
+_SCHEDULES = frozenset(
+    {
+        *("scheduler.create_schedule", "scheduler.update_schedule", "scheduler.delete_schedule"),
+        *("scheduler.pause_schedule", "scheduler.trigger_schedule"),
     }
 )
 _OPERATOR = _VIEWER | {
@@ -32,11 +39,14 @@ _OPERATOR = _VIEWER | {
     *("auth.revoke_api_key", "auth.revoke_token"),
     *("scheduler.cancel", "scheduler.create_queue", "scheduler.discard", "scheduler.pause"),
     *("scheduler.redrive", "scheduler.retry", "scheduler.submit", "scheduler.update_queue"),
+    *("agents.fail", "agents.skip", "scheduler.fail", "scheduler.skip"),
+    *_SCHEDULES,
 }
 _DEVELOPER = _VIEWER | {
     *("agents.create", "agents.delete", "agents.run", "agents.update", "auth.list_roles"),
     *("models.generate", "state.create", "state.export", "state.fork", "state.import"),
     *("scheduler.cancel", "scheduler.create_queue", "scheduler.retry", "scheduler.submit"),
+    *_SCHEDULES,
     *("state.verify", "tools.delete", "tools.invoke", "tools.register"),
     *("vectors.create", "vectors.delete", "vectors.write"),
 }
@@ -67,6 +77,7 @@ ADMIN_ONLY = frozenset(
             "auth.rotate_signing_key",
             "auth.rotate_tenant_key",
             "auth.rotate_master_key",
+            "scheduler.work_shared",
             "state.erase",
         ),
     }

@@ -1,8 +1,8 @@
 """Folds a queue's facts into its state: the tasks that aren't final, and the dead letters."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from google.protobuf.message import Message
@@ -12,10 +12,13 @@ from mesh.events.fold import Fold, Place
 from weft.scheduler.v1 import events_pb2 as facts
 from weft.scheduler.v1 import queues_pb2, tasks_pb2
 
-FOLD_VERSION = 1
+FOLD_VERSION = 2
 """Grows whenever the same events would fold into another state."""
 REQUESTS_MAX = 20_000
 """Requests that a queue remembers, beside those of its open tasks."""
+BATCHES_MAX = 1_000
+"""Batches that a queue remembers. The oldest that is over makes room for a new one."""
+BATCH_ITEMS_MAX = 100_000
 PART_RECORDS = 250
 """Tasks or requests in a part of a snapshot: about a millisecond's work."""
 
@@ -28,12 +31,15 @@ CANCELLED = tasks_pb2.TASK_STATE_CANCELLED
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A task. `attempts_before` are those before it was last redriven. It isn't changed: what
-    happens to the task puts another one in its place, so that a snapshot can be made of
-    those that it saw while the queue goes on."""
+    """A task. `attempts_before` are those before it was last redriven; `batch` is the id of
+    the one that it is an item of, empty where it is of none. It isn't changed: what happens
+    to the task puts another one in its place, so that a snapshot can be made of those that
+    it saw while the queue goes on."""
 
     task: tasks_pb2.Task
     attempts_before: int = 0
+    batch: str = ""
+    batch_index: int = 0
 
     @property
     def attempt(self) -> int:
@@ -60,17 +66,55 @@ class Request:
 
 
 @dataclass(slots=True)
+class Batch:
+    """A batch. `accepted` has a bit for each item that was accepted; `counts` says how many
+    of its tasks are in the queue's state, by where they stand."""
+
+    running_tasks_max: int = 0
+    closed: bool = False
+    cancelled: bool = False
+    reason: str = ""
+    accepted: bytearray = field(default_factory=bytearray)
+    counts: "Counter[int]" = field(default_factory=Counter)
+
+    @property
+    def open_count(self) -> int:
+        """How many of its tasks wait or run."""
+        return self.counts[QUEUED] + self.counts[RUNNING]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can happen to it any more."""
+        return (self.closed or self.cancelled) and not self.open_count and not self.counts[FAILED]
+
+    def has(self, index: int) -> bool:
+        """Whether that item was accepted."""
+        place, bit = divmod(index, 8)
+        return place < len(self.accepted) and bool(self.accepted[place] >> bit & 1)
+
+    def accept(self, index: int) -> None:
+        """Notes that it was."""
+        place, bit = divmod(index, 8)
+        self.accepted.extend(bytes(max(0, place + 1 - len(self.accepted))))
+        self.accepted[place] |= 1 << bit
+
+
+@dataclass(slots=True)
 class QueueState:
     """A tenant's queue. `tasks` are by id, in the order in which they came; `open_count`
-    of them aren't dead letters."""
+    of them aren't dead letters. `starting` counts, by batch, those that the commit to be
+    made starts."""
 
     limits: queues_pb2.QueueLimits = field(default_factory=queues_pb2.QueueLimits)
     paused: bool = False
     create_time: Timestamp | None = None
+    resume_time: Timestamp | None = None
     tasks: dict[str, Entry] = field(default_factory=dict)
     # A plain dict looks for its first key past all that were deleted before it.
     requests: OrderedDict[str, Request] = field(default_factory=OrderedDict)
     open_count: int = 0
+    batches: dict[str, Batch] = field(default_factory=dict)
+    starting: "Counter[str]" = field(default_factory=Counter)
 
     @property
     def exists(self) -> bool:
@@ -90,10 +134,20 @@ def _limits_changed(state: QueueState, event: facts.QueueLimitsChanged, place: P
 
 def _paused(state: QueueState, event: facts.QueuePaused, place: Place) -> None:
     state.paused = True
+    for task, entry in state.tasks.items():
+        if entry.task.state == QUEUED and entry.task.HasField("stalled_time"):
+            # It waits since somebody wants it to.
+            copy = tasks_pb2.Task()
+            copy.CopyFrom(entry.task)
+            copy.ClearField("stalled_time")
+            copy.ClearField("stalled_reason")
+            state.tasks[task] = replace(entry, task=copy)
 
 
 def _resumed(state: QueueState, event: facts.QueueResumed, place: Place) -> None:
     state.paused = False
+    state.resume_time = Timestamp()
+    state.resume_time.CopyFrom(place.time)
 
 
 def _submitted(state: QueueState, event: facts.TaskSubmitted, place: Place) -> None:
@@ -103,8 +157,12 @@ def _submitted(state: QueueState, event: facts.TaskSubmitted, place: Place) -> N
     task.update_time.CopyFrom(place.time)
     if event.spec.HasField("not_before"):
         task.next_time.CopyFrom(event.spec.not_before)
-    state.tasks[event.task] = Entry(task)
+    state.tasks[event.task] = Entry(task, batch=event.batch, batch_index=event.batch_index)
     state.open_count += 1
+    if event.batch:
+        batch = state.batches[event.batch]
+        batch.accept(event.batch_index)
+        batch.counts[QUEUED] += 1
     if event.request_id:
         state.requests[event.request_id] = Request(event.task, event.request_hash)
         if len(state.requests) > REQUESTS_MAX:
@@ -112,7 +170,7 @@ def _submitted(state: QueueState, event: facts.TaskSubmitted, place: Place) -> N
 
 
 def _started(state: QueueState, event: facts.TaskStarted, place: Place) -> None:
-    task = _changed(state, event.task, place)
+    task = _changed(state, event.task, place, RUNNING)
     attempt = tasks_pb2.TaskAttempt(
         attempt=event.attempt,
         worker=event.worker,
@@ -120,35 +178,34 @@ def _started(state: QueueState, event: facts.TaskStarted, place: Place) -> None:
         instance=event.instance,
     )
     task.attempts.append(attempt)
-    task.state = RUNNING
     task.ClearField("next_time")
 
 
 def _attempt_failed(state: QueueState, event: facts.TaskAttemptFailed, place: Place) -> None:
-    task = _changed(state, event.task, place)
+    task = _changed(state, event.task, place, QUEUED)
     _end_attempt(task, event.code, event.message, place)
-    task.state = QUEUED
     task.next_time.CopyFrom(event.next_time)
 
 
 def _released(state: QueueState, event: facts.TaskReleased, place: Place) -> None:
     before = state.tasks[event.task].attempts_before + 1
-    task = _changed(state, event.task, place, attempts_before=before)
+    task = _changed(state, event.task, place, QUEUED, attempts_before=before)
     _end_attempt(task, 0, "given back before it began", place)
-    task.state = QUEUED
 
 
 def _final(state: QueueState, event: Any, place: Place) -> None:
     entry = state.tasks.pop(event.task)
     if entry.task.state != FAILED:
         state.open_count -= 1
+    if entry.batch:
+        state.batches[entry.batch].counts[entry.task.state] -= 1
 
 
 def _failed(state: QueueState, event: facts.TaskFailed, place: Place) -> None:
-    task = _changed(state, event.task, place)
-    if task.state == RUNNING:
+    running = state.tasks[event.task].task.state == RUNNING
+    task = _changed(state, event.task, place, FAILED)
+    if running:
         _end_attempt(task, event.code, event.message, place)
-    task.state = FAILED
     task.reason = event.message
     task.cancelling = False
     task.ClearField("next_time")
@@ -163,22 +220,66 @@ def _cancel_requested(state: QueueState, event: facts.TaskCancelRequested, place
 
 def _redriven(state: QueueState, event: facts.TaskRedriven, place: Place) -> None:
     before = state.tasks[event.task].attempt
-    task = _changed(state, event.task, place, attempts_before=before)
-    task.state = QUEUED
+    task = _changed(state, event.task, place, QUEUED, attempts_before=before)
     task.reason = ""
     state.open_count += 1
 
 
+def _batch_created(state: QueueState, event: facts.BatchCreated, place: Place) -> None:
+    if len(state.batches) >= BATCHES_MAX:
+        over = next((name for name, batch in state.batches.items() if batch.is_over), None)
+        state.batches.pop(over or "", None)
+    state.batches[event.batch] = Batch(event.running_tasks_max)
+
+
+def _batch_closed(state: QueueState, event: facts.BatchClosed, place: Place) -> None:
+    state.batches[event.batch].closed = True
+
+
+def _batch_cancelled(state: QueueState, event: facts.BatchCancelled, place: Place) -> None:
+    batch = state.batches[event.batch]
+    batch.cancelled, batch.reason = True, event.reason
+
+
+def _stalled(state: QueueState, event: facts.TaskStalled, place: Place) -> None:
+    entry = state.tasks[event.task]
+    copy = tasks_pb2.Task()
+    copy.CopyFrom(entry.task)
+    # It didn't change for that.
+    copy.stalled_time.CopyFrom(place.time)
+    copy.stalled_reason = event.reason
+    state.tasks[event.task] = replace(entry, task=copy)
+
+
+def _moved(
+    state: QueueState, event: facts.TaskProgressed | facts.TaskWithdrawn, place: Place
+) -> None:
+    _changed(state, event.task, place)
+
+
 def _changed(
-    state: QueueState, task: str, place: Place, *, attempts_before: int | None = None
+    state: QueueState,
+    task: str,
+    place: Place,
+    stands: "tasks_pb2.TaskState.ValueType | None" = None,
+    *,
+    attempts_before: int | None = None,
 ) -> tasks_pb2.Task:
-    """A copy of the task in its place, to be changed."""
+    """A copy of the task in its place, to be changed; it stands there from here on."""
     entry = state.tasks[task]
     copy = tasks_pb2.Task()
     copy.CopyFrom(entry.task)
     copy.update_time.CopyFrom(place.time)
+    copy.ClearField("stalled_time")
+    copy.ClearField("stalled_reason")
+    if stands is not None:
+        if entry.batch:
+            counts = state.batches[entry.batch].counts
+            counts[copy.state] -= 1
+            counts[stands] += 1
+        copy.state = stands
     before = entry.attempts_before if attempts_before is None else attempts_before
-    state.tasks[task] = Entry(copy, before)
+    state.tasks[task] = Entry(copy, before, entry.batch, entry.batch_index)
     return copy
 
 
@@ -203,6 +304,12 @@ _HANDLERS: dict[type[Message], Callable[[QueueState, Any, Place], None]] = {
     facts.TaskCancelled: _final,
     facts.TaskRedriven: _redriven,
     facts.TaskDiscarded: _final,
+    facts.BatchCreated: _batch_created,
+    facts.BatchClosed: _batch_closed,
+    facts.BatchCancelled: _batch_cancelled,
+    facts.TaskStalled: _stalled,
+    facts.TaskProgressed: _moved,
+    facts.TaskWithdrawn: _moved,
 }
 
 
@@ -224,12 +331,31 @@ def parts(state: QueueState) -> Iterator[bytes]:
     tasks, entries = list(state.tasks), list(state.tasks.values())
     names, requests = list(state.requests), list(state.requests.values())
     yield facts.QueueState(
-        limits=state.limits, paused=state.paused, create_time=state.create_time
+        limits=state.limits,
+        paused=state.paused,
+        create_time=state.create_time,
+        resume_time=state.resume_time,
+        batches=(
+            facts.BatchRecord(
+                batch=name,
+                running_tasks_max=batch.running_tasks_max,
+                closed=batch.closed,
+                cancelled=batch.cancelled,
+                reason=batch.reason,
+                accepted=bytes(batch.accepted),
+            )
+            for name, batch in state.batches.items()
+        ),
     ).SerializeToString()
     for some in _slices(len(tasks)):
         part = facts.QueueState()
         for task, entry in zip(tasks[some], entries[some], strict=True):
-            record = part.tasks.add(task=task, attempts_before=entry.attempts_before)
+            record = part.tasks.add(
+                task=task,
+                attempts_before=entry.attempts_before,
+                batch=entry.batch,
+                batch_index=entry.batch_index,
+            )
             record.value.CopyFrom(entry.task)
         yield part.SerializeToString()
     for some in _slices(len(names)):
@@ -250,9 +376,23 @@ def decode(data: bytes) -> QueueState:
     state = QueueState(kept.limits, kept.paused)
     if kept.HasField("create_time"):
         state.create_time = kept.create_time
+    if kept.HasField("resume_time"):
+        state.resume_time = kept.resume_time
+    for known in kept.batches:
+        state.batches[known.batch] = Batch(
+            known.running_tasks_max,
+            known.closed,
+            known.cancelled,
+            known.reason,
+            bytearray(known.accepted),
+        )
     for record in kept.tasks:
-        state.tasks[record.task] = Entry(record.value, record.attempts_before)
+        state.tasks[record.task] = Entry(
+            record.value, record.attempts_before, record.batch, record.batch_index
+        )
         state.open_count += record.value.state != FAILED
+        if record.batch:
+            state.batches[record.batch].counts[record.value.state] += 1
     for request in kept.requests:
         state.requests[request.request_id] = Request(request.task, request.request_hash)
     return state

@@ -44,12 +44,14 @@ from services.state.domain.evolve import (
 )
 from services.state.domain.importing import abandon_open_turns, check_follows, renamed
 from services.state.domain.names import session_name, session_stream, turn_name
+from services.state.domain.stalls import RUNNING_CALLS, fail_turn, skip_call, stall
 
 __all__ = [
     "CONTEXT_TOKENS_PER_MESSAGE",
     "ENDED_TURNS_MAX",
     "FOLD_VERSION",
     "QUEUED_TURNS_MAX",
+    "RUNNING_CALLS",
     "SESSION_FOLD",
     "WAITING_STATUSES",
     "AcceptTurn",
@@ -76,11 +78,14 @@ __all__ = [
     "estimate_tokens",
     "evolve",
     "exists",
+    "fail_turn",
     "find_request",
     "refuse_absent",
     "renamed",
     "session_name",
     "session_stream",
+    "skip_call",
+    "stall",
     "state_hash",
     "turn_name",
 ]

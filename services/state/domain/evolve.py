@@ -41,6 +41,11 @@ def evolve(state: State, event: Message, place: Place) -> State:
     """The state after `event`. Takes `state` over: the caller must not use it again."""
     if state.import_remaining_count:
         state.import_remaining_count -= 1
+    turn = getattr(event, "turn", "")
+    if turn and turn == state.active_turn.id:
+        # Whatever happens to it ends a stall.
+        state.active_turn.ClearField("stalled_time")
+        state.active_turn.ClearField("stalled_doing")
     _HANDLERS[type(event)](state, event, place)
     state.revision = place.revision
     state.update_time.CopyFrom(place.time)
@@ -204,6 +209,11 @@ def _cancel_requested(state: State, event: events_pb2.TurnCancelRequested, place
     state.active_turn.cancel_reason = event.reason
 
 
+def _stalled(state: State, event: events_pb2.TurnStalled, place: Place) -> None:
+    state.active_turn.stalled_time.CopyFrom(place.time)
+    state.active_turn.stalled_doing = event.doing
+
+
 def _completed(state: State, event: events_pb2.TurnCompleted, place: Place) -> None:
     _end(state, session_pb2.TURN_STATUS_COMPLETED, place)
 
@@ -344,6 +354,7 @@ _on(events_pb2.ToolCallInDoubt, _call_in_doubt)
 _on(events_pb2.ToolCallResolved, _call_resolved)
 _on(events_pb2.ContextCompacted, _compacted)
 _on(events_pb2.TurnCancelRequested, _cancel_requested)
+_on(events_pb2.TurnStalled, _stalled)
 _on(events_pb2.TurnCompleted, _completed)
 _on(events_pb2.TurnFailed, _failed)
 _on(events_pb2.TurnCancelled, _cancelled)

@@ -142,6 +142,7 @@ _on(
     _of_open_turn,
     events_pb2.TurnResumed,
     events_pb2.TurnCancelRequested,
+    events_pb2.TurnStalled,
     events_pb2.TurnCompleted,
     events_pb2.TurnFailed,
 )

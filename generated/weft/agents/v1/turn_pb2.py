@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from weft.errors.v1 import errors_pb2 as weft_dot_errors_dot_v1_dot_errors__pb2
 from weft.models.v1 import models_pb2 as weft_dot_models_dot_v1_dot_models__pb2
@@ -30,7 +31,7 @@ from weft.state.v1 import session_pb2 as weft_dot_state_dot_v1_dot_session__pb2
 from weft.tools.v1 import tools_pb2 as weft_dot_tools_dot_v1_dot_tools__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19weft/agents/v1/turn.proto\x12\x0eweft.agents.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bweft/errors/v1/errors.proto\x1a\x1bweft/models/v1/models.proto\x1a\x1dweft/options/v1/options.proto\x1a\x1bweft/state/v1/session.proto\x1a\x19weft/tools/v1/tools.proto\"\x87\x04\n\x04Turn\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xa2\x02\x12)\n\x06status\x18\x02 \x01(\x0e\x32\x19.weft.state.v1.TurnStatus\x12\x1b\n\nrequest_id\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x17\n\x05input\x18\x04 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80\x10\x12\x16\n\x04text\x18\x05 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80@\x12(\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x19.weft.agents.v1.TurnError\x12\x37\n\rwaiting_calls\x18\x07 \x03(\x0b\x32\x18.weft.state.v1.CallStateB\x06\xaa\xbb\x18\x02 @\x12\x12\n\nstep_count\x18\x08 \x01(\r\x12\x14\n\x0cresume_count\x18\t \x01(\r\x12$\n\x05usage\x18\n \x01(\x0b\x32\x15.weft.models.v1.Usage\x12.\n\x07sources\x18\x0b \x03(\x0b\x32\x15.weft.tools.v1.SourceB\x06\xaa\xbb\x18\x02 d\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x61\x63\x63\x65pt_revision\x18\x0e \x01(\x04\x12\x14\n\x0c\x65nd_revision\x18\x0f \x01(\x04\"M\n\tTurnError\x12&\n\x06reason\x18\x01 \x01(\x0e\x32\x16.weft.errors.v1.Reason\x12\x18\n\x07message\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80 \"R\n\nTurnOffset\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x13\n\x0btext_length\x18\x03 \x01(\x04\x12\x0c\n\x04part\x18\x04 \x01(\r\"\x82\x11\n\tTurnEvent\x12*\n\x06offset\x18\x01 \x01(\x0b\x32\x1a.weft.agents.v1.TurnOffset\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\".weft.agents.v1.TurnEvent.AcceptedH\x00\x12\x34\n\x07started\x18\x04 \x01(\x0b\x32!.weft.agents.v1.TurnEvent.StartedH\x00\x12\x34\n\x07resumed\x18\x05 \x01(\x0b\x32!.weft.agents.v1.TurnEvent.ResumedH\x00\x12\x30\n\x05token\x18\x06 \x01(\x0b\x32\x1f.weft.agents.v1.TurnEvent.TokenH\x00\x12\x39\n\nmodel_step\x18\x07 \x01(\x0b\x32#.weft.agents.v1.TurnEvent.ModelStepH\x00\x12\x39\n\ttool_call\x18\x08 \x01(\x0b\x32$.weft.agents.v1.TurnEvent.ToolCalledH\x00\x12;\n\x0btool_result\x18\t \x01(\x0b\x32$.weft.agents.v1.TurnEvent.ToolResultH\x00\x12G\n\x11\x61pproval_required\x18\n \x01(\x0b\x32*.weft.agents.v1.TurnEvent.ApprovalRequiredH\x00\x12\x41\n\x0e\x61pproval_given\x18\x0b \x01(\x0b\x32\'.weft.agents.v1.TurnEvent.ApprovalGivenH\x00\x12\x35\n\x08in_doubt\x18\x0c \x01(\x0b\x32!.weft.agents.v1.TurnEvent.InDoubtH\x00\x12\x36\n\x08resolved\x18\r \x01(\x0b\x32\".weft.agents.v1.TurnEvent.ResolvedH\x00\x12\x38\n\tcompacted\x18\x0e \x01(\x0b\x32#.weft.agents.v1.TurnEvent.CompactedH\x00\x12\x45\n\x10\x63\x61ncel_requested\x18\x0f \x01(\x0b\x32).weft.agents.v1.TurnEvent.CancelRequestedH\x00\x12\x38\n\tcompleted\x18\x10 \x01(\x0b\x32#.weft.agents.v1.TurnEvent.CompletedH\x00\x12\x32\n\x06\x66\x61iled\x18\x11 \x01(\x0b\x32 .weft.agents.v1.TurnEvent.FailedH\x00\x12\x38\n\tcancelled\x18\x12 \x01(\x0b\x32#.weft.agents.v1.TurnEvent.CancelledH\x00\x1aN\n\x08\x41\x63\x63\x65pted\x12\x15\n\x04turn\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xa2\x02\x12\x1b\n\nrequest_id\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x0e\n\x06queued\x18\x03 \x01(\x08\x1a\t\n\x07Started\x1a\x1f\n\x07Resumed\x12\x14\n\x0cresume_count\x18\x01 \x01(\r\x1aS\n\x05Token\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x13\n\x0btext_offset\x18\x03 \x01(\x04\x12\x16\n\x04text\x18\x04 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80@\x1a\x81\x01\n\tModelStep\x12\x0c\n\x04step\x18\x01 \x01(\r\x12(\n\x07message\x18\x02 \x01(\x0b\x32\x17.weft.models.v1.Message\x12$\n\x05usage\x18\x03 \x01(\x0b\x32\x15.weft.models.v1.Usage\x12\x16\n\x05model\x18\x04 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xc8\x01\x1a]\n\nToolCalled\x12&\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x18.weft.models.v1.ToolCall\x12\'\n\x06\x65\x66\x66\x65\x63t\x18\x02 \x01(\x0e\x32\x17.weft.options.v1.Effect\x1a\x83\x01\n\nToolResult\x12\x18\n\x07\x63\x61ll_id\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x19\n\x07\x63ontent\x18\x02 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80@\x12\x10\n\x08is_error\x18\x03 \x01(\x08\x12.\n\x07sources\x18\x04 \x03(\x0b\x32\x15.weft.tools.v1.SourceB\x06\xaa\xbb\x18\x02 d\x1a:\n\x10\x41pprovalRequired\x12&\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x18.weft.models.v1.ToolCall\x1aU\n\rApprovalGiven\x12\x18\n\x07\x63\x61ll_id\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x10\n\x08\x61pproved\x18\x02 \x01(\x08\x12\x18\n\x07\x63omment\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80 \x1a\x31\n\x07InDoubt\x12&\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x18.weft.models.v1.ToolCall\x1a$\n\x08Resolved\x12\x18\n\x07\x63\x61ll_id\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x1a\"\n\tCompacted\x12\x15\n\rmessage_count\x18\x01 \x01(\r\x1a*\n\x0f\x43\x61ncelRequested\x12\x17\n\x06reason\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\x1ay\n\tCompleted\x12\x16\n\x04text\x18\x01 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80@\x12$\n\x05usage\x18\x02 \x01(\x0b\x32\x15.weft.models.v1.Usage\x12.\n\x07sources\x18\x03 \x03(\x0b\x32\x15.weft.tools.v1.SourceB\x06\xaa\xbb\x18\x02 d\x1a\x32\n\x06\x46\x61iled\x12(\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x19.weft.agents.v1.TurnError\x1a\x44\n\tCancelled\x12\x17\n\x06reason\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\x12\x1e\n\x0cpartial_text\x18\x02 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80@B\x07\n\x05\x65ventb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19weft/agents/v1/turn.proto\x12\x0eweft.agents.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bweft/errors/v1/errors.proto\x1a\x1bweft/models/v1/models.proto\x1a\x1dweft/options/v1/options.proto\x1a\x1bweft/state/v1/session.proto\x1a\x19weft/tools/v1/tools.proto\"\x92\x05\n\x04Turn\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xa2\x02\x12)\n\x06status\x18\x02 \x01(\x0e\x32\x19.weft.state.v1.TurnStatus\x12\x1b\n\nrequest_id\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x17\n\x05input\x18\x04 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80\x10\x12\x16\n\x04text\x18\x05 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80@\x12(\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x19.weft.agents.v1.TurnError\x12\x37\n\rwaiting_calls\x18\x07 \x03(\x0b\x32\x18.weft.state.v1.CallStateB\x06\xaa\xbb\x18\x02 @\x12\x12\n\nstep_count\x18\x08 \x01(\r\x12\x14\n\x0cresume_count\x18\t \x01(\r\x12$\n\x05usage\x18\n \x01(\x0b\x32\x15.weft.models.v1.Usage\x12.\n\x07sources\x18\x0b \x03(\x0b\x32\x15.weft.tools.v1.SourceB\x06\xaa\xbb\x18\x02 d\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x61\x63\x63\x65pt_revision\x18\x0e \x01(\x04\x12\x14\n\x0c\x65nd_revision\x18\x0f \x01(\x04\x12\x30\n\x0cstalled_time\x18\x19 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1e\n\rstalled_doing\x18\x1a \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80 \x12\x37\n\rrunning_calls\x18\x1b \x03(\x0b\x32\x18.weft.state.v1.CallStateB\x06\xaa\xbb\x18\x02 @\"M\n\tTurnError\x12&\n\x06reason\x18\x01 \x01(\x0e\x32\x16.weft.errors.v1.Reason\x12\x18\n\x07message\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80 \"\x9b\x02\n\x08TurnTask\x12\x39\n\x07session\x18\x01 \x01(\tB(\xaa\xbb\x18$\x08\x01\x10\xdc\x01\x32\x1dtenants/*/agents/*/sessions/*\x12\x17\n\x05input\x18\x02 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80\x10\x12\x1e\n\x0csealed_input\x18\x03 \x01(\x0c\x42\x08\xaa\xbb\x18\x04\x18\x80\x80\x10\x12\x16\n\x06key_id\x18\x04 \x01(\tB\x06\xaa\xbb\x18\x02\x10@\x12-\n\nrequest_id\x18\x05 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\x12\x1c\n\x0crequest_hash\x18\x06 \x01(\x0c\x42\x06\xaa\xbb\x18\x02\x18 \x12\x36\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\n\xaa\xbb\x18\x06\x38\x00@\x80\xa3\x05\"R\n\x0eTurnTaskResult\x12\x15\n\x04turn\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xa2\x02\x12)\n\x06status\x18\x02 \x01(\x0e\x32\x19.weft.state.v1.TurnStatus\"R\n\nTurnOffset\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x13\n\x0btext_length\x18\x03 \x01(\x04\x12\x0c\n\x04part\x18\x04 \x01(\r\"\x84\x12\n\tTurnEvent\x12*\n\x06offset\x18\x01 \x01(\x0b\x32\x1a.weft.agents.v1.TurnOffset\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\".weft.agents.v1.TurnEvent.AcceptedH\x00\x12\x34\n\x07started\x18\x04 \x01(\x0b\x32!.weft.agents.v1.TurnEvent.StartedH\x00\x12\x34\n\x07resumed\x18\x05 \x01(\x0b\x32!.weft.agents.v1.TurnEvent.ResumedH\x00\x12\x30\n\x05token\x18\x06 \x01(\x0b\x32\x1f.weft.agents.v1.TurnEvent.TokenH\x00\x12\x39\n\nmodel_step\x18\x07 \x01(\x0b\x32#.weft.agents.v1.TurnEvent.ModelStepH\x00\x12\x39\n\ttool_call\x18\x08 \x01(\x0b\x32$.weft.agents.v1.TurnEvent.ToolCalledH\x00\x12;\n\x0btool_result\x18\t \x01(\x0b\x32$.weft.agents.v1.TurnEvent.ToolResultH\x00\x12G\n\x11\x61pproval_required\x18\n \x01(\x0b\x32*.weft.agents.v1.TurnEvent.ApprovalRequiredH\x00\x12\x41\n\x0e\x61pproval_given\x18\x0b \x01(\x0b\x32\'.weft.agents.v1.TurnEvent.ApprovalGivenH\x00\x12\x35\n\x08in_doubt\x18\x0c \x01(\x0b\x32!.weft.agents.v1.TurnEvent.InDoubtH\x00\x12\x36\n\x08resolved\x18\r \x01(\x0b\x32\".weft.agents.v1.TurnEvent.ResolvedH\x00\x12\x38\n\tcompacted\x18\x0e \x01(\x0b\x32#.weft.agents.v1.TurnEvent.CompactedH\x00\x12\x45\n\x10\x63\x61ncel_requested\x18\x0f \x01(\x0b\x32).weft.agents.v1.TurnEvent.CancelRequestedH\x00\x12\x38\n\tcompleted\x18\x10 \x01(\x0b\x32#.weft.agents.v1.TurnEvent.CompletedH\x00\x12\x32\n\x06\x66\x61iled\x18\x11 \x01(\x0b\x32 .weft.agents.v1.TurnEvent.FailedH\x00\x12\x38\n\tcancelled\x18\x12 \x01(\x0b\x32#.weft.agents.v1.TurnEvent.CancelledH\x00\x12\x34\n\x07stalled\x18\x19 \x01(\x0b\x32!.weft.agents.v1.TurnEvent.StalledH\x00\x1aN\n\x08\x41\x63\x63\x65pted\x12\x15\n\x04turn\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xa2\x02\x12\x1b\n\nrequest_id\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x0e\n\x06queued\x18\x03 \x01(\x08\x1a\t\n\x07Started\x1a\x1f\n\x07Resumed\x12\x14\n\x0cresume_count\x18\x01 \x01(\r\x1aS\n\x05Token\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x13\n\x0btext_offset\x18\x03 \x01(\x04\x12\x16\n\x04text\x18\x04 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80@\x1a\x81\x01\n\tModelStep\x12\x0c\n\x04step\x18\x01 \x01(\r\x12(\n\x07message\x18\x02 \x01(\x0b\x32\x17.weft.models.v1.Message\x12$\n\x05usage\x18\x03 \x01(\x0b\x32\x15.weft.models.v1.Usage\x12\x16\n\x05model\x18\x04 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xc8\x01\x1a]\n\nToolCalled\x12&\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x18.weft.models.v1.ToolCall\x12\'\n\x06\x65\x66\x66\x65\x63t\x18\x02 \x01(\x0e\x32\x17.weft.options.v1.Effect\x1a\x83\x01\n\nToolResult\x12\x18\n\x07\x63\x61ll_id\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x19\n\x07\x63ontent\x18\x02 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80@\x12\x10\n\x08is_error\x18\x03 \x01(\x08\x12.\n\x07sources\x18\x04 \x03(\x0b\x32\x15.weft.tools.v1.SourceB\x06\xaa\xbb\x18\x02 d\x1a:\n\x10\x41pprovalRequired\x12&\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x18.weft.models.v1.ToolCall\x1aU\n\rApprovalGiven\x12\x18\n\x07\x63\x61ll_id\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x10\n\x08\x61pproved\x18\x02 \x01(\x08\x12\x18\n\x07\x63omment\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80 \x1a\x31\n\x07InDoubt\x12&\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x18.weft.models.v1.ToolCall\x1a$\n\x08Resolved\x12\x18\n\x07\x63\x61ll_id\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x1a\"\n\tCompacted\x12\x15\n\rmessage_count\x18\x01 \x01(\r\x1a*\n\x0f\x43\x61ncelRequested\x12\x17\n\x06reason\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\x1ay\n\tCompleted\x12\x16\n\x04text\x18\x01 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80@\x12$\n\x05usage\x18\x02 \x01(\x0b\x32\x15.weft.models.v1.Usage\x12.\n\x07sources\x18\x03 \x03(\x0b\x32\x15.weft.tools.v1.SourceB\x06\xaa\xbb\x18\x02 d\x1a\x32\n\x06\x46\x61iled\x12(\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x19.weft.agents.v1.TurnError\x1a\x44\n\tCancelled\x12\x17\n\x06reason\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\x12\x1e\n\x0cpartial_text\x18\x02 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80@\x1aJ\n\x07Stalled\x12\'\n\x04idle\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x05\x64oing\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80 B\x07\n\x05\x65ventb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,8 +50,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TURN'].fields_by_name['waiting_calls']._serialized_options = b'\252\273\030\002 @'
   _globals['_TURN'].fields_by_name['sources']._loaded_options = None
   _globals['_TURN'].fields_by_name['sources']._serialized_options = b'\252\273\030\002 d'
+  _globals['_TURN'].fields_by_name['stalled_doing']._loaded_options = None
+  _globals['_TURN'].fields_by_name['stalled_doing']._serialized_options = b'\252\273\030\003\020\200 '
+  _globals['_TURN'].fields_by_name['running_calls']._loaded_options = None
+  _globals['_TURN'].fields_by_name['running_calls']._serialized_options = b'\252\273\030\002 @'
   _globals['_TURNERROR'].fields_by_name['message']._loaded_options = None
   _globals['_TURNERROR'].fields_by_name['message']._serialized_options = b'\252\273\030\003\020\200 '
+  _globals['_TURNTASK'].fields_by_name['session']._loaded_options = None
+  _globals['_TURNTASK'].fields_by_name['session']._serialized_options = b'\252\273\030$\010\001\020\334\0012\035tenants/*/agents/*/sessions/*'
+  _globals['_TURNTASK'].fields_by_name['input']._loaded_options = None
+  _globals['_TURNTASK'].fields_by_name['input']._serialized_options = b'\252\273\030\004\020\200\200\020'
+  _globals['_TURNTASK'].fields_by_name['sealed_input']._loaded_options = None
+  _globals['_TURNTASK'].fields_by_name['sealed_input']._serialized_options = b'\252\273\030\004\030\200\200\020'
+  _globals['_TURNTASK'].fields_by_name['key_id']._loaded_options = None
+  _globals['_TURNTASK'].fields_by_name['key_id']._serialized_options = b'\252\273\030\002\020@'
+  _globals['_TURNTASK'].fields_by_name['request_id']._loaded_options = None
+  _globals['_TURNTASK'].fields_by_name['request_id']._serialized_options = b'\252\273\030\025\020\200\001*\020[A-Za-z0-9._:-]+'
+  _globals['_TURNTASK'].fields_by_name['request_hash']._loaded_options = None
+  _globals['_TURNTASK'].fields_by_name['request_hash']._serialized_options = b'\252\273\030\002\030 '
+  _globals['_TURNTASK'].fields_by_name['timeout']._loaded_options = None
+  _globals['_TURNTASK'].fields_by_name['timeout']._serialized_options = b'\252\273\030\0068\000@\200\243\005'
+  _globals['_TURNTASKRESULT'].fields_by_name['turn']._loaded_options = None
+  _globals['_TURNTASKRESULT'].fields_by_name['turn']._serialized_options = b'\252\273\030\003\020\242\002'
   _globals['_TURNEVENT_ACCEPTED'].fields_by_name['turn']._loaded_options = None
   _globals['_TURNEVENT_ACCEPTED'].fields_by_name['turn']._serialized_options = b'\252\273\030\003\020\242\002'
   _globals['_TURNEVENT_ACCEPTED'].fields_by_name['request_id']._loaded_options = None
@@ -81,44 +102,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TURNEVENT_CANCELLED'].fields_by_name['reason']._serialized_options = b'\252\273\030\003\020\200\010'
   _globals['_TURNEVENT_CANCELLED'].fields_by_name['partial_text']._loaded_options = None
   _globals['_TURNEVENT_CANCELLED'].fields_by_name['partial_text']._serialized_options = b'\252\273\030\004\020\200\200@'
-  _globals['_TURN']._serialized_start=224
-  _globals['_TURN']._serialized_end=743
-  _globals['_TURNERROR']._serialized_start=745
-  _globals['_TURNERROR']._serialized_end=822
-  _globals['_TURNOFFSET']._serialized_start=824
-  _globals['_TURNOFFSET']._serialized_end=906
-  _globals['_TURNEVENT']._serialized_start=909
-  _globals['_TURNEVENT']._serialized_end=3087
-  _globals['_TURNEVENT_ACCEPTED']._serialized_start=1949
-  _globals['_TURNEVENT_ACCEPTED']._serialized_end=2027
-  _globals['_TURNEVENT_STARTED']._serialized_start=2029
-  _globals['_TURNEVENT_STARTED']._serialized_end=2038
-  _globals['_TURNEVENT_RESUMED']._serialized_start=2040
-  _globals['_TURNEVENT_RESUMED']._serialized_end=2071
-  _globals['_TURNEVENT_TOKEN']._serialized_start=2073
-  _globals['_TURNEVENT_TOKEN']._serialized_end=2156
-  _globals['_TURNEVENT_MODELSTEP']._serialized_start=2159
-  _globals['_TURNEVENT_MODELSTEP']._serialized_end=2288
-  _globals['_TURNEVENT_TOOLCALLED']._serialized_start=2290
-  _globals['_TURNEVENT_TOOLCALLED']._serialized_end=2383
-  _globals['_TURNEVENT_TOOLRESULT']._serialized_start=2386
-  _globals['_TURNEVENT_TOOLRESULT']._serialized_end=2517
-  _globals['_TURNEVENT_APPROVALREQUIRED']._serialized_start=2519
-  _globals['_TURNEVENT_APPROVALREQUIRED']._serialized_end=2577
-  _globals['_TURNEVENT_APPROVALGIVEN']._serialized_start=2579
-  _globals['_TURNEVENT_APPROVALGIVEN']._serialized_end=2664
-  _globals['_TURNEVENT_INDOUBT']._serialized_start=2666
-  _globals['_TURNEVENT_INDOUBT']._serialized_end=2715
-  _globals['_TURNEVENT_RESOLVED']._serialized_start=2717
-  _globals['_TURNEVENT_RESOLVED']._serialized_end=2753
-  _globals['_TURNEVENT_COMPACTED']._serialized_start=2755
-  _globals['_TURNEVENT_COMPACTED']._serialized_end=2789
-  _globals['_TURNEVENT_CANCELREQUESTED']._serialized_start=2791
-  _globals['_TURNEVENT_CANCELREQUESTED']._serialized_end=2833
-  _globals['_TURNEVENT_COMPLETED']._serialized_start=2835
-  _globals['_TURNEVENT_COMPLETED']._serialized_end=2956
-  _globals['_TURNEVENT_FAILED']._serialized_start=2958
-  _globals['_TURNEVENT_FAILED']._serialized_end=3008
-  _globals['_TURNEVENT_CANCELLED']._serialized_start=3010
-  _globals['_TURNEVENT_CANCELLED']._serialized_end=3078
+  _globals['_TURNEVENT_STALLED'].fields_by_name['doing']._loaded_options = None
+  _globals['_TURNEVENT_STALLED'].fields_by_name['doing']._serialized_options = b'\252\273\030\003\020\200 '
+  _globals['_TURN']._serialized_start=256
+  _globals['_TURN']._serialized_end=914
+  _globals['_TURNERROR']._serialized_start=916
+  _globals['_TURNERROR']._serialized_end=993
+  _globals['_TURNTASK']._serialized_start=996
+  _globals['_TURNTASK']._serialized_end=1279
+  _globals['_TURNTASKRESULT']._serialized_start=1281
+  _globals['_TURNTASKRESULT']._serialized_end=1363
+  _globals['_TURNOFFSET']._serialized_start=1365
+  _globals['_TURNOFFSET']._serialized_end=1447
+  _globals['_TURNEVENT']._serialized_start=1450
+  _globals['_TURNEVENT']._serialized_end=3758
+  _globals['_TURNEVENT_ACCEPTED']._serialized_start=2544
+  _globals['_TURNEVENT_ACCEPTED']._serialized_end=2622
+  _globals['_TURNEVENT_STARTED']._serialized_start=2624
+  _globals['_TURNEVENT_STARTED']._serialized_end=2633
+  _globals['_TURNEVENT_RESUMED']._serialized_start=2635
+  _globals['_TURNEVENT_RESUMED']._serialized_end=2666
+  _globals['_TURNEVENT_TOKEN']._serialized_start=2668
+  _globals['_TURNEVENT_TOKEN']._serialized_end=2751
+  _globals['_TURNEVENT_MODELSTEP']._serialized_start=2754
+  _globals['_TURNEVENT_MODELSTEP']._serialized_end=2883
+  _globals['_TURNEVENT_TOOLCALLED']._serialized_start=2885
+  _globals['_TURNEVENT_TOOLCALLED']._serialized_end=2978
+  _globals['_TURNEVENT_TOOLRESULT']._serialized_start=2981
+  _globals['_TURNEVENT_TOOLRESULT']._serialized_end=3112
+  _globals['_TURNEVENT_APPROVALREQUIRED']._serialized_start=3114
+  _globals['_TURNEVENT_APPROVALREQUIRED']._serialized_end=3172
+  _globals['_TURNEVENT_APPROVALGIVEN']._serialized_start=3174
+  _globals['_TURNEVENT_APPROVALGIVEN']._serialized_end=3259
+  _globals['_TURNEVENT_INDOUBT']._serialized_start=3261
+  _globals['_TURNEVENT_INDOUBT']._serialized_end=3310
+  _globals['_TURNEVENT_RESOLVED']._serialized_start=3312
+  _globals['_TURNEVENT_RESOLVED']._serialized_end=3348
+  _globals['_TURNEVENT_COMPACTED']._serialized_start=3350
+  _globals['_TURNEVENT_COMPACTED']._serialized_end=3384
+  _globals['_TURNEVENT_CANCELREQUESTED']._serialized_start=3386
+  _globals['_TURNEVENT_CANCELREQUESTED']._serialized_end=3428
+  _globals['_TURNEVENT_COMPLETED']._serialized_start=3430
+  _globals['_TURNEVENT_COMPLETED']._serialized_end=3551
+  _globals['_TURNEVENT_FAILED']._serialized_start=3553
+  _globals['_TURNEVENT_FAILED']._serialized_end=3603
+  _globals['_TURNEVENT_CANCELLED']._serialized_start=3605
+  _globals['_TURNEVENT_CANCELLED']._serialized_end=3673
+  _globals['_TURNEVENT_STALLED']._serialized_start=3675
+  _globals['_TURNEVENT_STALLED']._serialized_end=3749
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ Turns: one question to an agent and all that is done to answer it."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -45,6 +46,9 @@ class Turn(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     ACCEPT_REVISION_FIELD_NUMBER: _builtins.int
     END_REVISION_FIELD_NUMBER: _builtins.int
+    STALLED_TIME_FIELD_NUMBER: _builtins.int
+    STALLED_DOING_FIELD_NUMBER: _builtins.int
+    RUNNING_CALLS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, as `tenants/{t}/agents/{a}/sessions/{s}/turns/{turn}`."""
     status: _session_pb2.TurnStatus.ValueType
@@ -63,6 +67,8 @@ class Turn(_message.Message):
     """Revision of the session at which it was accepted."""
     end_revision: _builtins.int
     """Revision of the session at which it ended; 0 before."""
+    stalled_doing: _builtins.str
+    """What it was at then."""
     @_builtins.property
     def error(self) -> Global___TurnError:
         """Why it failed, if it did."""
@@ -87,6 +93,16 @@ class Turn(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When it ended; not set before."""
 
+    @_builtins.property
+    def stalled_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is known to have stalled: it runs, and nothing has happened to
+        it for too long. Not set where it hasn't.
+        """
+
+    @_builtins.property
+    def running_calls(self) -> _containers.RepeatedCompositeFieldContainer[_session_pb2.CallState]:
+        """Calls that run, or are about to."""
+
     def __init__(
         self,
         *,
@@ -105,10 +121,13 @@ class Turn(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         accept_revision: _builtins.int = ...,
         end_revision: _builtins.int = ...,
+        stalled_time: _timestamp_pb2.Timestamp | None = ...,
+        stalled_doing: _builtins.str = ...,
+        running_calls: _abc.Iterable[_session_pb2.CallState] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "stalled_time", b"stalled_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_revision", b"accept_revision", "create_time", b"create_time", "end_revision", b"end_revision", "end_time", b"end_time", "error", b"error", "input", b"input", "name", b"name", "request_id", b"request_id", "resume_count", b"resume_count", "sources", b"sources", "status", b"status", "step_count", b"step_count", "text", b"text", "usage", b"usage", "waiting_calls", b"waiting_calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_revision", b"accept_revision", "create_time", b"create_time", "end_revision", b"end_revision", "end_time", b"end_time", "error", b"error", "input", b"input", "name", b"name", "request_id", b"request_id", "resume_count", b"resume_count", "running_calls", b"running_calls", "sources", b"sources", "stalled_doing", b"stalled_doing", "stalled_time", b"stalled_time", "status", b"status", "step_count", b"step_count", "text", b"text", "usage", b"usage", "waiting_calls", b"waiting_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -139,6 +158,86 @@ class TurnError(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TurnError: _TypeAlias = TurnError  # noqa: Y015
+
+@_typing.final
+class TurnTask(_message.Message):
+    """A turn that runs in the background: the payload of a task of the capability
+    `agent-turn` in the queue `turns`, as ProtoJSON.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    SEALED_INPUT_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_HASH_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    session: _builtins.str
+    """The session, as `tenants/{tenant}/agents/{agent}/sessions/{session}`."""
+    input: _builtins.str
+    """What is asked; empty where it is sealed."""
+    sealed_input: _builtins.bytes
+    """What is asked, as SubmitTurn keeps it: sealed with the session's key, so that
+    it is gone with the session.
+    """
+    key_id: _builtins.str
+    """Id of that key."""
+    request_id: _builtins.str
+    """Names the request; the task's id where it is empty."""
+    request_hash: _builtins.bytes
+    """SHA-256 of the request, where SubmitTurn made it."""
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Longest time that the turn may take; the agent's limit where it isn't set,
+        and never more than it.
+        """
+
+    def __init__(
+        self,
+        *,
+        session: _builtins.str = ...,
+        input: _builtins.str = ...,
+        sealed_input: _builtins.bytes = ...,
+        key_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        request_hash: _builtins.bytes = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "key_id", b"key_id", "request_hash", b"request_hash", "request_id", b"request_id", "sealed_input", b"sealed_input", "session", b"session", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TurnTask: _TypeAlias = TurnTask  # noqa: Y015
+
+@_typing.final
+class TurnTaskResult(_message.Message):
+    """What became of a task of the capability `agent-turn`: its result, as ProtoJSON."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TURN_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    turn: _builtins.str
+    """The turn, as `tenants/{t}/agents/{a}/sessions/{s}/turns/{turn}`."""
+    status: _session_pb2.TurnStatus.ValueType
+    """Where it stood when the task gave up its slot."""
+    def __init__(
+        self,
+        *,
+        turn: _builtins.str = ...,
+        status: _session_pb2.TurnStatus.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["status", b"status", "turn", b"turn"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TurnTaskResult: _TypeAlias = TurnTaskResult  # noqa: Y015
 
 @_typing.final
 class TurnOffset(_message.Message):
@@ -585,6 +684,32 @@ class TurnEvent(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class Stalled(_message.Message):
+        """Nothing has happened to it for too long."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        IDLE_FIELD_NUMBER: _builtins.int
+        DOING_FIELD_NUMBER: _builtins.int
+        doing: _builtins.str
+        """What it is at: a model step, or tool calls."""
+        @_builtins.property
+        def idle(self) -> _duration_pb2.Duration:
+            """How long nothing had happened by then."""
+
+        def __init__(
+            self,
+            *,
+            idle: _duration_pb2.Duration | None = ...,
+            doing: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["idle", b"idle"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["doing", b"doing", "idle", b"idle"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     OFFSET_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     ACCEPTED_FIELD_NUMBER: _builtins.int
@@ -603,6 +728,7 @@ class TurnEvent(_message.Message):
     COMPLETED_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
+    STALLED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def offset(self) -> Global___TurnOffset:
         """Hand the last one that was seen to WatchTurn to go on behind it."""
@@ -675,6 +801,10 @@ class TurnEvent(_message.Message):
     def cancelled(self) -> Global___TurnEvent.Cancelled:
         """The end: it was cancelled."""
 
+    @_builtins.property
+    def stalled(self) -> Global___TurnEvent.Stalled:
+        """Nothing has happened to it for too long."""
+
     def __init__(
         self,
         *,
@@ -696,12 +826,13 @@ class TurnEvent(_message.Message):
         completed: Global___TurnEvent.Completed | None = ...,
         failed: Global___TurnEvent.Failed | None = ...,
         cancelled: Global___TurnEvent.Cancelled | None = ...,
+        stalled: Global___TurnEvent.Stalled | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "approval_given", b"approval_given", "approval_required", b"approval_required", "cancel_requested", b"cancel_requested", "cancelled", b"cancelled", "compacted", b"compacted", "completed", b"completed", "event", b"event", "failed", b"failed", "in_doubt", b"in_doubt", "model_step", b"model_step", "offset", b"offset", "resolved", b"resolved", "resumed", b"resumed", "started", b"started", "time", b"time", "token", b"token", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "approval_given", b"approval_given", "approval_required", b"approval_required", "cancel_requested", b"cancel_requested", "cancelled", b"cancelled", "compacted", b"compacted", "completed", b"completed", "event", b"event", "failed", b"failed", "in_doubt", b"in_doubt", "model_step", b"model_step", "offset", b"offset", "resolved", b"resolved", "resumed", b"resumed", "stalled", b"stalled", "started", b"started", "time", b"time", "token", b"token", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "approval_given", b"approval_given", "approval_required", b"approval_required", "cancel_requested", b"cancel_requested", "cancelled", b"cancelled", "compacted", b"compacted", "completed", b"completed", "event", b"event", "failed", b"failed", "in_doubt", b"in_doubt", "model_step", b"model_step", "offset", b"offset", "resolved", b"resolved", "resumed", b"resumed", "started", b"started", "time", b"time", "token", b"token", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "approval_given", b"approval_given", "approval_required", b"approval_required", "cancel_requested", b"cancel_requested", "cancelled", b"cancelled", "compacted", b"compacted", "completed", b"completed", "event", b"event", "failed", b"failed", "in_doubt", b"in_doubt", "model_step", b"model_step", "offset", b"offset", "resolved", b"resolved", "resumed", b"resumed", "stalled", b"stalled", "started", b"started", "time", b"time", "token", b"token", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "started", "resumed", "token", "model_step", "tool_call", "tool_result", "approval_required", "approval_given", "in_doubt", "resolved", "compacted", "cancel_requested", "completed", "failed", "cancelled"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "started", "resumed", "token", "model_step", "tool_call", "tool_result", "approval_required", "approval_given", "in_doubt", "resolved", "compacted", "cancel_requested", "completed", "failed", "cancelled", "stalled"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

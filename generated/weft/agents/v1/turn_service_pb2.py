@@ -24,12 +24,13 @@ _sym_db = _symbol_database.Default()
 
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from weft.agents.v1 import turn_pb2 as weft_dot_agents_dot_v1_dot_turn__pb2
 from weft.options.v1 import options_pb2 as weft_dot_options_dot_v1_dot_options__pb2
 from weft.state.v1 import events_pb2 as weft_dot_state_dot_v1_dot_events__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!weft/agents/v1/turn_service.proto\x12\x0eweft.agents.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x19weft/agents/v1/turn.proto\x1a\x1dweft/options/v1/options.proto\x1a\x1aweft/state/v1/events.proto\"\x86\x02\n\x0eRunTurnRequest\x12\x39\n\x07session\x18\x01 \x01(\tB(\xaa\xbb\x18$\x08\x01\x10\xdc\x01\x32\x1dtenants/*/agents/*/sessions/*\x12\x19\n\x05input\x18\x02 \x01(\tB\n\xaa\xbb\x18\x06\x08\x01\x10\x80\x80\x10\x12-\n\nrequest_id\x18\x03 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\x12\x36\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\n\xaa\xbb\x18\x06\x38\x00@\x80\xa3\x05\x12\x1c\n\x14\x63\x61ncel_on_disconnect\x18\x05 \x01(\x08\x12\x19\n\x11\x65xpected_revision\x18\x06 \x01(\x04\"D\n\x0fRunTurnResponse\x12\x31\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x19.weft.agents.v1.TurnEventB\x06\xaa\xbb\x18\x02 @\"~\n\x10WatchTurnRequest\x12>\n\x04name\x18\x01 \x01(\tB0\xaa\xbb\x18,\x08\x01\x10\xa2\x02\x32%tenants/*/agents/*/sessions/*/turns/*\x12*\n\x06offset\x18\x02 \x01(\x0b\x32\x1a.weft.agents.v1.TurnOffset\"F\n\x11WatchTurnResponse\x12\x31\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x19.weft.agents.v1.TurnEventB\x06\xaa\xbb\x18\x02 @\"P\n\x0eGetTurnRequest\x12>\n\x04name\x18\x01 \x01(\tB0\xaa\xbb\x18,\x08\x01\x10\xa2\x02\x32%tenants/*/agents/*/sessions/*/turns/*\"5\n\x0fGetTurnResponse\x12\"\n\x04turn\x18\x01 \x01(\x0b\x32\x14.weft.agents.v1.Turn\"\x9b\x01\n\x11\x43\x61ncelTurnRequest\x12>\n\x04name\x18\x01 \x01(\tB0\xaa\xbb\x18,\x08\x01\x10\xa2\x02\x32%tenants/*/agents/*/sessions/*/turns/*\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\x12-\n\nrequest_id\x18\x03 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\"8\n\x12\x43\x61ncelTurnResponse\x12\"\n\x04turn\x18\x01 \x01(\x0b\x32\x14.weft.agents.v1.Turn\"\xce\x01\n\x15\x44\x65\x63ideApprovalRequest\x12>\n\x04name\x18\x01 \x01(\tB0\xaa\xbb\x18,\x08\x01\x10\xa2\x02\x32%tenants/*/agents/*/sessions/*/turns/*\x12\x1a\n\x07\x63\x61ll_id\x18\x02 \x01(\tB\t\xaa\xbb\x18\x05\x08\x01\x10\x80\x01\x12\x10\n\x08\x61pproved\x18\x03 \x01(\x08\x12\x18\n\x07\x63omment\x18\x04 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80 \x12-\n\nrequest_id\x18\x05 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\"<\n\x16\x44\x65\x63ideApprovalResponse\x12\"\n\x04turn\x18\x01 \x01(\x0b\x32\x14.weft.agents.v1.Turn\"\xf4\x01\n\x15ResolveInDoubtRequest\x12>\n\x04name\x18\x01 \x01(\tB0\xaa\xbb\x18,\x08\x01\x10\xa2\x02\x32%tenants/*/agents/*/sessions/*/turns/*\x12\x1a\n\x07\x63\x61ll_id\x18\x02 \x01(\tB\t\xaa\xbb\x18\x05\x08\x01\x10\x80\x01\x12\x35\n\nresolution\x18\x03 \x01(\x0e\x32\x19.weft.state.v1.ResolutionB\x06\xaa\xbb\x18\x02\x08\x01\x12\x19\n\x07\x63ontent\x18\x04 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80@\x12-\n\nrequest_id\x18\x05 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\"<\n\x16ResolveInDoubtResponse\x12\"\n\x04turn\x18\x01 \x01(\x0b\x32\x14.weft.agents.v1.Turn2\xdd\x08\n\x0bTurnService\x12\xac\x01\n\x07RunTurn\x12\x1e.weft.agents.v1.RunTurnRequest\x1a\x1f.weft.agents.v1.RunTurnResponse\"^\x90\x02\x02\xaa\xbb\x18\x17\n\nagents.run\x10\x02\x1a\x07session\x82\xd3\xe4\x93\x02:\"5/v1/{session=tenants/*/agents/*/sessions/*}/turns:run:\x01*0\x01\x12\xad\x01\n\tWatchTurn\x12 .weft.agents.v1.WatchTurnRequest\x1a!.weft.agents.v1.WatchTurnResponse\"Y\x90\x02\x01\xaa\xbb\x18\x14\n\nagents.get\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02\x38\x12\x36/v1/{name=tenants/*/agents/*/sessions/*/turns/*}:watch0\x01\x12\x9f\x01\n\x07GetTurn\x12\x1e.weft.agents.v1.GetTurnRequest\x1a\x1f.weft.agents.v1.GetTurnResponse\"S\x90\x02\x01\xaa\xbb\x18\x14\n\nagents.get\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02\x32\x12\x30/v1/{name=tenants/*/agents/*/sessions/*/turns/*}\x12\xb2\x01\n\nCancelTurn\x12!.weft.agents.v1.CancelTurnRequest\x1a\".weft.agents.v1.CancelTurnResponse\"]\x90\x02\x02\xaa\xbb\x18\x14\n\nagents.run\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02<\"7/v1/{name=tenants/*/agents/*/sessions/*/turns/*}:cancel:\x01*\x12\xca\x01\n\x0e\x44\x65\x63ideApproval\x12%.weft.agents.v1.DecideApprovalRequest\x1a&.weft.agents.v1.DecideApprovalResponse\"i\x90\x02\x02\xaa\xbb\x18\x18\n\x0e\x61gents.approve\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02\x44\"?/v1/{name=tenants/*/agents/*/sessions/*/turns/*}:decideApproval:\x01*\x12\xca\x01\n\x0eResolveInDoubt\x12%.weft.agents.v1.ResolveInDoubtRequest\x1a&.weft.agents.v1.ResolveInDoubtResponse\"i\x90\x02\x02\xaa\xbb\x18\x18\n\x0e\x61gents.approve\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02\x44\"?/v1/{name=tenants/*/agents/*/sessions/*/turns/*}:resolveInDoubt:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!weft/agents/v1/turn_service.proto\x12\x0eweft.agents.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19weft/agents/v1/turn.proto\x1a\x1dweft/options/v1/options.proto\x1a\x1aweft/state/v1/events.proto\"\x86\x02\n\x0eRunTurnRequest\x12\x39\n\x07session\x18\x01 \x01(\tB(\xaa\xbb\x18$\x08\x01\x10\xdc\x01\x32\x1dtenants/*/agents/*/sessions/*\x12\x19\n\x05input\x18\x02 \x01(\tB\n\xaa\xbb\x18\x06\x08\x01\x10\x80\x80\x10\x12-\n\nrequest_id\x18\x03 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\x12\x36\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\n\xaa\xbb\x18\x06\x38\x00@\x80\xa3\x05\x12\x1c\n\x14\x63\x61ncel_on_disconnect\x18\x05 \x01(\x08\x12\x19\n\x11\x65xpected_revision\x18\x06 \x01(\x04\"D\n\x0fRunTurnResponse\x12\x31\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x19.weft.agents.v1.TurnEventB\x06\xaa\xbb\x18\x02 @\"\xe2\x02\n\x11SubmitTurnRequest\x12\x39\n\x07session\x18\x01 \x01(\tB(\xaa\xbb\x18$\x08\x01\x10\xdc\x01\x32\x1dtenants/*/agents/*/sessions/*\x12\x19\n\x05input\x18\x02 \x01(\tB\n\xaa\xbb\x18\x06\x08\x01\x10\xb0\xcc\x0b\x12-\n\nrequest_id\x18\x03 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\x12\x36\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\n\xaa\xbb\x18\x06\x38\x00@\x80\xa3\x05\x12\x1f\n\x08priority\x18\x05 \x01(\x05\x42\x08\xaa\xbb\x18\x04\x38\x00@\tH\x00\x88\x01\x01\x12.\n\nnot_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0estart_deadline\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0b\n\t_priority\"B\n\x12SubmitTurnResponse\x12\x15\n\x04turn\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xa2\x02\x12\x15\n\x04task\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xd4\x01\"~\n\x10WatchTurnRequest\x12>\n\x04name\x18\x01 \x01(\tB0\xaa\xbb\x18,\x08\x01\x10\xa2\x02\x32%tenants/*/agents/*/sessions/*/turns/*\x12*\n\x06offset\x18\x02 \x01(\x0b\x32\x1a.weft.agents.v1.TurnOffset\"F\n\x11WatchTurnResponse\x12\x31\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x19.weft.agents.v1.TurnEventB\x06\xaa\xbb\x18\x02 @\"P\n\x0eGetTurnRequest\x12>\n\x04name\x18\x01 \x01(\tB0\xaa\xbb\x18,\x08\x01\x10\xa2\x02\x32%tenants/*/agents/*/sessions/*/turns/*\"5\n\x0fGetTurnResponse\x12\"\n\x04turn\x18\x01 \x01(\x0b\x32\x14.weft.agents.v1.Turn\"\x9b\x01\n\x11\x43\x61ncelTurnRequest\x12>\n\x04name\x18\x01 \x01(\tB0\xaa\xbb\x18,\x08\x01\x10\xa2\x02\x32%tenants/*/agents/*/sessions/*/turns/*\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\x12-\n\nrequest_id\x18\x03 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\"8\n\x12\x43\x61ncelTurnResponse\x12\"\n\x04turn\x18\x01 \x01(\x0b\x32\x14.weft.agents.v1.Turn\"\xce\x01\n\x15\x44\x65\x63ideApprovalRequest\x12>\n\x04name\x18\x01 \x01(\tB0\xaa\xbb\x18,\x08\x01\x10\xa2\x02\x32%tenants/*/agents/*/sessions/*/turns/*\x12\x1a\n\x07\x63\x61ll_id\x18\x02 \x01(\tB\t\xaa\xbb\x18\x05\x08\x01\x10\x80\x01\x12\x10\n\x08\x61pproved\x18\x03 \x01(\x08\x12\x18\n\x07\x63omment\x18\x04 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80 \x12-\n\nrequest_id\x18\x05 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\"<\n\x16\x44\x65\x63ideApprovalResponse\x12\"\n\x04turn\x18\x01 \x01(\x0b\x32\x14.weft.agents.v1.Turn\"\xf4\x01\n\x15ResolveInDoubtRequest\x12>\n\x04name\x18\x01 \x01(\tB0\xaa\xbb\x18,\x08\x01\x10\xa2\x02\x32%tenants/*/agents/*/sessions/*/turns/*\x12\x1a\n\x07\x63\x61ll_id\x18\x02 \x01(\tB\t\xaa\xbb\x18\x05\x08\x01\x10\x80\x01\x12\x35\n\nresolution\x18\x03 \x01(\x0e\x32\x19.weft.state.v1.ResolutionB\x06\xaa\xbb\x18\x02\x08\x01\x12\x19\n\x07\x63ontent\x18\x04 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80@\x12-\n\nrequest_id\x18\x05 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\"<\n\x16ResolveInDoubtResponse\x12\"\n\x04turn\x18\x01 \x01(\x0b\x32\x14.weft.agents.v1.Turn2\x96\n\n\x0bTurnService\x12\xac\x01\n\x07RunTurn\x12\x1e.weft.agents.v1.RunTurnRequest\x1a\x1f.weft.agents.v1.RunTurnResponse\"^\x90\x02\x02\xaa\xbb\x18\x17\n\nagents.run\x10\x02\x1a\x07session\x82\xd3\xe4\x93\x02:\"5/v1/{session=tenants/*/agents/*/sessions/*}/turns:run:\x01*0\x01\x12\xb6\x01\n\nSubmitTurn\x12!.weft.agents.v1.SubmitTurnRequest\x1a\".weft.agents.v1.SubmitTurnResponse\"a\x90\x02\x02\xaa\xbb\x18\x17\n\nagents.run\x10\x02\x1a\x07session\x82\xd3\xe4\x93\x02=\"8/v1/{session=tenants/*/agents/*/sessions/*}/turns:submit:\x01*\x12\xad\x01\n\tWatchTurn\x12 .weft.agents.v1.WatchTurnRequest\x1a!.weft.agents.v1.WatchTurnResponse\"Y\x90\x02\x01\xaa\xbb\x18\x14\n\nagents.get\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02\x38\x12\x36/v1/{name=tenants/*/agents/*/sessions/*/turns/*}:watch0\x01\x12\x9f\x01\n\x07GetTurn\x12\x1e.weft.agents.v1.GetTurnRequest\x1a\x1f.weft.agents.v1.GetTurnResponse\"S\x90\x02\x01\xaa\xbb\x18\x14\n\nagents.get\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02\x32\x12\x30/v1/{name=tenants/*/agents/*/sessions/*/turns/*}\x12\xb2\x01\n\nCancelTurn\x12!.weft.agents.v1.CancelTurnRequest\x1a\".weft.agents.v1.CancelTurnResponse\"]\x90\x02\x02\xaa\xbb\x18\x14\n\nagents.run\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02<\"7/v1/{name=tenants/*/agents/*/sessions/*/turns/*}:cancel:\x01*\x12\xca\x01\n\x0e\x44\x65\x63ideApproval\x12%.weft.agents.v1.DecideApprovalRequest\x1a&.weft.agents.v1.DecideApprovalResponse\"i\x90\x02\x02\xaa\xbb\x18\x18\n\x0e\x61gents.approve\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02\x44\"?/v1/{name=tenants/*/agents/*/sessions/*/turns/*}:decideApproval:\x01*\x12\xca\x01\n\x0eResolveInDoubt\x12%.weft.agents.v1.ResolveInDoubtRequest\x1a&.weft.agents.v1.ResolveInDoubtResponse\"i\x90\x02\x02\xaa\xbb\x18\x18\n\x0e\x61gents.approve\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02\x44\"?/v1/{name=tenants/*/agents/*/sessions/*/turns/*}:resolveInDoubt:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,6 +47,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNTURNREQUEST'].fields_by_name['timeout']._serialized_options = b'\252\273\030\0068\000@\200\243\005'
   _globals['_RUNTURNRESPONSE'].fields_by_name['events']._loaded_options = None
   _globals['_RUNTURNRESPONSE'].fields_by_name['events']._serialized_options = b'\252\273\030\002 @'
+  _globals['_SUBMITTURNREQUEST'].fields_by_name['session']._loaded_options = None
+  _globals['_SUBMITTURNREQUEST'].fields_by_name['session']._serialized_options = b'\252\273\030$\010\001\020\334\0012\035tenants/*/agents/*/sessions/*'
+  _globals['_SUBMITTURNREQUEST'].fields_by_name['input']._loaded_options = None
+  _globals['_SUBMITTURNREQUEST'].fields_by_name['input']._serialized_options = b'\252\273\030\006\010\001\020\260\314\013'
+  _globals['_SUBMITTURNREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_SUBMITTURNREQUEST'].fields_by_name['request_id']._serialized_options = b'\252\273\030\025\020\200\001*\020[A-Za-z0-9._:-]+'
+  _globals['_SUBMITTURNREQUEST'].fields_by_name['timeout']._loaded_options = None
+  _globals['_SUBMITTURNREQUEST'].fields_by_name['timeout']._serialized_options = b'\252\273\030\0068\000@\200\243\005'
+  _globals['_SUBMITTURNREQUEST'].fields_by_name['priority']._loaded_options = None
+  _globals['_SUBMITTURNREQUEST'].fields_by_name['priority']._serialized_options = b'\252\273\030\0048\000@\t'
+  _globals['_SUBMITTURNRESPONSE'].fields_by_name['turn']._loaded_options = None
+  _globals['_SUBMITTURNRESPONSE'].fields_by_name['turn']._serialized_options = b'\252\273\030\003\020\242\002'
+  _globals['_SUBMITTURNRESPONSE'].fields_by_name['task']._loaded_options = None
+  _globals['_SUBMITTURNRESPONSE'].fields_by_name['task']._serialized_options = b'\252\273\030\003\020\324\001'
   _globals['_WATCHTURNREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_WATCHTURNREQUEST'].fields_by_name['name']._serialized_options = b'\252\273\030,\010\001\020\242\0022%tenants/*/agents/*/sessions/*/turns/*'
   _globals['_WATCHTURNRESPONSE'].fields_by_name['events']._loaded_options = None
@@ -78,6 +93,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESOLVEINDOUBTREQUEST'].fields_by_name['request_id']._serialized_options = b'\252\273\030\025\020\200\001*\020[A-Za-z0-9._:-]+'
   _globals['_TURNSERVICE'].methods_by_name['RunTurn']._loaded_options = None
   _globals['_TURNSERVICE'].methods_by_name['RunTurn']._serialized_options = b'\220\002\002\252\273\030\027\n\nagents.run\020\002\032\007session\202\323\344\223\002:\"5/v1/{session=tenants/*/agents/*/sessions/*}/turns:run:\001*'
+  _globals['_TURNSERVICE'].methods_by_name['SubmitTurn']._loaded_options = None
+  _globals['_TURNSERVICE'].methods_by_name['SubmitTurn']._serialized_options = b'\220\002\002\252\273\030\027\n\nagents.run\020\002\032\007session\202\323\344\223\002=\"8/v1/{session=tenants/*/agents/*/sessions/*}/turns:submit:\001*'
   _globals['_TURNSERVICE'].methods_by_name['WatchTurn']._loaded_options = None
   _globals['_TURNSERVICE'].methods_by_name['WatchTurn']._serialized_options = b'\220\002\001\252\273\030\024\n\nagents.get\020\001\032\004name\202\323\344\223\0028\0226/v1/{name=tenants/*/agents/*/sessions/*/turns/*}:watch'
   _globals['_TURNSERVICE'].methods_by_name['GetTurn']._loaded_options = None
@@ -88,30 +105,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TURNSERVICE'].methods_by_name['DecideApproval']._serialized_options = b'\220\002\002\252\273\030\030\n\016agents.approve\020\002\032\004name\202\323\344\223\002D\"?/v1/{name=tenants/*/agents/*/sessions/*/turns/*}:decideApproval:\001*'
   _globals['_TURNSERVICE'].methods_by_name['ResolveInDoubt']._loaded_options = None
   _globals['_TURNSERVICE'].methods_by_name['ResolveInDoubt']._serialized_options = b'\220\002\002\252\273\030\030\n\016agents.approve\020\002\032\004name\202\323\344\223\002D\"?/v1/{name=tenants/*/agents/*/sessions/*/turns/*}:resolveInDoubt:\001*'
-  _globals['_RUNTURNREQUEST']._serialized_start=202
-  _globals['_RUNTURNREQUEST']._serialized_end=464
-  _globals['_RUNTURNRESPONSE']._serialized_start=466
-  _globals['_RUNTURNRESPONSE']._serialized_end=534
-  _globals['_WATCHTURNREQUEST']._serialized_start=536
-  _globals['_WATCHTURNREQUEST']._serialized_end=662
-  _globals['_WATCHTURNRESPONSE']._serialized_start=664
-  _globals['_WATCHTURNRESPONSE']._serialized_end=734
-  _globals['_GETTURNREQUEST']._serialized_start=736
-  _globals['_GETTURNREQUEST']._serialized_end=816
-  _globals['_GETTURNRESPONSE']._serialized_start=818
-  _globals['_GETTURNRESPONSE']._serialized_end=871
-  _globals['_CANCELTURNREQUEST']._serialized_start=874
-  _globals['_CANCELTURNREQUEST']._serialized_end=1029
-  _globals['_CANCELTURNRESPONSE']._serialized_start=1031
-  _globals['_CANCELTURNRESPONSE']._serialized_end=1087
-  _globals['_DECIDEAPPROVALREQUEST']._serialized_start=1090
-  _globals['_DECIDEAPPROVALREQUEST']._serialized_end=1296
-  _globals['_DECIDEAPPROVALRESPONSE']._serialized_start=1298
-  _globals['_DECIDEAPPROVALRESPONSE']._serialized_end=1358
-  _globals['_RESOLVEINDOUBTREQUEST']._serialized_start=1361
-  _globals['_RESOLVEINDOUBTREQUEST']._serialized_end=1605
-  _globals['_RESOLVEINDOUBTRESPONSE']._serialized_start=1607
-  _globals['_RESOLVEINDOUBTRESPONSE']._serialized_end=1667
-  _globals['_TURNSERVICE']._serialized_start=1670
-  _globals['_TURNSERVICE']._serialized_end=2787
+  _globals['_RUNTURNREQUEST']._serialized_start=235
+  _globals['_RUNTURNREQUEST']._serialized_end=497
+  _globals['_RUNTURNRESPONSE']._serialized_start=499
+  _globals['_RUNTURNRESPONSE']._serialized_end=567
+  _globals['_SUBMITTURNREQUEST']._serialized_start=570
+  _globals['_SUBMITTURNREQUEST']._serialized_end=924
+  _globals['_SUBMITTURNRESPONSE']._serialized_start=926
+  _globals['_SUBMITTURNRESPONSE']._serialized_end=992
+  _globals['_WATCHTURNREQUEST']._serialized_start=994
+  _globals['_WATCHTURNREQUEST']._serialized_end=1120
+  _globals['_WATCHTURNRESPONSE']._serialized_start=1122
+  _globals['_WATCHTURNRESPONSE']._serialized_end=1192
+  _globals['_GETTURNREQUEST']._serialized_start=1194
+  _globals['_GETTURNREQUEST']._serialized_end=1274
+  _globals['_GETTURNRESPONSE']._serialized_start=1276
+  _globals['_GETTURNRESPONSE']._serialized_end=1329
+  _globals['_CANCELTURNREQUEST']._serialized_start=1332
+  _globals['_CANCELTURNREQUEST']._serialized_end=1487
+  _globals['_CANCELTURNRESPONSE']._serialized_start=1489
+  _globals['_CANCELTURNRESPONSE']._serialized_end=1545
+  _globals['_DECIDEAPPROVALREQUEST']._serialized_start=1548
+  _globals['_DECIDEAPPROVALREQUEST']._serialized_end=1754
+  _globals['_DECIDEAPPROVALRESPONSE']._serialized_start=1756
+  _globals['_DECIDEAPPROVALRESPONSE']._serialized_end=1816
+  _globals['_RESOLVEINDOUBTREQUEST']._serialized_start=1819
+  _globals['_RESOLVEINDOUBTREQUEST']._serialized_end=2063
+  _globals['_RESOLVEINDOUBTRESPONSE']._serialized_start=2065
+  _globals['_RESOLVEINDOUBTRESPONSE']._serialized_end=2125
+  _globals['_TURNSERVICE']._serialized_start=2128
+  _globals['_TURNSERVICE']._serialized_end=3430
 # @@protoc_insertion_point(module_scope)

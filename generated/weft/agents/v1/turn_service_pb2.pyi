@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from weft.agents.v1 import turn_pb2 as _turn_pb2
 from weft.state.v1 import events_pb2 as _events_pb2
@@ -94,6 +95,93 @@ class RunTurnResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunTurnResponse: _TypeAlias = RunTurnResponse  # noqa: Y015
+
+@_typing.final
+class SubmitTurnRequest(_message.Message):
+    """What to run in the background."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    NOT_BEFORE_FIELD_NUMBER: _builtins.int
+    START_DEADLINE_FIELD_NUMBER: _builtins.int
+    session: _builtins.str
+    """The session, as `tenants/{tenant}/agents/{agent}/sessions/{session}`."""
+    input: _builtins.str
+    """What is asked; at most 190,000 bytes of UTF-8."""
+    request_id: _builtins.str
+    """Names this request: the same id again gets the same answer, and the same
+    id with another body is refused. Made by the server where it is empty.
+    """
+    priority: _builtins.int
+    """9 is the most urgent; 5 where it isn't set."""
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Longest time that the turn may take once it has begun; the agent's limit
+        where it isn't set, and never more than it.
+        """
+
+    @_builtins.property
+    def not_before(self) -> _timestamp_pb2.Timestamp:
+        """It doesn't begin before this time."""
+
+    @_builtins.property
+    def start_deadline(self) -> _timestamp_pb2.Timestamp:
+        """It fails where it hasn't begun by then."""
+
+    def __init__(
+        self,
+        *,
+        session: _builtins.str = ...,
+        input: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+        priority: _builtins.int | None = ...,
+        not_before: _timestamp_pb2.Timestamp | None = ...,
+        start_deadline: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "not_before", b"not_before", "priority", b"priority", "start_deadline", b"start_deadline", "timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "input", b"input", "not_before", b"not_before", "priority", b"priority", "request_id", b"request_id", "session", b"session", "start_deadline", b"start_deadline", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
+
+Global___SubmitTurnRequest: _TypeAlias = SubmitTurnRequest  # noqa: Y015
+
+@_typing.final
+class SubmitTurnResponse(_message.Message):
+    """A turn that is stored, and not begun."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TURN_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    turn: _builtins.str
+    """The turn, as `tenants/{t}/agents/{a}/sessions/{s}/turns/{turn}`."""
+    task: _builtins.str
+    """The task that it is until it begins, and that ends when the turn ends, waits
+    for a person, or waits behind another turn of its session:
+    `tenants/{tenant}/queues/turns/tasks/{turn}`.
+    """
+    def __init__(
+        self,
+        *,
+        turn: _builtins.str = ...,
+        task: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task", b"task", "turn", b"turn"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitTurnResponse: _TypeAlias = SubmitTurnResponse  # noqa: Y015
 
 @_typing.final
 class WatchTurnRequest(_message.Message):

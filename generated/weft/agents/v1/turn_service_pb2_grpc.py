@@ -40,6 +40,11 @@ class TurnServiceStub(object):
                 request_serializer=weft_dot_agents_dot_v1_dot_turn__service__pb2.RunTurnRequest.SerializeToString,
                 response_deserializer=weft_dot_agents_dot_v1_dot_turn__service__pb2.RunTurnResponse.FromString,
                 _registered_method=True)
+        self.SubmitTurn = channel.unary_unary(
+                '/weft.agents.v1.TurnService/SubmitTurn',
+                request_serializer=weft_dot_agents_dot_v1_dot_turn__service__pb2.SubmitTurnRequest.SerializeToString,
+                response_deserializer=weft_dot_agents_dot_v1_dot_turn__service__pb2.SubmitTurnResponse.FromString,
+                _registered_method=True)
         self.WatchTurn = channel.unary_stream(
                 '/weft.agents.v1.TurnService/WatchTurn',
                 request_serializer=weft_dot_agents_dot_v1_dot_turn__service__pb2.WatchTurnRequest.SerializeToString,
@@ -75,6 +80,17 @@ class TurnServiceServicer(object):
         """Runs a turn and streams what happens until it ends, or until it waits for
         a person. Losing the connection doesn't cancel it: WatchTurn goes on. The
         same request_id again attaches to the turn that it started.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SubmitTurn(self, request, context):
+        """Has a turn run in the background, once there is a slot for it: the answer is
+        that this is stored. It is a task of the tenant's queue `turns` until it
+        begins; what its session does with it then is as the session's policy says.
+        GetTurn, WatchTurn and CancelTurn know it by its name from now on. The same
+        request_id again gets the same answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,6 +140,11 @@ def add_TurnServiceServicer_to_server(servicer, server):
                     servicer.RunTurn,
                     request_deserializer=weft_dot_agents_dot_v1_dot_turn__service__pb2.RunTurnRequest.FromString,
                     response_serializer=weft_dot_agents_dot_v1_dot_turn__service__pb2.RunTurnResponse.SerializeToString,
+            ),
+            'SubmitTurn': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitTurn,
+                    request_deserializer=weft_dot_agents_dot_v1_dot_turn__service__pb2.SubmitTurnRequest.FromString,
+                    response_serializer=weft_dot_agents_dot_v1_dot_turn__service__pb2.SubmitTurnResponse.SerializeToString,
             ),
             'WatchTurn': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchTurn,
@@ -179,6 +200,33 @@ class TurnService(object):
             '/weft.agents.v1.TurnService/RunTurn',
             weft_dot_agents_dot_v1_dot_turn__service__pb2.RunTurnRequest.SerializeToString,
             weft_dot_agents_dot_v1_dot_turn__service__pb2.RunTurnResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitTurn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.agents.v1.TurnService/SubmitTurn',
+            weft_dot_agents_dot_v1_dot_turn__service__pb2.SubmitTurnRequest.SerializeToString,
+            weft_dot_agents_dot_v1_dot_turn__service__pb2.SubmitTurnResponse.FromString,
             options,
             channel_credentials,
             insecure,

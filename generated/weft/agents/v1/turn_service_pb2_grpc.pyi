@@ -38,6 +38,13 @@ class TurnServiceStub:
     a person. Losing the connection doesn't cancel it: WatchTurn goes on. The
     same request_id again attaches to the turn that it started.
     """
+    SubmitTurn: _grpc.UnaryUnaryMultiCallable[_turn_service_pb2.SubmitTurnRequest, _turn_service_pb2.SubmitTurnResponse]
+    """Has a turn run in the background, once there is a slot for it: the answer is
+    that this is stored. It is a task of the tenant's queue `turns` until it
+    begins; what its session does with it then is as the session's policy says.
+    GetTurn, WatchTurn and CancelTurn know it by its name from now on. The same
+    request_id again gets the same answer.
+    """
     WatchTurn: _grpc.UnaryStreamMultiCallable[_turn_service_pb2.WatchTurnRequest, _turn_service_pb2.WatchTurnResponse]
     """Streams what happens in a turn, from an offset on, until it ends. A turn
     that waits for a person is watched on until the caller leaves.
@@ -62,6 +69,13 @@ class TurnServiceAsyncStub(TurnServiceStub):
     """Runs a turn and streams what happens until it ends, or until it waits for
     a person. Losing the connection doesn't cancel it: WatchTurn goes on. The
     same request_id again attaches to the turn that it started.
+    """
+    SubmitTurn: _aio.UnaryUnaryMultiCallable[_turn_service_pb2.SubmitTurnRequest, _turn_service_pb2.SubmitTurnResponse]  # type: ignore[assignment]
+    """Has a turn run in the background, once there is a slot for it: the answer is
+    that this is stored. It is a task of the tenant's queue `turns` until it
+    begins; what its session does with it then is as the session's policy says.
+    GetTurn, WatchTurn and CancelTurn know it by its name from now on. The same
+    request_id again gets the same answer.
     """
     WatchTurn: _aio.UnaryStreamMultiCallable[_turn_service_pb2.WatchTurnRequest, _turn_service_pb2.WatchTurnResponse]  # type: ignore[assignment]
     """Streams what happens in a turn, from an offset on, until it ends. A turn
@@ -90,6 +104,19 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
         """Runs a turn and streams what happens until it ends, or until it waits for
         a person. Losing the connection doesn't cancel it: WatchTurn goes on. The
         same request_id again attaches to the turn that it started.
+        """
+
+    @_abc_1.abstractmethod
+    def SubmitTurn(
+        self,
+        request: _turn_service_pb2.SubmitTurnRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_turn_service_pb2.SubmitTurnResponse, _abc.Awaitable[_turn_service_pb2.SubmitTurnResponse]]:
+        """Has a turn run in the background, once there is a slot for it: the answer is
+        that this is stored. It is a task of the tenant's queue `turns` until it
+        begins; what its session does with it then is as the session's policy says.
+        GetTurn, WatchTurn and CancelTurn know it by its name from now on. The same
+        request_id again gets the same answer.
         """
 
     @_abc_1.abstractmethod

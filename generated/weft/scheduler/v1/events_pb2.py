@@ -22,13 +22,14 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from weft.options.v1 import options_pb2 as weft_dot_options_dot_v1_dot_options__pb2
 from weft.scheduler.v1 import queues_pb2 as weft_dot_scheduler_dot_v1_dot_queues__pb2
 from weft.scheduler.v1 import tasks_pb2 as weft_dot_scheduler_dot_v1_dot_tasks__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eweft/scheduler/v1/events.proto\x12\x11weft.scheduler.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dweft/options/v1/options.proto\x1a\x1eweft/scheduler/v1/queues.proto\x1a\x1dweft/scheduler/v1/tasks.proto\">\n\x0cQueueCreated\x12.\n\x06limits\x18\x01 \x01(\x0b\x32\x1e.weft.scheduler.v1.QueueLimits\"D\n\x12QueueLimitsChanged\x12.\n\x06limits\x18\x01 \x01(\x0b\x32\x1e.weft.scheduler.v1.QueueLimits\"\r\n\x0bQueuePaused\"\x0e\n\x0cQueueResumed\"\xa5\x01\n\rTaskSubmitted\x12\x14\n\x04task\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12)\n\x04spec\x18\x02 \x01(\x0b\x32\x1b.weft.scheduler.v1.TaskSpec\x12\x1b\n\nrequest_id\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x1c\n\x0crequest_hash\x18\x04 \x01(\x0c\x42\x06\xaa\xbb\x18\x02\x18 \x12\x18\n\x07\x63reator\x18\x05 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x02\"g\n\x0bTaskStarted\x12\x14\n\x04task\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x17\n\x06worker\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x18\n\x08instance\x18\x04 \x01(\tB\x06\xaa\xbb\x18\x02\x10@\"\x91\x01\n\x11TaskAttemptFailed\x12\x14\n\x04task\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0c\n\x04\x63ode\x18\x03 \x01(\x05\x12\x18\n\x07message\x18\x04 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80 \x12-\n\tnext_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"5\n\x0cTaskReleased\x12\x14\n\x04task\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\"P\n\rTaskSucceeded\x12\x14\n\x04task\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x18\n\x06result\x18\x03 \x01(\x0c\x42\x08\xaa\xbb\x18\x04\x18\x80\x80\x10\"[\n\nTaskFailed\x12\x14\n\x04task\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0c\n\x04\x63ode\x18\x03 \x01(\x05\x12\x18\n\x07message\x18\x04 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80 \"D\n\x13TaskCancelRequested\x12\x14\n\x04task\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\">\n\rTaskCancelled\x12\x14\n\x04task\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\"$\n\x0cTaskRedriven\x12\x14\n\x04task\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\">\n\rTaskDiscarded\x12\x14\n\x04task\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\"\xf6\x01\n\nQueueState\x12.\n\x06limits\x18\x01 \x01(\x0b\x32\x1e.weft.scheduler.v1.QueueLimits\x12\x0e\n\x06paused\x18\x02 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x05tasks\x18\x04 \x03(\x0b\x32\x1d.weft.scheduler.v1.TaskRecordB\x08\xaa\xbb\x18\x04 \x80\x89z\x12?\n\x08requests\x18\x05 \x03(\x0b\x32#.weft.scheduler.v1.SubmittedRequestB\x08\xaa\xbb\x18\x04 \xa0\x8d\x06\"c\n\nTaskRecord\x12\x14\n\x04task\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\x12\x17\n\x0f\x61ttempts_before\x18\x03 \x01(\x05\"c\n\x10SubmittedRequest\x12\x1b\n\nrequest_id\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x14\n\x04task\x18\x02 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x1c\n\x0crequest_hash\x18\x03 \x01(\x0c\x42\x06\xaa\xbb\x18\x02\x18 b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eweft/scheduler/v1/events.proto\x12\x11weft.scheduler.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dweft/options/v1/options.proto\x1a\x1eweft/scheduler/v1/queues.proto\x1a\x1dweft/scheduler/v1/tasks.proto\">\n\x0cQueueCreated\x12.\n\x06limits\x18\x01 \x01(\x0b\x32\x1e.weft.scheduler.v1.QueueLimits\"D\n\x12QueueLimitsChanged\x12.\n\x06limits\x18\x01 \x01(\x0b\x32\x1e.weft.scheduler.v1.QueueLimits\"\r\n\x0bQueuePaused\"\x0e\n\x0cQueueResumed\"\xd1\x01\n\rTaskSubmitted\x12\x14\n\x04task\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12)\n\x04spec\x18\x02 \x01(\x0b\x32\x1b.weft.scheduler.v1.TaskSpec\x12\x1b\n\nrequest_id\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x1c\n\x0crequest_hash\x18\x04 \x01(\x0c\x42\x06\xaa\xbb\x18\x02\x18 \x12\x18\n\x07\x63reator\x18\x05 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x02\x12\x15\n\x05\x62\x61tch\x18\x06 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x13\n\x0b\x62\x61tch_index\x18\x07 \x01(\x05\"g\n\x0bTaskStarted\x12\x14\n\x04task\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x17\n\x06worker\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x18\n\x08instance\x18\x04 \x01(\tB\x06\xaa\xbb\x18\x02\x10@\"\x91\x01\n\x11TaskAttemptFailed\x12\x14\n\x04task\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0c\n\x04\x63ode\x18\x03 \x01(\x05\x12\x18\n\x07message\x18\x04 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80 \x12-\n\tnext_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"5\n\x0cTaskReleased\x12\x14\n\x04task\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\"P\n\rTaskSucceeded\x12\x14\n\x04task\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x18\n\x06result\x18\x03 \x01(\x0c\x42\x08\xaa\xbb\x18\x04\x18\x80\x80\x10\"[\n\nTaskFailed\x12\x14\n\x04task\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0c\n\x04\x63ode\x18\x03 \x01(\x05\x12\x18\n\x07message\x18\x04 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80 \"D\n\x13TaskCancelRequested\x12\x14\n\x04task\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\">\n\rTaskCancelled\x12\x14\n\x04task\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\"$\n\x0cTaskRedriven\x12\x14\n\x04task\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\">\n\rTaskDiscarded\x12\x14\n\x04task\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\"Z\n\x0c\x42\x61tchCreated\x12\x15\n\x05\x62\x61tch\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x19\n\x11running_tasks_max\x18\x02 \x01(\x05\x12\x18\n\x07\x63reator\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x02\"$\n\x0b\x42\x61tchClosed\x12\x15\n\x05\x62\x61tch\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\"@\n\x0e\x42\x61tchCancelled\x12\x15\n\x05\x62\x61tch\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\"v\n\x0bTaskStalled\x12\x14\n\x04task\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x17\n\x06reason\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80 \x12\'\n\x04idle\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"7\n\x0eTaskProgressed\x12\x14\n\x04task\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\"h\n\rTaskWithdrawn\x12\x14\n\x04task\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x17\n\x06worker\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x17\n\x06reason\x18\x04 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\"\xe1\x02\n\nQueueState\x12.\n\x06limits\x18\x01 \x01(\x0b\x32\x1e.weft.scheduler.v1.QueueLimits\x12\x0e\n\x06paused\x18\x02 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x05tasks\x18\x04 \x03(\x0b\x32\x1d.weft.scheduler.v1.TaskRecordB\x08\xaa\xbb\x18\x04 \x80\x89z\x12?\n\x08requests\x18\x05 \x03(\x0b\x32#.weft.scheduler.v1.SubmittedRequestB\x08\xaa\xbb\x18\x04 \xa0\x8d\x06\x12\x38\n\x07\x62\x61tches\x18\x06 \x03(\x0b\x32\x1e.weft.scheduler.v1.BatchRecordB\x07\xaa\xbb\x18\x03 \xe8\x07\x12/\n\x0bresume_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8f\x01\n\nTaskRecord\x12\x14\n\x04task\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\x12\x17\n\x0f\x61ttempts_before\x18\x03 \x01(\x05\x12\x15\n\x05\x62\x61tch\x18\x04 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x13\n\x0b\x62\x61tch_index\x18\x05 \x01(\x05\"\x96\x01\n\x0b\x42\x61tchRecord\x12\x15\n\x05\x62\x61tch\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x19\n\x11running_tasks_max\x18\x02 \x01(\x05\x12\x0e\n\x06\x63losed\x18\x03 \x01(\x08\x12\x11\n\tcancelled\x18\x04 \x01(\x08\x12\x17\n\x06reason\x18\x05 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\x12\x19\n\x08\x61\x63\x63\x65pted\x18\x06 \x01(\x0c\x42\x07\xaa\xbb\x18\x03\x18\xd4\x61\"c\n\x10SubmittedRequest\x12\x1b\n\nrequest_id\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x14\n\x04task\x18\x02 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x1c\n\x0crequest_hash\x18\x03 \x01(\x0c\x42\x06\xaa\xbb\x18\x02\x18 b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,6 +44,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TASKSUBMITTED'].fields_by_name['request_hash']._serialized_options = b'\252\273\030\002\030 '
   _globals['_TASKSUBMITTED'].fields_by_name['creator']._loaded_options = None
   _globals['_TASKSUBMITTED'].fields_by_name['creator']._serialized_options = b'\252\273\030\003\020\200\002'
+  _globals['_TASKSUBMITTED'].fields_by_name['batch']._loaded_options = None
+  _globals['_TASKSUBMITTED'].fields_by_name['batch']._serialized_options = b'\252\273\030\002\020?'
   _globals['_TASKSTARTED'].fields_by_name['task']._loaded_options = None
   _globals['_TASKSTARTED'].fields_by_name['task']._serialized_options = b'\252\273\030\002\020?'
   _globals['_TASKSTARTED'].fields_by_name['worker']._loaded_options = None
@@ -77,50 +80,96 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TASKDISCARDED'].fields_by_name['task']._serialized_options = b'\252\273\030\002\020?'
   _globals['_TASKDISCARDED'].fields_by_name['reason']._loaded_options = None
   _globals['_TASKDISCARDED'].fields_by_name['reason']._serialized_options = b'\252\273\030\003\020\200\004'
+  _globals['_BATCHCREATED'].fields_by_name['batch']._loaded_options = None
+  _globals['_BATCHCREATED'].fields_by_name['batch']._serialized_options = b'\252\273\030\002\020?'
+  _globals['_BATCHCREATED'].fields_by_name['creator']._loaded_options = None
+  _globals['_BATCHCREATED'].fields_by_name['creator']._serialized_options = b'\252\273\030\003\020\200\002'
+  _globals['_BATCHCLOSED'].fields_by_name['batch']._loaded_options = None
+  _globals['_BATCHCLOSED'].fields_by_name['batch']._serialized_options = b'\252\273\030\002\020?'
+  _globals['_BATCHCANCELLED'].fields_by_name['batch']._loaded_options = None
+  _globals['_BATCHCANCELLED'].fields_by_name['batch']._serialized_options = b'\252\273\030\002\020?'
+  _globals['_BATCHCANCELLED'].fields_by_name['reason']._loaded_options = None
+  _globals['_BATCHCANCELLED'].fields_by_name['reason']._serialized_options = b'\252\273\030\003\020\200\004'
+  _globals['_TASKSTALLED'].fields_by_name['task']._loaded_options = None
+  _globals['_TASKSTALLED'].fields_by_name['task']._serialized_options = b'\252\273\030\002\020?'
+  _globals['_TASKSTALLED'].fields_by_name['reason']._loaded_options = None
+  _globals['_TASKSTALLED'].fields_by_name['reason']._serialized_options = b'\252\273\030\003\020\200 '
+  _globals['_TASKPROGRESSED'].fields_by_name['task']._loaded_options = None
+  _globals['_TASKPROGRESSED'].fields_by_name['task']._serialized_options = b'\252\273\030\002\020?'
+  _globals['_TASKWITHDRAWN'].fields_by_name['task']._loaded_options = None
+  _globals['_TASKWITHDRAWN'].fields_by_name['task']._serialized_options = b'\252\273\030\002\020?'
+  _globals['_TASKWITHDRAWN'].fields_by_name['worker']._loaded_options = None
+  _globals['_TASKWITHDRAWN'].fields_by_name['worker']._serialized_options = b'\252\273\030\003\020\200\001'
+  _globals['_TASKWITHDRAWN'].fields_by_name['reason']._loaded_options = None
+  _globals['_TASKWITHDRAWN'].fields_by_name['reason']._serialized_options = b'\252\273\030\003\020\200\004'
   _globals['_QUEUESTATE'].fields_by_name['tasks']._loaded_options = None
   _globals['_QUEUESTATE'].fields_by_name['tasks']._serialized_options = b'\252\273\030\004 \200\211z'
   _globals['_QUEUESTATE'].fields_by_name['requests']._loaded_options = None
   _globals['_QUEUESTATE'].fields_by_name['requests']._serialized_options = b'\252\273\030\004 \240\215\006'
+  _globals['_QUEUESTATE'].fields_by_name['batches']._loaded_options = None
+  _globals['_QUEUESTATE'].fields_by_name['batches']._serialized_options = b'\252\273\030\003 \350\007'
   _globals['_TASKRECORD'].fields_by_name['task']._loaded_options = None
   _globals['_TASKRECORD'].fields_by_name['task']._serialized_options = b'\252\273\030\002\020?'
+  _globals['_TASKRECORD'].fields_by_name['batch']._loaded_options = None
+  _globals['_TASKRECORD'].fields_by_name['batch']._serialized_options = b'\252\273\030\002\020?'
+  _globals['_BATCHRECORD'].fields_by_name['batch']._loaded_options = None
+  _globals['_BATCHRECORD'].fields_by_name['batch']._serialized_options = b'\252\273\030\002\020?'
+  _globals['_BATCHRECORD'].fields_by_name['reason']._loaded_options = None
+  _globals['_BATCHRECORD'].fields_by_name['reason']._serialized_options = b'\252\273\030\003\020\200\004'
+  _globals['_BATCHRECORD'].fields_by_name['accepted']._loaded_options = None
+  _globals['_BATCHRECORD'].fields_by_name['accepted']._serialized_options = b'\252\273\030\003\030\324a'
   _globals['_SUBMITTEDREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_SUBMITTEDREQUEST'].fields_by_name['request_id']._serialized_options = b'\252\273\030\003\020\200\001'
   _globals['_SUBMITTEDREQUEST'].fields_by_name['task']._loaded_options = None
   _globals['_SUBMITTEDREQUEST'].fields_by_name['task']._serialized_options = b'\252\273\030\002\020?'
   _globals['_SUBMITTEDREQUEST'].fields_by_name['request_hash']._loaded_options = None
   _globals['_SUBMITTEDREQUEST'].fields_by_name['request_hash']._serialized_options = b'\252\273\030\002\030 '
-  _globals['_QUEUECREATED']._serialized_start=180
-  _globals['_QUEUECREATED']._serialized_end=242
-  _globals['_QUEUELIMITSCHANGED']._serialized_start=244
-  _globals['_QUEUELIMITSCHANGED']._serialized_end=312
-  _globals['_QUEUEPAUSED']._serialized_start=314
-  _globals['_QUEUEPAUSED']._serialized_end=327
-  _globals['_QUEUERESUMED']._serialized_start=329
-  _globals['_QUEUERESUMED']._serialized_end=343
-  _globals['_TASKSUBMITTED']._serialized_start=346
-  _globals['_TASKSUBMITTED']._serialized_end=511
-  _globals['_TASKSTARTED']._serialized_start=513
-  _globals['_TASKSTARTED']._serialized_end=616
-  _globals['_TASKATTEMPTFAILED']._serialized_start=619
-  _globals['_TASKATTEMPTFAILED']._serialized_end=764
-  _globals['_TASKRELEASED']._serialized_start=766
-  _globals['_TASKRELEASED']._serialized_end=819
-  _globals['_TASKSUCCEEDED']._serialized_start=821
-  _globals['_TASKSUCCEEDED']._serialized_end=901
-  _globals['_TASKFAILED']._serialized_start=903
-  _globals['_TASKFAILED']._serialized_end=994
-  _globals['_TASKCANCELREQUESTED']._serialized_start=996
-  _globals['_TASKCANCELREQUESTED']._serialized_end=1064
-  _globals['_TASKCANCELLED']._serialized_start=1066
-  _globals['_TASKCANCELLED']._serialized_end=1128
-  _globals['_TASKREDRIVEN']._serialized_start=1130
-  _globals['_TASKREDRIVEN']._serialized_end=1166
-  _globals['_TASKDISCARDED']._serialized_start=1168
-  _globals['_TASKDISCARDED']._serialized_end=1230
-  _globals['_QUEUESTATE']._serialized_start=1233
-  _globals['_QUEUESTATE']._serialized_end=1479
-  _globals['_TASKRECORD']._serialized_start=1481
-  _globals['_TASKRECORD']._serialized_end=1580
-  _globals['_SUBMITTEDREQUEST']._serialized_start=1582
-  _globals['_SUBMITTEDREQUEST']._serialized_end=1681
+  _globals['_QUEUECREATED']._serialized_start=212
+  _globals['_QUEUECREATED']._serialized_end=274
+  _globals['_QUEUELIMITSCHANGED']._serialized_start=276
+  _globals['_QUEUELIMITSCHANGED']._serialized_end=344
+  _globals['_QUEUEPAUSED']._serialized_start=346
+  _globals['_QUEUEPAUSED']._serialized_end=359
+  _globals['_QUEUERESUMED']._serialized_start=361
+  _globals['_QUEUERESUMED']._serialized_end=375
+  _globals['_TASKSUBMITTED']._serialized_start=378
+  _globals['_TASKSUBMITTED']._serialized_end=587
+  _globals['_TASKSTARTED']._serialized_start=589
+  _globals['_TASKSTARTED']._serialized_end=692
+  _globals['_TASKATTEMPTFAILED']._serialized_start=695
+  _globals['_TASKATTEMPTFAILED']._serialized_end=840
+  _globals['_TASKRELEASED']._serialized_start=842
+  _globals['_TASKRELEASED']._serialized_end=895
+  _globals['_TASKSUCCEEDED']._serialized_start=897
+  _globals['_TASKSUCCEEDED']._serialized_end=977
+  _globals['_TASKFAILED']._serialized_start=979
+  _globals['_TASKFAILED']._serialized_end=1070
+  _globals['_TASKCANCELREQUESTED']._serialized_start=1072
+  _globals['_TASKCANCELREQUESTED']._serialized_end=1140
+  _globals['_TASKCANCELLED']._serialized_start=1142
+  _globals['_TASKCANCELLED']._serialized_end=1204
+  _globals['_TASKREDRIVEN']._serialized_start=1206
+  _globals['_TASKREDRIVEN']._serialized_end=1242
+  _globals['_TASKDISCARDED']._serialized_start=1244
+  _globals['_TASKDISCARDED']._serialized_end=1306
+  _globals['_BATCHCREATED']._serialized_start=1308
+  _globals['_BATCHCREATED']._serialized_end=1398
+  _globals['_BATCHCLOSED']._serialized_start=1400
+  _globals['_BATCHCLOSED']._serialized_end=1436
+  _globals['_BATCHCANCELLED']._serialized_start=1438
+  _globals['_BATCHCANCELLED']._serialized_end=1502
+  _globals['_TASKSTALLED']._serialized_start=1504
+  _globals['_TASKSTALLED']._serialized_end=1622
+  _globals['_TASKPROGRESSED']._serialized_start=1624
+  _globals['_TASKPROGRESSED']._serialized_end=1679
+  _globals['_TASKWITHDRAWN']._serialized_start=1681
+  _globals['_TASKWITHDRAWN']._serialized_end=1785
+  _globals['_QUEUESTATE']._serialized_start=1788
+  _globals['_QUEUESTATE']._serialized_end=2141
+  _globals['_TASKRECORD']._serialized_start=2144
+  _globals['_TASKRECORD']._serialized_end=2287
+  _globals['_BATCHRECORD']._serialized_start=2290
+  _globals['_BATCHRECORD']._serialized_end=2440
+  _globals['_SUBMITTEDREQUEST']._serialized_start=2442
+  _globals['_SUBMITTEDREQUEST']._serialized_end=2541
 # @@protoc_insertion_point(module_scope)

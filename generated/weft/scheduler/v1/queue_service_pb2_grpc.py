@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class QueueServiceStub(object):
-    """Keeps a tenant's queues. The queue `default` is made by its first task.
+    """Keeps a tenant's queues. The queues `default` and `turns` are made by their first
+    task; the tasks of `turns` are turns that run in the background.
     """
 
     def __init__(self, channel):
@@ -68,7 +69,8 @@ class QueueServiceStub(object):
 
 
 class QueueServiceServicer(object):
-    """Keeps a tenant's queues. The queue `default` is made by its first task.
+    """Keeps a tenant's queues. The queues `default` and `turns` are made by their first
+    task; the tasks of `turns` are turns that run in the background.
     """
 
     def CreateQueue(self, request, context):
@@ -155,7 +157,8 @@ def add_QueueServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class QueueService(object):
-    """Keeps a tenant's queues. The queue `default` is made by its first task.
+    """Keeps a tenant's queues. The queues `default` and `turns` are made by their first
+    task; the tasks of `turns` are turns that run in the background.
     """
 
     @staticmethod

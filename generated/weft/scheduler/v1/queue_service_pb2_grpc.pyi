@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class QueueServiceStub:
-    """Keeps a tenant's queues. The queue `default` is made by its first task."""
+    """Keeps a tenant's queues. The queues `default` and `turns` are made by their first
+    task; the tasks of `turns` are turns that run in the background.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -48,7 +50,9 @@ class QueueServiceStub:
 
 @_typing.type_check_only
 class QueueServiceAsyncStub(QueueServiceStub):
-    """Keeps a tenant's queues. The queue `default` is made by its first task."""
+    """Keeps a tenant's queues. The queues `default` and `turns` are made by their first
+    task; the tasks of `turns` are turns that run in the background.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateQueue: _aio.UnaryUnaryMultiCallable[_queue_service_pb2.CreateQueueRequest, _queue_service_pb2.CreateQueueResponse]  # type: ignore[assignment]
@@ -65,7 +69,9 @@ class QueueServiceAsyncStub(QueueServiceStub):
     """Gives its tasks to workers again."""
 
 class QueueServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Keeps a tenant's queues. The queue `default` is made by its first task."""
+    """Keeps a tenant's queues. The queues `default` and `turns` are made by their first
+    task; the tasks of `turns` are turns that run in the background.
+    """
 
     @_abc_1.abstractmethod
     def CreateQueue(

@@ -71,6 +71,7 @@ class QueueStats(_message.Message):
     WORKERS_FIELD_NUMBER: _builtins.int
     FREE_SLOTS_FIELD_NUMBER: _builtins.int
     OLDEST_SECONDS_FIELD_NUMBER: _builtins.int
+    STALLED_FIELD_NUMBER: _builtins.int
     ready: _builtins.int
     """Tasks that wait for a worker now."""
     delayed: _builtins.int
@@ -87,6 +88,8 @@ class QueueStats(_message.Message):
     """How many more tasks these would take now."""
     oldest_seconds: _builtins.float
     """How long the oldest ready task has waited, in seconds."""
+    stalled: _builtins.int
+    """Tasks that have stalled."""
     def __init__(
         self,
         *,
@@ -98,10 +101,11 @@ class QueueStats(_message.Message):
         workers: _builtins.int = ...,
         free_slots: _builtins.int = ...,
         oldest_seconds: _builtins.float = ...,
+        stalled: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead_letters", b"dead_letters", "delayed", b"delayed", "free_slots", b"free_slots", "oldest_seconds", b"oldest_seconds", "ready", b"ready", "running", b"running", "unschedulable", b"unschedulable", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead_letters", b"dead_letters", "delayed", b"delayed", "free_slots", b"free_slots", "oldest_seconds", b"oldest_seconds", "ready", b"ready", "running", b"running", "stalled", b"stalled", "unschedulable", b"unschedulable", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from weft.options.v1 import options_pb2 as weft_dot_options_dot_v1_dot_options__
 from weft.scheduler.v1 import tasks_pb2 as weft_dot_scheduler_dot_v1_dot_tasks__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$weft/scheduler/v1/task_service.proto\x12\x11weft.scheduler.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1dweft/options/v1/options.proto\x1a\x1dweft/scheduler/v1/tasks.proto\"\xd6\x01\n\x11SubmitTaskRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xaa\xbb\x18\x19\x08\x01\x10\x8f\x01\x32\x12tenants/*/queues/*\x12\x30\n\x07task_id\x18\x02 \x01(\tB\x1f\xaa\xbb\x18\x1b\x10?*\x17[a-z0-9][a-z0-9-]{0,62}\x12\x31\n\x04spec\x18\x03 \x01(\x0b\x32\x1b.weft.scheduler.v1.TaskSpecB\x06\xaa\xbb\x18\x02\x08\x01\x12-\n\nrequest_id\x18\x04 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\";\n\x12SubmitTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\"E\n\x0eGetTaskRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xaa\xbb\x18!\x08\x01\x10\xd4\x01\x32\x1atenants/*/queues/*/tasks/*\"8\n\x0fGetTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\"\xc5\x01\n\x10ListTasksRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xaa\xbb\x18\x19\x08\x01\x10\x8f\x01\x32\x12tenants/*/queues/*\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\xe8\x07\x12\x1b\n\npage_token\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.weft.scheduler.v1.TaskState\x12\x1a\n\ncapability\x18\x05 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\"f\n\x11ListTasksResponse\x12/\n\x05tasks\x18\x01 \x03(\x0b\x32\x17.weft.scheduler.v1.TaskB\x07\xaa\xbb\x18\x03 \xe8\x07\x12 \n\x0fnext_page_token\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"a\n\x11\x43\x61ncelTaskRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xaa\xbb\x18!\x08\x01\x10\xd4\x01\x32\x1atenants/*/queues/*/tasks/*\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\";\n\x12\x43\x61ncelTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\"G\n\x10RetryTaskRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xaa\xbb\x18!\x08\x01\x10\xd4\x01\x32\x1atenants/*/queues/*/tasks/*\":\n\x11RetryTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\"G\n\x10WatchTaskRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xaa\xbb\x18!\x08\x01\x10\xd4\x01\x32\x1atenants/*/queues/*/tasks/*\":\n\x11WatchTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task2\x9c\x08\n\x0bTaskService\x12\xae\x01\n\nSubmitTask\x12$.weft.scheduler.v1.SubmitTaskRequest\x1a%.weft.scheduler.v1.SubmitTaskResponse\"S\x90\x02\x02\xaa\xbb\x18\x1c\n\x10scheduler.submit\x10\x02\x1a\x06parent\x82\xd3\xe4\x93\x02*\"%/v1/{parent=tenants/*/queues/*}/tasks:\x01*\x12\x9d\x01\n\x07GetTask\x12!.weft.scheduler.v1.GetTaskRequest\x1a\".weft.scheduler.v1.GetTaskResponse\"K\x90\x02\x01\xaa\xbb\x18\x17\n\rscheduler.get\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02\'\x12%/v1/{name=tenants/*/queues/*/tasks/*}\x12\xa6\x01\n\tListTasks\x12#.weft.scheduler.v1.ListTasksRequest\x1a$.weft.scheduler.v1.ListTasksResponse\"N\x90\x02\x01\xaa\xbb\x18\x1a\n\x0escheduler.list\x10\x01\x1a\x06parent\x82\xd3\xe4\x93\x02\'\x12%/v1/{parent=tenants/*/queues/*}/tasks\x12\xb3\x01\n\nCancelTask\x12$.weft.scheduler.v1.CancelTaskRequest\x1a%.weft.scheduler.v1.CancelTaskResponse\"X\x90\x02\x02\xaa\xbb\x18\x1a\n\x10scheduler.cancel\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02\x31\",/v1/{name=tenants/*/queues/*/tasks/*}:cancel:\x01*\x12\xae\x01\n\tRetryTask\x12#.weft.scheduler.v1.RetryTaskRequest\x1a$.weft.scheduler.v1.RetryTaskResponse\"V\x90\x02\x02\xaa\xbb\x18\x19\n\x0fscheduler.retry\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02\x30\"+/v1/{name=tenants/*/queues/*/tasks/*}:retry:\x01*\x12\xab\x01\n\tWatchTask\x12#.weft.scheduler.v1.WatchTaskRequest\x1a$.weft.scheduler.v1.WatchTaskResponse\"Q\x90\x02\x01\xaa\xbb\x18\x17\n\rscheduler.get\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02-\x12+/v1/{name=tenants/*/queues/*/tasks/*}:watch0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$weft/scheduler/v1/task_service.proto\x12\x11weft.scheduler.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1dweft/options/v1/options.proto\x1a\x1dweft/scheduler/v1/tasks.proto\"\xd6\x01\n\x11SubmitTaskRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xaa\xbb\x18\x19\x08\x01\x10\x8f\x01\x32\x12tenants/*/queues/*\x12\x30\n\x07task_id\x18\x02 \x01(\tB\x1f\xaa\xbb\x18\x1b\x10?*\x17[a-z0-9][a-z0-9-]{0,62}\x12\x31\n\x04spec\x18\x03 \x01(\x0b\x32\x1b.weft.scheduler.v1.TaskSpecB\x06\xaa\xbb\x18\x02\x08\x01\x12-\n\nrequest_id\x18\x04 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\";\n\x12SubmitTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\"E\n\x0eGetTaskRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xaa\xbb\x18!\x08\x01\x10\xd4\x01\x32\x1atenants/*/queues/*/tasks/*\"8\n\x0fGetTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\"\xd6\x01\n\x10ListTasksRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xaa\xbb\x18\x19\x08\x01\x10\x8f\x01\x32\x12tenants/*/queues/*\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\xe8\x07\x12\x1b\n\npage_token\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.weft.scheduler.v1.TaskState\x12\x1a\n\ncapability\x18\x05 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x0f\n\x07stalled\x18\x14 \x01(\x08\"f\n\x11ListTasksResponse\x12/\n\x05tasks\x18\x01 \x03(\x0b\x32\x17.weft.scheduler.v1.TaskB\x07\xaa\xbb\x18\x03 \xe8\x07\x12 \n\x0fnext_page_token\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"a\n\x11\x43\x61ncelTaskRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xaa\xbb\x18!\x08\x01\x10\xd4\x01\x32\x1atenants/*/queues/*/tasks/*\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\";\n\x12\x43\x61ncelTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\"_\n\x0fSkipTaskRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xaa\xbb\x18!\x08\x01\x10\xd4\x01\x32\x1atenants/*/queues/*/tasks/*\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\"9\n\x10SkipTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\"_\n\x0f\x46\x61ilTaskRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xaa\xbb\x18!\x08\x01\x10\xd4\x01\x32\x1atenants/*/queues/*/tasks/*\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\"9\n\x10\x46\x61ilTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\"G\n\x10RetryTaskRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xaa\xbb\x18!\x08\x01\x10\xd4\x01\x32\x1atenants/*/queues/*/tasks/*\":\n\x11RetryTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\"G\n\x10WatchTaskRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xaa\xbb\x18!\x08\x01\x10\xd4\x01\x32\x1atenants/*/queues/*/tasks/*\":\n\x11WatchTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task2\xf4\n\n\x0bTaskService\x12\xae\x01\n\nSubmitTask\x12$.weft.scheduler.v1.SubmitTaskRequest\x1a%.weft.scheduler.v1.SubmitTaskResponse\"S\x90\x02\x02\xaa\xbb\x18\x1c\n\x10scheduler.submit\x10\x02\x1a\x06parent\x82\xd3\xe4\x93\x02*\"%/v1/{parent=tenants/*/queues/*}/tasks:\x01*\x12\x9d\x01\n\x07GetTask\x12!.weft.scheduler.v1.GetTaskRequest\x1a\".weft.scheduler.v1.GetTaskResponse\"K\x90\x02\x01\xaa\xbb\x18\x17\n\rscheduler.get\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02\'\x12%/v1/{name=tenants/*/queues/*/tasks/*}\x12\xa6\x01\n\tListTasks\x12#.weft.scheduler.v1.ListTasksRequest\x1a$.weft.scheduler.v1.ListTasksResponse\"N\x90\x02\x01\xaa\xbb\x18\x1a\n\x0escheduler.list\x10\x01\x1a\x06parent\x82\xd3\xe4\x93\x02\'\x12%/v1/{parent=tenants/*/queues/*}/tasks\x12\xb3\x01\n\nCancelTask\x12$.weft.scheduler.v1.CancelTaskRequest\x1a%.weft.scheduler.v1.CancelTaskResponse\"X\x90\x02\x02\xaa\xbb\x18\x1a\n\x10scheduler.cancel\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02\x31\",/v1/{name=tenants/*/queues/*/tasks/*}:cancel:\x01*\x12\xa9\x01\n\x08SkipTask\x12\".weft.scheduler.v1.SkipTaskRequest\x1a#.weft.scheduler.v1.SkipTaskResponse\"T\x90\x02\x02\xaa\xbb\x18\x18\n\x0escheduler.skip\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02/\"*/v1/{name=tenants/*/queues/*/tasks/*}:skip:\x01*\x12\xa9\x01\n\x08\x46\x61ilTask\x12\".weft.scheduler.v1.FailTaskRequest\x1a#.weft.scheduler.v1.FailTaskResponse\"T\x90\x02\x02\xaa\xbb\x18\x18\n\x0escheduler.fail\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02/\"*/v1/{name=tenants/*/queues/*/tasks/*}:fail:\x01*\x12\xae\x01\n\tRetryTask\x12#.weft.scheduler.v1.RetryTaskRequest\x1a$.weft.scheduler.v1.RetryTaskResponse\"V\x90\x02\x02\xaa\xbb\x18\x19\n\x0fscheduler.retry\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02\x30\"+/v1/{name=tenants/*/queues/*/tasks/*}:retry:\x01*\x12\xab\x01\n\tWatchTask\x12#.weft.scheduler.v1.WatchTaskRequest\x1a$.weft.scheduler.v1.WatchTaskResponse\"Q\x90\x02\x01\xaa\xbb\x18\x17\n\rscheduler.get\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02-\x12+/v1/{name=tenants/*/queues/*/tasks/*}:watch0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -60,6 +60,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELTASKREQUEST'].fields_by_name['name']._serialized_options = b'\252\273\030!\010\001\020\324\0012\032tenants/*/queues/*/tasks/*'
   _globals['_CANCELTASKREQUEST'].fields_by_name['reason']._loaded_options = None
   _globals['_CANCELTASKREQUEST'].fields_by_name['reason']._serialized_options = b'\252\273\030\003\020\200\004'
+  _globals['_SKIPTASKREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_SKIPTASKREQUEST'].fields_by_name['name']._serialized_options = b'\252\273\030!\010\001\020\324\0012\032tenants/*/queues/*/tasks/*'
+  _globals['_SKIPTASKREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_SKIPTASKREQUEST'].fields_by_name['reason']._serialized_options = b'\252\273\030\003\020\200\004'
+  _globals['_FAILTASKREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_FAILTASKREQUEST'].fields_by_name['name']._serialized_options = b'\252\273\030!\010\001\020\324\0012\032tenants/*/queues/*/tasks/*'
+  _globals['_FAILTASKREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_FAILTASKREQUEST'].fields_by_name['reason']._serialized_options = b'\252\273\030\003\020\200\004'
   _globals['_RETRYTASKREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_RETRYTASKREQUEST'].fields_by_name['name']._serialized_options = b'\252\273\030!\010\001\020\324\0012\032tenants/*/queues/*/tasks/*'
   _globals['_WATCHTASKREQUEST'].fields_by_name['name']._loaded_options = None
@@ -72,6 +80,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TASKSERVICE'].methods_by_name['ListTasks']._serialized_options = b'\220\002\001\252\273\030\032\n\016scheduler.list\020\001\032\006parent\202\323\344\223\002\'\022%/v1/{parent=tenants/*/queues/*}/tasks'
   _globals['_TASKSERVICE'].methods_by_name['CancelTask']._loaded_options = None
   _globals['_TASKSERVICE'].methods_by_name['CancelTask']._serialized_options = b'\220\002\002\252\273\030\032\n\020scheduler.cancel\020\002\032\004name\202\323\344\223\0021\",/v1/{name=tenants/*/queues/*/tasks/*}:cancel:\001*'
+  _globals['_TASKSERVICE'].methods_by_name['SkipTask']._loaded_options = None
+  _globals['_TASKSERVICE'].methods_by_name['SkipTask']._serialized_options = b'\220\002\002\252\273\030\030\n\016scheduler.skip\020\002\032\004name\202\323\344\223\002/\"*/v1/{name=tenants/*/queues/*/tasks/*}:skip:\001*'
+  _globals['_TASKSERVICE'].methods_by_name['FailTask']._loaded_options = None
+  _globals['_TASKSERVICE'].methods_by_name['FailTask']._serialized_options = b'\220\002\002\252\273\030\030\n\016scheduler.fail\020\002\032\004name\202\323\344\223\002/\"*/v1/{name=tenants/*/queues/*/tasks/*}:fail:\001*'
   _globals['_TASKSERVICE'].methods_by_name['RetryTask']._loaded_options = None
   _globals['_TASKSERVICE'].methods_by_name['RetryTask']._serialized_options = b'\220\002\002\252\273\030\031\n\017scheduler.retry\020\002\032\004name\202\323\344\223\0020\"+/v1/{name=tenants/*/queues/*/tasks/*}:retry:\001*'
   _globals['_TASKSERVICE'].methods_by_name['WatchTask']._loaded_options = None
@@ -85,21 +97,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETTASKRESPONSE']._serialized_start=500
   _globals['_GETTASKRESPONSE']._serialized_end=556
   _globals['_LISTTASKSREQUEST']._serialized_start=559
-  _globals['_LISTTASKSREQUEST']._serialized_end=756
-  _globals['_LISTTASKSRESPONSE']._serialized_start=758
-  _globals['_LISTTASKSRESPONSE']._serialized_end=860
-  _globals['_CANCELTASKREQUEST']._serialized_start=862
-  _globals['_CANCELTASKREQUEST']._serialized_end=959
-  _globals['_CANCELTASKRESPONSE']._serialized_start=961
-  _globals['_CANCELTASKRESPONSE']._serialized_end=1020
-  _globals['_RETRYTASKREQUEST']._serialized_start=1022
-  _globals['_RETRYTASKREQUEST']._serialized_end=1093
-  _globals['_RETRYTASKRESPONSE']._serialized_start=1095
-  _globals['_RETRYTASKRESPONSE']._serialized_end=1153
-  _globals['_WATCHTASKREQUEST']._serialized_start=1155
-  _globals['_WATCHTASKREQUEST']._serialized_end=1226
-  _globals['_WATCHTASKRESPONSE']._serialized_start=1228
-  _globals['_WATCHTASKRESPONSE']._serialized_end=1286
-  _globals['_TASKSERVICE']._serialized_start=1289
-  _globals['_TASKSERVICE']._serialized_end=2341
+  _globals['_LISTTASKSREQUEST']._serialized_end=773
+  _globals['_LISTTASKSRESPONSE']._serialized_start=775
+  _globals['_LISTTASKSRESPONSE']._serialized_end=877
+  _globals['_CANCELTASKREQUEST']._serialized_start=879
+  _globals['_CANCELTASKREQUEST']._serialized_end=976
+  _globals['_CANCELTASKRESPONSE']._serialized_start=978
+  _globals['_CANCELTASKRESPONSE']._serialized_end=1037
+  _globals['_SKIPTASKREQUEST']._serialized_start=1039
+  _globals['_SKIPTASKREQUEST']._serialized_end=1134
+  _globals['_SKIPTASKRESPONSE']._serialized_start=1136
+  _globals['_SKIPTASKRESPONSE']._serialized_end=1193
+  _globals['_FAILTASKREQUEST']._serialized_start=1195
+  _globals['_FAILTASKREQUEST']._serialized_end=1290
+  _globals['_FAILTASKRESPONSE']._serialized_start=1292
+  _globals['_FAILTASKRESPONSE']._serialized_end=1349
+  _globals['_RETRYTASKREQUEST']._serialized_start=1351
+  _globals['_RETRYTASKREQUEST']._serialized_end=1422
+  _globals['_RETRYTASKRESPONSE']._serialized_start=1424
+  _globals['_RETRYTASKRESPONSE']._serialized_end=1482
+  _globals['_WATCHTASKREQUEST']._serialized_start=1484
+  _globals['_WATCHTASKREQUEST']._serialized_end=1555
+  _globals['_WATCHTASKRESPONSE']._serialized_start=1557
+  _globals['_WATCHTASKRESPONSE']._serialized_end=1615
+  _globals['_TASKSERVICE']._serialized_start=1618
+  _globals['_TASKSERVICE']._serialized_end=3014
 # @@protoc_insertion_point(module_scope)

@@ -55,6 +55,16 @@ class TaskServiceStub(object):
                 request_serializer=weft_dot_scheduler_dot_v1_dot_task__service__pb2.CancelTaskRequest.SerializeToString,
                 response_deserializer=weft_dot_scheduler_dot_v1_dot_task__service__pb2.CancelTaskResponse.FromString,
                 _registered_method=True)
+        self.SkipTask = channel.unary_unary(
+                '/weft.scheduler.v1.TaskService/SkipTask',
+                request_serializer=weft_dot_scheduler_dot_v1_dot_task__service__pb2.SkipTaskRequest.SerializeToString,
+                response_deserializer=weft_dot_scheduler_dot_v1_dot_task__service__pb2.SkipTaskResponse.FromString,
+                _registered_method=True)
+        self.FailTask = channel.unary_unary(
+                '/weft.scheduler.v1.TaskService/FailTask',
+                request_serializer=weft_dot_scheduler_dot_v1_dot_task__service__pb2.FailTaskRequest.SerializeToString,
+                response_deserializer=weft_dot_scheduler_dot_v1_dot_task__service__pb2.FailTaskResponse.FromString,
+                _registered_method=True)
         self.RetryTask = channel.unary_unary(
                 '/weft.scheduler.v1.TaskService/RetryTask',
                 request_serializer=weft_dot_scheduler_dot_v1_dot_task__service__pb2.RetryTaskRequest.SerializeToString,
@@ -100,6 +110,22 @@ class TaskServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SkipTask(self, request, context):
+        """Ends a task at once, as cancelled, whoever has it. Its worker is told to end
+        it and isn't waited for; what it reports comes too late.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FailTask(self, request, context):
+        """Makes a task a dead letter at once, whoever has it and whatever its policy
+        of retries is. Its worker is told, as with SkipTask.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RetryTask(self, request, context):
         """Tries a failed task again, with as many attempts as at first.
         """
@@ -137,6 +163,16 @@ def add_TaskServiceServicer_to_server(servicer, server):
                     servicer.CancelTask,
                     request_deserializer=weft_dot_scheduler_dot_v1_dot_task__service__pb2.CancelTaskRequest.FromString,
                     response_serializer=weft_dot_scheduler_dot_v1_dot_task__service__pb2.CancelTaskResponse.SerializeToString,
+            ),
+            'SkipTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.SkipTask,
+                    request_deserializer=weft_dot_scheduler_dot_v1_dot_task__service__pb2.SkipTaskRequest.FromString,
+                    response_serializer=weft_dot_scheduler_dot_v1_dot_task__service__pb2.SkipTaskResponse.SerializeToString,
+            ),
+            'FailTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.FailTask,
+                    request_deserializer=weft_dot_scheduler_dot_v1_dot_task__service__pb2.FailTaskRequest.FromString,
+                    response_serializer=weft_dot_scheduler_dot_v1_dot_task__service__pb2.FailTaskResponse.SerializeToString,
             ),
             'RetryTask': grpc.unary_unary_rpc_method_handler(
                     servicer.RetryTask,
@@ -258,6 +294,60 @@ class TaskService(object):
             '/weft.scheduler.v1.TaskService/CancelTask',
             weft_dot_scheduler_dot_v1_dot_task__service__pb2.CancelTaskRequest.SerializeToString,
             weft_dot_scheduler_dot_v1_dot_task__service__pb2.CancelTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SkipTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.scheduler.v1.TaskService/SkipTask',
+            weft_dot_scheduler_dot_v1_dot_task__service__pb2.SkipTaskRequest.SerializeToString,
+            weft_dot_scheduler_dot_v1_dot_task__service__pb2.SkipTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FailTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.scheduler.v1.TaskService/FailTask',
+            weft_dot_scheduler_dot_v1_dot_task__service__pb2.FailTaskRequest.SerializeToString,
+            weft_dot_scheduler_dot_v1_dot_task__service__pb2.FailTaskResponse.FromString,
             options,
             channel_credentials,
             insecure,

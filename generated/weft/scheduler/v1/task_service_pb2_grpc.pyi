@@ -43,6 +43,14 @@ class TaskServiceStub:
     """Ends a task. One that a worker has ends when the worker says so, or when
     its lease is over.
     """
+    SkipTask: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.SkipTaskRequest, _task_service_pb2.SkipTaskResponse]
+    """Ends a task at once, as cancelled, whoever has it. Its worker is told to end
+    it and isn't waited for; what it reports comes too late.
+    """
+    FailTask: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.FailTaskRequest, _task_service_pb2.FailTaskResponse]
+    """Makes a task a dead letter at once, whoever has it and whatever its policy
+    of retries is. Its worker is told, as with SkipTask.
+    """
     RetryTask: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.RetryTaskRequest, _task_service_pb2.RetryTaskResponse]
     """Tries a failed task again, with as many attempts as at first."""
     WatchTask: _grpc.UnaryStreamMultiCallable[_task_service_pb2.WatchTaskRequest, _task_service_pb2.WatchTaskResponse]
@@ -64,6 +72,14 @@ class TaskServiceAsyncStub(TaskServiceStub):
     CancelTask: _aio.UnaryUnaryMultiCallable[_task_service_pb2.CancelTaskRequest, _task_service_pb2.CancelTaskResponse]  # type: ignore[assignment]
     """Ends a task. One that a worker has ends when the worker says so, or when
     its lease is over.
+    """
+    SkipTask: _aio.UnaryUnaryMultiCallable[_task_service_pb2.SkipTaskRequest, _task_service_pb2.SkipTaskResponse]  # type: ignore[assignment]
+    """Ends a task at once, as cancelled, whoever has it. Its worker is told to end
+    it and isn't waited for; what it reports comes too late.
+    """
+    FailTask: _aio.UnaryUnaryMultiCallable[_task_service_pb2.FailTaskRequest, _task_service_pb2.FailTaskResponse]  # type: ignore[assignment]
+    """Makes a task a dead letter at once, whoever has it and whatever its policy
+    of retries is. Its worker is told, as with SkipTask.
     """
     RetryTask: _aio.UnaryUnaryMultiCallable[_task_service_pb2.RetryTaskRequest, _task_service_pb2.RetryTaskResponse]  # type: ignore[assignment]
     """Tries a failed task again, with as many attempts as at first."""
@@ -107,6 +123,26 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_task_service_pb2.CancelTaskResponse, _abc.Awaitable[_task_service_pb2.CancelTaskResponse]]:
         """Ends a task. One that a worker has ends when the worker says so, or when
         its lease is over.
+        """
+
+    @_abc_1.abstractmethod
+    def SkipTask(
+        self,
+        request: _task_service_pb2.SkipTaskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_service_pb2.SkipTaskResponse, _abc.Awaitable[_task_service_pb2.SkipTaskResponse]]:
+        """Ends a task at once, as cancelled, whoever has it. Its worker is told to end
+        it and isn't waited for; what it reports comes too late.
+        """
+
+    @_abc_1.abstractmethod
+    def FailTask(
+        self,
+        request: _task_service_pb2.FailTaskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_service_pb2.FailTaskResponse, _abc.Awaitable[_task_service_pb2.FailTaskResponse]]:
+        """Makes a task a dead letter at once, whoever has it and whatever its policy
+        of retries is. Its worker is told, as with SkipTask.
         """
 
     @_abc_1.abstractmethod

@@ -195,7 +195,8 @@ class TaskSpec(_message.Message):
     @_builtins.property
     def estimated_cost(self) -> _duration_pb2.Duration:
         """How long it will probably run; 1 s where it isn't set. What a tenant takes
-        of the workers is counted by it.
+        of the workers is counted by it, and for so long it may run without a word
+        before it is said to have stalled.
         """
 
     @_builtins.property
@@ -312,6 +313,10 @@ class Task(_message.Message):
     NEXT_TIME_FIELD_NUMBER: _builtins.int
     CANCELLING_FIELD_NUMBER: _builtins.int
     CREATOR_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    BATCH_INDEX_FIELD_NUMBER: _builtins.int
+    STALLED_TIME_FIELD_NUMBER: _builtins.int
+    STALLED_REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/queues/{queue}/tasks/{task}`."""
     state: Global___TaskState.ValueType
@@ -330,6 +335,14 @@ class Task(_message.Message):
     """Its cancellation was asked for; its worker has been told."""
     creator: _builtins.str
     """Who submitted it."""
+    batch: _builtins.str
+    """The batch that it is an item of, as
+    `tenants/{tenant}/queues/{queue}/batches/{batch}`; empty where it is of none.
+    """
+    batch_index: _builtins.int
+    """Which item of the batch."""
+    stalled_reason: _builtins.str
+    """What it waits for, or who has it, where it has stalled."""
     @_builtins.property
     def spec(self) -> Global___TaskSpec:
         """What is to be done. Lists leave its payload out."""
@@ -350,6 +363,12 @@ class Task(_message.Message):
     def next_time(self) -> _timestamp_pb2.Timestamp:
         """When it is tried next, where that is in the future."""
 
+    @_builtins.property
+    def stalled_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is known to have stalled: it waits for a worker, or runs, and
+        nothing has happened to it for too long. Not set where it hasn't.
+        """
+
     def __init__(
         self,
         *,
@@ -366,10 +385,14 @@ class Task(_message.Message):
         next_time: _timestamp_pb2.Timestamp | None = ...,
         cancelling: _builtins.bool = ...,
         creator: _builtins.str = ...,
+        batch: _builtins.str = ...,
+        batch_index: _builtins.int = ...,
+        stalled_time: _timestamp_pb2.Timestamp | None = ...,
+        stalled_reason: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "next_time", b"next_time", "spec", b"spec", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "next_time", b"next_time", "spec", b"spec", "stalled_time", b"stalled_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cancelling", b"cancelling", "create_time", b"create_time", "creator", b"creator", "name", b"name", "next_time", b"next_time", "progress", b"progress", "progress_note", b"progress_note", "reason", b"reason", "result", b"result", "spec", b"spec", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "batch", b"batch", "batch_index", b"batch_index", "cancelling", b"cancelling", "create_time", b"create_time", "creator", b"creator", "name", b"name", "next_time", b"next_time", "progress", b"progress", "progress_note", b"progress_note", "reason", b"reason", "result", b"result", "spec", b"spec", "stalled_reason", b"stalled_reason", "stalled_time", b"stalled_time", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

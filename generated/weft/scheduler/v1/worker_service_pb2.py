@@ -29,7 +29,7 @@ from weft.options.v1 import options_pb2 as weft_dot_options_dot_v1_dot_options__
 from weft.scheduler.v1 import tasks_pb2 as weft_dot_scheduler_dot_v1_dot_tasks__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&weft/scheduler/v1/worker_service.proto\x12\x11weft.scheduler.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dweft/options/v1/options.proto\x1a\x1dweft/scheduler/v1/tasks.proto\"\xcf\x02\n\rAttachRequest\x12,\n\x05queue\x18\x01 \x01(\tB\x1d\xaa\xbb\x18\x19\x08\x01\x10\x8f\x01\x32\x12tenants/*/queues/*\x12/\n\x05hello\x18\x02 \x01(\x0b\x32\x1e.weft.scheduler.v1.WorkerHelloH\x00\x12\x37\n\theartbeat\x18\x03 \x01(\x0b\x32\".weft.scheduler.v1.WorkerHeartbeatH\x00\x12\x37\n\tsucceeded\x18\x04 \x01(\x0b\x32\".weft.scheduler.v1.WorkerSucceededH\x00\x12\x31\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x1f.weft.scheduler.v1.WorkerFailedH\x00\x12/\n\x05slots\x18\x06 \x01(\x0b\x32\x1e.weft.scheduler.v1.WorkerSlotsH\x00\x42\t\n\x07message\"\xa6\x02\n\x0e\x41ttachResponse\x12\x33\n\x07welcome\x18\x01 \x01(\x0b\x32 .weft.scheduler.v1.WorkerWelcomeH\x00\x12\x39\n\nassignment\x18\x02 \x01(\x0b\x32#.weft.scheduler.v1.WorkerAssignmentH\x00\x12\x31\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1f.weft.scheduler.v1.WorkerCancelH\x00\x12\x35\n\x08recorded\x18\x04 \x01(\x0b\x32!.weft.scheduler.v1.WorkerRecordedH\x00\x12/\n\x05\x64rain\x18\x05 \x01(\x0b\x32\x1e.weft.scheduler.v1.WorkerDrainH\x00\x42\t\n\x07message\"\xc7\x02\n\x0bWorkerHello\x12,\n\tworker_id\x18\x01 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\x12<\n\x0c\x63\x61pabilities\x18\x02 \x03(\tB&\xaa\xbb\x18\"\x08\x01\x10? \x80\x02*\x19[a-z0-9][a-z0-9._-]{0,62}\x12\x30\n\x06labels\x18\x03 \x03(\x0b\x32\x18.weft.scheduler.v1.LabelB\x06\xaa\xbb\x18\x02 @\x12/\n\tresources\x18\x04 \x01(\x0b\x32\x1c.weft.scheduler.v1.Resources\x12\x18\n\x05slots\x18\x05 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\x90N\x12\x14\n\x04zone\x18\x06 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x39\n\x07running\x18\x07 \x03(\x0b\x32\x1f.weft.scheduler.v1.TaskProgressB\x07\xaa\xbb\x18\x03 \x90N\"m\n\x0cTaskProgress\x12\x17\n\x04task\x18\x01 \x01(\tB\t\xaa\xbb\x18\x05\x08\x01\x10\xd4\x01\x12\x1b\n\x07\x61ttempt\x18\x02 \x01(\x05\x42\n\xaa\xbb\x18\x06\x38\x01@\xc0\x84=\x12\x10\n\x08progress\x18\x03 \x01(\x01\x12\x15\n\x04note\x18\x04 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\"Z\n\x0fWorkerHeartbeat\x12\x0c\n\x04load\x18\x01 \x01(\x01\x12\x39\n\x07running\x18\x02 \x03(\x0b\x32\x1f.weft.scheduler.v1.TaskProgressB\x07\xaa\xbb\x18\x03 \x90N\"a\n\x0fWorkerSucceeded\x12\x17\n\x04task\x18\x01 \x01(\tB\t\xaa\xbb\x18\x05\x08\x01\x10\xd4\x01\x12\x1b\n\x07\x61ttempt\x18\x02 \x01(\x05\x42\n\xaa\xbb\x18\x06\x38\x01@\xc0\x84=\x12\x18\n\x06result\x18\x03 \x01(\x0c\x42\x08\xaa\xbb\x18\x04\x18\x80\x80\x10\"\x88\x01\n\x0cWorkerFailed\x12\x17\n\x04task\x18\x01 \x01(\tB\t\xaa\xbb\x18\x05\x08\x01\x10\xd4\x01\x12\x1b\n\x07\x61ttempt\x18\x02 \x01(\x05\x42\n\xaa\xbb\x18\x06\x38\x01@\xc0\x84=\x12\x16\n\x04\x63ode\x18\x03 \x01(\x05\x42\x08\xaa\xbb\x18\x04\x38\x01@\x10\x12\x18\n\x07message\x18\x04 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80 \x12\x10\n\x08released\x18\x05 \x01(\x08\"\'\n\x0bWorkerSlots\x12\x18\n\x05slots\x18\x01 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\x90N\"\xa6\x01\n\rWorkerWelcome\x12\x1a\n\tworker_id\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x35\n\x12heartbeat_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x04lost\x18\x04 \x03(\tB\n\xaa\xbb\x18\x06\x10\xd4\x01 \x90N\"\xc1\x01\n\x10WorkerAssignment\x12\x15\n\x04task\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xd4\x01\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x1a\n\ncapability\x18\x03 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x19\n\x07payload\x18\x04 \x01(\x0c\x42\x08\xaa\xbb\x18\x04\x18\x80\x80\x10\x12 \n\x0fidempotency_key\x18\x05 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x02\x12,\n\x08\x64\x65\x61\x64line\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"O\n\x0cWorkerCancel\x12\x15\n\x04task\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xd4\x01\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x17\n\x06reason\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\"G\n\x0eWorkerRecorded\x12\x15\n\x04task\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xd4\x01\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05stale\x18\x03 \x01(\x08\"\r\n\x0bWorkerDrain2\xb5\x01\n\rWorkerService\x12\xa3\x01\n\x06\x41ttach\x12 .weft.scheduler.v1.AttachRequest\x1a!.weft.scheduler.v1.AttachResponse\"P\x90\x02\x00\xaa\xbb\x18\x19\n\x0escheduler.work\x10\x03\x1a\x05queue\x82\xd3\xe4\x93\x02*\"%/v1/{queue=tenants/*/queues/*}:attach:\x01*(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&weft/scheduler/v1/worker_service.proto\x12\x11weft.scheduler.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dweft/options/v1/options.proto\x1a\x1dweft/scheduler/v1/tasks.proto\"\xcf\x02\n\rAttachRequest\x12,\n\x05queue\x18\x01 \x01(\tB\x1d\xaa\xbb\x18\x19\x08\x01\x10\x8f\x01\x32\x12tenants/*/queues/*\x12/\n\x05hello\x18\x02 \x01(\x0b\x32\x1e.weft.scheduler.v1.WorkerHelloH\x00\x12\x37\n\theartbeat\x18\x03 \x01(\x0b\x32\".weft.scheduler.v1.WorkerHeartbeatH\x00\x12\x37\n\tsucceeded\x18\x04 \x01(\x0b\x32\".weft.scheduler.v1.WorkerSucceededH\x00\x12\x31\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x1f.weft.scheduler.v1.WorkerFailedH\x00\x12/\n\x05slots\x18\x06 \x01(\x0b\x32\x1e.weft.scheduler.v1.WorkerSlotsH\x00\x42\t\n\x07message\"\xa6\x02\n\x0e\x41ttachResponse\x12\x33\n\x07welcome\x18\x01 \x01(\x0b\x32 .weft.scheduler.v1.WorkerWelcomeH\x00\x12\x39\n\nassignment\x18\x02 \x01(\x0b\x32#.weft.scheduler.v1.WorkerAssignmentH\x00\x12\x31\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1f.weft.scheduler.v1.WorkerCancelH\x00\x12\x35\n\x08recorded\x18\x04 \x01(\x0b\x32!.weft.scheduler.v1.WorkerRecordedH\x00\x12/\n\x05\x64rain\x18\x05 \x01(\x0b\x32\x1e.weft.scheduler.v1.WorkerDrainH\x00\x42\t\n\x07message\"\xdc\x02\n\x13\x41ttachSharedRequest\x12\x33\n\x08queue_id\x18\x01 \x01(\tB!\xaa\xbb\x18\x1d\x08\x01\x10?*\x17[a-z0-9][a-z0-9-]{0,62}\x12/\n\x05hello\x18\x02 \x01(\x0b\x32\x1e.weft.scheduler.v1.WorkerHelloH\x00\x12\x37\n\theartbeat\x18\x03 \x01(\x0b\x32\".weft.scheduler.v1.WorkerHeartbeatH\x00\x12\x37\n\tsucceeded\x18\x04 \x01(\x0b\x32\".weft.scheduler.v1.WorkerSucceededH\x00\x12\x31\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x1f.weft.scheduler.v1.WorkerFailedH\x00\x12/\n\x05slots\x18\x06 \x01(\x0b\x32\x1e.weft.scheduler.v1.WorkerSlotsH\x00\x42\t\n\x07message\"\xac\x02\n\x14\x41ttachSharedResponse\x12\x33\n\x07welcome\x18\x01 \x01(\x0b\x32 .weft.scheduler.v1.WorkerWelcomeH\x00\x12\x39\n\nassignment\x18\x02 \x01(\x0b\x32#.weft.scheduler.v1.WorkerAssignmentH\x00\x12\x31\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1f.weft.scheduler.v1.WorkerCancelH\x00\x12\x35\n\x08recorded\x18\x04 \x01(\x0b\x32!.weft.scheduler.v1.WorkerRecordedH\x00\x12/\n\x05\x64rain\x18\x05 \x01(\x0b\x32\x1e.weft.scheduler.v1.WorkerDrainH\x00\x42\t\n\x07message\"\xc7\x02\n\x0bWorkerHello\x12,\n\tworker_id\x18\x01 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\x12<\n\x0c\x63\x61pabilities\x18\x02 \x03(\tB&\xaa\xbb\x18\"\x08\x01\x10? \x80\x02*\x19[a-z0-9][a-z0-9._-]{0,62}\x12\x30\n\x06labels\x18\x03 \x03(\x0b\x32\x18.weft.scheduler.v1.LabelB\x06\xaa\xbb\x18\x02 @\x12/\n\tresources\x18\x04 \x01(\x0b\x32\x1c.weft.scheduler.v1.Resources\x12\x18\n\x05slots\x18\x05 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\x90N\x12\x14\n\x04zone\x18\x06 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x39\n\x07running\x18\x07 \x03(\x0b\x32\x1f.weft.scheduler.v1.TaskProgressB\x07\xaa\xbb\x18\x03 \x90N\"m\n\x0cTaskProgress\x12\x17\n\x04task\x18\x01 \x01(\tB\t\xaa\xbb\x18\x05\x08\x01\x10\xd4\x01\x12\x1b\n\x07\x61ttempt\x18\x02 \x01(\x05\x42\n\xaa\xbb\x18\x06\x38\x01@\xc0\x84=\x12\x10\n\x08progress\x18\x03 \x01(\x01\x12\x15\n\x04note\x18\x04 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\"Z\n\x0fWorkerHeartbeat\x12\x0c\n\x04load\x18\x01 \x01(\x01\x12\x39\n\x07running\x18\x02 \x03(\x0b\x32\x1f.weft.scheduler.v1.TaskProgressB\x07\xaa\xbb\x18\x03 \x90N\"a\n\x0fWorkerSucceeded\x12\x17\n\x04task\x18\x01 \x01(\tB\t\xaa\xbb\x18\x05\x08\x01\x10\xd4\x01\x12\x1b\n\x07\x61ttempt\x18\x02 \x01(\x05\x42\n\xaa\xbb\x18\x06\x38\x01@\xc0\x84=\x12\x18\n\x06result\x18\x03 \x01(\x0c\x42\x08\xaa\xbb\x18\x04\x18\x80\x80\x10\"\x88\x01\n\x0cWorkerFailed\x12\x17\n\x04task\x18\x01 \x01(\tB\t\xaa\xbb\x18\x05\x08\x01\x10\xd4\x01\x12\x1b\n\x07\x61ttempt\x18\x02 \x01(\x05\x42\n\xaa\xbb\x18\x06\x38\x01@\xc0\x84=\x12\x16\n\x04\x63ode\x18\x03 \x01(\x05\x42\x08\xaa\xbb\x18\x04\x38\x01@\x10\x12\x18\n\x07message\x18\x04 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80 \x12\x10\n\x08released\x18\x05 \x01(\x08\"\'\n\x0bWorkerSlots\x12\x18\n\x05slots\x18\x01 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\x90N\"\xa6\x01\n\rWorkerWelcome\x12\x1a\n\tworker_id\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x35\n\x12heartbeat_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x04lost\x18\x04 \x03(\tB\n\xaa\xbb\x18\x06\x10\xd4\x01 \x90N\"\xdb\x01\n\x10WorkerAssignment\x12\x15\n\x04task\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xd4\x01\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x1a\n\ncapability\x18\x03 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x19\n\x07payload\x18\x04 \x01(\x0c\x42\x08\xaa\xbb\x18\x04\x18\x80\x80\x10\x12 \n\x0fidempotency_key\x18\x05 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x02\x12,\n\x08\x64\x65\x61\x64line\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x07\x63reator\x18\x07 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x02\"O\n\x0cWorkerCancel\x12\x15\n\x04task\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xd4\x01\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x17\n\x06reason\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\"G\n\x0eWorkerRecorded\x12\x15\n\x04task\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xd4\x01\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05stale\x18\x03 \x01(\x08\"\r\n\x0bWorkerDrain2\xec\x02\n\rWorkerService\x12\xa3\x01\n\x06\x41ttach\x12 .weft.scheduler.v1.AttachRequest\x1a!.weft.scheduler.v1.AttachResponse\"P\x90\x02\x00\xaa\xbb\x18\x19\n\x0escheduler.work\x10\x03\x1a\x05queue\x82\xd3\xe4\x93\x02*\"%/v1/{queue=tenants/*/queues/*}:attach:\x01*(\x01\x30\x01\x12\xb4\x01\n\x0c\x41ttachShared\x12&.weft.scheduler.v1.AttachSharedRequest\x1a\'.weft.scheduler.v1.AttachSharedResponse\"O\x90\x02\x00\xaa\xbb\x18\x1b\n\x15scheduler.work_shared\x10\x03 \x01\x82\xd3\xe4\x93\x02\'\"\"/v1/sharedQueues/{queue_id}:attach:\x01*(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,6 +38,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ATTACHREQUEST'].fields_by_name['queue']._loaded_options = None
   _globals['_ATTACHREQUEST'].fields_by_name['queue']._serialized_options = b'\252\273\030\031\010\001\020\217\0012\022tenants/*/queues/*'
+  _globals['_ATTACHSHAREDREQUEST'].fields_by_name['queue_id']._loaded_options = None
+  _globals['_ATTACHSHAREDREQUEST'].fields_by_name['queue_id']._serialized_options = b'\252\273\030\035\010\001\020?*\027[a-z0-9][a-z0-9-]{0,62}'
   _globals['_WORKERHELLO'].fields_by_name['worker_id']._loaded_options = None
   _globals['_WORKERHELLO'].fields_by_name['worker_id']._serialized_options = b'\252\273\030\025\020\200\001*\020[A-Za-z0-9._:-]+'
   _globals['_WORKERHELLO'].fields_by_name['capabilities']._loaded_options = None
@@ -86,6 +88,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERASSIGNMENT'].fields_by_name['payload']._serialized_options = b'\252\273\030\004\030\200\200\020'
   _globals['_WORKERASSIGNMENT'].fields_by_name['idempotency_key']._loaded_options = None
   _globals['_WORKERASSIGNMENT'].fields_by_name['idempotency_key']._serialized_options = b'\252\273\030\003\020\200\002'
+  _globals['_WORKERASSIGNMENT'].fields_by_name['creator']._loaded_options = None
+  _globals['_WORKERASSIGNMENT'].fields_by_name['creator']._serialized_options = b'\252\273\030\003\020\200\002'
   _globals['_WORKERCANCEL'].fields_by_name['task']._loaded_options = None
   _globals['_WORKERCANCEL'].fields_by_name['task']._serialized_options = b'\252\273\030\003\020\324\001'
   _globals['_WORKERCANCEL'].fields_by_name['reason']._loaded_options = None
@@ -94,32 +98,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERRECORDED'].fields_by_name['task']._serialized_options = b'\252\273\030\003\020\324\001'
   _globals['_WORKERSERVICE'].methods_by_name['Attach']._loaded_options = None
   _globals['_WORKERSERVICE'].methods_by_name['Attach']._serialized_options = b'\220\002\000\252\273\030\031\n\016scheduler.work\020\003\032\005queue\202\323\344\223\002*\"%/v1/{queue=tenants/*/queues/*}:attach:\001*'
+  _globals['_WORKERSERVICE'].methods_by_name['AttachShared']._loaded_options = None
+  _globals['_WORKERSERVICE'].methods_by_name['AttachShared']._serialized_options = b'\220\002\000\252\273\030\033\n\025scheduler.work_shared\020\003 \001\202\323\344\223\002\'\"\"/v1/sharedQueues/{queue_id}:attach:\001*'
   _globals['_ATTACHREQUEST']._serialized_start=219
   _globals['_ATTACHREQUEST']._serialized_end=554
   _globals['_ATTACHRESPONSE']._serialized_start=557
   _globals['_ATTACHRESPONSE']._serialized_end=851
-  _globals['_WORKERHELLO']._serialized_start=854
-  _globals['_WORKERHELLO']._serialized_end=1181
-  _globals['_TASKPROGRESS']._serialized_start=1183
-  _globals['_TASKPROGRESS']._serialized_end=1292
-  _globals['_WORKERHEARTBEAT']._serialized_start=1294
-  _globals['_WORKERHEARTBEAT']._serialized_end=1384
-  _globals['_WORKERSUCCEEDED']._serialized_start=1386
-  _globals['_WORKERSUCCEEDED']._serialized_end=1483
-  _globals['_WORKERFAILED']._serialized_start=1486
-  _globals['_WORKERFAILED']._serialized_end=1622
-  _globals['_WORKERSLOTS']._serialized_start=1624
-  _globals['_WORKERSLOTS']._serialized_end=1663
-  _globals['_WORKERWELCOME']._serialized_start=1666
-  _globals['_WORKERWELCOME']._serialized_end=1832
-  _globals['_WORKERASSIGNMENT']._serialized_start=1835
-  _globals['_WORKERASSIGNMENT']._serialized_end=2028
-  _globals['_WORKERCANCEL']._serialized_start=2030
-  _globals['_WORKERCANCEL']._serialized_end=2109
-  _globals['_WORKERRECORDED']._serialized_start=2111
-  _globals['_WORKERRECORDED']._serialized_end=2182
-  _globals['_WORKERDRAIN']._serialized_start=2184
-  _globals['_WORKERDRAIN']._serialized_end=2197
-  _globals['_WORKERSERVICE']._serialized_start=2200
-  _globals['_WORKERSERVICE']._serialized_end=2381
+  _globals['_ATTACHSHAREDREQUEST']._serialized_start=854
+  _globals['_ATTACHSHAREDREQUEST']._serialized_end=1202
+  _globals['_ATTACHSHAREDRESPONSE']._serialized_start=1205
+  _globals['_ATTACHSHAREDRESPONSE']._serialized_end=1505
+  _globals['_WORKERHELLO']._serialized_start=1508
+  _globals['_WORKERHELLO']._serialized_end=1835
+  _globals['_TASKPROGRESS']._serialized_start=1837
+  _globals['_TASKPROGRESS']._serialized_end=1946
+  _globals['_WORKERHEARTBEAT']._serialized_start=1948
+  _globals['_WORKERHEARTBEAT']._serialized_end=2038
+  _globals['_WORKERSUCCEEDED']._serialized_start=2040
+  _globals['_WORKERSUCCEEDED']._serialized_end=2137
+  _globals['_WORKERFAILED']._serialized_start=2140
+  _globals['_WORKERFAILED']._serialized_end=2276
+  _globals['_WORKERSLOTS']._serialized_start=2278
+  _globals['_WORKERSLOTS']._serialized_end=2317
+  _globals['_WORKERWELCOME']._serialized_start=2320
+  _globals['_WORKERWELCOME']._serialized_end=2486
+  _globals['_WORKERASSIGNMENT']._serialized_start=2489
+  _globals['_WORKERASSIGNMENT']._serialized_end=2708
+  _globals['_WORKERCANCEL']._serialized_start=2710
+  _globals['_WORKERCANCEL']._serialized_end=2789
+  _globals['_WORKERRECORDED']._serialized_start=2791
+  _globals['_WORKERRECORDED']._serialized_end=2862
+  _globals['_WORKERDRAIN']._serialized_start=2864
+  _globals['_WORKERDRAIN']._serialized_end=2877
+  _globals['_WORKERSERVICE']._serialized_start=2880
+  _globals['_WORKERSERVICE']._serialized_end=3244
 # @@protoc_insertion_point(module_scope)

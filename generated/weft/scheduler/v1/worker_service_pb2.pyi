@@ -130,6 +130,112 @@ class AttachResponse(_message.Message):
 Global___AttachResponse: _TypeAlias = AttachResponse  # noqa: Y015
 
 @_typing.final
+class AttachSharedRequest(_message.Message):
+    """From a worker of all tenants."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUEUE_ID_FIELD_NUMBER: _builtins.int
+    HELLO_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
+    SUCCEEDED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    queue_id: _builtins.str
+    """Id of the queues to serve; in each message, and the same in all."""
+    @_builtins.property
+    def hello(self) -> Global___WorkerHello:
+        """Who it is; the first message."""
+
+    @_builtins.property
+    def heartbeat(self) -> Global___WorkerHeartbeat:
+        """That it lives, and how far it is."""
+
+    @_builtins.property
+    def succeeded(self) -> Global___WorkerSucceeded:
+        """A task is done."""
+
+    @_builtins.property
+    def failed(self) -> Global___WorkerFailed:
+        """A task isn't done."""
+
+    @_builtins.property
+    def slots(self) -> Global___WorkerSlots:
+        """How many tasks it takes at once from now on."""
+
+    def __init__(
+        self,
+        *,
+        queue_id: _builtins.str = ...,
+        hello: Global___WorkerHello | None = ...,
+        heartbeat: Global___WorkerHeartbeat | None = ...,
+        succeeded: Global___WorkerSucceeded | None = ...,
+        failed: Global___WorkerFailed | None = ...,
+        slots: Global___WorkerSlots | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failed", b"failed", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "slots", b"slots", "succeeded", b"succeeded"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed", b"failed", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "queue_id", b"queue_id", "slots", b"slots", "succeeded", b"succeeded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "succeeded", "failed", "slots"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___AttachSharedRequest: _TypeAlias = AttachSharedRequest  # noqa: Y015
+
+@_typing.final
+class AttachSharedResponse(_message.Message):
+    """To a worker of all tenants."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WELCOME_FIELD_NUMBER: _builtins.int
+    ASSIGNMENT_FIELD_NUMBER: _builtins.int
+    CANCEL_FIELD_NUMBER: _builtins.int
+    RECORDED_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def welcome(self) -> Global___WorkerWelcome:
+        """It is attached."""
+
+    @_builtins.property
+    def assignment(self) -> Global___WorkerAssignment:
+        """A task to run."""
+
+    @_builtins.property
+    def cancel(self) -> Global___WorkerCancel:
+        """A task to end."""
+
+    @_builtins.property
+    def recorded(self) -> Global___WorkerRecorded:
+        """What it reported is kept: it need not be reported again."""
+
+    @_builtins.property
+    def drain(self) -> Global___WorkerDrain:
+        """It gets no more tasks here: it should finish those that it has, and attach
+        again.
+        """
+
+    def __init__(
+        self,
+        *,
+        welcome: Global___WorkerWelcome | None = ...,
+        assignment: Global___WorkerAssignment | None = ...,
+        cancel: Global___WorkerCancel | None = ...,
+        recorded: Global___WorkerRecorded | None = ...,
+        drain: Global___WorkerDrain | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "cancel", b"cancel", "drain", b"drain", "message", b"message", "recorded", b"recorded", "welcome", b"welcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "cancel", b"cancel", "drain", b"drain", "message", b"message", "recorded", b"recorded", "welcome", b"welcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "assignment", "cancel", "recorded", "drain"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___AttachSharedResponse: _TypeAlias = AttachSharedResponse  # noqa: Y015
+
+@_typing.final
 class WorkerHello(_message.Message):
     """Who a worker is."""
 
@@ -391,6 +497,7 @@ class WorkerAssignment(_message.Message):
     PAYLOAD_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
+    CREATOR_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     """The task, as `tenants/{tenant}/queues/{queue}/tasks/{task}`."""
     attempt: _builtins.int
@@ -401,6 +508,8 @@ class WorkerAssignment(_message.Message):
     """With what."""
     idempotency_key: _builtins.str
     """The same in every attempt of the task."""
+    creator: _builtins.str
+    """Who submitted the task."""
     @_builtins.property
     def deadline(self) -> _timestamp_pb2.Timestamp:
         """When this attempt is over, done or not."""
@@ -414,10 +523,11 @@ class WorkerAssignment(_message.Message):
         payload: _builtins.bytes = ...,
         idempotency_key: _builtins.str = ...,
         deadline: _timestamp_pb2.Timestamp | None = ...,
+        creator: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "capability", b"capability", "deadline", b"deadline", "idempotency_key", b"idempotency_key", "payload", b"payload", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "capability", b"capability", "creator", b"creator", "deadline", b"deadline", "idempotency_key", b"idempotency_key", "payload", b"payload", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

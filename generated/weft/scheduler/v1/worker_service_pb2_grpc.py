@@ -41,6 +41,11 @@ class WorkerServiceStub(object):
                 request_serializer=weft_dot_scheduler_dot_v1_dot_worker__service__pb2.AttachRequest.SerializeToString,
                 response_deserializer=weft_dot_scheduler_dot_v1_dot_worker__service__pb2.AttachResponse.FromString,
                 _registered_method=True)
+        self.AttachShared = channel.stream_stream(
+                '/weft.scheduler.v1.WorkerService/AttachShared',
+                request_serializer=weft_dot_scheduler_dot_v1_dot_worker__service__pb2.AttachSharedRequest.SerializeToString,
+                response_deserializer=weft_dot_scheduler_dot_v1_dot_worker__service__pb2.AttachSharedResponse.FromString,
+                _registered_method=True)
 
 
 class WorkerServiceServicer(object):
@@ -57,6 +62,14 @@ class WorkerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AttachShared(self, request_iterator, context):
+        """Attaches a worker to the queues of one id, whichever tenant's they are. Its
+        slots are shared among the tenants by the weights of their queues.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -64,6 +77,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.Attach,
                     request_deserializer=weft_dot_scheduler_dot_v1_dot_worker__service__pb2.AttachRequest.FromString,
                     response_serializer=weft_dot_scheduler_dot_v1_dot_worker__service__pb2.AttachResponse.SerializeToString,
+            ),
+            'AttachShared': grpc.stream_stream_rpc_method_handler(
+                    servicer.AttachShared,
+                    request_deserializer=weft_dot_scheduler_dot_v1_dot_worker__service__pb2.AttachSharedRequest.FromString,
+                    response_serializer=weft_dot_scheduler_dot_v1_dot_worker__service__pb2.AttachSharedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -95,6 +113,33 @@ class WorkerService(object):
             '/weft.scheduler.v1.WorkerService/Attach',
             weft_dot_scheduler_dot_v1_dot_worker__service__pb2.AttachRequest.SerializeToString,
             weft_dot_scheduler_dot_v1_dot_worker__service__pb2.AttachResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AttachShared(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/weft.scheduler.v1.WorkerService/AttachShared',
+            weft_dot_scheduler_dot_v1_dot_worker__service__pb2.AttachSharedRequest.SerializeToString,
+            weft_dot_scheduler_dot_v1_dot_worker__service__pb2.AttachSharedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,10 @@ class WorkerServiceStub:
     hello. A task that was started but not reported when the stream ends stays
     the worker's until its lease is over: it may attach again and go on.
     """
+    AttachShared: _grpc.StreamStreamMultiCallable[_worker_service_pb2.AttachSharedRequest, _worker_service_pb2.AttachSharedResponse]
+    """Attaches a worker to the queues of one id, whichever tenant's they are. Its
+    slots are shared among the tenants by the weights of their queues.
+    """
 
 @_typing.type_check_only
 class WorkerServiceAsyncStub(WorkerServiceStub):
@@ -52,6 +56,10 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """Attaches a worker until either side ends the stream. The first message is
     hello. A task that was started but not reported when the stream ends stays
     the worker's until its lease is over: it may attach again and go on.
+    """
+    AttachShared: _aio.StreamStreamMultiCallable[_worker_service_pb2.AttachSharedRequest, _worker_service_pb2.AttachSharedResponse]  # type: ignore[assignment]
+    """Attaches a worker to the queues of one id, whichever tenant's they are. Its
+    slots are shared among the tenants by the weights of their queues.
     """
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -68,6 +76,16 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Attaches a worker until either side ends the stream. The first message is
         hello. A task that was started but not reported when the stream ends stays
         the worker's until its lease is over: it may attach again and go on.
+        """
+
+    @_abc_1.abstractmethod
+    def AttachShared(
+        self,
+        request_iterator: _MaybeAsyncIterator[_worker_service_pb2.AttachSharedRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_worker_service_pb2.AttachSharedResponse], _abc.AsyncIterator[_worker_service_pb2.AttachSharedResponse]]:
+        """Attaches a worker to the queues of one id, whichever tenant's they are. Its
+        slots are shared among the tenants by the weights of their queues.
         """
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

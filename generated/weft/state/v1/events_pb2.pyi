@@ -779,3 +779,37 @@ class SessionImported(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SessionImported: _TypeAlias = SessionImported  # noqa: Y015
+
+@_typing.final
+class TurnStalled(_message.Message):
+    """Nothing has happened to a turn that runs for longer than it should; told once,
+    until something does.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TURN_FIELD_NUMBER: _builtins.int
+    IDLE_FIELD_NUMBER: _builtins.int
+    DOING_FIELD_NUMBER: _builtins.int
+    turn: _builtins.str
+    """Id of the turn."""
+    doing: _builtins.str
+    """What it is at: a model step, or tool calls."""
+    @_builtins.property
+    def idle(self) -> _duration_pb2.Duration:
+        """How long nothing had happened by then."""
+
+    def __init__(
+        self,
+        *,
+        turn: _builtins.str = ...,
+        idle: _duration_pb2.Duration | None = ...,
+        doing: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["idle", b"idle"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["doing", b"doing", "idle", b"idle", "turn", b"turn"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TurnStalled: _TypeAlias = TurnStalled  # noqa: Y015

@@ -300,6 +300,8 @@ class OpenTurn(_message.Message):
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     CANCEL_REASON_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
+    STALLED_TIME_FIELD_NUMBER: _builtins.int
+    STALLED_DOING_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the turn in its session."""
     request_id: _builtins.str
@@ -324,6 +326,8 @@ class OpenTurn(_message.Message):
     """Somebody asked to cancel it."""
     cancel_reason: _builtins.str
     """Why, in that person's words."""
+    stalled_doing: _builtins.str
+    """What it was at then."""
     @_builtins.property
     def accept_time(self) -> _timestamp_pb2.Timestamp:
         """When it was accepted."""
@@ -352,6 +356,10 @@ class OpenTurn(_message.Message):
     def sources(self) -> _containers.RepeatedCompositeFieldContainer[_tools_pb2.Source]:
         """Sources that its tools named so far."""
 
+    @_builtins.property
+    def stalled_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is known to have stalled; not set where it hasn't."""
+
     def __init__(
         self,
         *,
@@ -374,10 +382,12 @@ class OpenTurn(_message.Message):
         cancel_requested: _builtins.bool = ...,
         cancel_reason: _builtins.str = ...,
         sources: _abc.Iterable[_tools_pb2.Source] | None = ...,
+        stalled_time: _timestamp_pb2.Timestamp | None = ...,
+        stalled_doing: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "deadline_time", b"deadline_time", "timeout", b"timeout", "usage", b"usage", "wait_time", b"wait_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "deadline_time", b"deadline_time", "stalled_time", b"stalled_time", "timeout", b"timeout", "usage", b"usage", "wait_time", b"wait_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_revision", b"accept_revision", "accept_time", b"accept_time", "calls", b"calls", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "deadline_time", b"deadline_time", "epoch", b"epoch", "id", b"id", "input", b"input", "owner", b"owner", "request_hash", b"request_hash", "request_id", b"request_id", "resume_count", b"resume_count", "sources", b"sources", "status", b"status", "step_count", b"step_count", "timeout", b"timeout", "usage", b"usage", "wait_time", b"wait_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_revision", b"accept_revision", "accept_time", b"accept_time", "calls", b"calls", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "deadline_time", b"deadline_time", "epoch", b"epoch", "id", b"id", "input", b"input", "owner", b"owner", "request_hash", b"request_hash", "request_id", b"request_id", "resume_count", b"resume_count", "sources", b"sources", "stalled_doing", b"stalled_doing", "stalled_time", b"stalled_time", "status", b"status", "step_count", b"step_count", "timeout", b"timeout", "usage", b"usage", "wait_time", b"wait_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -269,6 +269,47 @@ def test_a_cancelled_turn_is_shown_as_such(platform: MemoryPlatform, weft: Weft)
     assert weft("turn", "watch", turn).code == 6
 
 
+def test_a_stalled_turn_is_listed_and_its_only_call_skipped(
+    platform: MemoryPlatform, weft: Weft
+) -> None:
+    platform.turns.scripts["how"] = Script([token("so ")])
+    turn = weft("ask", "bot", "how", "--detach").out.strip()
+    assert weft("turn", "stalled", "-o", "json").data == []
+    name = platform.turns.stall("tool call send (call-1)", call_of("send"))
+    (listed,) = weft("turn", "stalled", "-o", "json").data
+    assert (listed["name"], listed["stalled_doing"]) == (name, "tool call send (call-1)")
+    shown = weft("turn", "show", turn).out
+    assert "since 1970-01-01 00:01:40.000Z, at tool call send (call-1)" in shown
+    assert "call-1: send" in shown
+    assert weft("turn", "skip-call", turn, "--reason", "it hangs").code == 0
+    ran = weft("turn", "skip-call", turn)
+    assert (ran.code, "no call of turn" in ran.err) == (1, True)
+    assert weft("turn", "fail", turn, "--reason", "it hangs").code == 0
+    watched = weft("turn", "watch", turn)
+    assert watched.code == 6
+    assert "✗ it hangs" in watched.err
+    assert "the turn failed: it hangs" in watched.err
+
+
+def test_of_several_calls_that_run_one_is_named(platform: MemoryPlatform, weft: Weft) -> None:
+    platform.turns.scripts["how"] = Script([token("so ")])
+    turn = weft("ask", "bot", "how", "--detach").out.strip()
+    calls = [models_pb2.ToolCall(id=call_id, tool="send") for call_id in ("one", "two")]
+    platform.turns.stall("tool calls", *calls)
+    ran = weft("turn", "skip-call", turn)
+    assert ran.code == 2
+    assert ran.err.splitlines()[1:] == ["  one", "  two"]
+    assert weft("turn", "skip-call", turn, "two").code == 0
+    assert [call.id for call in platform.turns.running_calls()] == ["one"]
+
+
+def test_a_stall_is_told_to_who_watches(platform: MemoryPlatform, weft: Weft) -> None:
+    stalled = Event.Stalled(doing="model step 1")
+    stalled.idle.FromSeconds(121)
+    platform.turns.scripts["how"] = Script([Event(stalled=stalled), *ANSWER])
+    assert "Stalled: nothing for 121 s, at model step 1." in weft("ask", "bot", "how").err
+
+
 def test_usage_is_told_after_the_answer(platform: MemoryPlatform, weft: Weft) -> None:
     done = Event.Completed(text="4", usage=models_pb2.Usage(input_tokens=12, output_tokens=3))
     platform.turns.scripts["how"] = Script([Event(completed=done)])

@@ -12,6 +12,8 @@ from mesh.cli.application import application, run
 from mesh.cli.failures import ExitCode
 from tests.support.command_line import Weft
 from tests.support.memory_platform import MemoryPlatform
+from tests.support.memory_turns import Script, token
+from weft.scheduler.v1 import tasks_pb2
 from weft.state.v1 import events_pb2 as facts
 
 TALK = "tenants/default/agents/bot/sessions/talk"
@@ -88,6 +90,29 @@ def test_doctor_judges_every_service_and_warns_of_the_offline_model(weft: Weft) 
     assert verdicts.pop("key") == "warn"
     assert verdicts.pop("weft.agents.v1.AgentService") == "ok"
     assert set(verdicts.values()) == {"ok"}
+
+
+def test_doctor_names_what_has_stalled_and_the_command_that_shows_it(
+    platform: MemoryPlatform, weft: Weft
+) -> None:
+    for number in range(12):
+        task = platform.tasks.add(f"default/t{number:02}", tasks_pb2.TASK_STATE_RUNNING)
+        task.stalled_time.FromSeconds(100)
+        task.stalled_reason = "worker w1 has it"
+    platform.tasks.add("default/fine", tasks_pb2.TASK_STATE_RUNNING)
+    platform.turns.scripts["how"] = Script([token("so ")])
+    turn = weft("ask", "bot", "how", "--detach").out.strip()
+    platform.turns.stall("model step 1")
+    ran = weft("doctor", "-o", "json")
+    assert ran.code == 0
+    found = [check for check in ran.data if check["check"] == "stalled tasks"]
+    assert [check["verdict"] for check in found] == ["warn"] * 11
+    assert found[0]["detail"] == "default/t11: worker w1 has it; `weft task show default/t11`"
+    assert (
+        found[-1]["detail"] == "2 more of queue default; `weft task list --queue default --stalled`"
+    )
+    (check,) = [check for check in ran.data if check["check"] == "stalled turns"]
+    assert check["detail"] == f"{turn}: at model step 1; `weft turn show {turn}`"
 
 
 class _Readiness(http.server.BaseHTTPRequestHandler):

@@ -217,6 +217,23 @@ def test_a_task_is_cancelled_and_a_failed_one_tried_again(
     assert weft("task", "cancel", "t3").code == weft("task", "retry", "t3").code == 3
 
 
+def test_stalled_tasks_are_listed_and_ended(platform: MemoryPlatform, weft: Weft) -> None:
+    for task in ("t1", "t2"):
+        added = platform.tasks.add(f"default/{task}", RUNNING)
+        added.stalled_time.FromSeconds(100)
+        added.stalled_reason = "worker w1 has it"
+    platform.tasks.add("default/t3", RUNNING)
+    stalled = weft("task", "list", "--stalled", "-o", "json").data
+    assert [task["name"] for task in stalled] == [f"{IN_DEFAULT}/t2", f"{IN_DEFAULT}/t1"]
+    assert "stalled since 1970-01-01 00:01:40.000Z: worker w1 has it" in weft("task", "list").out
+    assert "worker w1 has it" in weft("task", "show", "t1").out
+    skipped = weft("task", "skip", "t1", "--reason", "hangs", "-o", "json").data
+    assert (skipped["state"], skipped["reason"]) == ("TASK_STATE_CANCELLED", "hangs")
+    failed = weft("task", "fail", "default/t2", "--reason", "hangs", "-o", "json").data
+    assert (failed["state"], failed["reason"]) == ("TASK_STATE_FAILED", "hangs")
+    assert weft("task", "skip", "t4").code == weft("task", "fail", "t4").code == 3
+
+
 def test_a_watched_task_prints_its_result_and_nothing_else_on_stdout(
     platform: MemoryPlatform, weft: Weft
 ) -> None:

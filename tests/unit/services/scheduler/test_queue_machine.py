@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mesh.errors import WeftError
 from mesh.events.fold import Place
-from services.scheduler.domain import decide
+from services.scheduler.domain import decide, stalls
 from services.scheduler.domain.codes import Code
 from services.scheduler.domain.state import (
     FAILED,
@@ -124,6 +124,37 @@ class Queue(RuleBasedStateMachine):
     def discard(self, task: str) -> None:
         self.do(lambda state: decide.discard(state, task, "enough"))
 
+    @rule(task=names)
+    def stall(self, task: str) -> None:
+        entry = self.state.tasks.get(task)
+        attempt = entry.attempt if entry is not None else 0
+        bounds = stalls.Bounds(2 * SECOND, SECOND)
+        for repeated in (False, True):
+            found = self.do(
+                partial(
+                    stalls.stall,
+                    task=task,
+                    attempt=attempt,
+                    reason="why",
+                    bounds=bounds,
+                    now_ns=self.now_ns,
+                )
+            )
+            assert not (found and repeated)
+
+    @rule(task=names, attempt=st.integers(1, 4))
+    def progress(self, task: str, attempt: int) -> None:
+        self.do(lambda state: stalls.progress(state, task, attempt))
+
+    @rule(task=names)
+    def skip(self, task: str) -> None:
+        self.do(lambda state: stalls.skip(state, task, "enough"))
+
+    @rule(task=names)
+    def fail_now(self, task: str) -> None:
+        found = self.do(lambda state: stalls.fail_now(state, task, "enough"))
+        assert not found or self.state.tasks[task].task.state == FAILED
+
     @rule(seconds=st.integers(1, 3))
     def wait(self, seconds: int) -> None:
         self.now_ns += seconds * SECOND
@@ -167,6 +198,12 @@ class Queue(RuleBasedStateMachine):
             assert [each.attempt for each in entry.task.attempts] == list(
                 range(1, entry.attempt + 1)
             )
+
+    @invariant()
+    def only_what_could_go_on_has_stalled(self) -> None:
+        for entry in self.state.tasks.values():
+            if stalls.has_stalled(entry):
+                assert stalls.idle_since_ns(self.state, entry) is not None
 
     @invariant()
     def a_snapshot_holds_all(self) -> None:

@@ -1,0 +1,112 @@
+"""Processes in which plain functions run, one in each at a time.
+
+Each is an executor of its own, so that a function may be ended with its process: one that
+is cancelled, and one that kills its process, disturb no other.
+"""
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+
+class Processes:
+    """There are as many as functions ran at once; each is used again."""
+
+    def __init__(self) -> None:
+        self._idle: list[_Process] = []
+        self._ending: set[asyncio.Future[None]] = set()
+
+    async def run(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        """What the function returns, which runs in another process. Raises what it raises,
+        and BrokenProcessPool where its process dies; one that is cancelled is killed."""
+        process, returned = await self._begin(function, argument)
+        try:
+            result = await returned
+        except (asyncio.CancelledError, BrokenProcessPool):
+            self._end(process)
+            raise
+        except BaseException:
+            self._idle.append(process)
+            raise
+        self._idle.append(process)
+        return result
+
+    async def close(self) -> None:
+        """Returns once all processes have ended."""
+        while self._idle:
+            self._end(self._idle.pop())
+        await asyncio.gather(*self._ending)
+
+    async def _begin(
+        self, function: Callable[[Any], Any], argument: Any
+    ) -> tuple["_Process", "asyncio.Future[Any]"]:
+        while self._idle:
+            process = self._idle.pop()
+            try:
+                return process, process.submit(function, argument)
+            except BrokenProcessPool:
+                # It died while it had nothing to do.
+                self._end(process)
+        process = _Process()
+        try:
+            process.pid = await process.submit(_pid, None)
+        except BaseException:
+            self._end(process)
+            raise
+        return process, process.submit(function, argument)
+
+    def _end(self, process: "_Process") -> None:
+        ending = asyncio.get_running_loop().run_in_executor(None, process.end)
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+
+
+class _Process:
+    """One process, begun with its first function."""
+
+    def __init__(self) -> None:
+        self.pid = 0
+        # Not forked: a child would inherit signal handlers and connections.
+        context = multiprocessing.get_context("forkserver")
+        theirs, self._ours = context.Pipe(duplex=False)
+        self._executor = ProcessPoolExecutor(
+            1, mp_context=context, initializer=_live_with_worker, initargs=(theirs,)
+        )
+
+    def submit(self, function: Callable[[Any], Any], argument: Any) -> "asyncio.Future[Any]":
+        return asyncio.wrap_future(self._executor.submit(function, argument))
+
+    def end(self) -> None:
+        """Kills it, and returns once its executor's thread has ended: one that is still
+        about it at the interpreter's exit fails there."""
+        self._ours.close()
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        self._executor.shutdown(cancel_futures=True)
+
+
+def _pid(_: None) -> int:
+    return os.getpid()
+
+
+def _live_with_worker(pipe: Connection) -> None:
+    """Ends the process when the worker ends, however that comes; a signal from the terminal
+    is the worker's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=partial(_exit_at_end_of, pipe), daemon=True).start()
+
+
+def _exit_at_end_of(pipe: Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        pipe.recv_bytes()
+    os._exit(1)

@@ -1,0 +1,43 @@
+"""Tasks of the queue `turns`: each is a turn that whoever submits it may run."""
+
+from google.protobuf import json_format
+
+from mesh.call import Call
+from mesh.errors import InvalidArgument, NotFound, PermissionDenied
+from mesh.events.store import StreamName
+from mesh.rpc.tenancy import tenant_of
+from mesh.rpc.validation import violations_of
+from services.scheduler.domain import names
+from weft.agents.v1 import turn_pb2
+from weft.scheduler.v1 import tasks_pb2
+
+CAPABILITY = "agent-turn"
+PERMISSION = "agents.run"
+_violations = violations_of(turn_pb2.TurnTask.DESCRIPTOR)
+
+
+def check_turn_task(stream: StreamName, spec: tasks_pb2.TaskSpec, call: Call) -> None:
+    """Raises InvalidArgument for a task of the queue `turns` that is no turn, NotFound for
+    one of another tenant's session, PermissionDenied where the caller may not run it. Weft's
+    services have asked that already, and tasks of other queues may be anything."""
+    if stream.key[0] != names.TURNS_QUEUE or not call.peer or call.caller:
+        return
+    if spec.capability != CAPABILITY:
+        raise InvalidArgument.of("spec.capability", f"the queue turns takes {CAPABILITY} only")
+    turn = turn_pb2.TurnTask()
+    try:
+        json_format.Parse(spec.payload, turn)
+    except (json_format.ParseError, UnicodeDecodeError):
+        problem = "isn't the JSON of a weft.agents.v1.TurnTask"
+        raise InvalidArgument.of("spec.payload", problem) from None
+    for violation in _violations(turn):
+        raise InvalidArgument.of(f"spec.payload.{violation.field}", violation.description)
+    if not turn.input:
+        raise InvalidArgument.of("spec.payload.input", "is required")
+    if tenant_of(turn.session) != stream.tenant:
+        raise NotFound.of("session", turn.session)
+    if call.principal is None or not call.principal.allows(PERMISSION, turn.session):
+        raise PermissionDenied(
+            f"needs the permission {PERMISSION} for {turn.session}",
+            metadata={"permission": PERMISSION, "resource": turn.session},
+        )
