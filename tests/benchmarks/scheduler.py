@@ -1,5 +1,4 @@
-"""Tasks over the wire: submitting one, its way to an idle worker, many to the end, and a
-queue's rebuild.
+"""Tasks over the wire: submitting one, its way to an idle worker, many to the end.
 
 Weft runs in a process of its own on a real nats-server that writes every message to the
 disk before it acknowledges it; client and worker share this one. The baseline is a plain
@@ -20,9 +19,11 @@ from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js.api import ConsumerConfig, RetentionPolicy, StorageType, StreamConfig
 from nats.js.client import JetStreamContext
 
+from mesh.ids import new_id
 from mesh.worker import WorkerTask
 from tests.benchmarks.measure import alternate, median_ms
 from tests.benchmarks.results import Baseline, Goal, Result
+from tests.support.batches import Batches, items
 from tests.support.nats import running_nats
 from tests.support.platform import platform
 from tests.support.scheduling import Scheduling, spec
@@ -32,7 +33,9 @@ TASKS = 2_000
 IN_FLIGHT = 64
 SLOTS = 64
 LATENCIES = 200
-OPEN_TASKS = 20_000
+ITEMS = 1_000
+"""Of a request."""
+RATE = Goal(1_500, at_most=False)
 
 
 class Tasks:
@@ -80,6 +83,20 @@ class Tasks:
                 group.create_task(one())
             await self._drained(TASKS)
         return TASKS / (time.perf_counter() - started)
+
+    async def batch_per_second(self) -> float:
+        """As many, submitted as a batch, up to where its last result is known."""
+        batches, batch = Batches(self.scheduling), new_id()
+        started = time.perf_counter()
+        for first in range(0, TASKS, ITEMS):
+            wanted = items(b"" for _ in range(ITEMS))
+            more = first + ITEMS < TASKS
+            await batches.submit(batch, wanted, first_index=first, open=more)
+        results = await batches.results(batch)
+        seconds = time.perf_counter() - started
+        assert len(results) == TASKS
+        await self._drained(TASKS)
+        return TASKS / seconds
 
     async def _drained(self, count: int) -> None:
         for _ in range(count):
@@ -144,6 +161,10 @@ class WorkQueue:
             await self._drained(TASKS)
         return TASKS / (time.perf_counter() - started)
 
+    async def batch_per_second(self) -> float:
+        """The same: it knows no batches."""
+        return await self.many_per_second()
+
     async def _take(self) -> None:
         consumer = await self._context.pull_subscribe(
             "work", durable="worker", config=ConsumerConfig(max_ack_pending=SLOTS)
@@ -173,20 +194,13 @@ async def run() -> list[Result]:
                 _work_queue(server.url) as work,
             ):
                 values = await _measured(tasks, work)
-            rebuild = await _rebuilt(scheduling)
     return [
         _result("task, submit, p50", "ms", values, "submit_ms"),
         _result(
             "task, to an idle worker, p50", "ms", values, "dispatch_ms", Goal(3.0, at_most=True)
         ),
-        _result(
-            "tasks to their end, one worker",
-            "/s",
-            values,
-            "many_per_second",
-            Goal(1_500, at_most=False),
-        ),
-        rebuild,
+        _result("tasks to their end, one by one", "/s", values, "many_per_second", RATE),
+        _result("tasks to their end, as a batch", "/s", values, "batch_per_second", RATE),
     ]
 
 
@@ -194,7 +208,7 @@ async def _measured(tasks: Tasks, work: WorkQueue) -> dict[str, list[float]]:
     variants = {
         f"{name} {measure}": getattr(each, measure)
         for name, each in (("task", tasks), ("work", work))
-        for measure in ("submit_ms", "dispatch_ms", "many_per_second")
+        for measure in ("submit_ms", "dispatch_ms", "many_per_second", "batch_per_second")
     }
     await alternate(1, variants)
     return await alternate(ROUNDS, variants)
@@ -205,37 +219,6 @@ def _result(
 ) -> Result:
     baseline = Baseline(f"{unit}, JetStream work queue", values[f"work {measure}"])
     return Result(title, unit, values[f"task {measure}"], baseline, goal)
-
-
-async def _rebuilt(scheduling: Scheduling) -> Result:
-    """How much longer a start takes with so many open tasks."""
-    weft = scheduling.platform
-    empty = await _start_seconds(scheduling)
-    slots = asyncio.Semaphore(IN_FLIGHT)
-
-    async def one() -> None:
-        async with slots:
-            await scheduling.submit(spec("nobody-can"))
-
-    for _ in range(OPEN_TASKS // 1_000):
-        await asyncio.gather(*(one() for _ in range(1_000)))
-    full = await _start_seconds(scheduling)
-    stats = await scheduling.stats()
-    assert stats.ready == OPEN_TASKS, stats
-    assert weft.channel is not None
-    return Result(
-        f"start with {OPEN_TASKS:,} open tasks, more than with none",
-        "s",
-        [full - empty],
-        goal=Goal(3.0, at_most=True),
-    )
-
-
-async def _start_seconds(scheduling: Scheduling) -> float:
-    await scheduling.platform.kill()
-    started = time.perf_counter()
-    await scheduling.platform.start()
-    return time.perf_counter() - started
 
 
 @contextlib.asynccontextmanager
