@@ -34,6 +34,7 @@ from weft.auth.v1 import (
 )
 from weft.models.v1 import model_service_pb2
 from weft.scheduler.v1 import (
+    batch_service_pb2,
     dead_letter_service_pb2,
     queue_service_pb2,
     schedule_service_pb2,
@@ -133,6 +134,7 @@ _SERVICES = (
         summary="keeps queues of tasks and gives them to workers; submits some by the clock",
         contracts=(
             task_service_pb2.DESCRIPTOR.services_by_name["TaskService"],
+            batch_service_pb2.DESCRIPTOR.services_by_name["BatchService"],
             queue_service_pb2.DESCRIPTOR.services_by_name["QueueService"],
             dead_letter_service_pb2.DESCRIPTOR.services_by_name["DeadLetterService"],
             worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"],

@@ -12,6 +12,7 @@ import typer
 from mesh.cli.agents import agents
 from mesh.cli.asking import add_ask
 from mesh.cli.audit import add_audit
+from mesh.cli.batches import batches
 from mesh.cli.calling import add_call
 from mesh.cli.collections import collections
 from mesh.cli.command import silence_stdout, with_shared_options
@@ -46,7 +47,7 @@ def application() -> typer.Typer:
         epilog="The key comes from WEFT_API_KEY, the context, or what `weft up` left for its "
         "server; it is no option, since everybody on the machine sees those. "
         "Exit codes: 0 ok, 1 failure, 2 usage, 3 not found, 4 not allowed, "
-        "5 unavailable, 6 turn or task failed, 124 out of time, 130 interrupted.",
+        "5 unavailable, 6 turn, task or item failed, 124 out of time, 130 interrupted.",
     )
     app.callback()(with_shared_options(_weft))
     add_ask(app)
@@ -55,6 +56,7 @@ def application() -> typer.Typer:
     app.add_typer(turns, name="turn")
     app.add_typer(tools, name="tool")
     app.add_typer(tasks, name="task")
+    app.add_typer(batches, name="batch")
     app.add_typer(queues, name="queue")
     app.add_typer(dead_letters, name="deadletter")
     app.add_typer(schedules, name="schedule")

@@ -178,6 +178,13 @@ class Client:
             self.channel.close()
             del self.channel
 
+    def another(self) -> "Client":
+        """A connection of its own to the same server, under the same --timeout: for a thread
+        that loses and attaches again without disturbing this one."""
+        made = Client(lambda: self._access, self.output, self.timeout_seconds, self.named)
+        made._end = self._end
+        return made
+
     def stub(self, stub_class: Callable[[Any], S]) -> S:
         """A generated stub on this connection."""
         return stub_class(self.channel)

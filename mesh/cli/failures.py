@@ -113,6 +113,11 @@ def was_lost(error: "grpc.RpcError") -> bool:
     return code in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
+def is_exhausted(error: "grpc.RpcError") -> bool:
+    """Whether a bound was reached, so that another try may help later."""
+    return _code_name(error) == "RESOURCE_EXHAUSTED"
+
+
 def is_not_found(error: "grpc.RpcError") -> bool:
     """Whether the server says that there is no such resource."""
     return _code_name(error) == "NOT_FOUND"

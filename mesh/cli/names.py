@@ -19,11 +19,12 @@ ROLE = ("roles",)
 ROLE_BINDING = ("roleBindings",)
 QUEUE = ("queues",)
 TASK = ("queues", "tasks")
+BATCH = ("queues", "batches")
 SCHEDULE = ("schedules",)
 DEFAULT_QUEUE = "default"
 DEFAULT_TENANT = "tenants/default"
 
-_WORDS = {"apiKeys": "key", "roleBindings": "binding"}
+_WORDS = {"apiKeys": "key", "roleBindings": "binding", "batches": "batch"}
 
 
 class InTenant(Protocol):
@@ -62,18 +63,29 @@ def task_name(text: str, queue: str | None, client: InTenant) -> str:
     An id alone is one of `queue`, else of the queue `default`. CommandFailed (usage) where
     the text is neither form, or names another queue than `queue`.
     """
+    return _name_in_queue(text, queue, TASK, client)
+
+
+def batch_name(text: str, queue: str | None, client: InTenant) -> str:
+    """As `task_name`, of a batch."""
+    return _name_in_queue(text, queue, BATCH, client)
+
+
+def _name_in_queue(text: str, queue: str | None, kind: tuple[str, str], client: InTenant) -> str:
+    collection = kind[1]
+    word = _WORDS.get(collection, collection[:-1])
     if "/" not in text:
         parent = resource_name(queue or DEFAULT_QUEUE, QUEUE, client)
-        return f"{parent}/tasks/{check_id(text, 'TASK')}"
-    name = resource_name(text, TASK, client)
+        return f"{parent}/{collection}/{check_id(text, word.upper())}"
+    name = resource_name(text, kind, client)
     if queue and queue_of(name) != resource_name(queue, QUEUE, client):
-        raise usage_error(f"task {short_name(name)} isn't one of queue {queue}")
+        raise usage_error(f"{word} {short_name(name)} isn't one of queue {queue}")
     return name
 
 
-def queue_of(task: str) -> str:
-    """The full name of the queue that a task is in."""
-    return task.rpartition("/tasks/")[0]
+def queue_of(name: str) -> str:
+    """The full name of the queue that a task or batch is in."""
+    return name.rpartition("/")[0].rpartition("/")[0]
 
 
 def short_name(name: str) -> str:

@@ -7,9 +7,9 @@ writer's append fails at the store and is decided again on the state that won.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic
 
 import structlog
 from google.protobuf.message import DecodeError, Message
@@ -26,6 +26,7 @@ from mesh.errors import (
     NotFound,
     WeftError,
 )
+from mesh.events.fold import Fold, Place, S
 from mesh.events.store import (
     START,
     CommitDraft,
@@ -38,7 +39,6 @@ from mesh.events.store import (
 )
 from weft.events.v1 import events_pb2
 
-S = TypeVar("S")
 Observer = Callable[[int, Timestamp, Message], None]
 """Is told of a stored fact: its revision, its commit's time, the fact."""
 
@@ -48,49 +48,6 @@ FORK_DEPTH_MAX = 64
 AGGREGATES_MAX = 1_000
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True)
-class Place:
-    """Where an event stands: its revision, and when its commit was decided."""
-
-    revision: int
-    time: Timestamp
-
-
-@dataclass(frozen=True)
-class Fold(Generic[S]):
-    """How events become a state. Pure: `evolve` takes its state over and returns the
-    next one. `version` grows whenever the same events fold into another state, which
-    discards older snapshots. `origin` names the stream and revision that a stream's
-    first event continues, if it is a fork."""
-
-    version: int
-    events: Sequence[type[Message]]
-    initial: Callable[[], S]
-    evolve: Callable[[S, Message, Place], S]
-    encode: Callable[[S], bytes]
-    decode: Callable[[bytes], S]
-    origin: Callable[[Message], tuple[StreamName, int] | None] = lambda event: None
-    _types: dict[str, type[Message]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._types.update({event.DESCRIPTOR.full_name: event for event in self.events})
-
-    def open(self, event: events_pb2.Event) -> Message | None:
-        """The event's message; None where its type is unknown and may be ignored."""
-        event_type = self._types.get(event.type)
-        if event_type is None:
-            if event.may_ignore:
-                return None
-            raise DataDamaged(
-                f"this version doesn't know events of type {event.type}; use a newer one",
-                metadata={"type": event.type},
-            )
-        try:
-            return event_type.FromString(event.payload.value)
-        except DecodeError as error:
-            raise DataDamaged(f"event {event.id} of type {event.type} doesn't parse") from error
 
 
 @dataclass(slots=True)
@@ -105,7 +62,12 @@ class Loaded(Generic[S]):
 
 
 class Repository(Generic[S]):
-    """Loads the aggregates of one kind, and keeps those that this process writes."""
+    """Loads the aggregates of one kind, and keeps those that this process writes.
+
+    With `ahead` a writer's state holds what was sent before it is acknowledged, so that a
+    commit that loses costs a load of the whole state. Without, it holds what is stored, and
+    a lost one costs the reading of what won.
+    """
 
     def __init__(
         self,
@@ -114,12 +76,14 @@ class Repository(Generic[S]):
         *,
         snapshot_commits: int = SNAPSHOT_COMMITS,
         aggregates_max: int = AGGREGATES_MAX,
+        ahead: bool = True,
         clock: Clock = SYSTEM,
     ) -> None:
         self.store = store
         self.fold = fold
         self.clock = clock
         self.snapshot_commits = snapshot_commits
+        self.ahead = ahead
         self._aggregates_max = aggregates_max
         self._open: OrderedDict[StreamName, Aggregate[S]] = OrderedDict()
 
@@ -243,8 +207,9 @@ class Aggregate(Generic[S]):
 
     At most one commit is in flight. `send` returns when its commit was decided and is
     on its way, so that work that needs no acknowledgement can go on; `execute` waits
-    for it. `state` holds what was sent, acknowledged or not. `observers` are told of
-    every fact once it is known to be stored, in the log's order, whoever wrote it.
+    for it. `state` holds what was sent, acknowledged or not, where the repository is
+    `ahead`. `observers` are told of every fact once it is known to be stored, in the log's
+    order, whoever wrote it.
     """
 
     def __init__(self, repository: Repository[S], stream: StreamName) -> None:
@@ -254,6 +219,7 @@ class Aggregate(Generic[S]):
         self._repository = repository
         self._loaded: Loaded[S] | None = None
         self._stale = False
+        self._behind = False
         self._lock = asyncio.Lock()
         self._flight: asyncio.Task[StoredFacts | None] | None = None
 
@@ -285,7 +251,7 @@ class Aggregate(Generic[S]):
 
     async def ready(self) -> S:
         """The state as this process knows it; read only if it knows nothing yet."""
-        if self._loaded is None or self._stale:
+        if self._loaded is None or self._stale or self._behind:
             async with self._lock:
                 await self._settle()
                 await self._ensure()
@@ -335,7 +301,8 @@ class Aggregate(Generic[S]):
                 loaded = await self._ensure()
                 events = list(decide(loaded.state))
             draft = self._draft(events, request_id)
-            self._evolve(loaded, draft)
+            if self._repository.ahead:
+                self._evolve(loaded, draft)
             self._flight = asyncio.create_task(self._append(loaded, draft, decide))
             return self._flight
 
@@ -348,24 +315,32 @@ class Aggregate(Generic[S]):
                     return None
                 try:
                     first_revision = loaded.head.revision + 1
-                    loaded.head = await self._repository.store.append(
-                        self.stream, draft, loaded.head
-                    )
+                    head = await self._repository.store.append(self.stream, draft, loaded.head)
                 except HeadConflict:
-                    loaded = await self._reload(loaded.head)
+                    loaded = await self._won(loaded)
                     draft = self._draft(list(decide(loaded.state)), draft.request_id)
-                    self._evolve(loaded, draft)
+                    if self._repository.ahead:
+                        self._evolve(loaded, draft)
                     continue
+                if not self._repository.ahead:
+                    self._evolve(loaded, draft)
+                loaded.head = head
                 # What a fork begins with is another stream's: it is read as stored.
                 self._stale = self._repository.fold.origin(draft.events[0].payload) is not None
                 self._acknowledge(loaded, draft, first_revision)
                 return StoredFacts(self.stream, first_revision, draft)
         except BaseException:
-            # What is stored is unknown now: the next use reads it.
-            self._stale = True
+            self._doubt()
             raise
-        self._stale = True
+        self._doubt()
         raise Conflict(f"{self.stream}: {CONFLICTS_MAX} other commits came first")
+
+    def _doubt(self) -> None:
+        """What is stored is unknown now: the next use reads it."""
+        if self._repository.ahead:
+            self._stale = True
+        else:
+            self._behind = True
 
     def _draft(self, events: Sequence[Message], request_id: str) -> CommitDraft:
         call = current_call.get()
@@ -407,11 +382,19 @@ class Aggregate(Generic[S]):
                 position=loaded.head.position,
                 head_hash=loaded.head.hash,
                 fold_version=self._repository.fold.version,
-                state=self._repository.fold.encode(loaded.state),
             )
-            _background(self._save(snapshot))
+            parts = self._repository.fold.encoded(loaded.state)
+            _background(self._save(snapshot, next(parts), parts))
 
-    async def _save(self, snapshot: events_pb2.Snapshot) -> None:
+    async def _save(
+        self, snapshot: events_pb2.Snapshot, first: bytes, rest: Iterator[bytes]
+    ) -> None:
+        parts = [first]
+        for part in rest:
+            parts.append(part)
+            # Whoever waits for the process goes first.
+            await asyncio.sleep(0)
+        snapshot.state = b"".join(parts)
         try:
             await self._repository.store.save_snapshot(snapshot)
         except (EventStoreUnavailable, LimitExceeded, DataErased):
@@ -429,6 +412,13 @@ class Aggregate(Generic[S]):
                 if fact is not None:
                     self._observe(revision, stored.commit.time, fact)
 
+    async def _won(self, loaded: Loaded[S]) -> Loaded[S]:
+        """The state after another's commit came first."""
+        if self._repository.ahead or self._stale or loaded is not self._loaded:
+            return await self._reload(loaded.head)
+        await self._catch_up(loaded)
+        return self._loaded
+
     async def _reload(self, known: Head) -> Loaded[S]:
         """The state that won; what was decided on the one that lost is folded in there."""
         loaded = await self._repository.load(self.stream)
@@ -440,7 +430,7 @@ class Aggregate(Generic[S]):
             missed = self._repository.store.read(self.stream, known, until_revision=until)
             pages = [page async for page in missed]
         self._loaded = loaded
-        self._stale = False
+        self._stale = self._behind = False
         for page in pages:
             self._observe_page(page)
         return loaded
@@ -462,6 +452,8 @@ class Aggregate(Generic[S]):
             self._loaded = await self._repository.load(self.stream)
         elif self._stale:
             return await self._reload(self._loaded.head)
+        elif self._behind:
+            await self._catch_up(self._loaded)
         return self._loaded
 
     async def _catch_up(self, loaded: Loaded[S]) -> bool:
@@ -477,6 +469,7 @@ class Aggregate(Generic[S]):
             # Half a commit may be folded in: the next use reads the log again.
             self._stale = True
             raise
+        self._behind = False
         return loaded.head != before
 
 

@@ -1,5 +1,6 @@
 """Where payloads lie that are too large for their commit: the port, and a store in memory."""
 
+import asyncio
 import hashlib
 from typing import Protocol
 
@@ -8,6 +9,7 @@ from weft.events.v1 import events_pb2
 
 KEY_PREFIX = "weft-payload/"
 """Every key begins so: a commit without these bytes surely has no reference to follow."""
+THREAD_BYTES_MIN = 1_000_000
 
 
 class BlobStore(Protocol):
@@ -49,9 +51,16 @@ class MemoryBlobStore:
         self._blobs.pop(key, None)
 
 
+async def hashed(data: bytes) -> "hashlib._Hash":
+    """Their SHA-256, made in a thread where it takes milliseconds."""
+    if len(data) < THREAD_BYTES_MIN:
+        return hashlib.sha256(data)
+    return await asyncio.to_thread(hashlib.sha256, data)
+
+
 async def move_out(blobs: BlobStore, tenant: str, data: bytes) -> events_pb2.BlobReference:
     """Puts `data` under a key made of the tenant and their SHA-256; returns the reference."""
-    digest = hashlib.sha256(data)
+    digest = await hashed(data)
     key = f"{KEY_PREFIX}{tenant}/{digest.hexdigest()}"
     await blobs.put(key, data)
     return events_pb2.BlobReference(key=key, sha256=digest.digest(), size_bytes=len(data))
@@ -62,6 +71,6 @@ async def bring_back(blobs: BlobStore, reference: events_pb2.BlobReference) -> b
     data = await blobs.get(reference.key)
     if data is None:
         raise DataDamaged("a payload's blob is missing", metadata={"blob": reference.key})
-    if hashlib.sha256(data).digest() != reference.sha256:
+    if (await hashed(data)).digest() != reference.sha256:
         raise DataDamaged("a payload's blob has changed", metadata={"blob": reference.key})
     return data

@@ -146,14 +146,22 @@ class Envelope:
         DataErased where the stream's keys were erased."""
         codec = self._codecs.writing
         seal = await codec.to_write(snapshot.stream)
-        kept = events_pb2.Snapshot()
-        kept.CopyFrom(snapshot)
-        kept.codec, kept.key_id = codec.name, seal.key_id
-        kept.state = seal.seal(kept.revision, _place_of(kept), kept.state)
-        if len(kept.state) > PAYLOAD_BYTES_MAX:
+        # All but the state, each copy of which takes milliseconds where it is large.
+        kept = events_pb2.Snapshot(
+            stream=snapshot.stream,
+            revision=snapshot.revision,
+            position=snapshot.position,
+            head_hash=snapshot.head_hash,
+            fold_version=snapshot.fold_version,
+            codec=codec.name,
+            key_id=seal.key_id,
+        )
+        state = seal.seal(kept.revision, _place_of(kept), snapshot.state)
+        if len(state) > PAYLOAD_BYTES_MAX:
             tenant = StreamName.parse(kept.stream).tenant
-            kept.blob.CopyFrom(await move_out(self._blobs, tenant, kept.state))
-            kept.state = b""
+            kept.blob.CopyFrom(await move_out(self._blobs, tenant, state))
+        else:
+            kept.state = state
         return kept.SerializeToString()
 
     async def open_snapshot(self, kept: events_pb2.Snapshot) -> events_pb2.Snapshot:

@@ -20,8 +20,9 @@ from mesh.clock import SYSTEM, Clock
 from mesh.control.leases import Leases
 from mesh.control.nats_leases import NatsLeases
 from mesh.errors import DataDamaged, WeftError
-from mesh.events.aggregate import Fold, Repository
+from mesh.events.aggregate import Repository
 from mesh.events.codec import Codecs
+from mesh.events.fold import Fold
 from mesh.events.head_ledger import Followed, HeadLedger
 from mesh.events.jetstream.connection import Login
 from mesh.events.jetstream.key_store import JetStreamKeyStore

@@ -10,7 +10,8 @@ from grpc import aio
 
 from mesh.clock import Clock
 from mesh.control.leases import Leases
-from mesh.events.aggregate import Fold, Repository
+from mesh.events.aggregate import Repository
+from mesh.events.fold import Fold
 from mesh.events.head_ledger import HeadLedger
 from mesh.events.store import EventStore
 from mesh.events.tokens import TokenStream

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from google.protobuf.message import Message
 
 from mesh.errors import AlreadyExists, Conflict, LimitExceeded, NotFound, RequestIdReused
-from mesh.events.aggregate import Fold, Place
+from mesh.events.fold import Fold, Place
 from mesh.events.store import StreamName
 from weft.agents.v1 import agent_pb2, events_pb2
 

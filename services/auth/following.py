@@ -9,7 +9,7 @@ import structlog
 
 from mesh.clock import Clock
 from mesh.errors import EventStoreUnavailable, Internal, WeftError
-from mesh.events.aggregate import Fold, Place
+from mesh.events.fold import Fold, Place
 from mesh.events.store import EventStore, Selection, StoredCommit
 from services.auth.domain.names import AREA
 from services.auth.settings import AuthSettings

@@ -17,9 +17,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from mesh.clock import NANOSECONDS, Clock
 from mesh.control.leases import Leases
-from mesh.errors import LimitExceeded
+from mesh.errors import LimitExceeded, NotServing
 from mesh.events.aggregate import Aggregate
-from services.scheduler.domain import decide, names
+from services.scheduler.domain import batches, decide, names
 from services.scheduler.domain.codes import Code
 from services.scheduler.domain.priority import COST_SECONDS_DEFAULT, charged, returned
 from services.scheduler.domain.state import QUEUED, RUNNING, Entry, QueueState
@@ -35,6 +35,8 @@ from weft.scheduler.v1 import worker_service_pb2 as pb
 
 IDLE_SECONDS = 0.5
 """How often it looks for what is lost, where nothing else is due."""
+DOOMED_MAX = 500
+"""Tasks of cancelled batches that it ends in one look, so that others aren't kept waiting."""
 PAUSE_SECONDS = 0.2
 """How long it waits after a transition couldn't be stored."""
 
@@ -51,6 +53,7 @@ class Dispatcher:
         self._leases = leases
         self._clock = clock
         self._virtual_now = 0.0
+        self._draining = False
         self._lost_since: dict[tuple[str, int], float] = {}
         self.watchers = Watchers()
         self._stalls = Stalls(settings, self.workers, clock)
@@ -67,16 +70,21 @@ class Dispatcher:
             self._loop.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._loop
-        for worker in self.workers.values():
-            worker.outbox.put_nowait(pb.AttachResponse(drain=pb.WorkerDrain()))
-            worker.outbox.put_nowait(None)
+        self.drain()
 
-    def add(self, aggregate: Aggregate[QueueState]) -> TenantQueue:
+    def drain(self) -> None:
+        """Has workers attach elsewhere, and takes in no others."""
+        self._draining = True
+        for worker in self.workers.values():
+            worker.send(pb.AttachResponse(drain=pb.WorkerDrain()))
+            worker.leave()
+
+    async def add(self, aggregate: Aggregate[QueueState]) -> TenantQueue:
         """Takes a tenant's queue in, whose state is loaded."""
         queue = TenantQueue(aggregate, self._clock)
         aggregate.pins += 1
         aggregate.observers.append(partial(self._observe, queue))
-        queue.load()
+        await queue.load()
         self._stalls.add(queue)
         self.tenants[queue.tenant] = queue
         self._wake.set()
@@ -121,7 +129,9 @@ class Dispatcher:
 
     def attach(self, hello: pb.WorkerHello, worker_id: str, tenant: str) -> Worker:
         """Takes a worker in, and what it goes on with. LimitExceeded where there are too
-        many."""
+        many, NotServing once it drains."""
+        if self._draining:
+            raise NotServing("the process ends: attach again, or elsewhere")
         key = (tenant, worker_id)
         before = self.workers.get(key)
         if before is None and len(self.workers) >= self._settings.workers_max:
@@ -266,6 +276,8 @@ class Dispatcher:
             queue.ripen(now_ns)
             for task in queue.over(now_ns):
                 self._over(queue, task)
+            for task in queue.doomed(DOOMED_MAX):
+                self._put(queue, task, partial(batches.cancel_task, task=task))
         self._stalls.look(now_ns)
         self._look_for_lost()
 

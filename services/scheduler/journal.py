@@ -5,6 +5,7 @@ time: what is asked for while one is on its way waits, and goes together with th
 """
 
 import asyncio
+import contextlib
 import contextvars
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from google.protobuf.message import Message
 
 from mesh.errors import Internal, WeftError
 from mesh.events.aggregate import Aggregate
+from services.scheduler.domain import batches
 from services.scheduler.domain.state import QueueState
 from weft.scheduler.v1 import events_pb2 as facts
 
@@ -28,7 +30,7 @@ Facts = Sequence[Message]
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Command:
     decide: Decide
     keys: tuple[str, ...]
@@ -36,6 +38,7 @@ class _Command:
     done: "asyncio.Future[Facts]"
     facts: Facts = ()
     error: WeftError | None = field(default=None)
+    again: bool = False
 
 
 class Journal:
@@ -108,6 +111,7 @@ class Journal:
         def decide(state: QueueState) -> Facts:
             found: list[Message] = []
             open_count = state.open_count
+            state.starting.clear()
             for command in batch:
                 command.facts, command.error = (), None
                 try:
@@ -115,7 +119,9 @@ class Journal:
                 except WeftError as error:
                     command.error = error
                 found.extend(command.facts)
-                # So that the limit counts those which go together.
+                # So that limits count those which go together.
+                if state.batches:
+                    batches.expect(state, command.facts)
                 state.open_count += sum(type(fact) is facts.TaskSubmitted for fact in command.facts)
             state.open_count = open_count
             return found
@@ -128,13 +134,31 @@ class Journal:
             _log.exception("a queue's commit failed", stream=str(self._aggregate.stream))
             _fail(batch, Internal("a fault of Weft's own; the log has it"))
         else:
+            again = await self._decided_again(batch)
             for command in batch:
-                if command.done.done():
+                if command.done.done() or command in again:
                     continue
                 if command.error is not None:
                     command.done.set_exception(command.error)
                 else:
                     command.done.set_result(command.facts)
+
+    async def _decided_again(self, batch: Sequence[_Command]) -> set[_Command]:
+        """Those that were refused on a state behind which another instance had stored
+        something: they go once more, before all that waits."""
+        refused = [each for each in batch if each.error is not None and not each.again]
+        if not refused:
+            return set()
+        before = self._aggregate.head
+        # Where it can't be read, what is known counts.
+        with contextlib.suppress(WeftError):
+            await self._aggregate.load()
+        if self._aggregate.head == before:
+            return set()
+        for command in refused:
+            command.again = True
+        self._waiting.extendleft(reversed(refused))
+        return set(refused)
 
 
 def _fail(batch: Sequence[_Command], error: WeftError) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 from mesh.clock import Clock
 from mesh.control.leases import Leases
@@ -38,10 +39,14 @@ class Queues:
         self._leases = leases
         self._dispatchers: dict[str, Dispatcher] = {}
         self._loading: dict[StreamName, asyncio.Lock] = {}
-        self._refreshing: set[asyncio.Task[None]] = set()
+        self.draining = False
+        self._started = False
+        self._seen: dict[StreamName, int] = {}
+        self._refreshing: dict[StreamName, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
         """Takes up all queues that there are."""
+        self._started = True
         for stream in self.read_model.queues():
             await self.queue(stream)
 
@@ -49,8 +54,14 @@ class Queues:
         """Gives out no more tasks."""
         for dispatcher in self._dispatchers.values():
             await dispatcher.stop()
-        for task in self._refreshing:
+        for task in self._refreshing.values():
             task.cancel()
+
+    def drain(self) -> None:
+        """Lets workers and those who watch tasks go: the process is about to end."""
+        self.draining = True
+        for dispatcher in self._dispatchers.values():
+            dispatcher.drain()
 
     def dispatcher(self, queue_id: str) -> Dispatcher:
         """What gives out the tasks of the queues of that id."""
@@ -73,7 +84,7 @@ class Queues:
             if found is None:
                 aggregate = self._repository.open(stream)
                 await aggregate.load()
-                found = dispatcher.add(aggregate)
+                found = await dispatcher.add(aggregate)
         self._loading.pop(stream, None)
         return found
 
@@ -85,27 +96,44 @@ class Queues:
         if found is None and not await self.read_model.has_queue(stream):
             raise NotFound.of("queue", names.queue_name(stream))
         found = found or await self.queue(stream)
+        if not found.state.exists:
+            # Another instance may have made it a moment ago.
+            await found.aggregate.load()
         decide.refuse_absent(found.state)
         return found
 
     def observe(self, batch: Sequence[StoredCommit]) -> None:
-        """Commits were stored: those of other instances are read by who has the queue."""
-        for stored in batch:
-            stream = StreamName.parse(stored.commit.stream)
-            aggregate = self._repository.hot(stream)
-            if aggregate is not None and aggregate.head.position >= stored.position:
-                continue
-            refresh = asyncio.create_task(self._refresh(stream))
-            self._refreshing.add(refresh)
-            refresh.add_done_callback(self._refreshing.discard)
+        """Commits were stored, and are in the read model: who follows a queue there is told,
+        and those of other instances are read by who has the queue."""
+        if not self._started:
+            # What was stored before is read at the start.
+            return
+        for name, position in {each.commit.stream: each.position for each in batch}.items():
+            stream = StreamName.parse(name)
+            dispatcher = self._dispatchers.get(stream.key[0])
+            if dispatcher is not None and dispatcher.watchers:
+                dispatcher.watchers.tell(names.queue_name(stream))
+            self._seen[stream] = position
+            if stream not in self._refreshing and self._is_behind(stream):
+                refreshing = asyncio.create_task(self._refresh(stream))
+                self._refreshing[stream] = refreshing
+                refreshing.add_done_callback(partial(self._refreshed, stream))
+
+    def _is_behind(self, stream: StreamName) -> bool:
+        aggregate = self._repository.hot(stream)
+        return aggregate is None or aggregate.head.position < self._seen[stream]
 
     async def _refresh(self, stream: StreamName) -> None:
         try:
             queue = await self.queue(stream)
-            await queue.aggregate.load()
+            while self._is_behind(stream):
+                await queue.aggregate.load()
         except WeftError:
             # Whoever uses it next reads it again and hears of the error.
             return
+
+    def _refreshed(self, stream: StreamName, _: "asyncio.Task[None]") -> None:
+        del self._refreshing[stream]
 
     async def view(self, queue: TenantQueue, task: str) -> tasks_pb2.Task | None:
         """A task that isn't final, as a caller sees it; None where there is none."""
@@ -126,6 +154,9 @@ class Queues:
         found = tasks_pb2.Task()
         found.CopyFrom(entry.task)
         found.name = names.task_name(queue.stream, task)
+        if entry.batch:
+            found.batch = names.batch_name(queue.stream, entry.batch)
+            found.batch_index = entry.batch_index
         self.complete(queue, found)
         return found
 

@@ -12,18 +12,21 @@ from mesh.events.projection import Observe, Projection
 from mesh.events.store import EventStore, Selection, StoredCommit, StreamName
 from mesh.security.sealing import RowSeal
 from mesh.security.secrets import Secrets
+from services.scheduler import batch_rows
 from services.scheduler.domain import names
 from services.scheduler.domain.state import CANCELLED, FAILED, QUEUED, RUNNING, SUCCEEDED
+from weft.scheduler.v1 import batches_pb2, tasks_pb2
 from weft.scheduler.v1 import events_pb2 as facts
-from weft.scheduler.v1 import tasks_pb2
 
-_TABLES = """
+TABLES = f"""
 CREATE TABLE queues (tenant TEXT NOT NULL, queue TEXT NOT NULL, PRIMARY KEY (tenant, queue));
 CREATE TABLE tasks (
   number INTEGER PRIMARY KEY AUTOINCREMENT, queue TEXT NOT NULL, task TEXT NOT NULL,
   state INTEGER NOT NULL, capability TEXT NOT NULL, creator TEXT NOT NULL,
   create_ns INTEGER NOT NULL, update_ns INTEGER NOT NULL,
-  spec BLOB NOT NULL, result BLOB, reason BLOB, stalled_ns INTEGER, stalled_reason BLOB
+  spec BLOB NOT NULL, result BLOB, reason BLOB, code INTEGER NOT NULL DEFAULT 0,
+  batch TEXT, batch_index INTEGER, end_number INTEGER,
+  stalled_ns INTEGER, stalled_reason BLOB
 );
 CREATE UNIQUE INDEX by_name ON tasks (queue, task);
 CREATE INDEX by_state ON tasks (queue, state, number);
@@ -33,7 +36,7 @@ CREATE TABLE attempts (
   start_ns INTEGER NOT NULL, end_ns INTEGER, code INTEGER NOT NULL DEFAULT 0, message BLOB,
   PRIMARY KEY (queue, task, attempt)
 ) WITHOUT ROWID;
-"""
+{batch_rows.TABLES}"""
 
 _FACTS: dict[str, type[Message]] = {
     fact.DESCRIPTOR.full_name: fact
@@ -42,6 +45,7 @@ _FACTS: dict[str, type[Message]] = {
         *(facts.TaskReleased, facts.TaskSucceeded, facts.TaskFailed, facts.TaskCancelled),
         *(facts.TaskRedriven, facts.TaskDiscarded, facts.TaskCancelRequested),
         *(facts.TaskStalled, facts.TaskProgressed, facts.QueuePaused),
+        *(facts.BatchCreated, facts.BatchClosed, facts.BatchCancelled),
     )
 }
 
@@ -65,7 +69,7 @@ class TasksReadModel:
         self._projection = Projection(
             store,
             path,
-            tables=_TABLES,
+            tables=TABLES,
             selections=(Selection(names.AREA),),
             apply=self._apply,
             observe=observe,
@@ -149,8 +153,64 @@ class TasksReadModel:
 
         return await self._projection.read(page)
 
+    async def taken_ids(self, queue: str, tasks: Sequence[str]) -> dict[str, tuple[str, int]]:
+        """Those of the ids that tasks of the queue have, with the batch and index of each;
+        an empty batch where the task is of none."""
+        await self._projection.catch_up()
+        query = (
+            "SELECT task, ifnull(batch, ''), ifnull(batch_index, 0) FROM tasks"
+            f" WHERE queue = ? AND task IN ({', '.join('?' * len(tasks))})"
+        )
+        return await self._projection.read(
+            lambda connection: {
+                task: (batch, index)
+                for task, batch, index in connection.execute(query, (queue, *tasks))
+            }
+        )
+
+    async def batch(self, name: str) -> batches_pb2.Batch | None:
+        """The batch of that name; None where there is none."""
+        await self._projection.catch_up()
+        key = _batch_keys(name)
+        return await self._projection.read(
+            lambda connection: batch_rows.find(connection, self._seal, *key)
+        )
+
+    async def batches(
+        self, queue: str, before: int, count: int
+    ) -> list[tuple[int, batches_pb2.Batch]]:
+        """The first `count` batches of a queue before the number `before`, newest first,
+        with their numbers."""
+        await self._projection.catch_up()
+        return await self._projection.read(
+            lambda connection: batch_rows.page(connection, self._seal, queue, before, count)
+        )
+
+    async def batch_items(
+        self, name: str, first: int, count: int
+    ) -> dict[int, batch_rows.StoredItem]:
+        """The items of a batch from the index `first` on, as they were accepted."""
+        await self._projection.catch_up()
+        key = _batch_keys(name)
+        return await self._projection.read(
+            lambda connection: batch_rows.items(connection, self._seal, *key, first, count)
+        )
+
+    async def batch_results(
+        self, name: str, after: int
+    ) -> tuple[batches_pb2.Batch | None, list[batches_pb2.BatchResult]]:
+        """A batch and how items of it ended behind the end `after`, both as far as the log
+        was followed."""
+        key = _batch_keys(name)
+        return await self._projection.read(
+            lambda connection: (
+                batch_rows.find(connection, self._seal, *key),
+                batch_rows.results(connection, self._seal, *key, after),
+            )
+        )
+
     def purge(self, before_ns: int) -> None:
-        """Forgets tasks that were final before that time."""
+        """Forgets tasks that were final before that time, and batches of such."""
         connection = self._projection.connection
         old = "state IN (?, ?) AND update_ns < ?"
         values = (SUCCEEDED, CANCELLED, before_ns)
@@ -161,11 +221,17 @@ class TasksReadModel:
                 values,
             )
             connection.execute(f"DELETE FROM tasks WHERE {old}", values)
+            connection.execute(
+                "DELETE FROM batches WHERE (closed OR was_cancelled)"
+                " AND queued + running + failed = 0 AND update_ns < ?",
+                (before_ns,),
+            )
 
     def _opened(
         self, connection: sqlite3.Connection, queue: str, row: Sequence[Any], *, whole: bool
     ) -> tasks_pb2.Task:
-        _, task, state, creator, create_ns, update_ns, spec, result, reason, *stall = row
+        _, task, state, creator, create_ns, update_ns, spec, result, reason, *rest = row
+        batch, index, stalled_ns, stalled_reason = rest
         key = f"{queue}/{task}"
         found = tasks_pb2.Task(name=f"{queue}/tasks/{task}", state=state, creator=creator)
         found.spec.ParseFromString(self._seal.open(f"{key}/spec", spec))
@@ -173,7 +239,6 @@ class TasksReadModel:
         found.update_time.FromNanoseconds(update_ns)
         if reason is not None:
             found.reason = self._seal.open(f"{key}/reason", reason).decode()
-        stalled_ns, stalled_reason = stall
         if stalled_ns is not None:
             found.stalled_time.FromNanoseconds(stalled_ns)
             sealed = self._seal.open(f"{key}/stalled_reason", stalled_reason)
@@ -182,6 +247,8 @@ class TasksReadModel:
             found.result = self._seal.open(f"{key}/result", result)
         if not whole:
             found.spec.ClearField("payload")
+        if batch is not None:
+            found.batch, found.batch_index = f"{queue}/batches/{batch}", index
         for attempt in self._attempts(connection, queue, task):
             found.attempts.append(attempt)
         return found
@@ -209,20 +276,20 @@ class TasksReadModel:
     def _apply(self, connection: sqlite3.Connection, stored: StoredCommit) -> None:
         stream = StreamName.parse(stored.commit.stream)
         time_ns = stored.commit.time.ToNanoseconds()
-        change = _Change(connection, self._seal, stream, time_ns)
+        change = Change(connection, self._seal, stream, time_ns)
         for event in stored.commit.events:
             fact = _FACTS.get(event.type)
             if fact is not None:
-                _APPLY[fact](change, fact.FromString(event.payload.value))
+                APPLY[fact](change, fact.FromString(event.payload.value))
 
 
 _COLUMNS = (
-    "number, task, state, creator, create_ns, update_ns, spec, result, reason,"
-    " stalled_ns, stalled_reason"
+    "number, task, state, creator, create_ns, update_ns, spec, result, reason, batch,"
+    " batch_index, stalled_ns, stalled_reason"
 )
 
 
-class _Change:
+class Change:
     """What one commit changes."""
 
     def __init__(
@@ -246,11 +313,13 @@ class _Change:
         )
         self._connection.execute(
             "INSERT OR REPLACE INTO tasks"
-            " (queue, task, state, capability, creator, create_ns, update_ns, spec)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            " (queue, task, state, capability, creator, create_ns, update_ns, spec,"
+            " batch, batch_index)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *(self._queue, fact.task, QUEUED, fact.spec.capability, fact.creator),
                 *(self._time_ns, self._time_ns, spec),
+                *((fact.batch, fact.batch_index) if fact.batch else (None, None)),
             ),
         )
 
@@ -280,7 +349,7 @@ class _Change:
             )
 
     def failed(self, fact: facts.TaskFailed) -> None:
-        self._stands(fact, FAILED, fact.message)
+        self._stands(fact, FAILED, fact.message, fact.code)
         if fact.attempt:
             self._ended(fact, fact.attempt, fact.code, fact.message)
 
@@ -319,12 +388,37 @@ class _Change:
     def discarded(self, fact: facts.TaskDiscarded) -> None:
         self._stands(fact, CANCELLED, fact.reason or "discarded")
 
-    def _stands(self, fact: Any, state: int, reason: str = "") -> None:
+    def batch_created(self, fact: facts.BatchCreated) -> None:
+        self._connection.execute(
+            "INSERT OR IGNORE INTO batches"
+            " (queue, batch, running_tasks_max, creator, create_ns, update_ns)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                *(self._queue, fact.batch, fact.running_tasks_max, fact.creator),
+                *(self._time_ns, self._time_ns),
+            ),
+        )
+
+    def batch_closed(self, fact: facts.BatchClosed) -> None:
+        self._connection.execute(
+            "UPDATE batches SET closed = 1, update_ns = ? WHERE queue = ? AND batch = ?",
+            (self._time_ns, self._queue, fact.batch),
+        )
+
+    def batch_cancelled(self, fact: facts.BatchCancelled) -> None:
+        sealed = self._sealed(fact.batch, "batch", fact.reason.encode()) if fact.reason else None
+        self._connection.execute(
+            "UPDATE batches SET was_cancelled = 1, reason = ?, update_ns = ?"
+            " WHERE queue = ? AND batch = ?",
+            (sealed, self._time_ns, self._queue, fact.batch),
+        )
+
+    def _stands(self, fact: Any, state: int, reason: str = "", code: int = 0) -> None:
         sealed = self._sealed(fact.task, "reason", reason.encode()) if reason else None
         self._connection.execute(
-            "UPDATE tasks SET state = ?, update_ns = ?, reason = ?, stalled_ns = NULL,"
+            "UPDATE tasks SET state = ?, update_ns = ?, reason = ?, code = ?, stalled_ns = NULL,"
             " stalled_reason = NULL WHERE queue = ? AND task = ?",
-            (state, self._time_ns, sealed, *self._key(fact)),
+            (state, self._time_ns, sealed, code, *self._key(fact)),
         )
 
     def _ended(self, fact: Any, attempt: int, code: int, message: str) -> None:
@@ -342,24 +436,32 @@ class _Change:
         return self._seal.seal(f"{self._queue}/{task}/{part}", plain)
 
 
-_APPLY: dict[type[Message], Callable[[_Change, Any], None]] = {
-    facts.QueueCreated: _Change.created,
-    facts.TaskSubmitted: _Change.submitted,
-    facts.TaskStarted: _Change.started,
-    facts.TaskAttemptFailed: _Change.attempt_failed,
-    facts.TaskReleased: _Change.released,
-    facts.TaskSucceeded: _Change.succeeded,
-    facts.TaskFailed: _Change.failed,
-    facts.TaskCancelled: _Change.cancelled,
-    facts.TaskRedriven: _Change.redriven,
-    facts.TaskDiscarded: _Change.discarded,
-    facts.TaskCancelRequested: _Change.moved,
-    facts.TaskStalled: _Change.stalled,
-    facts.TaskProgressed: _Change.moved,
-    facts.QueuePaused: _Change.paused,
+APPLY: dict[type[Message], Callable[[Change, Any], None]] = {
+    facts.QueueCreated: Change.created,
+    facts.TaskSubmitted: Change.submitted,
+    facts.TaskStarted: Change.started,
+    facts.TaskAttemptFailed: Change.attempt_failed,
+    facts.TaskReleased: Change.released,
+    facts.TaskSucceeded: Change.succeeded,
+    facts.TaskFailed: Change.failed,
+    facts.TaskCancelled: Change.cancelled,
+    facts.TaskRedriven: Change.redriven,
+    facts.TaskDiscarded: Change.discarded,
+    facts.BatchCreated: Change.batch_created,
+    facts.BatchClosed: Change.batch_closed,
+    facts.BatchCancelled: Change.batch_cancelled,
+    facts.TaskCancelRequested: Change.moved,
+    facts.TaskStalled: Change.stalled,
+    facts.TaskProgressed: Change.moved,
+    facts.QueuePaused: Change.paused,
 }
 
 
 def _keys(name: str) -> tuple[str, str]:
     queue, _, task = name.rpartition("/tasks/")
     return queue, task
+
+
+def _batch_keys(name: str) -> tuple[str, str]:
+    queue, _, batch = name.rpartition("/batches/")
+    return queue, batch

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from mesh.clock import NANOSECONDS
 from mesh.events.aggregate import Repository
 from mesh.runtime.service import Mesh
+from services.scheduler.batch_service import BatchService
 from services.scheduler.dead_letter_service import DeadLetterService
 from services.scheduler.domain.schedule import SCHEDULE_FOLD
 from services.scheduler.domain.state import QUEUE_FOLD
@@ -27,6 +28,8 @@ SCHEDULES_OPEN_MAX = 10_000
 """Schedules whose state stays in memory; others are read when they tick."""
 DAY_SECONDS = 86_400
 PURGE_SECONDS = 3_600.0
+STOPPING_SECONDS = 0.1
+"""How often it looks whether the process ends."""
 
 
 class SchedulerService:
@@ -36,7 +39,12 @@ class SchedulerService:
         self._settings = settings
         self._clock = mesh.clock
         repository = Repository(
-            mesh.events, QUEUE_FOLD, clock=mesh.clock, snapshot_commits=SNAPSHOT_COMMITS
+            mesh.events,
+            QUEUE_FOLD,
+            clock=mesh.clock,
+            snapshot_commits=SNAPSHOT_COMMITS,
+            # Another instance's commit costs the reading of it, however large the queue is.
+            ahead=False,
         )
         path = mesh.data_dir / "scheduler.sqlite3"
         self._read_model = TasksReadModel(
@@ -53,13 +61,15 @@ class SchedulerService:
         self._schedules_read_model = SchedulesReadModel(
             mesh.events, mesh.data_dir / "schedules.sqlite3", self._schedules.observe
         )
-        self._purging: asyncio.Task[None] | None = None
+        self._mesh = mesh
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def handlers(self) -> Mapping[str, object]:
         """What implements each contract."""
         return {
             "weft.scheduler.v1.TaskService": TaskService(self._queues, self._submitter),
+            "weft.scheduler.v1.BatchService": BatchService(self._queues, self._submitter),
             "weft.scheduler.v1.QueueService": QueueService(self._queues, self._settings),
             "weft.scheduler.v1.DeadLetterService": DeadLetterService(self._queues),
             "weft.scheduler.v1.WorkerService": WorkerService(self._queues, self._settings),
@@ -79,18 +89,24 @@ class SchedulerService:
         await self._schedules_read_model.start()
         await self._queues.start()
         self._schedules.start(self._schedules_read_model.schedules())
-        self._purging = asyncio.create_task(self._purge())
+        self._tasks = [asyncio.create_task(self._purge()), asyncio.create_task(self._drain())]
 
     async def stop(self) -> None:
         """Lets workers go; what they have is theirs until their lease is over."""
-        if self._purging is not None:
-            self._purging.cancel()
+        for task in self._tasks:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._purging
+                await task
         await self._schedules.stop()
         await self._queues.stop()
         await self._schedules_read_model.stop()
         await self._read_model.stop()
+
+    async def _drain(self) -> None:
+        """Streams don't end by themselves: the process would wait for them as long as it may."""
+        while not self._mesh.stopping:  # noqa: ASYNC110 - the host sets no event
+            await asyncio.sleep(STOPPING_SECONDS)
+        self._queues.drain()
 
     async def _purge(self) -> None:
         kept_ns = int(self._settings.kept_days * DAY_SECONDS * NANOSECONDS)

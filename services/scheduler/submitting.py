@@ -25,7 +25,7 @@ class Submitter:
         the queue doesn't take and times that can't be kept, AlreadyExists for an id that
         is in use, LimitExceeded where the queue is full.
         """
-        queue = await self._queue(parent)
+        queue = await self.queue(parent)
         if not submission.request_id or submission.request_id not in queue.state.requests:
             # A repeated request gets its answer, whatever time it is.
             decide.check_spec(submission.spec, self._queues.clock.now_ns())
@@ -52,7 +52,9 @@ class Submitter:
             queue = await self._queues.existing(parent)
         decide.check_capability(queue.state, capability, field)
 
-    async def _queue(self, name: str) -> TenantQueue:
+    async def queue(self, name: str) -> TenantQueue:
+        """The queue of that name, made where it need not be created. NotFound for another
+        one that wasn't made."""
         stream = names.queue_stream(name)
         if stream.key[0] not in names.MADE_BY_USE:
             return await self._queues.existing(name)

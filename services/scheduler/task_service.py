@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from functools import partial
 
 from mesh.call import Call
-from mesh.errors import FailedPrecondition, InvalidArgument, NotFound
+from mesh.errors import FailedPrecondition, InvalidArgument, NotFound, NotServing
 from mesh.ids import new_id
 from mesh.rpc.pages import read_page_number, write_page_token
 from services.scheduler.domain import decide, names, stalls
@@ -113,7 +113,8 @@ class TaskService:
     async def watch_task(
         self, request: pb.WatchTaskRequest, call: Call
     ) -> AsyncGenerator[pb.WatchTaskResponse, None]:
-        """Begins with the task as it is. What happens in quick succession comes together."""
+        """Begins with the task as it is. What happens in quick succession comes together.
+        NotServing once the process ends."""
         queue = await self._queues.existing(request.name)
         dispatcher = self._queues.dispatcher(queue.stream.key[0])
         last = None
@@ -125,6 +126,8 @@ class TaskService:
                     yield pb.WatchTaskResponse(task=task)
                 if task.state not in (*OPEN_STATES, tasks_pb2.TASK_STATE_UNSCHEDULABLE):
                     return
+                if self._queues.draining:
+                    raise NotServing("the process ends: watch again")
                 last = task
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(1):

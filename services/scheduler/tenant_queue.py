@@ -5,6 +5,7 @@ the process. Heaps are cleaned as they are read: an entry counts only while its 
 its task's present one.
 """
 
+import asyncio
 import heapq
 import itertools
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from mesh.clock import NANOSECONDS, Clock
 from mesh.events.aggregate import Aggregate
+from services.scheduler.batch_slots import BatchSlots
 from services.scheduler.domain import decide
 from services.scheduler.domain.priority import (
     COST_SECONDS_DEFAULT,
@@ -26,6 +28,10 @@ from services.scheduler.domain.priority import (
 from services.scheduler.domain.state import FAILED, QUEUED, RUNNING, Entry, QueueState
 from services.scheduler.journal import Journal
 from services.scheduler.workers import Shape
+from weft.scheduler.v1 import events_pb2 as facts
+
+LOAD_TASKS = 500
+"""Tasks that are placed in one go: some milliseconds' work."""
 
 _tokens = itertools.count(1)
 
@@ -52,6 +58,8 @@ class TenantQueue:
         self._delayed_tasks: set[str] = set()
         self._ends: list[TimedEntry] = []
         self._token: dict[str, int] = {}
+        self._slots = BatchSlots()
+        self._doomed: dict[str, None] = {}
 
     @property
     def tenant(self) -> str:
@@ -93,14 +101,20 @@ class TenantQueue:
         task = getattr(fact, "task", "")
         if task:
             self.refresh(task)
+        elif isinstance(fact, facts.BatchCancelled):
+            for each in [t for t, entry in self.state.tasks.items() if entry.batch == fact.batch]:
+                self.refresh(each)
         else:
             self._weigh()
 
-    def load(self) -> None:
-        """Places all tasks of the state."""
+    async def load(self) -> None:
+        """Places all tasks of the state, while others use the process; who observes by now
+        places those to which something happens meanwhile."""
         self._weigh()
-        for task in self.state.tasks:
+        for number, task in enumerate(list(self.state.tasks), 1):
             self.refresh(task)
+            if number % LOAD_TASKS == 0:
+                await asyncio.sleep(0)
 
     def refresh(self, task: str) -> None:
         """Places a task where it stands in the state by now."""
@@ -114,6 +128,10 @@ class TenantQueue:
         elif state == RUNNING:
             self.running.add(task)
             self._ends_at(task, decide.attempt_end_ns(entry))
+            if entry.batch:
+                self._slots.take(task, entry.batch)
+                if self.state.batches[entry.batch].cancelled and not entry.task.cancelling:
+                    self._doomed[task] = None
         elif state == FAILED:
             self.dead[task] = None
 
@@ -122,8 +140,11 @@ class TenantQueue:
         self._ends_at(task, self._clock.now_ns() + int(seconds * NANOSECONDS))
 
     def heads(self) -> Iterator[tuple[float, int, Shape]]:
-        """Of each shape that has ready tasks, when the next one is due, and its order."""
+        """Of each shape that has ready tasks, when the next one is due, and its order. Shapes
+        of batches of which no more may run are left out."""
         for shape in list(self._ready):
+            if shape.batch and self._is_busy(shape.batch):
+                continue
             heap = self._ready[shape]
             while heap and self._token.get(heap[0][2]) != heap[0][3]:
                 heapq.heappop(heap)
@@ -138,6 +159,8 @@ class TenantQueue:
         _, _, task, _ = heapq.heappop(self._ready[shape])
         self._forget(task)
         self.claimed.add(task)
+        if shape.batch:
+            self._slots.take(task, shape.batch)
         return task
 
     def ripen(self, now_ns: int) -> None:
@@ -146,6 +169,14 @@ class TenantQueue:
             _, task, token = heapq.heappop(self._delayed)
             if self._token.get(task) == token:
                 self.refresh(task)
+
+    def doomed(self, count: int) -> list[str]:
+        """Tasks of cancelled batches that are to end, `count` at most; each is told of once,
+        until it is refreshed."""
+        found = list(itertools.islice(self._doomed, count))
+        for task in found:
+            del self._doomed[task]
+        return found
 
     def over(self, now_ns: int) -> list[str]:
         """Tasks that waited, or run, past what they may; each is told of once, until it is
@@ -169,7 +200,14 @@ class TenantQueue:
         oldest = min(times, default=None)
         return 0.0 if oldest is None else max(0.0, (self._clock.now_ns() - oldest) / NANOSECONDS)
 
+    def _is_busy(self, batch: str) -> bool:
+        return self._slots.taken(batch) >= self.state.batches[batch].running_tasks_max
+
     def _place_queued(self, task: str, entry: Entry) -> None:
+        batch = self.state.batches[entry.batch] if entry.batch else None
+        if batch is not None and batch.cancelled:
+            self._doomed[task] = None
+            return
         end_ns = decide.wait_end_ns(entry)
         token = self._token[task] = next(_tokens)
         if end_ns is not None:
@@ -179,7 +217,8 @@ class TenantQueue:
             heapq.heappush(self._delayed, (next_ns, task, token))
             self._delayed_tasks.add(task)
             return
-        shape = Shape.of(entry.task.spec)
+        limited = entry.batch if batch is not None and batch.running_tasks_max else ""
+        shape = Shape.of(entry.task.spec, limited)
         ready_ns = max(next_ns, entry.task.create_time.ToNanoseconds())
         heap = self._ready.setdefault(shape, [])
         heapq.heappush(heap, (due(wants_of(entry, ready_ns, token)), token, task, token))
@@ -196,6 +235,8 @@ class TenantQueue:
         self.running.discard(task)
         self.claimed.discard(task)
         self.dead.pop(task, None)
+        self._doomed.pop(task, None)
+        self._slots.free(task)
 
     def _weigh(self) -> None:
         weight = self.state.limits.weight or WEIGHT_DEFAULT

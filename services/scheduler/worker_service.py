@@ -80,6 +80,7 @@ class WorkerService:
         later: AsyncIterator[_Request],
         tenant: str,
     ) -> AsyncGenerator[pb.AttachResponse, None]:
+        await self._catch_up(dispatcher, first.hello)
         worker = dispatcher.attach(first.hello, first.hello.worker_id or new_id(), tenant)
         reader = asyncio.create_task(self._read(dispatcher, worker, later))
         try:
@@ -96,6 +97,15 @@ class WorkerService:
             dispatcher.detach(worker)
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait({reader})
+
+    async def _catch_up(self, dispatcher: Dispatcher, hello: pb.WorkerHello) -> None:
+        """What it goes on with may have been another instance's until now, whose last commits
+        aren't here yet."""
+        tasks = [progress.task for progress in hello.running]
+        for queue in list(dispatcher.tenants.values()):
+            prefix = f"{names.queue_name(queue.stream)}/tasks/"
+            if any(task.startswith(prefix) for task in tasks):
+                await queue.aggregate.load()
 
     async def _first(self, requests: AsyncIterator[_R]) -> _R:
         try:

@@ -19,18 +19,24 @@ OUTBOX_SPARE = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What tasks need of a worker; those of one shape are equal to it."""
+    """What tasks need of a worker; those of one shape are equal to it. Those of a batch with
+    a limit are a shape of their own, since they can be passed over together."""
 
     capability: str
     labels: frozenset[tuple[str, str]] = frozenset()
     cpu_millis: int = 0
     memory_bytes: int = 0
+    batch: str = ""
 
     @classmethod
-    def of(cls, spec: tasks_pb2.TaskSpec) -> "Shape":
-        """The shape of a task."""
-        labels = frozenset((label.key, label.value) for label in spec.labels)
-        return cls(spec.capability, labels, spec.resources.cpu_millis, spec.resources.memory_bytes)
+    def of(cls, spec: tasks_pb2.TaskSpec, batch: str = "") -> "Shape":
+        """The shape of a task; `batch` is the id of its batch, where that has a limit."""
+        labels, resources = spec.labels, spec.resources
+        if not labels and not spec.HasField("resources"):
+            # As most are: a start with many tasks is quicker by it.
+            return cls(spec.capability, batch=batch)
+        wanted = frozenset((label.key, label.value) for label in labels)
+        return cls(spec.capability, wanted, resources.cpu_millis, resources.memory_bytes, batch)
 
 
 @dataclass(slots=True)

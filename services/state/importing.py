@@ -18,7 +18,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from mesh.call import Call
 from mesh.clock import NANOSECONDS, Clock
 from mesh.errors import AlreadyExists, InvalidArgument, LimitExceeded
-from mesh.events.aggregate import Place, Repository
+from mesh.events.aggregate import Repository
+from mesh.events.fold import Place
 from mesh.events.store import IMPORTED, START, CommitDraft, HeadConflict, NewEvent
 from mesh.ids import new_id
 from mesh.rpc.tenancy import tenant_of

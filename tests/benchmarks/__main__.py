@@ -12,13 +12,27 @@ from collections.abc import Awaitable, Callable
 import uvloop
 
 from mesh.telemetry.logs import configure_logs
-from tests.benchmarks import append, authenticate, edge, load, memory, scheduler, turn
+from tests.benchmarks import (
+    append,
+    authenticate,
+    edge,
+    load,
+    memory,
+    scheduler,
+    task_poison,
+    task_rebuild,
+    task_tenants,
+    turn,
+)
 from tests.benchmarks.results import RESULTS_FILE, Result, machine, show, write
 from tests.support.config_home import config_home
 
 BENCHMARKS: dict[str, Callable[[], Awaitable[list[Result]]]] = {
     "turn": turn.run,
     "scheduler": scheduler.run,
+    "task-rebuild": task_rebuild.run,
+    "task-poison": task_poison.run,
+    "task-tenants": task_tenants.run,
     "authenticate": authenticate.run,
     "edge": edge.run,
     "store-append": append.run,

@@ -5,6 +5,14 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+UNLIMITED = {
+    "WEFT_LIMITS_KEY_WRITES_PER_SECOND": "1000000",
+    "WEFT_LIMITS_KEY_READS_PER_SECOND": "1000000",
+    "WEFT_LIMITS_TENANT_WRITES_PER_SECOND": "1000000",
+    "WEFT_LIMITS_TENANT_READS_PER_SECOND": "1000000",
+}
+"""Settings of a platform whose one client may call it as often as it can."""
+
 Variant = Callable[[], Awaitable[float]]
 """Measures once: a median time, or a rate."""
 

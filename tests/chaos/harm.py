@@ -6,18 +6,18 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 
-from tests.chaos.world import World
+from tests.chaos.world import Servers
 from tests.support.platform import Platform
 
 PAUSE_SECONDS_MAX = 1.6
 """Longer than a lease, so that some pauses cost an instance its turns."""
 ABSENCE_SECONDS_MAX = 0.5
 
-Harm = Callable[[World, random.Random], Awaitable[float]]
+Harm = Callable[[Servers, random.Random], Awaitable[float]]
 """Returns when, on the monotonic clock, what was harmed was let go on."""
 
 
-async def kill_instance(world: World, chance: random.Random) -> float:
+async def kill_instance(world: Servers, chance: random.Random) -> float:
     """kill -9 of one instance, which is started again at once."""
     victim = chance.choice(world.instances)
     await victim.kill()
@@ -26,7 +26,7 @@ async def kill_instance(world: World, chance: random.Random) -> float:
     return healing
 
 
-async def restart_instance(world: World, chance: random.Random) -> float:
+async def restart_instance(world: Servers, chance: random.Random) -> float:
     """SIGTERM of one instance, as in an upgrade; it is started again once it has ended."""
     victim = chance.choice(world.instances)
     await victim.stop()
@@ -35,7 +35,7 @@ async def restart_instance(world: World, chance: random.Random) -> float:
     return healing
 
 
-async def kill_instance_without_nats(world: World, chance: random.Random) -> float:
+async def kill_instance_without_nats(world: Servers, chance: random.Random) -> float:
     """kill -9 of one instance, which is started again before the nats-server is back."""
     victim = chance.choice(world.instances)
     await asyncio.gather(world.nats.kill(), victim.kill())
@@ -46,7 +46,7 @@ async def kill_instance_without_nats(world: World, chance: random.Random) -> flo
     return healing
 
 
-async def kill_all_instances(world: World, chance: random.Random) -> float:
+async def kill_all_instances(world: Servers, chance: random.Random) -> float:
     """kill -9 of all instances, which are started again at once."""
     await asyncio.gather(*(instance.kill() for instance in world.instances))
     healing = time.monotonic()
@@ -54,7 +54,7 @@ async def kill_all_instances(world: World, chance: random.Random) -> float:
     return healing
 
 
-async def stop_instance(world: World, chance: random.Random) -> float:
+async def stop_instance(world: Servers, chance: random.Random) -> float:
     """SIGSTOP of one instance for a while."""
     victim: Platform = chance.choice(world.instances)
     victim.signal(signal.SIGSTOP)
@@ -63,7 +63,7 @@ async def stop_instance(world: World, chance: random.Random) -> float:
     return time.monotonic()
 
 
-async def kill_nats(world: World, chance: random.Random) -> float:
+async def kill_nats(world: Servers, chance: random.Random) -> float:
     """kill -9 of the nats-server, which is away for a moment."""
     await world.nats.kill()
     await asyncio.sleep(chance.uniform(0.0, ABSENCE_SECONDS_MAX))
@@ -72,7 +72,7 @@ async def kill_nats(world: World, chance: random.Random) -> float:
     return healing
 
 
-async def stop_nats(world: World, chance: random.Random) -> float:
+async def stop_nats(world: Servers, chance: random.Random) -> float:
     """SIGSTOP of the nats-server for a while."""
     world.nats.pause()
     await asyncio.sleep(chance.uniform(0.1, PAUSE_SECONDS_MAX))
@@ -80,7 +80,7 @@ async def stop_nats(world: World, chance: random.Random) -> float:
     return time.monotonic()
 
 
-async def kill_everything(world: World, chance: random.Random) -> float:
+async def kill_everything(world: Servers, chance: random.Random) -> float:
     """kill -9 of the nats-server and all instances, as when the machine's power is cut."""
     await asyncio.gather(world.nats.kill(), *(instance.kill() for instance in world.instances))
     healing = time.monotonic()

@@ -25,13 +25,11 @@ class InstanceAway(Exception):
 
 
 @dataclass
-class World:
-    """The servers, and the agent that uses the ledger through the tool `credit`."""
+class Servers:
+    """What is harmed: a nats-server, and the instances on it."""
 
     nats: NatsServer
     instances: list[Platform]
-    agent: str
-    ledger_file: Path
     turn_about: Iterator[Platform]
 
     def any_instance(self) -> Platform:
@@ -43,24 +41,42 @@ class World:
         raise InstanceAway
 
 
+@dataclass
+class World(Servers):
+    """The servers, and the agent that uses the ledger through the tool `credit`."""
+
+    agent: str
+    ledger_file: Path
+
+
+@asynccontextmanager
+async def servers(folder: Path, **settings: str) -> AsyncIterator[Servers]:
+    """The servers, gone at the end however they were treated."""
+    async with AsyncExitStack() as stack:
+        nats = await stack.enter_async_context(running_nats(folder))
+        instances = await asyncio.gather(
+            *(
+                stack.enter_async_context(
+                    platform(folder / f"instance{n}", NATS_URL=nats.url, **settings)
+                )
+                for n in range(INSTANCES)
+            )
+        )
+        yield Servers(nats, instances, itertools.cycle(instances))
+
+
 @asynccontextmanager
 async def world(folder: Path) -> AsyncIterator[World]:
     """All of it, gone at the end however it was treated."""
     async with AsyncExitStack() as stack:
-        nats = await stack.enter_async_context(running_nats(folder))
         ledger_file = folder / "ledger"
         # It deduplicates by key, as an idempotent tool does: so a key with two effects
         # is a fault of the ledger, and one effect under two keys a fault of Weft.
         ledger = Ledger(ledger_file, deduplicates=True, delay_before_seconds=0.02)
         address = await stack.enter_async_context(serving({LEDGER: ledger.handlers}))
-        environment = {"NATS_URL": nats.url, "WEFT_AGENTS_RESUMES_MAX": RESUMES_MAX}
-        instances = await asyncio.gather(
-            *(
-                stack.enter_async_context(platform(folder / f"instance{n}", **environment))
-                for n in range(INSTANCES)
-            )
-        )
-        await register_credit(instances[0], "credit", address, options_pb2.EFFECT_IDEMPOTENT)
+        settings = {"WEFT_AGENTS_RESUMES_MAX": RESUMES_MAX}
+        up = await stack.enter_async_context(servers(folder, **settings))
+        await register_credit(up.instances[0], "credit", address, options_pb2.EFFECT_IDEMPOTENT)
         bindings = [agent_pb2.ToolBinding(tool=tool) for tool in ("calculator", "credit")]
-        agent = await instances[0].apply("bot", agent_pb2.AgentSpec(tools=bindings))
-        yield World(nats, instances, agent, ledger_file, itertools.cycle(instances))
+        agent = await up.instances[0].apply("bot", agent_pb2.AgentSpec(tools=bindings))
+        yield World(up.nats, up.instances, up.turn_about, agent, ledger_file)

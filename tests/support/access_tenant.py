@@ -6,7 +6,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from mesh.clock import NANOSECONDS
-from mesh.events.aggregate import Place
+from mesh.events.fold import Place
 from mesh.ids import new_id
 from mesh.principal import Principal, system
 from services.auth import domain

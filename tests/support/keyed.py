@@ -9,6 +9,11 @@ from mesh.cli.clusters import ClusterFile
 from mesh.private_files import config_folder
 
 
+def is_known(cluster: str) -> bool:
+    """Whether the key of the first administrator of that deployment is written."""
+    return ClusterFile(config_folder() / "clusters").find(cluster=cluster) is not None
+
+
 def key_of(cluster: str) -> str:
     """The API key of the first administrator of a deployment that was started here."""
     key = ClusterFile(config_folder() / "clusters").find(cluster=cluster)

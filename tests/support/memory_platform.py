@@ -12,6 +12,7 @@ from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
 from tests.support.edge import pipeline
 from tests.support.memory_access import MemoryAccess, admitting
+from tests.support.memory_batches import MemoryBatches
 from tests.support.memory_catalogues import (
     MemoryAgents,
     MemoryCollections,
@@ -43,6 +44,7 @@ class MemoryPlatform:
         self.collections = MemoryCollections()
         self.models = MemoryModels()
         self.tasks = MemoryTasks()
+        self.batches = MemoryBatches(self.tasks)
         self.schedules = MemorySchedules()
         self.port = 0
         self._server: RpcServer | None = None
@@ -104,6 +106,7 @@ class MemoryPlatform:
             "weft.auth.v1.RoleService": self.access,
             "weft.auth.v1.TenantService": self.access,
             "weft.models.v1.ModelService": self.models,
+            "weft.scheduler.v1.BatchService": self.batches,
             "weft.scheduler.v1.DeadLetterService": self.tasks,
             "weft.scheduler.v1.QueueService": self.tasks,
             "weft.scheduler.v1.ScheduleService": self.schedules,

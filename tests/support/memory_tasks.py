@@ -46,6 +46,10 @@ class MemoryTasks:
         self._requests: dict[str, str] = {}
         self.make_queue(DEFAULT)
 
+    def require(self, queue: str) -> None:
+        """NotFound where there is no queue of that name."""
+        self._queue(queue)
+
     def add(
         self, task: str, state: "tasks_pb2.TaskState.ValueType", reason: str = ""
     ) -> tasks_pb2.Task:

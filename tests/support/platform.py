@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 import grpc.aio
 
-from tests.support.keyed import KeyedChannel, key_of
+from tests.support.keyed import KeyedChannel, is_known, key_of
 from tests.support.processes import ROOT
 from weft.agents.v1 import agent_pb2, agent_service_pb2
 from weft.agents.v1.agent_service_pb2_grpc import AgentServiceStub
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 TENANT = "tenants/default"
 START_SECONDS_MAX = 30.0
+POLL_SECONDS = 0.02
 
 
 @dataclass
@@ -71,6 +72,10 @@ class Platform:
         line = await asyncio.wait_for(self.process.stdout.readline(), START_SECONDS_MAX)
         assert line, f"it ended at its start:\n{self.log_file.read_text()[-2000:]}"
         self.addresses = json.loads(line)
+        async with asyncio.timeout(START_SECONDS_MAX):
+            # Of several that start at once one makes the key, and writes it a moment later.
+            while not is_known(self.addresses["cluster"]):  # noqa: ASYNC110 - a file
+                await asyncio.sleep(POLL_SECONDS)
         bare = grpc.aio.insecure_channel(self.addresses["grpc"])
         # Stubs take it for a channel.
         self.channel = cast(grpc.aio.Channel, KeyedChannel(bare, self.key))
@@ -160,8 +165,10 @@ class Platform:
 async def platform(data_dir: Path, **environment: str) -> AsyncIterator[Platform]:
     """A platform that is started, and killed at the end where it still runs."""
     running = Platform(data_dir, environment)
-    await running.start()
     try:
+        # A start that fails leaves a process, too.
+        await running.start()
         yield running
     finally:
-        await running.kill()
+        if running.process is not None:
+            await running.kill()

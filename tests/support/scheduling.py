@@ -128,9 +128,8 @@ class Scheduling:
     def worker(self, **fields: Any) -> Worker:
         """A worker of the queue that isn't attached yet."""
         channel: Any = self.platform.channel
-        return Worker(
-            self.queue, address=self.platform.addresses["grpc"], api_key=channel.key, **fields
-        )
+        fields.setdefault("address", self.platform.addresses["grpc"])
+        return Worker(self.queue, api_key=channel.key, **fields)
 
     @asynccontextmanager
     async def working(

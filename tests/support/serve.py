@@ -23,6 +23,7 @@ from mesh.runtime.settings import RuntimeSettings
 from mesh.telemetry.logs import configure_logs
 from services.catalog import CATALOGUE, access
 from services.first_key import admitted
+from tests.support.processes import end_with_parent
 from tests.support.scripted_models import ScriptedModels
 
 SCRIPTED_CATALOGUE = tuple(
@@ -53,6 +54,7 @@ async def serve(data_dir: Path, catalogue: Sequence[ServiceEntry] = SCRIPTED_CAT
 
 
 if __name__ == "__main__":
+    end_with_parent()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument(

@@ -7,7 +7,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from mesh.clock import NANOSECONDS
-from mesh.events.aggregate import Place
+from mesh.events.fold import Place
 from services.state import domain
 from weft.models.v1 import models_pb2
 from weft.options.v1 import options_pb2

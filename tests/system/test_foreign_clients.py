@@ -1,6 +1,7 @@
-"""Clients that know Weft by its contracts alone: Node's from proto/, grpcurl and buf curl by
-reflection. Each does its work against a real platform."""
+"""Clients and a worker that know Weft by its contracts alone: Node's from proto/, grpcurl and
+buf curl by reflection. Each does its work against a real platform."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -8,17 +9,24 @@ import subprocess
 import sysconfig
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.platform import TENANT, Platform, platform
-from tests.support.processes import ROOT, finished
+from tests.support.processes import ROOT, finished, until
+from tests.support.scheduling import DEFAULT, Scheduling, spec
 from weft.agents.v1 import agent_pb2
+from weft.scheduler.v1 import task_service_pb2 as task_pb
+from weft.scheduler.v1 import tasks_pb2
 
 GRPCURL = "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4"
 GRPCURL_BINARY = ROOT / "build" / "grpcurl" / "v1.9.4" / "grpcurl"
 BUF = Path(sysconfig.get_path("scripts")) / "buf"
 EXAMPLE = ROOT / "tests" / "examples" / "node"
+SUCCEEDED = tasks_pb2.TASK_STATE_SUCCEEDED
+FAILED = tasks_pb2.TASK_STATE_FAILED
+CANCELLED = tasks_pb2.TASK_STATE_CANCELLED
 OFFLINE = ("ENOTFOUND", "ECONNREFUSED", "ETIMEDOUT", "EAI_AGAIN", "ENETUNREACH", "ECONNRESET")
 INSTALL_SECONDS_MAX = 500
 SERVICES = {
@@ -31,6 +39,10 @@ SERVICES = {
     "weft.auth.v1.RoleService",
     "weft.auth.v1.TenantService",
     "weft.models.v1.ModelService",
+    "weft.scheduler.v1.DeadLetterService",
+    "weft.scheduler.v1.QueueService",
+    "weft.scheduler.v1.TaskService",
+    "weft.scheduler.v1.WorkerService",
     "weft.state.v1.SessionService",
     "weft.state.v1.StateService",
     "weft.tools.v1.ToolService",
@@ -160,6 +172,149 @@ class TestNode:
         assert "://" not in text
         packages = json.loads(text)["packages"]
         assert all(package["integrity"] for name, package in packages.items() if name)
+
+
+class NodeWorker:
+    """`worker.js` in a process; what it says is kept."""
+
+    def __init__(self, folder: Path, address_file: Path, key: str) -> None:
+        self.said: list[dict[str, Any]] = []
+        self._folder = folder
+        self._address_file = address_file
+        self._key = key
+        self._process: asyncio.subprocess.Process | None = None
+        self._reading: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Starts it."""
+        self._process = await asyncio.create_subprocess_exec(
+            *("node", "worker.js", str(self._address_file), str(ROOT / "proto")),
+            *(sysconfig.get_path("purelib"), DEFAULT, "node-1"),
+            cwd=self._folder,
+            env={**os.environ, "WEFT_API_KEY": self._key},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        self._reading = asyncio.create_task(self._read())
+
+    async def until_said(self, **what: object) -> dict[str, Any]:
+        """The first document with all of that."""
+        found: list[dict[str, Any]] = []
+
+        def is_there() -> bool:
+            found.extend(said for said in self.said if what.items() <= said.items())
+            return bool(found)
+
+        await until(is_there, 30)
+        return found[0]
+
+    def terminate(self) -> None:
+        """Asks it to end."""
+        assert self._process is not None
+        self._process.terminate()
+
+    async def gone(self) -> int:
+        """Its exit code once it has ended by itself."""
+        assert self._process is not None
+        return await asyncio.wait_for(self._process.wait(), 30)
+
+    async def kill(self) -> None:
+        """Ends it where it still runs."""
+        if self._process is not None:
+            if self._process.returncode is None:
+                self._process.kill()
+            await self._process.wait()
+        if self._reading is not None:
+            await self._reading
+
+    async def _read(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            self.said.append(json.loads(line))
+
+
+class TestNodeWorker:
+    @pytest.fixture
+    async def scheduling(self, tmp_path: Path) -> AsyncIterator[Scheduling]:
+        """A scheduler of this test's own, since it is killed."""
+        settings = {"WEFT_SCHEDULER_HEARTBEAT_SECONDS": "0.1"}
+        async with platform(tmp_path / "data", **settings) as weft:
+            yield Scheduling(weft)
+
+    @pytest.fixture
+    async def worker(
+        self, node_client: Path, scheduling: Scheduling, tmp_path: Path
+    ) -> AsyncIterator[NodeWorker]:
+        self.address_file = tmp_path / "address"
+        self.tell_address(scheduling)
+        worker = NodeWorker(node_client, self.address_file, scheduling.platform.key)
+        try:
+            await worker.start()
+            await worker.until_said(welcome="node-1")
+            yield worker
+        finally:
+            await worker.kill()
+
+    def tell_address(self, scheduling: Scheduling) -> None:
+        """Says where the scheduler is by now."""
+        fresh = self.address_file.with_suffix(".new")
+        fresh.write_text(scheduling.platform.addresses["grpc"])
+        fresh.replace(self.address_file)
+
+    async def test_it_runs_tasks_and_reports_what_became_of_them(
+        self, scheduling: Scheduling, worker: NodeWorker
+    ) -> None:
+        tasks = [await scheduling.submit(spec(payload=b"%d" % number)) for number in range(20)]
+        for number, task in enumerate(tasks):
+            done = await scheduling.done(task.name)
+            assert (done.state, done.result) == (SUCCEEDED, b"%d" % number)
+            assert done.attempts[0].worker == "node-1"
+        refused = await scheduling.done((await scheduling.submit(spec("refuse"))).name)
+        assert refused.state == FAILED
+        assert (refused.attempts[0].code, refused.reason) == (3, "not such a one")
+        assert (await scheduling.stats()).dead_letters == 1
+
+    async def test_it_is_heard_of_and_hears_that_a_task_is_cancelled(
+        self, scheduling: Scheduling, worker: NodeWorker
+    ) -> None:
+        task = await scheduling.submit(spec("wait", b"600000"))
+        await scheduling.until(task.name, lambda each: each.progress == 0.5)
+        request = task_pb.CancelTaskRequest(name=task.name, reason="enough")
+        await scheduling.tasks.CancelTask(request)
+        done = await scheduling.done(task.name)
+        assert (done.state, done.reason) == (CANCELLED, "enough")
+        await worker.until_said(recorded=task.name, stale=False)
+
+    async def test_it_ends_what_it_has_before_it_goes(
+        self, scheduling: Scheduling, worker: NodeWorker
+    ) -> None:
+        task = await scheduling.submit(spec("wait", b"500"))
+        await worker.until_said(begun=task.name)
+        worker.terminate()
+        assert await worker.gone() == 0
+        assert (await scheduling.get(task.name)).state == SUCCEEDED
+        left = await scheduling.submit(spec())
+        assert left.reason == "no worker is attached"
+
+    async def test_it_goes_on_with_its_task_when_its_scheduler_was_killed(
+        self, scheduling: Scheduling, worker: NodeWorker
+    ) -> None:
+        goes_on = await scheduling.submit(spec("wait", b"4000"))
+        # Done while nobody is there to hear of it.
+        unheard = await scheduling.submit(spec("wait", b"1000"))
+        for task in (goes_on, unheard):
+            await worker.until_said(begun=task.name)
+        await scheduling.platform.kill()
+        await worker.until_said(detached="UNAVAILABLE")
+        worker.said.clear()
+        await scheduling.platform.start()
+        self.tell_address(scheduling)
+        again = await worker.until_said(welcome="node-1")
+        assert set(again["goes_on_with"]) == {goes_on.name, unheard.name}
+        for task in (goes_on, unheard):
+            done = await scheduling.done(task.name)
+            assert (done.state, done.result) == (SUCCEEDED, task.spec.payload)
+            assert [each.worker for each in done.attempts] == ["node-1"]
 
 
 class TestGrpcurl:

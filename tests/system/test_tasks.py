@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -52,6 +53,11 @@ async def refused(call: Any) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await call
     return raised.value
+
+
+async def read_on(stream: Any) -> None:
+    while await stream.read():
+        continue
 
 
 def seconds_from_now(seconds: float) -> Any:
@@ -549,3 +555,19 @@ async def test_tasks_are_listed_by_pages_and_filters(queue: Scheduling) -> None:
 async def test_queues_are_listed(queue: Scheduling) -> None:
     listed = await queue.queues.ListQueues(queue_pb.ListQueuesRequest(parent=TENANT))
     assert queue.queue in {each.name for each in listed.queues}
+
+
+async def test_a_scheduler_that_ends_lets_workers_and_watchers_go(tmp_path: Path) -> None:
+    """It would wait for their streams for ten minutes, and the test not so long."""
+
+    async def slow(task: WorkerTask) -> None:
+        await asyncio.sleep(600)
+
+    async with platform(tmp_path / "data", WEFT_RUNTIME_GRACE_SECONDS="600") as weft:
+        scheduling = Scheduling(weft)
+        async with scheduling.working({"echo": slow}):
+            task = await scheduling.submit(spec())
+            watching = scheduling.tasks.WatchTask(task_pb.WatchTaskRequest(name=task.name))
+            await watching.read()
+            assert await weft.stop() == 0
+            assert (await refused(read_on(watching))).code() is grpc.StatusCode.UNAVAILABLE

@@ -1,7 +1,6 @@
 """Blobs in JetStream's object store (NATS ADR-20), so that `nats object` reads them too."""
 
 import base64
-import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any
 import orjson
 
 from mesh.errors import DataDamaged
+from mesh.events.blobs import hashed
 from mesh.events.jetstream.append import Publisher
 from mesh.events.jetstream.assets import BLOBS_BUCKET
 from mesh.events.jetstream.connection import Connection, retried
@@ -40,7 +40,7 @@ class ObjectBlobStore:
         for start in chunks:
             chunk = data[start : start + CHUNK_BYTES_MAX]
             await self._publisher.publish(f"$O.{BLOBS_BUCKET}.C.{name}", chunk, {})
-        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode()
+        digest = base64.urlsafe_b64encode((await hashed(data)).digest()).decode()
         made = {
             "name": key,
             "bucket": BLOBS_BUCKET,

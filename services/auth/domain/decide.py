@@ -14,7 +14,7 @@ from mesh.errors import (
     NotFound,
     RequestIdReused,
 )
-from mesh.events.aggregate import Place
+from mesh.events.fold import Place
 from services.auth.domain import commands
 from services.auth.domain.evolve import API_KEYS_MAX, evolve
 from services.auth.domain.names import api_key_name, role_name, tenant_name, tenant_of

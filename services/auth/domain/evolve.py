@@ -6,7 +6,7 @@ from typing import Any
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from mesh.events.aggregate import Fold, Place
+from mesh.events.fold import Fold, Place
 from services.auth.domain.queries import existing_api_key, has_passed, is_valid
 from weft.auth.v1 import access_pb2
 from weft.auth.v1 import events_pb2 as facts

@@ -4,7 +4,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from mesh.errors import FailedPrecondition
-from mesh.events.aggregate import Fold, Place
+from mesh.events.fold import Fold, Place
 from mesh.events.store import StreamName
 from services.auth.domain.names import AREA
 from weft.auth.v1 import access_pb2

@@ -38,13 +38,16 @@ Facts = Sequence[Message]
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A task to accept. `request_id` is empty where the client didn't name the request."""
+    """A task to accept. `request_id` is empty where the client didn't name the request,
+    `batch` where the task is no item of one."""
 
     task: str
     spec: tasks_pb2.TaskSpec
     request_id: str
     request_hash: bytes
     creator: str
+    batch: str = ""
+    batch_index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,8 @@ def submit(state: QueueState, submission: Submission, taker: Taker | None = None
         request_id=submission.request_id,
         request_hash=submission.request_hash,
         creator=submission.creator,
+        batch=submission.batch,
+        batch_index=submission.batch_index,
     )
     if taker is None or state.paused:
         return [submitted]
@@ -164,9 +169,11 @@ def submit(state: QueueState, submission: Submission, taker: Taker | None = None
 
 
 def start(state: QueueState, task: str, worker: str, instance: str) -> Facts:
-    """Gives a task to a worker, where it waits for one."""
+    """Gives a task to a worker, where it waits for one and its batch allows it."""
     entry = state.tasks.get(task)
     if entry is None or entry.task.state != QUEUED or state.paused:
+        return []
+    if entry.batch and not _batch_allows(state, entry.batch):
         return []
     attempt = entry.attempt + 1
     return [facts.TaskStarted(task=task, attempt=attempt, worker=worker, instance=instance)]
@@ -243,6 +250,8 @@ def redrive(state: QueueState, task: str) -> Facts:
         raise FailedPrecondition("the task hasn't failed")
     if entry.attempt >= ATTEMPTS_MAX:
         raise FailedPrecondition(f"the task had {ATTEMPTS_MAX} attempts: submit it anew")
+    if entry.batch and state.batches[entry.batch].cancelled:
+        raise FailedPrecondition("the task's batch was cancelled: submit it anew")
     return [facts.TaskRedriven(task=task)]
 
 
@@ -274,6 +283,14 @@ def wait_end_ns(entry: Entry) -> int | None:
     if spec.HasField("start_deadline") and not entry.attempts_counted:
         ends.append(spec.start_deadline.ToNanoseconds())
     return min(ends, default=None)
+
+
+def _batch_allows(state: QueueState, batch: str) -> bool:
+    """Whether one more task of the batch may run."""
+    found = state.batches[batch]
+    running = found.counts[RUNNING] + state.starting[batch]
+    limit = found.running_tasks_max
+    return not found.cancelled and not (limit and running >= limit)
 
 
 def _failed(task: str, attempt: int, failure: Failure) -> Message:

@@ -1,4 +1,4 @@
-"""Names of queues, tasks and schedules, and the streams that hold them."""
+"""Names of queues, tasks, batches and schedules, and the streams that hold them."""
 
 from mesh.events.store import StreamName
 
@@ -26,6 +26,16 @@ def queue_name(stream: StreamName) -> str:
 def task_name(stream: StreamName, task: str) -> str:
     """Name of the task of that id in the stream's queue."""
     return f"{queue_name(stream)}/tasks/{task}"
+
+
+def batch_name(stream: StreamName, batch: str) -> str:
+    """Name of the batch of that id in the stream's queue."""
+    return f"{queue_name(stream)}/batches/{batch}"
+
+
+def batch_id(name: str) -> str:
+    """Id of the batch of that name."""
+    return name.rpartition("/")[2]
 
 
 def task_id(name: str) -> str:

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from mesh.errors import AlreadyExists, InvalidArgument, NotFound
-from mesh.events.aggregate import Fold, Place
+from mesh.events.fold import Fold, Place
 from services.scheduler.domain import timing
 from services.scheduler.domain.timing import Timing, timing_of
 from weft.scheduler.v1 import schedule_events_pb2 as facts

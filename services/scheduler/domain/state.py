@@ -1,13 +1,14 @@
 """Folds a queue's facts into its state: the tasks that aren't final, and the dead letters."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from mesh.events.aggregate import Fold, Place
+from mesh.events.fold import Fold, Place
 from weft.scheduler.v1 import events_pb2 as facts
 from weft.scheduler.v1 import queues_pb2, tasks_pb2
 
@@ -15,6 +16,11 @@ FOLD_VERSION = 2
 """Grows whenever the same events would fold into another state."""
 REQUESTS_MAX = 20_000
 """Requests that a queue remembers, beside those of its open tasks."""
+BATCHES_MAX = 1_000
+"""Batches that a queue remembers. The oldest that is over makes room for a new one."""
+BATCH_ITEMS_MAX = 100_000
+PART_RECORDS = 250
+"""Tasks or requests in a part of a snapshot: about a millisecond's work."""
 
 QUEUED = tasks_pb2.TASK_STATE_QUEUED
 RUNNING = tasks_pb2.TASK_STATE_RUNNING
@@ -23,13 +29,17 @@ FAILED = tasks_pb2.TASK_STATE_FAILED
 CANCELLED = tasks_pb2.TASK_STATE_CANCELLED
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """A task. `attempts_before` are those before it was last redriven; `request_id` is
-    empty where its client didn't name the request."""
+    """A task. `attempts_before` are those before it was last redriven; `batch` is the id of
+    the one that it is an item of, empty where it is of none. It isn't changed: what happens
+    to the task puts another one in its place, so that a snapshot can be made of those that
+    it saw while the queue goes on."""
 
     task: tasks_pb2.Task
     attempts_before: int = 0
+    batch: str = ""
+    batch_index: int = 0
 
     @property
     def attempt(self) -> int:
@@ -56,17 +66,55 @@ class Request:
 
 
 @dataclass(slots=True)
+class Batch:
+    """A batch. `accepted` has a bit for each item that was accepted; `counts` says how many
+    of its tasks are in the queue's state, by where they stand."""
+
+    running_tasks_max: int = 0
+    closed: bool = False
+    cancelled: bool = False
+    reason: str = ""
+    accepted: bytearray = field(default_factory=bytearray)
+    counts: "Counter[int]" = field(default_factory=Counter)
+
+    @property
+    def open_count(self) -> int:
+        """How many of its tasks wait or run."""
+        return self.counts[QUEUED] + self.counts[RUNNING]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can happen to it any more."""
+        return (self.closed or self.cancelled) and not self.open_count and not self.counts[FAILED]
+
+    def has(self, index: int) -> bool:
+        """Whether that item was accepted."""
+        place, bit = divmod(index, 8)
+        return place < len(self.accepted) and bool(self.accepted[place] >> bit & 1)
+
+    def accept(self, index: int) -> None:
+        """Notes that it was."""
+        place, bit = divmod(index, 8)
+        self.accepted.extend(bytes(max(0, place + 1 - len(self.accepted))))
+        self.accepted[place] |= 1 << bit
+
+
+@dataclass(slots=True)
 class QueueState:
     """A tenant's queue. `tasks` are by id, in the order in which they came; `open_count`
-    of them aren't dead letters."""
+    of them aren't dead letters. `starting` counts, by batch, those that the commit to be
+    made starts."""
 
     limits: queues_pb2.QueueLimits = field(default_factory=queues_pb2.QueueLimits)
     paused: bool = False
     create_time: Timestamp | None = None
     resume_time: Timestamp | None = None
     tasks: dict[str, Entry] = field(default_factory=dict)
-    requests: dict[str, Request] = field(default_factory=dict)
+    # A plain dict looks for its first key past all that were deleted before it.
+    requests: OrderedDict[str, Request] = field(default_factory=OrderedDict)
     open_count: int = 0
+    batches: dict[str, Batch] = field(default_factory=dict)
+    starting: "Counter[str]" = field(default_factory=Counter)
 
     @property
     def exists(self) -> bool:
@@ -86,10 +134,13 @@ def _limits_changed(state: QueueState, event: facts.QueueLimitsChanged, place: P
 
 def _paused(state: QueueState, event: facts.QueuePaused, place: Place) -> None:
     state.paused = True
-    for entry in state.tasks.values():
-        if entry.task.state == QUEUED:
+    for task, entry in state.tasks.items():
+        if entry.task.state == QUEUED and entry.task.HasField("stalled_time"):
             # It waits since somebody wants it to.
-            _clear_stall(entry)
+            copy = tasks_pb2.Task()
+            copy.CopyFrom(entry.task)
+            _clear_stall(copy)
+            state.tasks[task] = replace(entry, task=copy)
 
 
 def _resumed(state: QueueState, event: facts.QueueResumed, place: Place) -> None:
@@ -99,113 +150,145 @@ def _resumed(state: QueueState, event: facts.QueueResumed, place: Place) -> None
 
 
 def _submitted(state: QueueState, event: facts.TaskSubmitted, place: Place) -> None:
-    task = tasks_pb2.Task(
-        spec=event.spec,
-        state=QUEUED,
-        create_time=place.time,
-        update_time=place.time,
-        creator=event.creator,
-    )
+    task = tasks_pb2.Task(state=QUEUED, creator=event.creator)
+    task.spec.CopyFrom(event.spec)
+    task.create_time.CopyFrom(place.time)
+    task.update_time.CopyFrom(place.time)
     if event.spec.HasField("not_before"):
         task.next_time.CopyFrom(event.spec.not_before)
-    state.tasks[event.task] = Entry(task)
+    state.tasks[event.task] = Entry(task, batch=event.batch, batch_index=event.batch_index)
     state.open_count += 1
+    if event.batch:
+        batch = state.batches[event.batch]
+        batch.accept(event.batch_index)
+        batch.counts[QUEUED] += 1
     if event.request_id:
         state.requests[event.request_id] = Request(event.task, event.request_hash)
         if len(state.requests) > REQUESTS_MAX:
-            del state.requests[next(iter(state.requests))]
+            state.requests.popitem(last=False)
 
 
 def _started(state: QueueState, event: facts.TaskStarted, place: Place) -> None:
-    entry = state.tasks[event.task]
+    task = _changed(state, event.task, place, RUNNING)
     attempt = tasks_pb2.TaskAttempt(
         attempt=event.attempt,
         worker=event.worker,
         start_time=place.time,
         instance=event.instance,
     )
-    entry.task.attempts.append(attempt)
-    entry.task.state = RUNNING
-    entry.task.ClearField("next_time")
-    _updated(entry, place)
+    task.attempts.append(attempt)
+    task.ClearField("next_time")
 
 
 def _attempt_failed(state: QueueState, event: facts.TaskAttemptFailed, place: Place) -> None:
-    entry = state.tasks[event.task]
-    _end_attempt(entry, event.code, event.message, place)
-    entry.task.state = QUEUED
-    entry.task.next_time.CopyFrom(event.next_time)
-    _updated(entry, place)
+    task = _changed(state, event.task, place, QUEUED)
+    _end_attempt(task, event.code, event.message, place)
+    task.next_time.CopyFrom(event.next_time)
 
 
 def _released(state: QueueState, event: facts.TaskReleased, place: Place) -> None:
-    entry = state.tasks[event.task]
-    _end_attempt(entry, 0, "given back before it began", place)
-    entry.attempts_before += 1
-    entry.task.state = QUEUED
-    _updated(entry, place)
+    before = state.tasks[event.task].attempts_before + 1
+    task = _changed(state, event.task, place, QUEUED, attempts_before=before)
+    _end_attempt(task, 0, "given back before it began", place)
 
 
 def _final(state: QueueState, event: Any, place: Place) -> None:
     entry = state.tasks.pop(event.task)
     if entry.task.state != FAILED:
         state.open_count -= 1
+    if entry.batch:
+        state.batches[entry.batch].counts[entry.task.state] -= 1
 
 
 def _failed(state: QueueState, event: facts.TaskFailed, place: Place) -> None:
-    entry = state.tasks[event.task]
-    if entry.task.state == RUNNING:
-        _end_attempt(entry, event.code, event.message, place)
-    entry.task.state = FAILED
-    entry.task.reason = event.message
-    entry.task.cancelling = False
-    entry.task.ClearField("next_time")
+    running = state.tasks[event.task].task.state == RUNNING
+    task = _changed(state, event.task, place, FAILED)
+    if running:
+        _end_attempt(task, event.code, event.message, place)
+    task.reason = event.message
+    task.cancelling = False
+    task.ClearField("next_time")
     state.open_count -= 1
-    _updated(entry, place)
 
 
 def _cancel_requested(state: QueueState, event: facts.TaskCancelRequested, place: Place) -> None:
-    entry = state.tasks[event.task]
-    entry.task.cancelling = True
-    entry.task.reason = event.reason
-    _updated(entry, place)
+    task = _changed(state, event.task, place)
+    task.cancelling = True
+    task.reason = event.reason
 
 
 def _redriven(state: QueueState, event: facts.TaskRedriven, place: Place) -> None:
-    entry = state.tasks[event.task]
-    entry.attempts_before = len(entry.task.attempts)
-    entry.task.state = QUEUED
-    entry.task.reason = ""
+    before = state.tasks[event.task].attempt
+    task = _changed(state, event.task, place, QUEUED, attempts_before=before)
+    task.reason = ""
     state.open_count += 1
-    _updated(entry, place)
 
 
 def _stalled(state: QueueState, event: facts.TaskStalled, place: Place) -> None:
-    task = state.tasks[event.task].task
+    entry = state.tasks[event.task]
+    task = tasks_pb2.Task()
+    task.CopyFrom(entry.task)
     task.stalled_time.CopyFrom(place.time)
     task.stalled_reason = event.reason
+    state.tasks[event.task] = replace(entry, task=task)
 
 
 def _moved(
     state: QueueState, event: facts.TaskProgressed | facts.TaskWithdrawn, place: Place
 ) -> None:
-    _updated(state.tasks[event.task], place)
+    _changed(state, event.task, place)
 
 
-def _end_attempt(entry: Entry, code: int, message: str, place: Place) -> None:
-    last = entry.task.attempts[-1]
+def _batch_created(state: QueueState, event: facts.BatchCreated, place: Place) -> None:
+    if len(state.batches) >= BATCHES_MAX:
+        over = next((name for name, batch in state.batches.items() if batch.is_over), None)
+        state.batches.pop(over or "", None)
+    state.batches[event.batch] = Batch(event.running_tasks_max)
+
+
+def _batch_closed(state: QueueState, event: facts.BatchClosed, place: Place) -> None:
+    state.batches[event.batch].closed = True
+
+
+def _batch_cancelled(state: QueueState, event: facts.BatchCancelled, place: Place) -> None:
+    batch = state.batches[event.batch]
+    batch.cancelled, batch.reason = True, event.reason
+
+
+def _changed(
+    state: QueueState,
+    task: str,
+    place: Place,
+    stands: "tasks_pb2.TaskState.ValueType | None" = None,
+    *,
+    attempts_before: int | None = None,
+) -> tasks_pb2.Task:
+    """A copy of the task in its place, to be changed; it stands there from here on."""
+    entry = state.tasks[task]
+    copy = tasks_pb2.Task()
+    copy.CopyFrom(entry.task)
+    copy.update_time.CopyFrom(place.time)
+    _clear_stall(copy)
+    if stands is not None:
+        if entry.batch:
+            counts = state.batches[entry.batch].counts
+            counts[copy.state] -= 1
+            counts[stands] += 1
+        copy.state = stands
+    before = entry.attempts_before if attempts_before is None else attempts_before
+    state.tasks[task] = Entry(copy, before, entry.batch, entry.batch_index)
+    return copy
+
+
+def _end_attempt(task: tasks_pb2.Task, code: int, message: str, place: Place) -> None:
+    last = task.attempts[-1]
     last.end_time.CopyFrom(place.time)
     last.code, last.message = code, message
 
 
-def _updated(entry: Entry, place: Place) -> None:
-    entry.task.update_time.CopyFrom(place.time)
-    _clear_stall(entry)
-
-
-def _clear_stall(entry: Entry) -> None:
-    entry.task.ClearField("stalled_time")
-    entry.task.ClearField("stalled_reason")
+def _clear_stall(task: tasks_pb2.Task) -> None:
+    task.ClearField("stalled_time")
+    task.ClearField("stalled_reason")
 
 
 _HANDLERS: dict[type[Message], Callable[[QueueState, Any, Place], None]] = {
@@ -223,6 +306,9 @@ _HANDLERS: dict[type[Message], Callable[[QueueState, Any, Place], None]] = {
     facts.TaskCancelled: _final,
     facts.TaskRedriven: _redriven,
     facts.TaskDiscarded: _final,
+    facts.BatchCreated: _batch_created,
+    facts.BatchClosed: _batch_closed,
+    facts.BatchCancelled: _batch_cancelled,
     facts.TaskStalled: _stalled,
     facts.TaskProgressed: _moved,
     facts.TaskWithdrawn: _moved,
@@ -237,21 +323,53 @@ def evolve(state: QueueState, event: Message, place: Place) -> QueueState:
 
 def encode(state: QueueState) -> bytes:
     """The state's bytes, for a snapshot."""
-    kept = facts.QueueState(
+    return b"".join(parts(state))
+
+
+def parts(state: QueueState) -> Iterator[bytes]:
+    """The state's bytes as it is when the first part is asked for. Parts of a message that
+    are joined are the message, with all that they repeat."""
+    # Lists of their own: pairs of so many would wake the garbage collector.
+    tasks, entries = list(state.tasks), list(state.tasks.values())
+    names, requests = list(state.requests), list(state.requests.values())
+    yield facts.QueueState(
         limits=state.limits,
         paused=state.paused,
         create_time=state.create_time,
         resume_time=state.resume_time,
-        tasks=(
-            facts.TaskRecord(task=task, value=entry.task, attempts_before=entry.attempts_before)
-            for task, entry in state.tasks.items()
+        batches=(
+            facts.BatchRecord(
+                batch=name,
+                running_tasks_max=batch.running_tasks_max,
+                closed=batch.closed,
+                cancelled=batch.cancelled,
+                reason=batch.reason,
+                accepted=bytes(batch.accepted),
+            )
+            for name, batch in state.batches.items()
         ),
-        requests=(
-            facts.SubmittedRequest(request_id=name, task=request.task, request_hash=request.hash)
-            for name, request in state.requests.items()
-        ),
-    )
-    return kept.SerializeToString()
+    ).SerializeToString()
+    for some in _slices(len(tasks)):
+        part = facts.QueueState()
+        for task, entry in zip(tasks[some], entries[some], strict=True):
+            record = part.tasks.add(
+                task=task,
+                attempts_before=entry.attempts_before,
+                batch=entry.batch,
+                batch_index=entry.batch_index,
+            )
+            record.value.CopyFrom(entry.task)
+        yield part.SerializeToString()
+    for some in _slices(len(names)):
+        part = facts.QueueState()
+        for name, request in zip(names[some], requests[some], strict=True):
+            part.requests.add(request_id=name, task=request.task, request_hash=request.hash)
+        yield part.SerializeToString()
+
+
+def _slices(count: int) -> Iterator[slice]:
+    for start in range(0, count, PART_RECORDS):
+        yield slice(start, start + PART_RECORDS)
 
 
 def decode(data: bytes) -> QueueState:
@@ -262,9 +380,21 @@ def decode(data: bytes) -> QueueState:
         state.create_time = kept.create_time
     if kept.HasField("resume_time"):
         state.resume_time = kept.resume_time
+    for known in kept.batches:
+        state.batches[known.batch] = Batch(
+            known.running_tasks_max,
+            known.closed,
+            known.cancelled,
+            known.reason,
+            bytearray(known.accepted),
+        )
     for record in kept.tasks:
-        state.tasks[record.task] = Entry(record.value, record.attempts_before)
+        state.tasks[record.task] = Entry(
+            record.value, record.attempts_before, record.batch, record.batch_index
+        )
         state.open_count += record.value.state != FAILED
+        if record.batch:
+            state.batches[record.batch].counts[record.value.state] += 1
     for request in kept.requests:
         state.requests[request.request_id] = Request(request.task, request.request_hash)
     return state
@@ -277,4 +407,5 @@ QUEUE_FOLD = Fold(
     evolve=evolve,
     encode=encode,
     decode=decode,
+    parts=parts,
 )

@@ -7,7 +7,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from mesh.events.aggregate import Fold, Place
+from mesh.events.fold import Fold, Place
 from mesh.events.store import StreamName
 from services.state.domain.names import session_stream
 from weft.errors.v1 import errors_pb2

@@ -115,6 +115,8 @@ class TaskSubmitted(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     REQUEST_HASH_FIELD_NUMBER: _builtins.int
     CREATOR_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    BATCH_INDEX_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     """Id of the task."""
     request_id: _builtins.str
@@ -125,6 +127,10 @@ class TaskSubmitted(_message.Message):
     """SHA-256 of the request."""
     creator: _builtins.str
     """Who submitted it."""
+    batch: _builtins.str
+    """Id of the batch that it is an item of; empty where it is of none."""
+    batch_index: _builtins.int
+    """Which item of the batch."""
     @_builtins.property
     def spec(self) -> _tasks_pb2.TaskSpec:
         """What is to be done."""
@@ -137,10 +143,12 @@ class TaskSubmitted(_message.Message):
         request_id: _builtins.str = ...,
         request_hash: _builtins.bytes = ...,
         creator: _builtins.str = ...,
+        batch: _builtins.str = ...,
+        batch_index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["creator", b"creator", "request_hash", b"request_hash", "request_id", b"request_id", "spec", b"spec", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "batch_index", b"batch_index", "creator", b"creator", "request_hash", b"request_hash", "request_id", b"request_id", "spec", b"spec", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -411,6 +419,86 @@ class TaskDiscarded(_message.Message):
 Global___TaskDiscarded: _TypeAlias = TaskDiscarded  # noqa: Y015
 
 @_typing.final
+class BatchCreated(_message.Message):
+    """A batch was begun."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_FIELD_NUMBER: _builtins.int
+    RUNNING_TASKS_MAX_FIELD_NUMBER: _builtins.int
+    CREATOR_FIELD_NUMBER: _builtins.int
+    batch: _builtins.str
+    """Id of the batch."""
+    running_tasks_max: _builtins.int
+    """How many of its items run at once; 0 is without bound."""
+    creator: _builtins.str
+    """Who began it."""
+    def __init__(
+        self,
+        *,
+        batch: _builtins.str = ...,
+        running_tasks_max: _builtins.int = ...,
+        creator: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "creator", b"creator", "running_tasks_max", b"running_tasks_max"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCreated: _TypeAlias = BatchCreated  # noqa: Y015
+
+@_typing.final
+class BatchClosed(_message.Message):
+    """No more items come into the batch from here on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_FIELD_NUMBER: _builtins.int
+    batch: _builtins.str
+    """Id of the batch."""
+    def __init__(
+        self,
+        *,
+        batch: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchClosed: _TypeAlias = BatchClosed  # noqa: Y015
+
+@_typing.final
+class BatchCancelled(_message.Message):
+    """Somebody ended the batch: no more items come into it, and none is given to a
+    worker. Each of its tasks that aren't final ends with a fact of its own.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    batch: _builtins.str
+    """Id of the batch."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        batch: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCancelled: _TypeAlias = BatchCancelled  # noqa: Y015
+
+@_typing.final
 class TaskStalled(_message.Message):
     """Nothing has happened to the task for longer than it should; told once, until
     something does.
@@ -523,6 +611,7 @@ class QueueState(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
     RESUME_TIME_FIELD_NUMBER: _builtins.int
     paused: _builtins.bool
     """No task is given to a worker."""
@@ -543,6 +632,10 @@ class QueueState(_message.Message):
         """The last requests, oldest first."""
 
     @_builtins.property
+    def batches(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchRecord]:
+        """The last batches, oldest first."""
+
+    @_builtins.property
     def resume_time(self) -> _timestamp_pb2.Timestamp:
         """When it was last resumed; not set where it never was."""
 
@@ -554,11 +647,12 @@ class QueueState(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         tasks: _abc.Iterable[Global___TaskRecord] | None = ...,
         requests: _abc.Iterable[Global___SubmittedRequest] | None = ...,
+        batches: _abc.Iterable[Global___BatchRecord] | None = ...,
         resume_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "limits", b"limits", "resume_time", b"resume_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "limits", b"limits", "paused", b"paused", "requests", b"requests", "resume_time", b"resume_time", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "create_time", b"create_time", "limits", b"limits", "paused", b"paused", "requests", b"requests", "resume_time", b"resume_time", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -573,10 +667,16 @@ class TaskRecord(_message.Message):
     TASK_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     ATTEMPTS_BEFORE_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    BATCH_INDEX_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     """Id of the task."""
     attempts_before: _builtins.int
     """Attempts before it was last redriven."""
+    batch: _builtins.str
+    """Id of its batch; empty where it is of none."""
+    batch_index: _builtins.int
+    """Which item of the batch."""
     @_builtins.property
     def value(self) -> _tasks_pb2.Task:
         """The task, without its name."""
@@ -587,14 +687,58 @@ class TaskRecord(_message.Message):
         task: _builtins.str = ...,
         value: _tasks_pb2.Task | None = ...,
         attempts_before: _builtins.int = ...,
+        batch: _builtins.str = ...,
+        batch_index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts_before", b"attempts_before", "task", b"task", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts_before", b"attempts_before", "batch", b"batch", "batch_index", b"batch_index", "task", b"task", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TaskRecord: _TypeAlias = TaskRecord  # noqa: Y015
+
+@_typing.final
+class BatchRecord(_message.Message):
+    """A batch in a snapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_FIELD_NUMBER: _builtins.int
+    RUNNING_TASKS_MAX_FIELD_NUMBER: _builtins.int
+    CLOSED_FIELD_NUMBER: _builtins.int
+    CANCELLED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    batch: _builtins.str
+    """Id of the batch."""
+    running_tasks_max: _builtins.int
+    """How many of its items run at once; 0 is without bound."""
+    closed: _builtins.bool
+    """No more items come into it."""
+    cancelled: _builtins.bool
+    """It was cancelled."""
+    reason: _builtins.str
+    """Why it was cancelled."""
+    accepted: _builtins.bytes
+    """Which items were accepted: bit i % 8 of byte i / 8, the lowest first."""
+    def __init__(
+        self,
+        *,
+        batch: _builtins.str = ...,
+        running_tasks_max: _builtins.int = ...,
+        closed: _builtins.bool = ...,
+        cancelled: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        accepted: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "batch", b"batch", "cancelled", b"cancelled", "closed", b"closed", "reason", b"reason", "running_tasks_max", b"running_tasks_max"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRecord: _TypeAlias = BatchRecord  # noqa: Y015
 
 @_typing.final
 class SubmittedRequest(_message.Message):

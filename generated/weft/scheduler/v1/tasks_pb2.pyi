@@ -313,6 +313,8 @@ class Task(_message.Message):
     NEXT_TIME_FIELD_NUMBER: _builtins.int
     CANCELLING_FIELD_NUMBER: _builtins.int
     CREATOR_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    BATCH_INDEX_FIELD_NUMBER: _builtins.int
     STALLED_TIME_FIELD_NUMBER: _builtins.int
     STALLED_REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -333,6 +335,12 @@ class Task(_message.Message):
     """Its cancellation was asked for; its worker has been told."""
     creator: _builtins.str
     """Who submitted it."""
+    batch: _builtins.str
+    """The batch that it is an item of, as
+    `tenants/{tenant}/queues/{queue}/batches/{batch}`; empty where it is of none.
+    """
+    batch_index: _builtins.int
+    """Which item of the batch."""
     stalled_reason: _builtins.str
     """What it waits for, or who has it, where it has stalled."""
     @_builtins.property
@@ -377,12 +385,14 @@ class Task(_message.Message):
         next_time: _timestamp_pb2.Timestamp | None = ...,
         cancelling: _builtins.bool = ...,
         creator: _builtins.str = ...,
+        batch: _builtins.str = ...,
+        batch_index: _builtins.int = ...,
         stalled_time: _timestamp_pb2.Timestamp | None = ...,
         stalled_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "next_time", b"next_time", "spec", b"spec", "stalled_time", b"stalled_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cancelling", b"cancelling", "create_time", b"create_time", "creator", b"creator", "name", b"name", "next_time", b"next_time", "progress", b"progress", "progress_note", b"progress_note", "reason", b"reason", "result", b"result", "spec", b"spec", "stalled_reason", b"stalled_reason", "stalled_time", b"stalled_time", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "batch", b"batch", "batch_index", b"batch_index", "cancelling", b"cancelling", "create_time", b"create_time", "creator", b"creator", "name", b"name", "next_time", b"next_time", "progress", b"progress", "progress_note", b"progress_note", "reason", b"reason", "result", b"result", "spec", b"spec", "stalled_reason", b"stalled_reason", "stalled_time", b"stalled_time", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,7 +1,8 @@
 """One writer of a stream in a process, against others that write it too."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 from google.protobuf.message import Message
@@ -9,7 +10,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.wrappers_pb2 import StringValue
 
 from mesh.errors import Conflict, DataDamaged, EventStoreUnavailable, FailedPrecondition, NotFound
-from mesh.events.aggregate import CONFLICTS_MAX, FORK_DEPTH_MAX, Aggregate, Fold, Place, Repository
+from mesh.events.aggregate import CONFLICTS_MAX, FORK_DEPTH_MAX, Aggregate, Repository
+from mesh.events.fold import Fold, Place
 from mesh.events.jetstream.store import connect_store
 from mesh.events.lineage import fork_depth
 from mesh.events.memory import MemoryEventStore, MemoryLog
@@ -20,6 +22,7 @@ from mesh.events.store import (
     Head,
     HeadConflict,
     NewEvent,
+    StoredCommit,
     StreamName,
 )
 from tests.support.events import draft
@@ -90,6 +93,7 @@ class HarmedStore(MemoryEventStore):
         super().__init__()
         self.faults: list[str] = []
         self.held: asyncio.Event | None = None
+        self.read_after: list[Head] = []
 
     async def append(self, stream: StreamName, draft: CommitDraft, head: Head) -> Head:
         if self.held is not None:
@@ -103,6 +107,12 @@ class HarmedStore(MemoryEventStore):
         if fault == "stored, not acknowledged":
             raise EventStoreUnavailable("the acknowledgement was lost")
         return after
+
+    def read(
+        self, stream: StreamName, after: Head = START, *, until_revision: int | None = None
+    ) -> AsyncGenerator[list[StoredCommit], None]:
+        self.read_after.append(after)
+        return super().read(stream, after, until_revision=until_revision)
 
     async def save_snapshot(self, snapshot: events_pb2.Snapshot) -> None:
         if self.faults and self.faults.pop(0) == "snapshot":
@@ -120,6 +130,13 @@ async def store(
     store = await connect_store(nats_server.url, name="aggregates")
     yield store
     await store.close()
+
+
+@pytest.fixture(params=[True, False], ids=["ahead", "stored"])
+def ahead(request: pytest.FixtureRequest) -> bool:
+    """Whether a writer's state holds what isn't acknowledged yet."""
+    held: bool = request.param
+    return held
 
 
 @pytest.fixture
@@ -149,9 +166,9 @@ class TestDeciding:
         assert (await Repository(store, FOLD).load(stream)).head is START
 
     async def test_a_command_that_lost_is_decided_again_on_what_won(
-        self, store: EventStore, stream: StreamName
+        self, store: EventStore, stream: StreamName, ahead: bool
     ) -> None:
-        first, second = (Repository(store, FOLD).open(stream) for _ in range(2))
+        first, second = (Repository(store, FOLD, ahead=ahead).open(stream) for _ in range(2))
         await first.load()
         await second.load()
         await first.execute(counting)
@@ -186,9 +203,9 @@ class TestDeciding:
         assert await aggregate.load() == ["1:a"]
 
     async def test_twenty_racing_writers_all_get_their_turn_in_order(
-        self, store: EventStore, stream: StreamName
+        self, store: EventStore, stream: StreamName, ahead: bool
     ) -> None:
-        repositories = [Repository(store, FOLD) for _ in range(2)]
+        repositories = [Repository(store, FOLD, ahead=ahead) for _ in range(2)]
         writers = [repositories[number % 2].open(stream) for number in range(20)]
 
         stored = await asyncio.gather(*(writer.execute(counting) for writer in writers))
@@ -200,12 +217,12 @@ class TestDeciding:
         assert [await each.open(stream).load() for each in repositories] == [expected] * 2
 
     async def test_of_twenty_processes_that_make_one_thing_one_wins(
-        self, store: EventStore, stream: StreamName
+        self, store: EventStore, stream: StreamName, ahead: bool
     ) -> None:
         def make(state: Texts) -> Sequence[Message]:
             return [] if state else [StringValue(value="made")]
 
-        writers = [Repository(store, FOLD).open(stream) for _ in range(20)]
+        writers = [Repository(store, FOLD, ahead=ahead).open(stream) for _ in range(20)]
         stored = await asyncio.gather(*(writer.execute(make) for writer in writers))
         assert sum(facts is not None for facts in stored) == 1
         assert {tuple(await writer.load()) for writer in writers} == {("1:made",)}
@@ -274,15 +291,98 @@ class TestSending:
         assert aggregate.state == ["1:b"]
 
 
+class TestStoredOnly:
+    """Writers whose state holds what is stored, and nothing else."""
+
+    async def test_what_was_sent_is_in_the_state_once_it_is_stored(
+        self, stream: StreamName
+    ) -> None:
+        store = HarmedStore()
+        aggregate = Repository(store, FOLD, ahead=False).open(stream)
+        watcher = Watcher(aggregate)
+        store.held = asyncio.Event()
+
+        pending = await aggregate.send(saying("a"))
+
+        assert aggregate.state == []
+        store.held.set()
+        await pending
+        assert aggregate.state == ["1:a"]
+        assert watcher.told == [(1, "a")]
+
+    async def test_a_lost_commit_reads_what_won_and_no_more(self, stream: StreamName) -> None:
+        store = HarmedStore()
+        ours, theirs = (Repository(store, FOLD, ahead=False).open(stream) for _ in range(2))
+        await ours.execute(saying("a"))
+        before = ours.head
+        await theirs.execute(saying("b"))
+        store.read_after.clear()
+        await ours.execute(counting)
+        assert ours.state == ["1:a", "2:b", "3:2"]
+        assert store.read_after == [before]
+
+    @pytest.mark.parametrize("fault", ["lost", "stored, not acknowledged"])
+    async def test_a_doubtful_commit_reads_what_may_be_behind_it_and_no_more(
+        self, stream: StreamName, fault: str
+    ) -> None:
+        store = HarmedStore()
+        aggregate = Repository(store, FOLD, ahead=False).open(stream)
+        await aggregate.execute(saying("a"))
+        before = aggregate.head
+        store.read_after.clear()
+        store.faults = [fault]
+        with pytest.raises(EventStoreUnavailable):
+            await aggregate.execute(saying("b"))
+        await aggregate.execute(saying("c"))
+        said = [text.partition(":")[2] for text in aggregate.state]
+        assert said == (["a", "c"] if fault == "lost" else ["a", "b", "c"])
+        assert store.read_after == [before]
+
+    async def test_what_always_loses_is_read_before_the_next_decision(
+        self, stream: StreamName
+    ) -> None:
+        store = HarmedStore()
+        aggregate = Repository(store, FOLD, ahead=False).open(stream)
+        store.faults = ["conflict"] * CONFLICTS_MAX
+        with pytest.raises(Conflict):
+            await aggregate.execute(saying("a"))
+        await aggregate.execute(saying("b"))
+        assert aggregate.state == ["1:b"]
+
+
+class TestSnapshotsInParts:
+    async def test_they_hold_the_state_as_it_was_when_they_were_begun(
+        self, stream: StreamName
+    ) -> None:
+        store = HarmedStore()
+
+        def parts(texts: Texts) -> Iterator[bytes]:
+            kept = list(texts)
+            yield b""
+            for text in kept:
+                # A field that comes again replaces the one before: the last one has it all.
+                so_far = kept[: kept.index(text) + 1]
+                yield session_pb2.Session(name="|".join(so_far)).SerializeToString()
+
+        fold = replace(FOLD, parts=parts)
+        aggregate = Repository(store, fold, snapshot_commits=2, ahead=False).open(stream)
+        for text in "abc":
+            await aggregate.execute(saying(text))
+        while (snapshot := await store.snapshot(stream)) is None:  # noqa: ASYNC110 - saved behind
+            await asyncio.sleep(0)
+        assert snapshot.revision == 2
+        assert decode(snapshot.state) == ["1:a", "2:b"]
+
+
 class TestUnknownOutcomes:
     @pytest.mark.parametrize(
         ("fault", "known"), [("lost", []), ("stored, not acknowledged", ["1:a"])]
     )
     async def test_an_unknown_commit_is_read_before_the_next_decision(
-        self, stream: StreamName, fault: str, known: Texts
+        self, ahead: bool, stream: StreamName, fault: str, known: Texts
     ) -> None:
         harmed = HarmedStore()
-        aggregate = Repository(harmed, FOLD).open(stream)
+        aggregate = Repository(harmed, FOLD, ahead=ahead).open(stream)
         watcher = Watcher(aggregate)
         harmed.faults = [fault]
         with pytest.raises(EventStoreUnavailable):
@@ -308,9 +408,9 @@ class TestUnknownOutcomes:
 
 class TestObservers:
     async def test_they_are_told_of_everybodys_facts_once_and_in_order(
-        self, store: EventStore, stream: StreamName
+        self, store: EventStore, stream: StreamName, ahead: bool
     ) -> None:
-        ours, theirs = (Repository(store, FOLD).open(stream) for _ in range(2))
+        ours, theirs = (Repository(store, FOLD, ahead=ahead).open(stream) for _ in range(2))
         await ours.load()
         watcher = Watcher(ours)
 
@@ -326,9 +426,9 @@ class TestObservers:
         assert watcher.told == list(enumerate("abcdef", start=1))
 
     async def test_racing_writers_tell_each_observer_everything_once(
-        self, store: EventStore, stream: StreamName
+        self, store: EventStore, stream: StreamName, ahead: bool
     ) -> None:
-        aggregates = [Repository(store, FOLD).open(stream) for _ in range(4)]
+        aggregates = [Repository(store, FOLD, ahead=ahead).open(stream) for _ in range(4)]
         watchers = []
         for aggregate in aggregates:
             await aggregate.load()

@@ -3,7 +3,7 @@
 import pytest
 
 from mesh.errors import AlreadyExists, Conflict, LimitExceeded, NotFound, RequestIdReused
-from mesh.events.aggregate import Place
+from mesh.events.fold import Place
 from services.agents import domain
 from services.agents.domain import CreateAgent, DeleteAgent, UpdateAgent
 from tests.support.session_log import timestamp

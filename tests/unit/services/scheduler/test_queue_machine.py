@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mesh.errors import WeftError
-from mesh.events.aggregate import Place
+from mesh.events.fold import Place
 from services.scheduler.domain import decide, stalls
 from services.scheduler.domain.codes import Code
 from services.scheduler.domain.state import (
@@ -20,6 +20,7 @@ from services.scheduler.domain.state import (
     decode,
     encode,
     evolve,
+    parts,
 )
 from weft.scheduler.v1 import events_pb2 as facts
 from weft.scheduler.v1 import queues_pb2, tasks_pb2
@@ -49,6 +50,8 @@ class Queue(RuleBasedStateMachine):
             assert encode(self.state) == before
             return ()
         assert encode(self.state) == before, "to decide changes nothing"
+        snapshot = parts(self.state)
+        begun = next(snapshot)
         time = Timestamp()
         time.FromNanoseconds(self.now_ns)
         for fact in found:
@@ -56,6 +59,8 @@ class Queue(RuleBasedStateMachine):
             self.state = evolve(self.state, fact, Place(self.revision, time))
             if isinstance(fact, facts.TaskSucceeded | facts.TaskCancelled | facts.TaskDiscarded):
                 self.finals[fact.task].append(type(fact).__name__)
+        rest = b"".join(snapshot)
+        assert begun + rest == before, "a snapshot that is being made isn't changed any more"
         return found
 
     @rule(task=names, attempts=st.integers(0, 3), seconds=st.integers(0, 4))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mesh.errors import AlreadyExists, InvalidArgument, NotFound, WeftError
-from mesh.events.aggregate import Place
+from mesh.events.fold import Place
 from services.scheduler.domain import schedule
 from services.scheduler.domain.schedule import SCHEDULE_FOLD, Skipped, State, Step
 from services.scheduler.domain.timing import NANOSECONDS

@@ -37,7 +37,7 @@ class Detected:
         await aggregate.load()
         self.queue = TenantQueue(aggregate, self.clock)
         aggregate.observers.append(self.queue.observe)
-        self.queue.load()
+        await self.queue.load()
         self.stalls = Stalls(SchedulerSettings(), {}, self.clock)
         self.stalls.add(self.queue)
 
