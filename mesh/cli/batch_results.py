@@ -72,14 +72,15 @@ class Results:
         said = [f"{counts[word]} {word}" for word in words if counts[word]]
         return ", ".join(said) or "no items"
 
-    def refuse_failures(self) -> None:
-        """Raises CommandFailed where an item has no result."""
+    def refuse_failures(self, queue: str) -> None:
+        """Raises CommandFailed where an item has no result; `queue` is that of the batch."""
         counts = Counter(self._ended.values())
         if not self._refused and counts.total() == counts["succeeded"]:
             return
         notes = [f"item {index}: {one_line(why)}" for index, why in sorted(self._refused.items())]
         if counts["failed"]:
-            notes.append("`weft deadletter redrive --all` tries those again that failed.")
+            redrive = f"weft deadletter redrive --all --queue {queue}"
+            notes.append(f"`{redrive}` tries all failed tasks of the queue again.")
         raise CommandFailed(self.summary(), exit_code=ExitCode.TURN_FAILED, notes=notes[:10])
 
     def _write(self, line: dict[str, Any]) -> None:

@@ -13,7 +13,15 @@ from mesh.cli.batch_sending import Sending
 from mesh.cli.command import command
 from mesh.cli.connection import Client
 from mesh.cli.failures import usage_error
-from mesh.cli.names import DEFAULT_QUEUE, QUEUE, batch_name, check_id, resource_name, short_name
+from mesh.cli.names import (
+    DEFAULT_QUEUE,
+    QUEUE,
+    batch_name,
+    check_id,
+    queue_of,
+    resource_name,
+    short_name,
+)
 from mesh.cli.output import moment, note, one_line, show_list, show_message
 from mesh.cli.pages import LIMIT, Limit, fetch
 from mesh.cli.tasks import QueueOption
@@ -105,7 +113,7 @@ def run_batch(
             note(f"The same command with --id {begin.batch_id} sends the others.")
         if not is_over:
             _say_how_to_go_on(name)
-    results.refuse_failures()
+    results.refuse_failures(short_name(queue_of(name)))
     note(results.summary())
 
 
@@ -134,7 +142,7 @@ def watch_batch(
     except KeyboardInterrupt:
         _say_how_to_go_on(name, results.last)
         raise
-    results.refuse_failures()
+    results.refuse_failures(short_name(queue_of(name)))
     note(results.summary())
 
 

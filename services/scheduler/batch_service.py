@@ -12,6 +12,7 @@ from mesh.errors import (
     InvalidArgument,
     LimitExceeded,
     NotFound,
+    NotServing,
     WeftError,
 )
 from mesh.ids import new_id
@@ -117,7 +118,7 @@ class BatchService:
         self, request: pb.WatchBatchRequest, call: Call
     ) -> AsyncGenerator[pb.WatchBatchResponse, None]:
         """Begins with the batch as it is. Nothing is kept for who reads slowly: results are
-        read from the read model as they are taken."""
+        read from the read model as they are taken. NotServing once the process ends."""
         queue = await self._queues.existing(request.name)
         # So that a caller sees what it did before.
         await self._batch(request.name)
@@ -126,6 +127,8 @@ class BatchService:
         with dispatcher.watchers.watching(names.queue_name(queue.stream)) as changed:
             while True:
                 changed.clear()
+                if self._queues.draining:
+                    raise NotServing("the process ends: watch again")
                 batch, results = await self._queues.read_model.batch_results(request.name, after)
                 if batch is None:
                     raise NotFound.of("batch", request.name)

@@ -128,13 +128,13 @@ class Journal:
 
         try:
             await self._aggregate.execute(decide)
+            again = await self._decided_again(batch)
         except WeftError as error:
             _fail(batch, error)
         except Exception:  # noqa: BLE001 - nobody awaits this task: those who wait are told
             _log.exception("a queue's commit failed", stream=str(self._aggregate.stream))
             _fail(batch, Internal("a fault of Weft's own; the log has it"))
         else:
-            again = await self._decided_again(batch)
             for command in batch:
                 if command.done.done() or command in again:
                     continue

@@ -13,12 +13,14 @@ from services.scheduler.dispatcher import Dispatcher
 from services.scheduler.domain import decide, names
 from services.scheduler.domain.stalls import has_stalled
 from services.scheduler.domain.state import QUEUED, RUNNING, QueueState
-from services.scheduler.journal import Facts
 from services.scheduler.read_model import TasksReadModel
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.tenant_queue import TenantQueue
 from services.scheduler.workers import Shape, unschedulable_reason
 from weft.scheduler.v1 import queues_pb2, tasks_pb2
+
+REFRESHES_MAX = 100
+"""How often a queue is read on end while others write it; the next commit begins anew."""
 
 
 class Queues:
@@ -126,7 +128,9 @@ class Queues:
     async def _refresh(self, stream: StreamName) -> None:
         try:
             queue = await self.queue(stream)
-            while self._is_behind(stream):
+            for _ in range(REFRESHES_MAX):
+                if not self._is_behind(stream):
+                    return
                 await queue.aggregate.load()
         except WeftError:
             # Whoever uses it next reads it again and hears of the error.
@@ -135,20 +139,9 @@ class Queues:
     def _refreshed(self, stream: StreamName, _: "asyncio.Task[None]") -> None:
         del self._refreshing[stream]
 
-    async def view(self, queue: TenantQueue, task: str) -> tasks_pb2.Task | None:
+    def view(self, queue: TenantQueue, task: str) -> tasks_pb2.Task | None:
         """A task that isn't final, as a caller sees it; None where there is none."""
-        found: list[tasks_pb2.Task | None] = [None]
-
-        def look(state: QueueState) -> Facts:
-            # What is decided on is stored, which can't be said of the state otherwise.
-            found[0] = self._view_in(state, queue, task)
-            return ()
-
-        await queue.journal.put(f"look at {task}", look)
-        return found[0]
-
-    def _view_in(self, state: QueueState, queue: TenantQueue, task: str) -> tasks_pb2.Task | None:
-        entry = state.tasks.get(task)
+        entry = queue.state.tasks.get(task)
         if entry is None:
             return None
         found = tasks_pb2.Task()
@@ -177,7 +170,7 @@ class Queues:
     async def task(self, name: str) -> tasks_pb2.Task:
         """The task of that name, final or not. NotFound where there is none."""
         queue = await self.existing(name)
-        found = await self.view(queue, names.task_id(name)) or await self.read_model.task(name)
+        found = self.view(queue, names.task_id(name)) or await self.read_model.task(name)
         if found is None:
             raise NotFound.of("task", name)
         return found

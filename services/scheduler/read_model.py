@@ -25,8 +25,7 @@ CREATE TABLE tasks (
   state INTEGER NOT NULL, capability TEXT NOT NULL, creator TEXT NOT NULL,
   create_ns INTEGER NOT NULL, update_ns INTEGER NOT NULL,
   spec BLOB NOT NULL, result BLOB, reason BLOB, code INTEGER NOT NULL DEFAULT 0,
-  batch TEXT, batch_index INTEGER, end_number INTEGER,
-  stalled_ns INTEGER, stalled_reason BLOB
+  batch TEXT, batch_index INTEGER, end_number INTEGER, stalled_ns INTEGER, stalled_reason BLOB
 );
 CREATE UNIQUE INDEX by_name ON tasks (queue, task);
 CREATE INDEX by_state ON tasks (queue, state, number);
@@ -230,8 +229,8 @@ class TasksReadModel:
     def _opened(
         self, connection: sqlite3.Connection, queue: str, row: Sequence[Any], *, whole: bool
     ) -> tasks_pb2.Task:
-        _, task, state, creator, create_ns, update_ns, spec, result, reason, *rest = row
-        batch, index, stalled_ns, stalled_reason = rest
+        _, task, state, creator, create_ns, update_ns, spec, result, reason, *others = row
+        batch, index, *stall = others
         key = f"{queue}/{task}"
         found = tasks_pb2.Task(name=f"{queue}/tasks/{task}", state=state, creator=creator)
         found.spec.ParseFromString(self._seal.open(f"{key}/spec", spec))
@@ -239,6 +238,7 @@ class TasksReadModel:
         found.update_time.FromNanoseconds(update_ns)
         if reason is not None:
             found.reason = self._seal.open(f"{key}/reason", reason).decode()
+        stalled_ns, stalled_reason = stall
         if stalled_ns is not None:
             found.stalled_time.FromNanoseconds(stalled_ns)
             sealed = self._seal.open(f"{key}/stalled_reason", stalled_reason)
@@ -284,8 +284,8 @@ class TasksReadModel:
 
 
 _COLUMNS = (
-    "number, task, state, creator, create_ns, update_ns, spec, result, reason, batch,"
-    " batch_index, stalled_ns, stalled_reason"
+    "number, task, state, creator, create_ns, update_ns, spec, result, reason, batch, batch_index,"
+    " stalled_ns, stalled_reason"
 )
 
 

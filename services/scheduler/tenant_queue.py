@@ -201,7 +201,9 @@ class TenantQueue:
         return 0.0 if oldest is None else max(0.0, (self._clock.now_ns() - oldest) / NANOSECONDS)
 
     def _is_busy(self, batch: str) -> bool:
-        return self._slots.taken(batch) >= self.state.batches[batch].running_tasks_max
+        # What is left of one that is over may be here for longer than the batch.
+        known = self.state.batches.get(batch)
+        return known is not None and self._slots.taken(batch) >= known.running_tasks_max
 
     def _place_queued(self, task: str, entry: Entry) -> None:
         batch = self.state.batches[entry.batch] if entry.batch else None

@@ -8,7 +8,8 @@ The other one's task comes now and then; its time goes from the request to its e
 
 Where slots are shared the other one's task waits for the first that is free, since none is taken
 from a task that runs: with N slots of tasks of T seconds about T / N on average, and all of T
-where they keep in step. So the noisy one's tasks take any time up to 2 T.
+where they keep in step. So the noisy one's tasks take any time up to 2 T, and the other one's
+don't come together: of several at once every second slot is the other tenant's.
 """
 
 import asyncio
@@ -30,6 +31,7 @@ from mesh.worker import Worker, WorkerTask
 from services.scheduler.dispatcher import Dispatcher
 from services.scheduler.domain import decide
 from services.scheduler.domain.state import QUEUE_FOLD
+from services.scheduler.service import SNAPSHOT_COMMITS
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.tenant_queue import TenantQueue
 from services.scheduler.workers import Worker as AttachedWorker
@@ -48,15 +50,15 @@ from weft.scheduler.v1 import worker_service_pb2 as worker_pb
 from weft.scheduler.v1.queue_service_pb2_grpc import QueueServiceStub
 from weft.scheduler.v1.task_service_pb2_grpc import TaskServiceStub
 
-ROUNDS = 3
+ROUNDS = 2
 QUEUED = 10_000
 FILL_IN_FLIGHT = 64
 SLOTS = 32
 TASK_SECONDS = 0.1
-PAUSE_SECONDS = 0.01
-ASKED = 400
+PAUSE_SECONDS = 0.05
+ASKED = 150
 """Tasks of the other tenant in a round."""
-IN_FLIGHT = 8
+IN_FLIGHT = 2
 PERCENTILE = 0.99
 COST_MAX = 1.2
 
@@ -153,7 +155,7 @@ async def p99_ms(seconds: Seconds) -> float:
     async def some() -> None:
         for _ in left:
             times.append(await seconds())
-            await asyncio.sleep(PAUSE_SECONDS)
+            await asyncio.sleep(random.random() * 2 * PAUSE_SECONDS)
 
     await asyncio.gather(*(some() for _ in range(IN_FLIGHT)))
     return sorted(times)[int(len(times) * PERCENTILE)] * 1e3
@@ -195,7 +197,9 @@ class Shared:
     def __init__(self) -> None:
         settings = SchedulerSettings()
         self.dispatcher = Dispatcher(settings, Alone(), SYSTEM)
-        self._repository = Repository(MemoryEventStore(), QUEUE_FOLD, ahead=False)
+        self._repository = Repository(
+            MemoryEventStore(), QUEUE_FOLD, snapshot_commits=SNAPSHOT_COMMITS, ahead=False
+        )
         self._numbers = itertools.count()
         self._ends: dict[str, asyncio.Future[float]] = {}
         self._running: set[asyncio.Task[None]] = set()

@@ -494,7 +494,7 @@ async def test_kills_in_the_middle_lose_and_double_nothing(tmp_path: Path) -> No
         address.write_text(weft.addresses["grpc"])
         worker = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tests.support.task_worker"),
-            *(queue.scheduling.queue, str(address)),
+            *(queue.scheduling.queue, str(address), str(tmp_path / "ran")),
             cwd=ROOT,
             env={**os.environ, "WEFT_API_KEY": weft.key},
             stdout=asyncio.subprocess.DEVNULL,
@@ -514,6 +514,7 @@ async def test_kills_in_the_middle_lose_and_double_nothing(tmp_path: Path) -> No
                 await sending
                 results = await following
         finally:
+            assert worker.returncode is None, "the worker has ended by itself"
             worker.kill()
             await worker.wait()
         assert [result.number for result in results] == list(range(1, 1_501))

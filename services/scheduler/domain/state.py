@@ -139,7 +139,8 @@ def _paused(state: QueueState, event: facts.QueuePaused, place: Place) -> None:
             # It waits since somebody wants it to.
             copy = tasks_pb2.Task()
             copy.CopyFrom(entry.task)
-            _clear_stall(copy)
+            copy.ClearField("stalled_time")
+            copy.ClearField("stalled_reason")
             state.tasks[task] = replace(entry, task=copy)
 
 
@@ -224,21 +225,6 @@ def _redriven(state: QueueState, event: facts.TaskRedriven, place: Place) -> Non
     state.open_count += 1
 
 
-def _stalled(state: QueueState, event: facts.TaskStalled, place: Place) -> None:
-    entry = state.tasks[event.task]
-    task = tasks_pb2.Task()
-    task.CopyFrom(entry.task)
-    task.stalled_time.CopyFrom(place.time)
-    task.stalled_reason = event.reason
-    state.tasks[event.task] = replace(entry, task=task)
-
-
-def _moved(
-    state: QueueState, event: facts.TaskProgressed | facts.TaskWithdrawn, place: Place
-) -> None:
-    _changed(state, event.task, place)
-
-
 def _batch_created(state: QueueState, event: facts.BatchCreated, place: Place) -> None:
     if len(state.batches) >= BATCHES_MAX:
         over = next((name for name, batch in state.batches.items() if batch.is_over), None)
@@ -255,6 +241,22 @@ def _batch_cancelled(state: QueueState, event: facts.BatchCancelled, place: Plac
     batch.cancelled, batch.reason = True, event.reason
 
 
+def _stalled(state: QueueState, event: facts.TaskStalled, place: Place) -> None:
+    entry = state.tasks[event.task]
+    copy = tasks_pb2.Task()
+    copy.CopyFrom(entry.task)
+    # It didn't change for that.
+    copy.stalled_time.CopyFrom(place.time)
+    copy.stalled_reason = event.reason
+    state.tasks[event.task] = replace(entry, task=copy)
+
+
+def _moved(
+    state: QueueState, event: facts.TaskProgressed | facts.TaskWithdrawn, place: Place
+) -> None:
+    _changed(state, event.task, place)
+
+
 def _changed(
     state: QueueState,
     task: str,
@@ -268,7 +270,8 @@ def _changed(
     copy = tasks_pb2.Task()
     copy.CopyFrom(entry.task)
     copy.update_time.CopyFrom(place.time)
-    _clear_stall(copy)
+    copy.ClearField("stalled_time")
+    copy.ClearField("stalled_reason")
     if stands is not None:
         if entry.batch:
             counts = state.batches[entry.batch].counts
@@ -284,11 +287,6 @@ def _end_attempt(task: tasks_pb2.Task, code: int, message: str, place: Place) ->
     last = task.attempts[-1]
     last.end_time.CopyFrom(place.time)
     last.code, last.message = code, message
-
-
-def _clear_stall(task: tasks_pb2.Task) -> None:
-    task.ClearField("stalled_time")
-    task.ClearField("stalled_reason")
 
 
 _HANDLERS: dict[type[Message], Callable[[QueueState, Any, Place], None]] = {

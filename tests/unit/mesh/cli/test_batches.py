@@ -122,6 +122,7 @@ def test_items_that_fail_or_are_refused_are_told(weft: Weft, tmp_path: Path) -> 
     assert (by_index[1]["code"], by_index[1]["error"]) == ("INVALID_ARGUMENT", "no good")
     assert (by_index[2]["state"], by_index[2]["code"]) == ("refused", "INVALID_ARGUMENT")
     assert "1 succeeded, 1 failed, 1 refused" in ran.err
+    assert "weft deadletter redrive --all --queue default" in ran.err
     assert "item 2: no such capability here" in ran.err
 
 

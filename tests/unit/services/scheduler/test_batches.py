@@ -1,13 +1,19 @@
 """Batches of a queue: how many it remembers, and which items it takes."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from mesh.clock import SYSTEM
 from mesh.errors import FailedPrecondition, InvalidArgument, LimitExceeded, NotFound
 from mesh.events.fold import Place
+from mesh.events.store import StreamName
 from services.scheduler.domain import batches, decide
 from services.scheduler.domain.state import BATCHES_MAX, QueueState, decode, encode, evolve
+from services.scheduler.tenant_queue import TenantQueue
 from weft.scheduler.v1 import queues_pb2, tasks_pb2
 
 NOW_NS = 1_000_000_000_000
@@ -80,3 +86,16 @@ def test_those_that_are_started_in_one_commit_count_against_the_limit(queue: Que
         batches.expect(queue, found)
         started += found
     assert len(started) == 2
+
+
+async def test_what_is_left_of_a_forgotten_batch_holds_up_nobody(queue: QueueState) -> None:
+    queue = after(queue, batches.create(queue, "b", 1, "somebody"))
+    queue = after(queue, batches.submit(queue, submission("b", 0), NOW_NS))
+    stream = StreamName("scheduler", "acme", ("q",))
+    aggregate: Any = SimpleNamespace(stream=stream, state=queue)
+    order = TenantQueue(aggregate, SYSTEM)
+    await order.load()
+    aggregate.state = after(queue, decide.cancel(queue, "b-0", "enough"))
+    order.refresh("b-0")
+    del aggregate.state.batches["b"]
+    assert list(order.heads()) == []
