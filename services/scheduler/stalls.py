@@ -58,10 +58,12 @@ class Stalls:
         """Takes a tenant's queue in, whose state is loaded."""
         self._queues[queue.tenant] = queue
         queue.aggregate.observers.append(partial(self._observe, queue))
+        # Each is due, and is looked at in one of the next rounds.
         now_ns = self._clock.now_ns()
-        for task, entry in queue.state.tasks.items():
-            since_ns = stalls.idle_since_ns(queue.state, entry)
-            self._place(queue, task, now_ns if since_ns is None else since_ns)
+        keys = [(queue.tenant, task) for task in queue.state.tasks]
+        self._due_ns.update(dict.fromkeys(keys, now_ns))
+        self._heap += [(now_ns, key) for key in keys]
+        heapq.heapify(self._heap)
 
     def attached(self, worker: Worker, hello: pb.WorkerHello) -> None:
         """A worker goes on with tasks: what it says of them now isn't news, but a sign."""
@@ -146,11 +148,11 @@ class Stalls:
             self._tell(queue, fact)
         task = getattr(fact, "task", "")
         if task and not isinstance(fact, facts.TaskStalled):
-            self._place(queue, task, self._clock.now_ns())
+            self._place(queue, task)
 
-    def _place(self, queue: TenantQueue, task: str, since_ns: int) -> None:
-        """Has it looked at no later than it could have stalled; too early does no harm, and
-        each fact of each task comes through here."""
+    def _place(self, queue: TenantQueue, task: str) -> None:
+        """Something happened to a task just now: has it looked at once it could have stalled.
+        Too early does no harm, and each fact of each task comes through here."""
         key = (queue.tenant, task)
         entry = queue.state.tasks.get(task)
         state = entry.task.state if entry is not None else FAILED
@@ -158,7 +160,8 @@ class Stalls:
             self._due_ns.pop(key, None)
             return
         bounds = self._bounds
-        self._push(key, since_ns + (bounds.running_ns if state == RUNNING else bounds.queued_ns))
+        bound_ns = bounds.running_ns if state == RUNNING else bounds.queued_ns
+        self._push(key, self._clock.now_ns() + bound_ns)
 
     def _push(self, key: Key, due_ns: int) -> None:
         self._due_ns[key] = due_ns

@@ -1,8 +1,9 @@
 """When a task has stalled, and how an operator ends one. Times are Unix nanoseconds.
 
 A task has stalled when nothing has happened to it for longer than its bound: one that waits
-for a worker, though neither for its time nor in a paused queue, and one that runs and whose
-worker says nothing new. One that is being cancelled has a bound of its own.
+for a worker, though neither for its time, nor in a paused queue, nor for others of its
+batch, and one that runs and whose worker says nothing new. One that is being cancelled has a
+bound of its own.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from google.protobuf.message import Message
 
 from mesh.errors import FailedPrecondition, NotFound
 from services.scheduler.domain.codes import Code
-from services.scheduler.domain.state import FAILED, QUEUED, RUNNING, Entry, QueueState
+from services.scheduler.domain.state import FAILED, QUEUED, RUNNING, Batch, Entry, QueueState
 from weft.scheduler.v1 import events_pb2 as facts
 
 Facts = Sequence[Message]
@@ -31,12 +32,20 @@ def idle_since_ns(state: QueueState, entry: Entry, moved_ns: int = 0) -> int | N
     """Since when nothing has happened to the task; None where nothing should. `moved_ns` is
     when its worker last said something new, 0 where it never did."""
     task = entry.task
+    if entry.batch and task.state == QUEUED and _holds_back(state.batches[entry.batch]):
+        return None
     if task.state == QUEUED and not state.paused:
         resumed_ns = state.resume_time.ToNanoseconds() if state.resume_time is not None else 0
         return max(task.next_time.ToNanoseconds(), task.update_time.ToNanoseconds(), resumed_ns)
     if task.state == RUNNING and not task.cancelling:
         return max(task.update_time.ToNanoseconds(), moved_ns)
     return None
+
+
+def _holds_back(batch: Batch) -> bool:
+    """Whether items of the batch wait for others of it, or for their end."""
+    limit = batch.running_tasks_max
+    return batch.cancelled or bool(limit and batch.counts[RUNNING] >= limit)
 
 
 def bound_ns(entry: Entry, bounds: Bounds) -> int:

@@ -164,6 +164,21 @@ def test_a_pause_ends_stalls_and_its_time_does_not_count() -> None:
     assert queue.stall()
 
 
+def test_an_item_that_waits_for_others_of_its_batch_has_not_stalled() -> None:
+    queue = Queue()
+    queue.do([facts.BatchCreated(batch="b", running_tasks_max=1)])
+    item = tasks_pb2.TaskSpec(capability="c")
+    for index, task in enumerate(("one", "two")):
+        queue.do([facts.TaskSubmitted(task=task, spec=item, batch="b", batch_index=index)])
+    queue.do(decide.start(queue.state, "one", "w", "i"))
+    queue.wait(1_000)
+    assert stalls.stall(queue.state, "two", 0, "why", BOUNDS, queue.now_ns) == []
+    queue.do(decide.succeed(queue.state, "one", 1, b""))
+    assert stalls.stall(queue.state, "two", 0, "why", BOUNDS, queue.now_ns)
+    queue.do([facts.BatchCancelled(batch="b")])
+    assert stalls.idle_since_ns(queue.state, queue.state.tasks["two"]) is None
+
+
 def test_what_is_being_cancelled_has_not_stalled() -> None:
     queue = Queue()
     queue.start()
