@@ -141,9 +141,11 @@ class Envelope:
             self._opened.keep(opened, size_bytes)
         return opened
 
-    async def seal_snapshot(self, snapshot: events_pb2.Snapshot) -> bytes:
-        """The bytes to keep of `snapshot`, whose state is plain; its blob is stored.
-        DataErased where the stream's keys were erased."""
+    async def seal_snapshot(
+        self, snapshot: events_pb2.Snapshot
+    ) -> tuple[events_pb2.Snapshot, bytes]:
+        """`snapshot`, whose state is plain, as it is to be kept but without its state, and that
+        state sealed. DataErased where the stream's keys were erased."""
         codec = self._codecs.writing
         seal = await codec.to_write(snapshot.stream)
         # All but the state, each copy of which takes milliseconds where it is large.
@@ -156,13 +158,7 @@ class Envelope:
             codec=codec.name,
             key_id=seal.key_id,
         )
-        state = seal.seal(kept.revision, _place_of(kept), snapshot.state)
-        if len(state) > PAYLOAD_BYTES_MAX:
-            tenant = StreamName.parse(kept.stream).tenant
-            kept.blob.CopyFrom(await move_out(self._blobs, tenant, state))
-        else:
-            kept.state = state
-        return kept.SerializeToString()
+        return kept, seal.seal(kept.revision, _place_of(kept), snapshot.state)
 
     async def open_snapshot(self, kept: events_pb2.Snapshot) -> events_pb2.Snapshot:
         """`kept`, as `parse_snapshot` gave it, with its state opened; DataDamaged as `open`,
@@ -172,6 +168,7 @@ class Envelope:
             raise _damaged(kept.stream, "a snapshot isn't sealed")
         seal = await codec.to_read(kept.stream, kept.key_id)
         if kept.HasField("blob"):
+            # As snapshots were kept before they had parts.
             kept.state = await bring_back(self._blobs, kept.blob)
         kept.state = seal.open(kept.revision, _place_of(kept), kept.state)
         return kept

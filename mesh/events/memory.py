@@ -170,8 +170,9 @@ class MemoryEventStore:
 
     async def save_snapshot(self, snapshot: events_pb2.Snapshot) -> None:
         """See EventStore."""
-        kept = await self._envelope.seal_snapshot(snapshot)
-        self._log.snapshots[snapshot.stream].append(kept)
+        kept, state = await self._envelope.seal_snapshot(snapshot)
+        kept.state = state
+        self._log.snapshots[snapshot.stream].append(kept.SerializeToString())
 
     async def snapshot(
         self, stream: StreamName, *, until_revision: int | None = None

@@ -70,6 +70,48 @@ async def commits_until(store: JetStreamEventStore, count: int) -> None:
             await anext(watch)
 
 
+def large_snapshot(revision: int) -> events_pb2.Snapshot:
+    """One that takes several parts, fewer with each revision."""
+    state = bytes([revision]) * (1_000_000 - revision * 50_000)
+    return events_pb2.Snapshot(
+        stream=str(STREAM), revision=revision, position=revision, fold_version=1, state=state
+    )
+
+
+class TestLargeSnapshots:
+    async def test_what_is_kept_of_them_is_bounded(self, store: JetStreamEventStore) -> None:
+        for revision in range(1, 9):
+            await store.save_snapshot(large_snapshot(revision))
+        kept = await stored_messages(store, SNAPSHOTS)
+        for revision in range(9, 14):
+            await store.save_snapshot(large_snapshot(revision))
+            assert await stored_messages(store, SNAPSHOTS) <= kept
+        for until_revision in range(6, 14):
+            found = await store.snapshot(STREAM, until_revision=until_revision)
+            assert found is not None
+            assert found.state == large_snapshot(until_revision).state
+        assert await store.snapshot(STREAM, until_revision=5) is None
+
+    async def test_one_that_lacks_a_part_is_none(self, store: JetStreamEventStore) -> None:
+        await store.save_snapshot(large_snapshot(1))
+        found = await store.connection.direct_get(
+            SNAPSHOTS, {"batch": 1, "seq": 1, "next_by_subj": "weft.snapshots.>"}
+        )
+        delete = {"seq": found.messages[0].position}
+        await store.connection.api(f"STREAM.MSG.DELETE.{SNAPSHOTS}", delete)
+        assert await store.snapshot(STREAM) is None
+        await store.save_snapshot(large_snapshot(2))
+        newest = await store.snapshot(STREAM)
+        assert newest is not None
+        assert newest.revision == 2
+
+    async def test_scrubbing_leaves_no_part(self, store: JetStreamEventStore) -> None:
+        for revision in (1, 2):
+            await store.save_snapshot(large_snapshot(revision))
+        await store.scrub(STREAM)
+        assert await stored_messages(store, SNAPSHOTS) == 0
+
+
 class TestPositions:
     """Positions aren't stored with a commit: the one behind it tells, or the end."""
 

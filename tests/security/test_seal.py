@@ -67,7 +67,9 @@ async def stored() -> Sealed:
             stream=str(stream), revision=head.revision, position=2, head_hash=b"h" * 32
         )
         state.state, state.fold_version = os.urandom(30), 1
-        sealed.snapshots.append(await sealed.envelope.seal_snapshot(state))
+        kept, sealed_state = await sealed.envelope.seal_snapshot(state)
+        kept.state = sealed_state
+        sealed.snapshots.append(kept.SerializeToString())
         for turn in TURNS:
             delta = await seal_delta(codecs, stream, turn, b"word by word")
             sealed.deltas.append((stream, turn, delta))

@@ -64,9 +64,10 @@ class Publisher:
         self._bounds = bounds
         self._disk_full = disk_full
 
-    async def publish(self, subject: str, data: bytes, headers: Mapping[str, str]) -> None:
-        """Stores a message behind whatever its stream holds."""
-        await self._settled(subject, data, {**headers, "Nats-Msg-Id": secrets.token_hex(16)}, None)
+    async def publish(self, subject: str, data: bytes, headers: Mapping[str, str]) -> int:
+        """Stores a message behind whatever its stream holds; returns its position."""
+        tagged = {**headers, "Nats-Msg-Id": secrets.token_hex(16)}
+        return await self._settled(subject, data, tagged, None)
 
     async def append(
         self, subject: str, data: bytes, headers: Mapping[str, str], expected: int

@@ -12,6 +12,7 @@ from mesh.clock import NANOSECONDS
 from mesh.events.blobs import KEY_PREFIX
 from mesh.events.codec import PLAIN, Codecs
 from mesh.events.envelope import (
+    PAYLOAD_BYTES_MAX,
     Envelope,
     check_chain,
     head_of,
@@ -39,6 +40,7 @@ from mesh.events.jetstream.erase import erase_subject, messages_of
 from mesh.events.jetstream.fast_client import StoredMessage
 from mesh.events.jetstream.history import PAGE_COMMITS, History
 from mesh.events.jetstream.objects import ObjectBlobStore
+from mesh.events.jetstream.snapshot_parts import SnapshotParts
 from mesh.events.jetstream.tail import LogTail
 from mesh.events.store import (
     EVERYTHING,
@@ -76,6 +78,7 @@ class JetStreamEventStore:
         self.connection = connection
         self._publisher = Publisher(connection, bounds, disk_full)
         self._envelope = Envelope(ObjectBlobStore(connection, self._publisher), codecs)
+        self._parts = SnapshotParts(connection, self._publisher)
         self._history = History(connection, replicated=replicas > 1)
         self._tail: LogTail | None = None
         self._tail_start = asyncio.Lock()
@@ -226,8 +229,14 @@ class JetStreamEventStore:
 
     async def save_snapshot(self, snapshot: events_pb2.Snapshot) -> None:
         """See EventStore."""
-        data = await self._envelope.seal_snapshot(snapshot)
-        await self._publisher.publish(f"{SNAPSHOT_PREFIX}.{snapshot.stream}", data, {})
+        kept, state = await self._envelope.seal_snapshot(snapshot)
+        if len(state) > PAYLOAD_BYTES_MAX:
+            # The parts first: a crash leaves none that lacks them.
+            kept.parts.CopyFrom(await self._parts.put(snapshot.stream, state))
+        else:
+            kept.state = state
+        subject = f"{SNAPSHOT_PREFIX}.{snapshot.stream}"
+        await self._publisher.publish(subject, kept.SerializeToString(), {})
 
     async def snapshot(
         self, stream: StreamName, *, until_revision: int | None = None
@@ -240,7 +249,15 @@ class JetStreamEventStore:
         kept = parse_snapshot(str(stream), last)
         if until_revision is not None and kept.revision > until_revision:
             earlier = await self._snapshot_until(stream, subject, until_revision)
-            return await self._envelope.open_snapshot(earlier) if earlier else None
+            return await self._whole(earlier) if earlier else None
+        return await self._whole(kept)
+
+    async def _whole(self, kept: events_pb2.Snapshot) -> events_pb2.Snapshot | None:
+        if kept.HasField("parts"):
+            state = await self._parts.get(kept.stream, kept.parts)
+            if state is None:
+                return None
+            kept.state = state
         return await self._envelope.open_snapshot(kept)
 
     async def scrub(self, stream: StreamName) -> None:
@@ -253,6 +270,7 @@ class JetStreamEventStore:
             async for sealed in commits:
                 if _BLOB_MARK in sealed.data:
                     await self._envelope.delete_blobs([parse_commit(sealed.stream, sealed.data)])
+        await self._parts.erase(name)
         await erase_subject(self.connection, SNAPSHOTS, subject)
 
     async def _last_snapshot(self, subject: str) -> bytes | None:

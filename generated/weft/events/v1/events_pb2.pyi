@@ -247,6 +247,7 @@ class Snapshot(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     BLOB_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
     stream: _builtins.str
     """The aggregate's stream."""
     revision: _builtins.int
@@ -260,12 +261,16 @@ class Snapshot(_message.Message):
     codec: _builtins.str
     """Name of the codec that made the state's bytes."""
     state: _builtins.bytes
-    """The state; empty where `blob` holds it."""
+    """The state; empty where `blob` or `parts` hold it."""
     key_id: _builtins.str
     """Id of the data key that sealed the state; empty where none did."""
     @_builtins.property
     def blob(self) -> Global___BlobReference:
         """Set where the state was moved out of the snapshot."""
+
+    @_builtins.property
+    def parts(self) -> Global___SnapshotParts:
+        """Set where the state lies beside the snapshot."""
 
     def __init__(
         self,
@@ -279,14 +284,43 @@ class Snapshot(_message.Message):
         state: _builtins.bytes = ...,
         blob: Global___BlobReference | None = ...,
         key_id: _builtins.str = ...,
+        parts: Global___SnapshotParts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "parts", b"parts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "codec", b"codec", "fold_version", b"fold_version", "head_hash", b"head_hash", "key_id", b"key_id", "position", b"position", "revision", b"revision", "state", b"state", "stream", b"stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "codec", b"codec", "fold_version", b"fold_version", "head_hash", b"head_hash", "key_id", b"key_id", "parts", b"parts", "position", b"position", "revision", b"revision", "state", b"state", "stream", b"stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
+
+@_typing.final
+class SnapshotParts(_message.Message):
+    """A state that lies in parts, each on a subject of its own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    sha256: _builtins.bytes
+    """SHA-256 of the state."""
+    @_builtins.property
+    def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Positions of the parts in the stream of snapshots, in their order."""
+
+    def __init__(
+        self,
+        *,
+        positions: _abc.Iterable[_builtins.int] | None = ...,
+        sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["positions", b"positions", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotParts: _TypeAlias = SnapshotParts  # noqa: Y015
 
 @_typing.final
 class TokenDelta(_message.Message):
