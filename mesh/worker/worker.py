@@ -56,6 +56,10 @@ Handler = Callable[[WorkerTask], Any]
 _log = structlog.get_logger(__name__)
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclass(slots=True)
 class _Running:
     """A task that runs. `report` is what became of it, until the scheduler has it."""
@@ -76,7 +80,8 @@ class Worker:
     the stream; that of the environment's WEFT_API_KEY where it is empty. `slots` tasks run
     at once; those of plain functions in so many processes. Without its scheduler it goes on
     with what it has, attaches again, and reports what it hadn't. Where `stub` is set, it is
-    a WorkerServiceStub to attach with, instead of a channel to `address`.
+    a WorkerServiceStub to attach with, instead of a channel to `address`. It doesn't attach
+    again once `ends` says so.
     """
 
     queue: str
@@ -90,6 +95,7 @@ class Worker:
     memory_bytes: int = 0
     all_tenants: bool = False
     stub: Any = field(default=None, repr=False)
+    ends: Callable[[], bool] = field(default=_never, repr=False)
     _handlers: dict[str, Handler] = field(default_factory=dict)
     _running: dict[tuple[str, int], _Running] = field(default_factory=dict)
     _outbox: "asyncio.Queue[pb.AttachRequest | None]" = field(default_factory=asyncio.Queue)
@@ -120,7 +126,7 @@ class Worker:
         self.worker_id = self.worker_id or f"{socket.gethostname()}-{os.getpid()}"
         failures = 0
         try:
-            while not self._done:
+            while not self._done and not self.ends():
                 try:
                     await self._attach_once()
                     failures = 0
@@ -129,7 +135,8 @@ class Worker:
                     if code in _REFUSED:
                         raise
                     failures = 0 if self.attached else failures + 1
-                    _log.warning("detached", reason=code.name)
+                    if not self.ends():
+                        _log.warning("detached", reason=code.name)
                 self.attached = False
                 if not self._done:
                     await asyncio.sleep(_pause(failures))

@@ -73,7 +73,13 @@ class AgentsService:
             self._read_model, self._running, mesh.leases, settings.recovery_interval_seconds
         )
         self._worker = TurnWorker(
-            self._turns, tasks, mesh.stub(WorkerServiceStub), mesh.instance, settings, mesh.clock
+            self._turns,
+            tasks,
+            mesh.stub(WorkerServiceStub),
+            mesh.instance,
+            settings,
+            mesh.clock,
+            lambda: mesh.stopping,
         )
         self._stalled = StalledTurns(
             self._sessions,

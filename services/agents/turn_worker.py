@@ -7,6 +7,7 @@ of its session; what goes on after that goes on without one.
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 import structlog
 from google.protobuf import json_format
@@ -51,7 +52,9 @@ class TurnWorker:
         instance: str,
         settings: AgentsSettings,
         clock: Clock,
+        process_stops: Callable[[], bool],
     ) -> None:
+        self._process_stops = process_stops
         self._turns = turns
         self._tasks = tasks
         self._clock = clock
@@ -61,6 +64,7 @@ class TurnWorker:
             worker_id=instance,
             all_tenants=True,
             stub=stub,
+            ends=process_stops,
         )
         self._worker.task(CAPABILITY)(self._run)
         self._working: asyncio.Task[None] | None = None
@@ -78,12 +82,13 @@ class TurnWorker:
                 await self._working
 
     async def _work(self) -> None:
-        while True:
+        while not self._process_stops():
             try:
                 await self._worker.work()
             except WeftError as error:
                 _log.warning("no turns are taken from the queue", reason=error.message)
-            await asyncio.sleep(RETRY_SECONDS)
+            if not self._process_stops():
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def _run(self, task: WorkerTask) -> str:
         turn = task.name.rpartition("/")[2]
