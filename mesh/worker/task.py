@@ -12,6 +12,8 @@ class TaskFailure(Exception):
     is worth it."""
 
     def __init__(self, message: str, code: int = ABORTED) -> None:
+        if not isinstance(message, str) or not isinstance(code, int):
+            raise TypeError("a TaskFailure has a text, and then a number as its code")
         super().__init__(message)
         self.message = message
         self.code = code

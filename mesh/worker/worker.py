@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
@@ -30,9 +31,13 @@ REPORTS_BYTES_MAX = 1_000_000
 """Reports that go in one message, beside the one that it grew by last."""
 _REPORTS = frozenset(("succeeded", "failed"))
 MESSAGE_LENGTH_MAX = 4_096
+RESULT_BYTES_MAX = 262_144
+LASTING_SECONDS = 5.0
+"""An attachment that ended sooner counts as one that failed, for the wait before the next."""
 END_SECONDS = 5.0
 """How long handlers may take to end where the worker can't go on."""
 CANCELLED = 1
+OUT_OF_RANGE = 11
 INTERNAL = 13
 UNIMPLEMENTED = 12
 _OPTIONS = (
@@ -120,13 +125,17 @@ class Worker:
 
     async def work(self) -> None:
         """Works until `stop`, in the event loop of the caller. Raises grpc.aio.AioRpcError
-        where the scheduler refuses it, or with a stub of the mesh WeftError."""
+        where the scheduler refuses it, or with a stub of the mesh WeftError; ValueError for
+        a worker without handlers, or whose queue isn't a full name."""
         if not self._handlers:
             raise ValueError("a worker needs a task")
+        if "/" not in self.queue and not self.all_tenants:
+            raise ValueError(f"queue: write tenants/TENANT/queues/{self.queue}")
         self.worker_id = self.worker_id or f"{socket.gethostname()}-{os.getpid()}"
         failures = 0
         try:
             while not self._done and not self.ends():
+                begun = time.monotonic()
                 try:
                     await self._attach_once()
                     failures = 0
@@ -134,7 +143,8 @@ class Worker:
                     code = code_of(error) if isinstance(error, WeftError) else error.code()
                     if code in _REFUSED:
                         raise
-                    failures = 0 if self.attached else failures + 1
+                    lasted = time.monotonic() - begun > LASTING_SECONDS
+                    failures = 0 if self.attached and lasted else failures + 1
                     if not self.ends():
                         _log.warning("detached", reason=code.name)
                 self.attached = False
@@ -313,9 +323,9 @@ class Worker:
             report = _failed(failure.code, failure.message)
         except BrokenProcessPool:
             report = _failed(ABORTED, "the process that ran it has died")
-        except Exception as error:  # noqa: BLE001 - whatever a handler raises fails its attempt
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - it fails the attempt
             _log.exception("a task failed", task=key[0], attempt=key[1])
-            report = _failed(INTERNAL, f"{type(error).__name__}: {error}")
+            report = _failed(INTERNAL, _told(error))
         if key in self._running:
             self._end(key, report)
 
@@ -370,18 +380,28 @@ def _in_another_process(fraction: float, note: str) -> None:
     return
 
 
+def _told(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - also what tells of itself wrongly is told of
+        return type(error).__name__
+
+
 def _failed(code: int, message: str) -> pb.AttachRequest:
-    cut = message[:MESSAGE_LENGTH_MAX]
+    # A name of a file may hold what isn't text.
+    cut = message[:MESSAGE_LENGTH_MAX].encode(errors="replace").decode()
     return pb.AttachRequest(failed=pb.WorkerFailed(code=code, message=cut))
 
 
 def _bytes(result: object) -> bytes:
     if result is None:
         return b""
-    if isinstance(result, str):
-        return result.encode()
-    if isinstance(result, bytes):
-        return result
+    data = result.encode() if isinstance(result, str) else result
+    if isinstance(data, bytes):
+        if len(data) > RESULT_BYTES_MAX:
+            size = f"the result has {len(data)} bytes, of at most {RESULT_BYTES_MAX}"
+            raise TaskFailure(f"{size}: keep it elsewhere, and answer with where", OUT_OF_RANGE)
+        return data
     raise TypeError(f"a handler returns bytes, text or None, not {type(result).__name__}")
 
 

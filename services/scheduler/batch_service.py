@@ -247,7 +247,6 @@ class _Submission:
         return self._queue.journal.put(
             submission.task,
             submit,
-            item.spec.ByteSize(),
             # The same item isn't decided on twice in one commit.
             request_id=f"{batch}/{index}",
         )

@@ -109,7 +109,6 @@ class Dispatcher:
         stored = queue.journal.put(
             submission.task,
             partial(decide.submit, submission=submission, taker=taker),
-            len(submission.spec.payload),
             request_id=submission.request_id,
         )
         if worker is not None:
@@ -184,7 +183,7 @@ class Dispatcher:
 
     def report(self, worker: Worker, task: str, attempt: int, what: decide.Failure | bytes) -> None:
         """A worker says how a task ended; it is told once that is stored."""
-        self._report(worker, task, attempt, partial(self._ending, what, task, attempt), what)
+        self._report(worker, task, attempt, partial(self._ending, what, task, attempt))
 
     def release(self, worker: Worker, task: str, attempt: int) -> None:
         """A worker gives a task back that it didn't begin."""
@@ -192,7 +191,7 @@ class Dispatcher:
         def ending(state: QueueState) -> Facts:
             return decide.release(state, names.task_id(task), attempt)
 
-        self._report(worker, task, attempt, ending, b"")
+        self._report(worker, task, attempt, ending)
 
     def _report(
         self,
@@ -200,14 +199,12 @@ class Dispatcher:
         task: str,
         attempt: int,
         ending: Callable[[QueueState], Facts],
-        what: decide.Failure | bytes,
     ) -> None:
         if (task, attempt) not in worker.held:
             worker.recorded(task, attempt, stale=True)
             return
         queue = self.tenants[names.queue_stream(task).tenant]
-        size_bytes = len(what) if isinstance(what, bytes) else 0
-        stored = queue.journal.put(names.task_id(task), ending, size_bytes)
+        stored = queue.journal.put(names.task_id(task), ending)
         stored.add_done_callback(partial(self._reported, worker, task, attempt))
 
     def _ending(

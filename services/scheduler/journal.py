@@ -21,7 +21,10 @@ from services.scheduler.domain.state import QueueState
 from weft.scheduler.v1 import events_pb2 as facts
 
 BATCH_MAX = 500
-BATCH_BYTES_MAX = 500_000
+BATCH_BYTES_MAX = 600_000
+"""Of the facts of a commit, unless one transition alone has more."""
+FACT_BYTES = 256
+"""What a fact takes beside its own bytes: ids, type, seal."""
 WAITING_MAX = 100_000
 
 Decide = Callable[[QueueState], Sequence[Message]]
@@ -34,7 +37,6 @@ _log = structlog.get_logger(__name__)
 class _Command:
     decide: Decide
     keys: tuple[str, ...]
-    size_bytes: int
     done: "asyncio.Future[Facts]"
     facts: Facts = ()
     error: WeftError | None = field(default=None)
@@ -54,9 +56,7 @@ class Journal:
         """Whether too much waits already."""
         return len(self._waiting) >= WAITING_MAX
 
-    def put(
-        self, key: str, decide: Decide, size_bytes: int = 0, *, request_id: str = ""
-    ) -> "asyncio.Future[Facts]":
+    def put(self, key: str, decide: Decide, *, request_id: str = "") -> "asyncio.Future[Facts]":
         """Decides and stores a transition of the task `key` (of the whole queue where it is
         empty), together with others of other tasks and requests; resolved with the facts
         once they are stored.
@@ -66,7 +66,7 @@ class Journal:
         """
         done: asyncio.Future[Facts] = asyncio.get_running_loop().create_future()
         keys = (key, f"request {request_id}") if request_id else (key,)
-        self._waiting.append(_Command(decide, keys, size_bytes, done))
+        self._waiting.append(_Command(decide, keys, done))
         if self._task is None:
             # In a context of its own: what many callers asked for is nobody's call.
             self._task = asyncio.create_task(self._run(), context=contextvars.Context())
@@ -85,13 +85,10 @@ class Journal:
         batch: list[_Command] = []
         left: list[_Command] = []
         keys: set[str] = set()
-        size_bytes = 0
         while self._waiting and len(batch) < BATCH_MAX and len(left) < BATCH_MAX:
             command = self._waiting.popleft()
             whole = command.keys == ("",)
-            alone = whole and bool(batch or left)
-            too_large = bool(batch) and size_bytes + command.size_bytes > BATCH_BYTES_MAX
-            if alone or too_large:
+            if whole and (batch or left):
                 left.append(command)
                 break
             if not keys.isdisjoint(command.keys):
@@ -101,23 +98,31 @@ class Journal:
                 continue
             keys.update(command.keys)
             batch.append(command)
-            size_bytes += command.size_bytes
             if whole:
                 break
         self._waiting.extendleft(reversed(left))
         return batch
 
-    async def _commit(self, batch: Sequence[_Command]) -> None:
+    async def _commit(self, batch: list[_Command]) -> None:
+        fitting = len(batch)
+
         def decide(state: QueueState) -> Facts:
+            nonlocal fitting
+            fitting = len(batch)
             found: list[Message] = []
+            size_bytes = 0
             open_count = state.open_count
             state.starting.clear()
-            for command in batch:
+            for number, command in enumerate(batch):
                 command.facts, command.error = (), None
                 try:
                     command.facts = command.decide(state)
                 except WeftError as error:
                     command.error = error
+                size_bytes += sum(fact.ByteSize() + FACT_BYTES for fact in command.facts)
+                if found and size_bytes > BATCH_BYTES_MAX:
+                    fitting = number
+                    break
                 found.extend(command.facts)
                 # So that limits count those which go together.
                 if state.batches:
@@ -128,6 +133,9 @@ class Journal:
 
         try:
             await self._aggregate.execute(decide)
+            # What didn't fit is decided anew, before all that came after it.
+            self._waiting.extendleft(reversed(batch[fitting:]))
+            del batch[fitting:]
             again = await self._decided_again(batch)
         except WeftError as error:
             _fail(batch, error)

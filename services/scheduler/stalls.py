@@ -125,7 +125,7 @@ class Stalls:
             now_ns=now_ns,
             moved_ns=moved_ns,
         )
-        self._put(queue, task, change, len(reason))
+        self._put(queue, task, change)
 
     def _reason(self, queue: TenantQueue, entry: Entry) -> str:
         """What a task waits for, or who has it."""
@@ -187,9 +187,9 @@ class Stalls:
             cancel = pb.WorkerCancel(task=name, attempt=fact.attempt, reason=fact.reason)
             worker.send(pb.AttachResponse(cancel=cancel))
 
-    def _put(self, queue: TenantQueue, task: str, change: Decide, size_bytes: int = 0) -> None:
+    def _put(self, queue: TenantQueue, task: str, change: Decide) -> None:
         """Stores what nobody waits for; where it can't be stored, a later look says it."""
-        queue.journal.put(task, change, size_bytes).add_done_callback(_stored)
+        queue.journal.put(task, change).add_done_callback(_stored)
 
 
 def _stored(future: "asyncio.Future[Facts]") -> None:

@@ -20,9 +20,14 @@ def check_turn_task(stream: StreamName, spec: tasks_pb2.TaskSpec, call: Call) ->
     """Raises InvalidArgument for a task of the queue `turns` that is no turn, NotFound for
     one of another tenant's session, PermissionDenied where the caller may not run it. Weft's
     services have asked that already, and tasks of other queues may be anything."""
-    if stream.key[0] != names.TURNS_QUEUE or not call.peer or call.caller:
+    if not call.peer or call.caller:
         return
-    if spec.capability != CAPABILITY:
+    is_turn = spec.capability == CAPABILITY
+    if stream.key[0] != names.TURNS_QUEUE:
+        if is_turn:
+            raise InvalidArgument.of("spec.capability", "is that of the queue turns only")
+        return
+    if not is_turn:
         raise InvalidArgument.of("spec.capability", f"the queue turns takes {CAPABILITY} only")
     turn = turn_pb2.TurnTask()
     try:
