@@ -26,6 +26,8 @@ from weft.scheduler.v1.worker_service_pb2_grpc import WorkerServiceStub
 
 RECONNECT_SECONDS = 0.1
 RECONNECT_SECONDS_MAX = 5.0
+BEAT_TASKS_MAX = 1_000
+"""Tasks whose progress goes in one heartbeat."""
 REPORTS_MAX = 64
 REPORTS_BYTES_MAX = 1_000_000
 """Reports that go in one message, beside the one that it grew by last."""
@@ -263,7 +265,7 @@ class Worker:
             await asyncio.sleep(self._heartbeat_seconds)
             beat = pb.WorkerHeartbeat(load=min(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
             for (name, attempt), running in self._running.items():
-                if running.progress or running.note:
+                if (running.progress or running.note) and len(beat.running) < BEAT_TASKS_MAX:
                     beat.running.add(
                         task=name, attempt=attempt, progress=running.progress, note=running.note
                     )

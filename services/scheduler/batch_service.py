@@ -190,7 +190,7 @@ class _Submission:
         items = dict(enumerate(self._request.items, self._request.first_index))
         if not items:
             return {}
-        errors = self._refused_turns(items) | await self._refused_ids(items)
+        errors = self._refused_at_once(items) | await self._refused_ids(items)
         wanted = {index: item for index, item in items.items() if index not in errors}
         stored = await self._stored(wanted)
         known = {}
@@ -203,11 +203,12 @@ class _Submission:
                 known[index] = item
         return errors | await self._changed_items(known)
 
-    def _refused_turns(self, items: dict[int, batches_pb2.BatchItem]) -> dict[int, WeftError]:
+    def _refused_at_once(self, items: dict[int, batches_pb2.BatchItem]) -> dict[int, WeftError]:
         errors: dict[int, WeftError] = {}
         for index, item in items.items():
             try:
                 check_turn_task(self._queue.stream, item.spec, self._call)
+                self._queue.refuse_shape(item.spec)
             except WeftError as error:
                 errors[index] = error
         return errors

@@ -12,7 +12,7 @@ from services.scheduler.domain.state import FAILED
 from services.scheduler.journal import Decide, Facts
 from services.scheduler.queues import Queues
 from services.scheduler.read_model import Filter
-from services.scheduler.task_service import NUMBER_MAX, PAGE_SIZE
+from services.scheduler.task_service import NUMBER_MAX, PAGE_SIZE, page_of
 from weft.scheduler.v1 import dead_letter_service_pb2 as pb
 
 
@@ -30,10 +30,9 @@ class DeadLetterService:
         before = read_page_number(request.page_token, request.parent, NUMBER_MAX)
         size = request.page_size or PAGE_SIZE
         rows = await self._queues.read_model.tasks(request.parent, Filter(FAILED), before, size + 1)
-        response = pb.ListDeadLettersResponse(tasks=[task for _, task in rows[:size]])
-        if len(rows) > size:
-            response.next_page_token = write_page_token(str(rows[size - 1][0]), request.parent)
-        return response
+        tasks, behind = page_of(rows, size)
+        token = write_page_token(behind, request.parent) if behind else ""
+        return pb.ListDeadLettersResponse(tasks=tasks, next_page_token=token)
 
     async def inspect_dead_letter(
         self, request: pb.InspectDeadLetterRequest, call: Call

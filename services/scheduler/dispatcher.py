@@ -98,7 +98,7 @@ class Dispatcher:
     def submit(self, queue: TenantQueue, submission: decide.Submission) -> "asyncio.Future[Facts]":
         """Stores a task, and in the same commit that a worker has it, where one is idle and
         nobody else waits for it."""
-        worker = self._idle_worker(queue, submission.spec)
+        worker = self._idle_worker(queue, submission)
         taker = None
         if worker is not None:
             name = names.task_name(queue.stream, submission.task)
@@ -113,10 +113,18 @@ class Dispatcher:
         )
         if worker is not None:
             stored.add_done_callback(partial(self._given, queue, submission.task, 1, worker))
-        return stored
+        # A caller that goes away takes nothing back.
+        return asyncio.shield(stored)
 
-    def _idle_worker(self, queue: TenantQueue, spec: tasks_pb2.TaskSpec) -> Worker | None:
+    def _idle_worker(self, queue: TenantQueue, submission: decide.Submission) -> Worker | None:
+        spec, task = submission.spec, submission.task
         if spec.HasField("not_before") or queue.ready_count or not queue.may_start:
+            return None
+        if task in queue.claimed or task in queue.state.tasks:
+            # It isn't new: a worker may have it already.
+            return None
+        name = names.task_name(queue.stream, task)
+        if any((name, 1) in worker.held for worker in self.workers.values()):
             return None
         return self._worker_for(Shape.of(spec), queue.tenant)
 
@@ -241,6 +249,11 @@ class Dispatcher:
             return name
         worker.held[name, attempt] = Held(Shape.of(entry.task.spec))
         self._losses.goes_on(name, attempt)
+        instance = self._leases.instance
+        if entry.task.attempts[-1].instance != instance:
+            # So that the one where it was doesn't take it for lost.
+            take_over = partial(decide.take_over, task=task, attempt=attempt, instance=instance)
+            self._put(queue, task, take_over)
         if entry.task.cancelling:
             self._cancel(queue, task, entry)
         return ""
@@ -338,17 +351,27 @@ class Dispatcher:
                 queue.share = returned(queue.share, self._virtual_now)
                 waiting.append((queue.share.virtual, queue.tenant))
         heapq.heapify(waiting)
+        able = {tenant: self._able(tenant) for _, tenant in waiting}
         while waiting:
             _, tenant = heapq.heappop(waiting)
             queue = self.tenants[tenant]
-            if not self._give_one(queue):
+            if not self._give_one(queue, able[tenant]):
                 continue
             if queue.ready_count and queue.may_start:
                 heapq.heappush(waiting, (queue.share.virtual, tenant))
 
-    def _give_one(self, queue: TenantQueue) -> bool:
+    def _able(self, tenant: str) -> set[str]:
+        """What workers can do that have a slot for the tenant."""
+        return {
+            capability
+            for worker in self.workers.values()
+            if worker.free_slots and worker.serves(tenant)
+            for capability in worker.capabilities
+        }
+
+    def _give_one(self, queue: TenantQueue, able: set[str]) -> bool:
         best: tuple[float, int, Shape, Worker] | None = None
-        for due, order, shape in queue.heads():
+        for due, order, shape in queue.heads(able):
             if best is not None and (due, order) > best[:2]:
                 continue
             worker = self._worker_for(shape, queue.tenant)

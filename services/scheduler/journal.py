@@ -111,7 +111,7 @@ class Journal:
             fitting = len(batch)
             found: list[Message] = []
             size_bytes = 0
-            open_count = state.open_count
+            open_count, payload_bytes = state.open_count, state.payload_bytes
             state.starting.clear()
             for number, command in enumerate(batch):
                 command.facts, command.error = (), None
@@ -127,8 +127,11 @@ class Journal:
                 # So that limits count those which go together.
                 if state.batches:
                     batches.expect(state, command.facts)
-                state.open_count += sum(type(fact) is facts.TaskSubmitted for fact in command.facts)
-            state.open_count = open_count
+                for fact in command.facts:
+                    if isinstance(fact, facts.TaskSubmitted):
+                        state.open_count += 1
+                        state.payload_bytes += len(fact.spec.payload)
+            state.open_count, state.payload_bytes = open_count, payload_bytes
             return found
 
         try:

@@ -11,7 +11,7 @@ from services.scheduler.settings import SchedulerSettings
 from services.scheduler.tenant_queue import TenantQueue
 from services.scheduler.workers import Worker, worker_of
 
-LOOK_SECONDS = 0.05
+LOOK_SECONDS = 0.1
 """How often all that runs is looked at, at most."""
 
 

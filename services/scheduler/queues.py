@@ -11,7 +11,6 @@ from mesh.events.aggregate import Repository
 from mesh.events.store import StoredCommit, StreamName
 from services.scheduler.dispatcher import Dispatcher
 from services.scheduler.domain import decide, names
-from services.scheduler.domain.stalls import has_stalled
 from services.scheduler.domain.state import QUEUED, RUNNING, QueueState
 from services.scheduler.read_model import TasksReadModel
 from services.scheduler.settings import SchedulerSettings
@@ -197,6 +196,6 @@ class Queues:
                 workers=len(workers),
                 free_slots=sum(worker.free_slots for worker in workers),
                 oldest_seconds=queue.oldest_seconds(),
-                stalled=sum(map(has_stalled, queue.state.tasks.values())),
+                stalled=len(queue.stalled),
             ),
         )

@@ -31,6 +31,7 @@ class Submitter:
             decide.check_spec(submission.spec, self._queues.clock.now_ns())
             if not id_is_new:
                 await self._check_id(parent, submission.task)
+        queue.refuse_shape(submission.spec)
         if queue.journal.full:
             raise LimitExceeded("the queue has too much to store already", retry_seconds=0.25)
         stored = await self._queues.dispatcher(queue.stream.key[0]).submit(queue, submission)

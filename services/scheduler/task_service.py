@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 
 from mesh.call import Call
@@ -21,6 +21,8 @@ from weft.scheduler.v1 import task_service_pb2 as pb
 from weft.scheduler.v1 import tasks_pb2
 
 PAGE_SIZE = 100
+PAGE_BYTES_MAX = 2_000_000
+"""Whose last task makes it larger is cut: clients receive 4 MiB where they aren't told else."""
 NUMBER_MAX = 2**62
 OPEN_STATES = (QUEUED, RUNNING)
 
@@ -66,14 +68,12 @@ class TaskService:
         size = request.page_size or PAGE_SIZE
         wanted = Filter(state, request.capability, request.stalled)
         rows = await self._queues.read_model.tasks(request.parent, wanted, before, size + 1)
-        response = pb.ListTasksResponse()
-        for _, row in rows[:size]:
-            if row.state in OPEN_STATES:
-                self._queues.complete(queue, row)
-            response.tasks.append(row)
-        if len(rows) > size:
-            response.next_page_token = write_page_token(str(rows[size - 1][0]), request.parent)
-        return response
+        tasks, behind = page_of(rows, size)
+        for task in tasks:
+            if task.state in OPEN_STATES:
+                self._queues.complete(queue, task)
+        token = write_page_token(behind, request.parent) if behind else ""
+        return pb.ListTasksResponse(tasks=tasks, next_page_token=token)
 
     async def cancel_task(self, request: pb.CancelTaskRequest, call: Call) -> pb.CancelTaskResponse:
         """Does nothing to a task that is cancelled already. FailedPrecondition for one that
@@ -146,6 +146,21 @@ class TaskService:
                 raise FailedPrecondition(f"the task is {_said(final.state)} already") from None
             return final
         return await self._queues.task(name)
+
+
+def page_of(
+    rows: Sequence[tuple[int, tasks_pb2.Task]], size: int
+) -> tuple[list[tasks_pb2.Task], str]:
+    """Of rows, one more than a page has where there are more: those that fit in it, and the
+    number of the last, where others are behind it."""
+    size_bytes = 0
+    for count, (_, task) in enumerate(rows[:size], 1):
+        size_bytes += task.ByteSize()
+        if size_bytes >= PAGE_BYTES_MAX:
+            size = count
+            break
+    behind = str(rows[size - 1][0]) if len(rows) > size else ""
+    return [task for _, task in rows[:size]], behind
 
 
 def _said(state: int) -> str:

@@ -8,12 +8,14 @@ its task's present one.
 import asyncio
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Iterator
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from mesh.clock import NANOSECONDS, Clock
+from mesh.errors import LimitExceeded
 from mesh.events.aggregate import Aggregate
 from services.scheduler.batch_slots import BatchSlots
 from services.scheduler.domain import decide
@@ -25,13 +27,20 @@ from services.scheduler.domain.priority import (
     Wants,
     due,
 )
+from services.scheduler.domain.stalls import has_stalled
 from services.scheduler.domain.state import FAILED, QUEUED, RUNNING, Entry, QueueState
 from services.scheduler.journal import Journal
 from services.scheduler.workers import Shape
 from weft.scheduler.v1 import events_pb2 as facts
+from weft.scheduler.v1 import tasks_pb2
 
 LOAD_TASKS = 500
 """Tasks that are placed in one go: some milliseconds' work."""
+
+SHAPES_MAX = 1_000
+"""Kinds of tasks that a queue keeps apart."""
+SPARE = 1_024
+"""Places of a heap beside those that count, before it is made anew."""
 
 _tokens = itertools.count(1)
 
@@ -52,8 +61,14 @@ class TenantQueue:
         """Are about to be given to a worker."""
         self.dead: dict[str, None] = {}
         self._clock = clock
-        self._ready: dict[Shape, list[ReadyEntry]] = {}
-        self._ready_shape: dict[str, Shape] = {}
+        self.stalled: set[str] = set()
+        self._ready: dict[str, dict[Shape, list[ReadyEntry]]] = {}
+        """By capability, so that a look for a worker's next task passes the others over."""
+        self._ready_shape: OrderedDict[str, Shape] = OrderedDict()
+        self._ready_counts: Counter[Shape] = Counter()
+        self._shape_of: dict[str, Shape] = {}
+        self._shapes: Counter[Shape] = Counter()
+        """Of all that wait, also for their time."""
         self._delayed: list[TimedEntry] = []
         self._delayed_tasks: set[str] = set()
         self._ends: list[TimedEntry] = []
@@ -91,10 +106,16 @@ class TenantQueue:
 
     def ready_by_shape(self) -> dict[Shape, int]:
         """How many ready tasks there are of each shape."""
-        counts: dict[Shape, int] = {}
-        for shape in self._ready_shape.values():
-            counts[shape] = counts.get(shape, 0) + 1
-        return counts
+        return self._ready_counts
+
+    def refuse_shape(self, spec: tasks_pb2.TaskSpec) -> None:
+        """Raises LimitExceeded for one shape more than a queue keeps apart: each is looked at
+        whenever a worker is free."""
+        if len(self._shapes) >= SHAPES_MAX and Shape.of(spec) not in self._shapes:
+            raise LimitExceeded(
+                f"the queue holds tasks of {SHAPES_MAX} kinds already: by capability, labels"
+                " and resources"
+            )
 
     def observe(self, revision: int, time: Timestamp, fact: Message) -> None:
         """A fact was stored."""
@@ -105,6 +126,10 @@ class TenantQueue:
             for each in [t for t, entry in self.state.tasks.items() if entry.batch == fact.batch]:
                 self.refresh(each)
         else:
+            if isinstance(fact, facts.QueuePaused):
+                self.stalled = {
+                    each for each in self.stalled if has_stalled(self.state.tasks[each])
+                }
             self._weigh()
 
     async def load(self) -> None:
@@ -122,6 +147,8 @@ class TenantQueue:
         entry = self.state.tasks.get(task)
         if entry is None:
             return
+        if has_stalled(entry):
+            self.stalled.add(task)
         state = entry.task.state
         if state == QUEUED:
             self._place_queued(task, entry)
@@ -139,24 +166,28 @@ class TenantQueue:
         """Has `over` tell of a task that runs once that much time has passed."""
         self._ends_at(task, self._clock.now_ns() + int(seconds * NANOSECONDS))
 
-    def heads(self) -> Iterator[tuple[float, int, Shape]]:
-        """Of each shape that has ready tasks, when the next one is due, and its order. Shapes
-        of batches of which no more may run are left out."""
-        for shape in list(self._ready):
-            if shape.batch and self._is_busy(shape.batch):
-                continue
-            heap = self._ready[shape]
-            while heap and self._token.get(heap[0][2]) != heap[0][3]:
-                heapq.heappop(heap)
-            if heap:
-                yield heap[0][0], heap[0][1], shape
-            else:
-                del self._ready[shape]
+    def heads(self, capabilities: Collection[str]) -> Iterator[tuple[float, int, Shape]]:
+        """Of each shape of these capabilities that has ready tasks, when the next one is due,
+        and its order. Shapes of batches of which no more may run are left out."""
+        for capability in self._ready.keys() & capabilities:
+            heaps = self._ready[capability]
+            for shape in list(heaps):
+                if shape.batch and self._is_busy(shape.batch):
+                    continue
+                heap = heaps[shape]
+                while heap and self._token.get(heap[0][2]) != heap[0][3]:
+                    heapq.heappop(heap)
+                if heap:
+                    yield heap[0][0], heap[0][1], shape
+                else:
+                    del heaps[shape]
+            if not heaps:
+                del self._ready[capability]
 
     def take(self, shape: Shape) -> str:
         """Takes the next task of a shape out, which `heads` told of: it is about to be given
         to a worker. `refresh` puts it back."""
-        _, _, task, _ = heapq.heappop(self._ready[shape])
+        _, _, task, _ = heapq.heappop(self._ready[shape.capability][shape])
         self._forget(task)
         self.claimed.add(task)
         if shape.batch:
@@ -193,12 +224,13 @@ class TenantQueue:
         return min((heap[0][0] for heap in (self._delayed, self._ends) if heap), default=None)
 
     def oldest_seconds(self) -> float:
-        """How long the oldest ready task has waited."""
-        times = (
-            self.state.tasks[task].task.create_time.ToNanoseconds() for task in self._ready_shape
-        )
-        oldest = min(times, default=None)
-        return 0.0 if oldest is None else max(0.0, (self._clock.now_ns() - oldest) / NANOSECONDS)
+        """How old the task is that has been ready for longest."""
+        first = next(iter(self._ready_shape), None)
+        entry = self.state.tasks.get(first) if first is not None else None
+        if entry is None:
+            return 0.0
+        created_ns = entry.task.create_time.ToNanoseconds()
+        return max(0.0, (self._clock.now_ns() - created_ns) / NANOSECONDS)
 
     def _is_busy(self, batch: str) -> bool:
         # What is left of one that is over may be here for longer than the batch.
@@ -213,26 +245,40 @@ class TenantQueue:
         end_ns = decide.wait_end_ns(entry)
         token = self._token[task] = next(_tokens)
         if end_ns is not None:
-            heapq.heappush(self._ends, (end_ns, task, token))
+            self._push(self._ends, (end_ns, task, token))
+        limited = entry.batch if batch is not None and batch.running_tasks_max else ""
+        shape = self._shape_of[task] = Shape.of(entry.task.spec, limited)
+        self._shapes[shape] += 1
         next_ns = entry.task.next_time.ToNanoseconds() if entry.task.HasField("next_time") else 0
         if next_ns > self._clock.now_ns():
-            heapq.heappush(self._delayed, (next_ns, task, token))
+            self._push(self._delayed, (next_ns, task, token))
             self._delayed_tasks.add(task)
             return
-        limited = entry.batch if batch is not None and batch.running_tasks_max else ""
-        shape = Shape.of(entry.task.spec, limited)
         ready_ns = max(next_ns, entry.task.create_time.ToNanoseconds())
-        heap = self._ready.setdefault(shape, [])
+        heap = self._ready.setdefault(shape.capability, {}).setdefault(shape, [])
         heapq.heappush(heap, (due(wants_of(entry, ready_ns, token)), token, task, token))
         self._ready_shape[task] = shape
+        self._ready_counts[shape] += 1
+        if len(heap) > 2 * self._ready_counts[shape] + SPARE:
+            heap[:] = [each for each in heap if self._token.get(each[2]) == each[3]]
+            heapq.heapify(heap)
 
     def _ends_at(self, task: str, end_ns: int) -> None:
         token = self._token[task] = next(_tokens)
-        heapq.heappush(self._ends, (end_ns, task, token))
+        self._push(self._ends, (end_ns, task, token))
+
+    def _push(self, heap: list[TimedEntry], entry: TimedEntry) -> None:
+        heapq.heappush(heap, entry)
+        if len(heap) > 2 * len(self._token) + SPARE:
+            # What is left of tasks to which something else happened, some for a far time.
+            heap[:] = [each for each in heap if self._token.get(each[1]) == each[2]]
+            heapq.heapify(heap)
 
     def _forget(self, task: str) -> None:
         self._token.pop(task, None)
-        self._ready_shape.pop(task, None)
+        _take_off(self._ready_counts, self._ready_shape.pop(task, None))
+        _take_off(self._shapes, self._shape_of.pop(task, None))
+        self.stalled.discard(task)
         self._delayed_tasks.discard(task)
         self.running.discard(task)
         self.claimed.discard(task)
@@ -243,6 +289,14 @@ class TenantQueue:
     def _weigh(self) -> None:
         weight = self.state.limits.weight or WEIGHT_DEFAULT
         self.share = Share(self.share.virtual, weight)
+
+
+def _take_off(counts: "Counter[Shape]", shape: Shape | None) -> None:
+    if shape is None:
+        return
+    counts[shape] -= 1
+    if not counts[shape]:
+        del counts[shape]
 
 
 def wants_of(entry: Entry, ready_ns: int, order: int) -> Wants:

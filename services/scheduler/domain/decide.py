@@ -23,6 +23,8 @@ from weft.scheduler.v1 import queues_pb2, tasks_pb2
 
 NANOSECONDS = 1_000_000_000
 OPEN_TASKS_MAX = 100_000
+PAYLOADS_BYTES_MAX = 256 * 1024 * 1024
+"""Of all tasks that a queue holds, dead letters among them: they are in memory."""
 DEAD_LETTERS_MAX = 100_000
 """Dead letters of a queue; past it nothing more is taken until some are redriven or
 discarded, so that none is lost."""
@@ -149,6 +151,8 @@ def submit(state: QueueState, submission: Submission, taker: Taker | None = None
     limit = state.limits.open_tasks_max or OPEN_TASKS_MAX
     if state.open_count >= limit:
         raise LimitExceeded(f"the queue holds {limit} open tasks already")
+    if state.payload_bytes + len(submission.spec.payload) > PAYLOADS_BYTES_MAX:
+        raise LimitExceeded(f"the queue holds {PAYLOADS_BYTES_MAX} bytes of payloads already")
     if len(state.tasks) - state.open_count >= DEAD_LETTERS_MAX:
         raise LimitExceeded("the queue is full of dead letters: redrive or discard some")
     submitted = facts.TaskSubmitted(
@@ -177,6 +181,15 @@ def start(state: QueueState, task: str, worker: str, instance: str) -> Facts:
         return []
     attempt = entry.attempt + 1
     return [facts.TaskStarted(task=task, attempt=attempt, worker=worker, instance=instance)]
+
+
+def take_over(state: QueueState, task: str, attempt: int, instance: str) -> Facts:
+    """The worker of the attempt that runs is attached to that instance from here on."""
+    if not runs(state, task, attempt):
+        return []
+    if state.tasks[task].task.attempts[-1].instance == instance:
+        return []
+    return [facts.TaskTakenOver(task=task, attempt=attempt, instance=instance)]
 
 
 def succeed(state: QueueState, task: str, attempt: int, result: bytes) -> Facts:

@@ -15,7 +15,8 @@ from weft.scheduler.v1 import queues_pb2, tasks_pb2
 FOLD_VERSION = 2
 """Grows whenever the same events would fold into another state."""
 REQUESTS_MAX = 20_000
-"""Requests that a queue remembers, beside those of its open tasks."""
+"""Requests that a queue remembers, beside those of its tasks."""
+REQUESTS_LOOKS = 8
 BATCHES_MAX = 1_000
 """Batches that a queue remembers. The oldest that is over makes room for a new one."""
 BATCH_ITEMS_MAX = 100_000
@@ -113,6 +114,7 @@ class QueueState:
     # A plain dict looks for its first key past all that were deleted before it.
     requests: OrderedDict[str, Request] = field(default_factory=OrderedDict)
     open_count: int = 0
+    payload_bytes: int = 0
     batches: dict[str, Batch] = field(default_factory=dict)
     starting: "Counter[str]" = field(default_factory=Counter)
 
@@ -159,6 +161,7 @@ def _submitted(state: QueueState, event: facts.TaskSubmitted, place: Place) -> N
         task.next_time.CopyFrom(event.spec.not_before)
     state.tasks[event.task] = Entry(task, batch=event.batch, batch_index=event.batch_index)
     state.open_count += 1
+    state.payload_bytes += len(event.spec.payload)
     if event.batch:
         batch = state.batches[event.batch]
         batch.accept(event.batch_index)
@@ -166,7 +169,16 @@ def _submitted(state: QueueState, event: facts.TaskSubmitted, place: Place) -> N
     if event.request_id:
         state.requests[event.request_id] = Request(event.task, event.request_hash)
         if len(state.requests) > REQUESTS_MAX:
-            state.requests.popitem(last=False)
+            _forget_request(state)
+
+
+def _forget_request(state: QueueState) -> None:
+    """Forgets the oldest whose task isn't open; those that are go behind the others."""
+    for _ in range(REQUESTS_LOOKS):
+        name, request = state.requests.popitem(last=False)
+        if request.task not in state.tasks:
+            return
+        state.requests[name] = request
 
 
 def _started(state: QueueState, event: facts.TaskStarted, place: Place) -> None:
@@ -195,6 +207,7 @@ def _released(state: QueueState, event: facts.TaskReleased, place: Place) -> Non
 
 def _final(state: QueueState, event: Any, place: Place) -> None:
     entry = state.tasks.pop(event.task)
+    state.payload_bytes -= len(entry.task.spec.payload)
     if entry.task.state != FAILED:
         state.open_count -= 1
     if entry.batch:
@@ -249,6 +262,10 @@ def _stalled(state: QueueState, event: facts.TaskStalled, place: Place) -> None:
     copy.stalled_time.CopyFrom(place.time)
     copy.stalled_reason = event.reason
     state.tasks[event.task] = replace(entry, task=copy)
+
+
+def _taken_over(state: QueueState, event: facts.TaskTakenOver, place: Place) -> None:
+    _changed(state, event.task, place).attempts[-1].instance = event.instance
 
 
 def _moved(
@@ -309,6 +326,7 @@ _HANDLERS: dict[type[Message], Callable[[QueueState, Any, Place], None]] = {
     facts.BatchCancelled: _batch_cancelled,
     facts.TaskStalled: _stalled,
     facts.TaskProgressed: _moved,
+    facts.TaskTakenOver: _taken_over,
     facts.TaskWithdrawn: _moved,
 }
 
@@ -391,6 +409,7 @@ def decode(data: bytes) -> QueueState:
             record.value, record.attempts_before, record.batch, record.batch_index
         )
         state.open_count += record.value.state != FAILED
+        state.payload_bytes += len(record.value.spec.payload)
         if record.batch:
             state.batches[record.batch].counts[record.value.state] += 1
     for request in kept.requests:

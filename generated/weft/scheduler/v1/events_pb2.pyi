@@ -565,6 +565,36 @@ class TaskProgressed(_message.Message):
 Global___TaskProgressed: _TypeAlias = TaskProgressed  # noqa: Y015
 
 @_typing.final
+class TaskTakenOver(_message.Message):
+    """The worker of the attempt is attached to another instance from here on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    task: _builtins.str
+    """Id of the task."""
+    attempt: _builtins.int
+    """Number of the attempt."""
+    instance: _builtins.str
+    """Instance of Weft that the worker is attached to."""
+    def __init__(
+        self,
+        *,
+        task: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        instance: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "instance", b"instance", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskTakenOver: _TypeAlias = TaskTakenOver  # noqa: Y015
+
+@_typing.final
 class TaskWithdrawn(_message.Message):
     """The task was taken from its worker, which isn't waited for: it is told to end
     the attempt, and what it reports comes too late. How the task ends follows.

@@ -144,7 +144,7 @@ class Batches(RuleBasedStateMachine):
     @rule()
     def dispatch(self) -> None:
         """As the dispatcher: whatever may be given to a worker is."""
-        while heads := list(self.queue.heads()):
+        while heads := list(self.queue.heads({"c"})):
             shape = min(heads)[2]
             task = self.queue.take(shape)
             assert self.do(partial(decide.start, task=task, worker="w", instance="i"))
