@@ -571,3 +571,82 @@ async def test_a_scheduler_that_ends_lets_workers_and_watchers_go(tmp_path: Path
             await watching.read()
             assert await weft.stop() == 0
             assert (await refused(read_on(watching))).code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_repeated_submit_leaves_the_running_task_alone(queue: Scheduling) -> None:
+    stream = queue.workers.Attach()
+    once = worker_pb.WorkerHello(capabilities=["echo"], slots=4, worker_id="once")
+    await stream.write(worker_pb.AttachRequest(queue=queue.queue, hello=once))
+    await stream.read()
+    wanted = spec(retry=tasks_pb2.RetryPolicy(max_attempts=1))
+    task = await queue.submit(wanted, task_id="mine", request_id="r1")
+    assert (await stream.read()).assignment.task == task.name
+    assert (await queue.submit(wanted, task_id="mine", request_id="r1")).name == task.name
+    error = await refused(queue.submit(wanted, task_id="mine"))
+    assert error.code() is grpc.StatusCode.ALREADY_EXISTS
+    done = worker_pb.WorkerSucceeded(task=task.name, attempt=1, result=b"hello")
+    await stream.write(worker_pb.AttachRequest(queue=queue.queue, succeeded=done))
+    assert not (await stream.read()).recorded.stale
+    assert (await queue.get(task.name)).result == b"hello"
+    stream.cancel()
+
+
+async def test_a_caller_that_goes_away_takes_no_accepted_task_along(queue: Scheduling) -> None:
+    async with queue.working({"echo": Echo()}):
+        wanted = spec(retry=tasks_pb2.RetryPolicy(max_attempts=1))
+        for number in range(30):
+            submitting = asyncio.create_task(queue.submit(wanted, task_id=f"t{number}"))
+            await asyncio.sleep(number / 4_000)
+            submitting.cancel()
+            await asyncio.wait({submitting})
+        found = await queue.tasks.ListTasks(task_pb.ListTasksRequest(parent=queue.queue))
+        assert found.tasks
+        for task in found.tasks:
+            assert (await queue.done(task.name)).state == SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "said"),
+    [
+        (b"x" * 262_145, 11, "262145 bytes"),
+        (SystemExit(1), 13, "SystemExit: 1"),
+        (ValueError("bad \udc80 name"), 13, "bad ? name"),
+        (object(), 13, "TypeError"),
+    ],
+    ids=["too-large", "exit", "no-text", "no-bytes"],
+)
+async def test_what_a_handler_does_wrong_fails_its_attempt_and_not_its_worker(
+    queue: Scheduling, answer: object, code: int, said: str
+) -> None:
+    async def wrong(task: WorkerTask) -> object:
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    async with queue.working({"wrong": wrong, "echo": Echo()}):
+        wanted = spec("wrong", retry=tasks_pb2.RetryPolicy(max_attempts=1))
+        failed = await queue.done((await queue.submit(wanted)).name)
+        assert failed.state == FAILED
+        assert failed.attempts[0].code == code
+        assert said in failed.attempts[0].message
+        after = await queue.done((await queue.submit(spec(payload=b"x"))).name)
+        assert (after.state, len(after.attempts)) == (SUCCEEDED, 1)
+
+
+async def test_failures_with_long_messages_are_kept(queue: Scheduling) -> None:
+    async def fail(task: WorkerTask) -> None:
+        raise TaskFailure("\U0001f600" * 4_096, 3)
+
+    async with queue.working({"fail": fail}, slots=300):
+        await queue.submit(spec("other"))
+        await queue.queues.PauseQueue(queue_pb.PauseQueueRequest(name=queue.queue))
+        tasks = [await queue.submit(spec("fail")) for _ in range(120)]
+        await queue.queues.ResumeQueue(queue_pb.ResumeQueueRequest(name=queue.queue))
+        for task in tasks:
+            failed = await queue.done(task.name)
+            assert (failed.state, len(failed.attempts)) == (FAILED, 1)
+    page = await queue.dead_letters.ListDeadLetters(
+        dead_pb.ListDeadLettersRequest(parent=queue.queue, page_size=1_000)
+    )
+    assert 1 < len(page.tasks) < 120, "a page is bounded by its bytes"
+    assert len(await queue.all_dead_letters()) == 120

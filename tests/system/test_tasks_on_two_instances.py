@@ -20,6 +20,7 @@ from tests.support.task_log import ends_in_the_log
 from weft.scheduler.v1 import queue_service_pb2 as queue_pb
 from weft.scheduler.v1 import task_service_pb2 as task_pb
 from weft.scheduler.v1 import tasks_pb2
+from weft.scheduler.v1 import worker_service_pb2 as worker_pb
 
 SETTINGS = {
     "WEFT_SCHEDULER_LEASE_SECONDS": "1",
@@ -188,3 +189,29 @@ async def test_when_one_is_killed_with_its_workers_the_other_runs_their_tasks_ag
                     assert (done.state, done.result) == (SUCCEEDED, b"x")
         ends = await ends_in_the_log(platforms[1])
     assert ends == Counter(name.rpartition("/")[2] for name in names)
+
+
+async def test_a_worker_that_goes_on_at_the_other_instance_keeps_its_task(pair: Pair) -> None:
+    one, other = pair
+    hello = worker_pb.WorkerHello(capabilities=["echo"], slots=1, worker_id=f"w-{one.queue[-5:]}")
+    stream = one.workers.Attach()
+    await stream.write(worker_pb.AttachRequest(queue=one.queue, hello=hello))
+    await stream.read()
+    task = await one.submit(spec(payload=b"x"))
+    assert (await stream.read()).assignment.task == task.name
+    stream.cancel()
+    hello.running.add(task=task.name, attempt=1)
+    again = other.workers.Attach()
+    await again.write(worker_pb.AttachRequest(queue=one.queue, hello=hello))
+    assert not (await again.read()).welcome.lost
+    # Longer than the lease, after which the first would take it for lost.
+    for _ in range(25):
+        await asyncio.sleep(0.1)
+        beat = worker_pb.WorkerHeartbeat()
+        await again.write(worker_pb.AttachRequest(queue=one.queue, heartbeat=beat))
+    done = worker_pb.WorkerSucceeded(task=task.name, attempt=1, result=b"went on")
+    await again.write(worker_pb.AttachRequest(queue=one.queue, succeeded=done))
+    assert not (await again.read()).recorded.stale
+    again.cancel()
+    found = await one.get(task.name)
+    assert (found.state, found.result, len(found.attempts)) == (SUCCEEDED, b"went on", 1)
