@@ -265,7 +265,12 @@ def _stalled(state: QueueState, event: facts.TaskStalled, place: Place) -> None:
 
 
 def _taken_over(state: QueueState, event: facts.TaskTakenOver, place: Place) -> None:
-    _changed(state, event.task, place).attempts[-1].instance = event.instance
+    # It is no progress, and its time goes on.
+    entry = state.tasks[event.task]
+    copy = tasks_pb2.Task()
+    copy.CopyFrom(entry.task)
+    copy.attempts[-1].instance = event.instance
+    state.tasks[event.task] = replace(entry, task=copy)
 
 
 def _moved(
