@@ -326,8 +326,10 @@ class Worker:
         except BrokenProcessPool:
             report = _failed(ABORTED, "the process that ran it has died")
         except (Exception, SystemExit) as error:  # noqa: BLE001 - it fails the attempt
-            _log.exception("a task failed", task=key[0], attempt=key[1])
             report = _failed(INTERNAL, _told(error))
+            # What isn't text can be neither printed (UnicodeError) nor made JSON (TypeError).
+            with contextlib.suppress(UnicodeError, TypeError):
+                _log.exception("a task failed", task=key[0], attempt=key[1])
         if key in self._running:
             self._end(key, report)
 
