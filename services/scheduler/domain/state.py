@@ -2,7 +2,7 @@
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf.message import Message
@@ -139,11 +139,7 @@ def _paused(state: QueueState, event: facts.QueuePaused, place: Place) -> None:
     for task, entry in state.tasks.items():
         if entry.task.state == QUEUED and entry.task.HasField("stalled_time"):
             # It waits since somebody wants it to.
-            copy = tasks_pb2.Task()
-            copy.CopyFrom(entry.task)
-            copy.ClearField("stalled_time")
-            copy.ClearField("stalled_reason")
-            state.tasks[task] = replace(entry, task=copy)
+            _clear_stall(_copied(state, task))
 
 
 def _resumed(state: QueueState, event: facts.QueueResumed, place: Place) -> None:
@@ -255,22 +251,15 @@ def _batch_cancelled(state: QueueState, event: facts.BatchCancelled, place: Plac
 
 
 def _stalled(state: QueueState, event: facts.TaskStalled, place: Place) -> None:
-    entry = state.tasks[event.task]
-    copy = tasks_pb2.Task()
-    copy.CopyFrom(entry.task)
     # It didn't change for that.
-    copy.stalled_time.CopyFrom(place.time)
-    copy.stalled_reason = event.reason
-    state.tasks[event.task] = replace(entry, task=copy)
+    task = _copied(state, event.task)
+    task.stalled_time.CopyFrom(place.time)
+    task.stalled_reason = event.reason
 
 
 def _taken_over(state: QueueState, event: facts.TaskTakenOver, place: Place) -> None:
     # It is no progress, and its time goes on.
-    entry = state.tasks[event.task]
-    copy = tasks_pb2.Task()
-    copy.CopyFrom(entry.task)
-    copy.attempts[-1].instance = event.instance
-    state.tasks[event.task] = replace(entry, task=copy)
+    _copied(state, event.task).attempts[-1].instance = event.instance
 
 
 def _moved(
@@ -287,22 +276,34 @@ def _changed(
     *,
     attempts_before: int | None = None,
 ) -> tasks_pb2.Task:
-    """A copy of the task in its place, to be changed; it stands there from here on."""
+    """A copy of the task in its place, to which something happened; it stands there from
+    here on."""
     entry = state.tasks[task]
-    copy = tasks_pb2.Task()
-    copy.CopyFrom(entry.task)
+    copy = _copied(state, task, attempts_before)
     copy.update_time.CopyFrom(place.time)
-    copy.ClearField("stalled_time")
-    copy.ClearField("stalled_reason")
+    _clear_stall(copy)
     if stands is not None:
         if entry.batch:
             counts = state.batches[entry.batch].counts
             counts[copy.state] -= 1
             counts[stands] += 1
         copy.state = stands
+    return copy
+
+
+def _copied(state: QueueState, task: str, attempts_before: int | None = None) -> tasks_pb2.Task:
+    """A copy of the task in its place, to be changed."""
+    entry = state.tasks[task]
+    copy = tasks_pb2.Task()
+    copy.CopyFrom(entry.task)
     before = entry.attempts_before if attempts_before is None else attempts_before
     state.tasks[task] = Entry(copy, before, entry.batch, entry.batch_index)
     return copy
+
+
+def _clear_stall(task: tasks_pb2.Task) -> None:
+    task.ClearField("stalled_time")
+    task.ClearField("stalled_reason")
 
 
 def _end_attempt(task: tasks_pb2.Task, code: int, message: str, place: Place) -> None:
