@@ -45,6 +45,11 @@ class TurnTranslator:
         """Code points of that attempt that were translated."""
         return self._offset.text_length
 
+    @property
+    def behind(self) -> tuple[int, int]:
+        """Revision and part of the event behind which tokens would come now."""
+        return self._offset.revision, self._offset.part
+
     def token(self, text: str, time: Timestamp) -> TurnEvent:
         """The event for what the model wrote after all that it wrote in this attempt."""
         event = TurnEvent(

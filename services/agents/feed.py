@@ -15,6 +15,8 @@ TOGETHER_MAX = 64
 """Most events of one message, as the contract has it."""
 TOGETHER_BYTES_MAX = 2_000_000
 """Most bytes of several: gRPC's clients receive 4 MiB where they aren't told else."""
+AHEAD_MAX = 256
+"""Most tokens kept of a step whose beginning isn't known here yet."""
 
 
 class TurnFeed:
@@ -32,6 +34,7 @@ class TurnFeed:
         self._closed = False
         self._revision = 0
         self._held: list[tuple[int, Timestamp, Message]] | None = None
+        self._ahead: list[TurnEvent] = []
         self._wake: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
 
@@ -48,6 +51,9 @@ class TurnFeed:
         elif revision > self._revision:
             self._revision = revision
             self._publish(self.translator.fact(revision, time, fact))
+            ahead, self._ahead = self._ahead, []
+            for event in ahead:
+                self.remote_token(event)
 
     def hold(self) -> None:
         """Keeps the facts that come now until `release`: what came before is read first."""
@@ -66,13 +72,18 @@ class TurnFeed:
         return event
 
     def remote_token(self, event: TurnEvent) -> None:
-        """Publishes what the model wrote in another process, if it goes on where we are;
-        what is missed comes with the end of the step."""
-        token, translator = event.token, self.translator
-        if self.ended or (token.step, token.attempt) != self.place:
+        """Publishes what the model wrote in another process, if it goes on where we are.
+        Tokens and facts come by ways of their own: what is ahead of the facts waits for
+        them, and what is missed comes with the end of the step."""
+        translator = self.translator
+        place = event.offset.revision, event.offset.part
+        if self.ended or place < translator.behind:
             return
-        if token.text_offset == translator.text_length:
-            self._publish([translator.token(token.text, event.time)])
+        if place > translator.behind:
+            if len(self._ahead) < AHEAD_MAX:
+                self._ahead.append(event)
+        elif event.token.text_offset == translator.text_length:
+            self._publish([translator.token(event.token.text, event.time)])
 
     def close(self) -> None:
         """This process stops: nothing more comes here."""

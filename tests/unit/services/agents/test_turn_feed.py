@@ -165,161 +165,56 @@ async def everything(feed: TurnFeed) -> Events:
 
 
 class TestRemoteTokens:
-    def token(self, text: str, text_offset: int, *, attempt: int = 0) -> turn_pb2.TurnEvent:
+    def token(self, feed: TurnFeed, text: str, text_offset: int) -> turn_pb2.TurnEvent:
+        """What another process that has the same facts as `feed` sends."""
+        translator = feed.translator
         token = turn_pb2.TurnEvent.Token(
-            step=1, attempt=attempt, text_offset=text_offset, text=text
+            step=translator.step, attempt=translator.attempt, text_offset=text_offset, text=text
         )
-        return turn_pb2.TurnEvent(time=NOW, token=token)
+        revision, part = translator.behind
+        offset = turn_pb2.TurnOffset(revision=revision, part=part)
+        return turn_pb2.TurnEvent(offset=offset, time=NOW, token=token)
 
     async def test_they_are_shown_where_they_follow_and_the_step_brings_the_rest(self) -> None:
         log = accepted_log()
         feed = fed(log)
-        feed.remote_token(self.token("so ", 0))
-        feed.remote_token(self.token("it", 5))
-        feed.remote_token(self.token("so ", 0))
+        feed.remote_token(self.token(feed, "so ", 0))
+        feed.remote_token(self.token(feed, "it", 5))
+        feed.remote_token(self.token(feed, "so ", 0))
         log.step(text="so be it")
         for place, fact in log.facts[-2:]:
             feed.fact(place.revision, place.time, fact)
         events = await events_behind(feed, BEGINNING)
         assert [e.token.text for e in events if e.HasField("token")] == ["so ", "be it"]
 
+    async def test_those_ahead_of_the_facts_wait_for_them(self) -> None:
+        log = accepted_log()
+        feed = fed(log)
+        known = len(log.facts)
+        log.step(planned("a"), planned("b"))
+        log.complete("a")
+        log.complete("b")
+        there = fed(log)
+        for text, text_offset in (("so ", 0), ("be it", 3)):
+            feed.remote_token(self.token(there, text, text_offset))
+        for place, fact in log.facts[known:]:
+            feed.fact(place.revision, place.time, fact)
+        shown = await events_behind(feed, BEGINNING)
+        assert kinds(shown[:-2]) == kinds(await events_behind(there, BEGINNING))
+        assert [event.token.text for event in shown[-2:]] == ["so ", "be it"]
+
     async def test_those_of_another_attempt_or_behind_the_end_are_not_shown(self) -> None:
         log = accepted_log()
         feed = fed(log)
-        feed.remote_token(self.token("late", 0, attempt=1))
+        late = self.token(feed, "late", 0)
         log.cancel(TURN)
         log.finish_cancel()
         for place, fact in log.facts[-2:]:
             feed.fact(place.revision, place.time, fact)
-        feed.remote_token(self.token("late", 0))
+        feed.remote_token(late)
+        feed.remote_token(self.token(feed, "late", 0))
         assert kinds(await events_behind(feed, BEGINNING)) == [
             "accepted",
             "cancel_requested",
             "cancelled",
         ]
-
-
-async def shown(feed: TurnFeed) -> list[str]:
-    """The tokens that a watcher of this process was shown."""
-    events = await events_behind(feed, BEGINNING)
-    return [event.token.text for event in events if event.HasField("token")]
-
-
-class SentTokens:
-    """A token stream that keeps what was sent."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def publish(self, stream: StreamName, turn: str, data: bytes) -> None:
-        self.texts.append(turn_pb2.TurnEvent.FromString(data).token.text)
-
-    async def follow(self, stream: StreamName, turn: str) -> AsyncIterator[bytes]:
-        return
-        yield b""
-
-    async def forget(self, stream: StreamName) -> None:
-        self.texts.clear()
-
-
-class TestTokenBatches:
-    @pytest.fixture
-    def log(self) -> SessionLog:
-        return accepted_log()
-
-    @pytest.fixture
-    def feed(self, log: SessionLog) -> TurnFeed:
-        return fed(log)
-
-    @pytest.fixture
-    def sent(self) -> SentTokens:
-        return SentTokens()
-
-    def batch(self, feed: TurnFeed, sent: SentTokens, *, seconds: float) -> TokenBatch:
-        settings = AgentsSettings(token_flush_seconds=seconds)
-        batch = TokenBatch(feed, sent, session_stream(SESSION), SYSTEM, settings)
-        batch.begin(1, 0)
-        return batch
-
-    async def test_the_first_token_is_sent_at_once_and_the_next_ones_together(
-        self, feed: TurnFeed, sent: SentTokens
-    ) -> None:
-        batch = self.batch(feed, sent, seconds=60)
-        for text in ("a", "b", "", "c"):
-            await batch.add(text)
-        assert await shown(feed) == ["a"]
-        await batch.flush()
-        await batch.flush()
-        assert await shown(feed) == ["a", "bc"]
-        assert not sent.texts
-
-    async def test_what_is_gathered_is_sent_when_its_time_has_come(
-        self, feed: TurnFeed, sent: SentTokens
-    ) -> None:
-        batch = self.batch(feed, sent, seconds=0.01)
-        await batch.add("a")
-        await batch.add("b")
-        async with asyncio.timeout(SECONDS_MAX):
-            while "".join(sent.texts) != "ab":  # noqa: ASYNC110 - a timer sets no event
-                await asyncio.sleep(0.005)
-
-    async def test_much_is_sent_before_its_time(self, feed: TurnFeed, sent: SentTokens) -> None:
-        batch = self.batch(feed, sent, seconds=60)
-        await batch.add("a")
-        await batch.add("b" * BATCH_LENGTH_MAX)
-        assert await shown(feed) == ["a", "b" * BATCH_LENGTH_MAX]
-
-    async def test_watchers_here_and_elsewhere_get_the_same(
-        self, feed: TurnFeed, sent: SentTokens
-    ) -> None:
-        batch = self.batch(feed, sent, seconds=0.05)
-        await batch.add("a")
-        await batch.add("b")
-        await batch.flush()
-        async with asyncio.timeout(SECONDS_MAX):
-            while not sent.texts:  # noqa: ASYNC110 - a timer sets no event
-                await asyncio.sleep(0.005)
-        assert sent.texts == ["ab"]
-        assert "".join(await shown(feed)) == "ab"
-
-    async def test_what_its_step_brings_anyway_is_not_sent_elsewhere(
-        self, feed: TurnFeed, sent: SentTokens
-    ) -> None:
-        batch = self.batch(feed, sent, seconds=0.01)
-        await batch.add("a")
-        batch.end()
-        await asyncio.sleep(0.03)
-        assert not sent.texts
-        assert await shown(feed) == ["a"]
-
-    async def test_what_another_owner_cut_off_is_not_sent_any_more(
-        self, log: SessionLog, feed: TurnFeed, sent: SentTokens
-    ) -> None:
-        batch = self.batch(feed, sent, seconds=60)
-        await batch.add("a")
-        await batch.add("b")
-        log.resume("two")
-        for place, fact in log.facts[2:]:
-            feed.fact(place.revision, place.time, fact)
-        batch.end()
-        assert await shown(feed) == ["a"]
-        assert kinds(await events_behind(feed, BEGINNING)) == ["accepted", "token", "resumed"]
-
-    async def test_the_end_of_an_answer_is_not_held_back(
-        self, feed: TurnFeed, sent: SentTokens
-    ) -> None:
-        batch = self.batch(feed, sent, seconds=60)
-        await batch.add("a")
-        await batch.add("b")
-        batch.end()
-        batch.end()
-        assert await shown(feed) == ["a", "b"]
-
-    async def test_the_first_token_of_every_step_is_sent_at_once(
-        self, feed: TurnFeed, sent: SentTokens
-    ) -> None:
-        batch = self.batch(feed, sent, seconds=60)
-        await batch.add("a")
-        batch.begin(1, 0)
-        await batch.add("b")
-        assert await shown(feed) == ["a", "b"]
