@@ -85,7 +85,8 @@ _BUS = {
     "agents": BusAccess(appends=("agents", "state"), tokens=True, leases=True),
     "auth": BusAccess(appends=("auth",), keys=KeyUse.KEEP),
     # It authenticates by what the log says, and notes there who was refused.
-    "gateway": BusAccess(appends=("auth",)),
+    # Who takes calls is in the registry, as long as its lease holds.
+    "gateway": BusAccess(appends=("auth",), leases=True),
     "models": EVERY_PROCESS,
     "scheduler": BusAccess(appends=("scheduler", "schedules"), leases=True),
     "state": BusAccess(appends=("state",), keys=KeyUse.DESTROY, erases=True),

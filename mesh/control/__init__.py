@@ -1,4 +1,4 @@
-"""Who is alive: instances, and the leases that show it.
+"""Who is alive: instances, the leases that show it, and what each says of itself.
 
-`leases` is the port; `nats_leases` and `memory_leases` are its back ends.
+`leases` and `registry` are the ports, `nats_leases` and `nats_registry` what is behind them.
 """

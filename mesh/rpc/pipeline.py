@@ -75,6 +75,11 @@ class Pipeline:
         self._authorize = Authorize(edge.authenticator, edge.callers)
         self._deadlines = Deadlines()
 
+    @property
+    def under_way(self) -> int:
+        """Calls and streams from other processes that are being answered."""
+        return self._calls.count + self._streams.count
+
     def around(self, spec: MethodSpec, handler: Handler) -> Handler:
         """The handler of a method with everything around it.
 

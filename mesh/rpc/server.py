@@ -68,11 +68,15 @@ class RpcServer:
             await self._health.set(service, _SERVING)
         return number
 
+    async def refuse(self) -> None:
+        """Says NOT_SERVING from now on, and goes on serving."""
+        await self._health.enter_graceful_shutdown()
+
     async def drain(self, notice_seconds: float, grace_seconds: float) -> None:
         """Ends serving in order: NOT_SERVING, and `notice_seconds` for the balancers to see
         it; then no new calls, and `grace_seconds` for those under way before they are
         cancelled."""
-        await self._health.enter_graceful_shutdown()
+        await self.refuse()
         await asyncio.sleep(notice_seconds)
         await self._server.stop(grace_seconds)
 

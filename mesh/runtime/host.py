@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from mesh.clock import SYSTEM, Clock
 from mesh.control.leases import Leases
 from mesh.control.nats_leases import NatsLeases
+from mesh.control.nats_registry import NatsRegistry
 from mesh.errors import DataDamaged, WeftError
 from mesh.events.aggregate import Repository
 from mesh.events.codec import Codecs
@@ -38,6 +39,7 @@ from mesh.runtime.data_dir import DataDirectory
 from mesh.runtime.nats_server import EmbeddedNats
 from mesh.runtime.nats_users import ADMIN, bus_users, external_user, process_user
 from mesh.runtime.redis_client import LazyRedis, client_of_url
+from mesh.runtime.registration import LoadMeter, own_instance
 from mesh.runtime.service import Access, Mesh, Service, ServiceEntry
 from mesh.runtime.settings import RuntimeSettings
 from mesh.runtime.valkey_server import EmbeddedValkey
@@ -75,7 +77,7 @@ class Host:
     ) -> None:
         self.settings = settings
         self.rpc_settings = RpcSettings()
-        self.registry: CollectorRegistry = new_registry()
+        self.metrics: CollectorRegistry = new_registry()
         self.endpoints: dict[str, Endpoint] = {}
         self.addresses: dict[str, str] = {}
         self.notes: list[str] = []
@@ -97,6 +99,7 @@ class Host:
         self._store: JetStreamEventStore
         self._heads: HeadLedger
         self._leases: NatsLeases
+        self.registry: NatsRegistry
         self._tokens: JetStreamTokenStream
         self._ready: dict[str, bool] = {entry.name: False for entry in self._catalogue}
         self._stopping = False
@@ -233,7 +236,7 @@ class Host:
         self._stack.push_async_callback(self._stop_redis, redis)
         await self._connect(directory.previous_instance)
         await self._open_edge()
-        telemetry = TelemetryServer(self.registry, self.readiness)
+        telemetry = TelemetryServer(self.metrics, self.readiness)
         for entry in self._catalogue:
             await self._start_service(entry)
         self._stack.push_async_callback(telemetry.stop)
@@ -300,23 +303,30 @@ class Host:
         self._leases = NatsLeases(
             connection, self._instance, predecessor=predecessor, clock=self.clock
         )
+        own = own_instance(settings, self._instance, [entry.name for entry in self._catalogue])
+        load = LoadMeter(lambda: self._pipeline.under_way)
+        self.registry = NatsRegistry(connection, self._leases, own, load.read)
         if self._bus.leases:
             self._stack.push_async_callback(self._leases.stop)
             await self._leases.start()
+            await self.registry.start()
 
     async def _open_edge(self) -> None:
         self._access = self._make_access(self)
         self._stack.push_async_callback(self._access.stop)
         await self._access.start()
+        # A service also calls itself, where another instance has what is asked for.
         callers: dict[str, frozenset[str]] = {
-            contract.full_name: frozenset(e.name for e in self._catalogue if entry.name in e.calls)
+            contract.full_name: frozenset(
+                e.name for e in self._catalogue if e is entry or entry.name in e.calls
+            )
             for entry in self._catalogue
             for contract in entry.contracts
         }
         counters = RedisCounters(lambda: self.redis)
         limiter = RateLimiter(RateLimitSettings(), counters, self.clock)
         edge = Edge(self._access, self._access, limiter, callers)
-        self._pipeline = Pipeline(self.registry, self.rpc_settings, edge)
+        self._pipeline = Pipeline(self.metrics, self.rpc_settings, edge)
 
     async def _find_nats(self) -> tuple[str, Login, Login]:
         """Where NATS is, embedded or not, and how to log in: as who makes the streams,

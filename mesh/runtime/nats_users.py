@@ -164,6 +164,8 @@ _LEASE = BusUser(
     "",
     sends=("$KV.LEASES.*",),
     calls=tuple(f"STREAM.{call}.{_LEASES}" for call in ("CREATE", "INFO", "PURGE")),
+    # The registry: with its lease each instance says what it is.
+    hears=("$KV.LEASES.>",),
 )
 
 

@@ -10,6 +10,7 @@ from grpc import aio
 
 from mesh.clock import Clock
 from mesh.control.leases import Leases
+from mesh.control.registry import Registry
 from mesh.events.aggregate import Repository
 from mesh.events.fold import Fold
 from mesh.events.head_ledger import HeadLedger
@@ -108,6 +109,11 @@ class Mesh(Protocol):
 
     @property
     def leases(self) -> Leases: ...
+
+    @property
+    def registry(self) -> Registry:
+        """All instances. A process without leases knows of none."""
+        ...
 
     @property
     def data_dir(self) -> Path:

@@ -19,6 +19,13 @@ class RuntimeSettings(Section):
     host: str = "127.0.0.1"
     """Address to listen on. Calls aren't authenticated yet: keep it on loopback."""
     grpc_port: int = Field(50051, ge=0, le=65535)
+    advertised_host: str = Field("", max_length=253)
+    """Where other instances of the deployment find this one, as a name or an address. By
+    default `host`, or the machine's name where that stands for all interfaces."""
+    zone: str = Field(default_factory=lambda: os.environ.get("WEFT_ZONE", ""), max_length=63)
+    """Zone that this process runs in, as the registry tells it."""
+    weight: int = Field(100, ge=0, le=10_000)
+    """Share of the calls of its zone that it is meant to get beside other instances."""
     http_port: int = Field(8080, ge=0, le=65535)
     """Port of `/healthz`, `/readyz` and `/metrics`."""
     nats_url: str = Field(default_factory=lambda: os.environ.get("NATS_URL", ""))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from mesh.rpc.server import RpcServer
+from mesh.runtime.registration import target_of
 from mesh.runtime.service import Mesh
 
 
@@ -25,10 +26,13 @@ class GatewayService:
         mesh = self._mesh
         self._server = RpcServer(mesh.endpoints, mesh.rpc_settings, mesh.pipeline)
         port = await self._server.start(settings.host, settings.grpc_port)
-        self._mesh.announce("grpc", settings.grpc_port, port)
+        mesh.announce("grpc", settings.grpc_port, port)
+        await mesh.registry.register(target_of(settings, port))
 
     async def stop(self) -> None:
-        """Drains."""
+        """Drains: others learn of it, by health and by the registry, before it takes less."""
         if self._server is not None:
             settings = self._mesh.settings
+            await self._server.refuse()
+            await self._mesh.registry.drain()
             await self._server.drain(settings.notice_seconds, settings.grace_seconds)
