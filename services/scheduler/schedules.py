@@ -122,6 +122,12 @@ class Schedules:
         await aggregate.execute(partial(schedule.trigger, task=task.name))
         return task
 
+    async def queue_id(self, name: str) -> str:
+        """Id of the queue to which the schedule of that name submits; empty where there never
+        was such a schedule."""
+        state = await self._repository.open(names.schedule_stream(name)).load()
+        return names.queue_stream(state.spec.queue).key[0] if state.spec.queue else ""
+
     # What happens by itself
 
     async def _run(self) -> None:

@@ -11,6 +11,8 @@ from services.scheduler.batch_service import BatchService
 from services.scheduler.dead_letter_service import DeadLetterService
 from services.scheduler.domain.schedule import SCHEDULE_FOLD
 from services.scheduler.domain.state import QUEUE_FOLD
+from services.scheduler.forwarding import Forwarding
+from services.scheduler.owners import Owners
 from services.scheduler.queue_service import QueueService
 from services.scheduler.queues import Queues
 from services.scheduler.read_model import TasksReadModel
@@ -50,6 +52,7 @@ class SchedulerService:
         self._read_model = TasksReadModel(
             mesh.events, path, lambda batch: self._queues.observe(batch), mesh.keyring
         )
+        self._owners = Owners(mesh.registry, f"instances/{mesh.instance}")
         self._queues = Queues(repository, self._read_model, settings, mesh.leases, mesh.clock)
         self._submitter = Submitter(self._queues)
         self._repository = Repository(
@@ -61,12 +64,19 @@ class SchedulerService:
         self._schedules_read_model = SchedulesReadModel(
             mesh.events, mesh.data_dir / "schedules.sqlite3", self._schedules.observe
         )
+        self._forwarding = Forwarding(
+            mesh, self._owners, self._schedules.queue_id, settings.hello_seconds
+        )
         self._mesh = mesh
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def handlers(self) -> Mapping[str, object]:
-        """What implements each contract."""
+        """What implements each contract, wherever the queue's owner is."""
+        around = self._forwarding.around
+        return {name: around(name, each) for name, each in self._services().items()}
+
+    def _services(self) -> Mapping[str, object]:
         return {
             "weft.scheduler.v1.TaskService": TaskService(self._queues, self._submitter),
             "weft.scheduler.v1.BatchService": BatchService(self._queues, self._submitter),
@@ -98,6 +108,7 @@ class SchedulerService:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         await self._schedules.stop()
+        await self._forwarding.stop()
         await self._queues.stop()
         await self._schedules_read_model.stop()
         await self._read_model.stop()
@@ -107,6 +118,7 @@ class SchedulerService:
         while not self._mesh.stopping:  # noqa: ASYNC110 - the host sets no event
             await asyncio.sleep(STOPPING_SECONDS)
         self._queues.drain()
+        self._forwarding.drain()
 
     async def _purge(self) -> None:
         kept_ns = int(self._settings.kept_days * DAY_SECONDS * NANOSECONDS)
