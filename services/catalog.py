@@ -82,13 +82,12 @@ def _vectors(mesh: Mesh) -> Service:
 
 
 _BUS = {
-    "agents": BusAccess(appends=("agents", "state"), tokens=True, leases=True),
+    "agents": BusAccess(appends=("agents", "state"), tokens=True),
     "auth": BusAccess(appends=("auth",), keys=KeyUse.KEEP),
     # It authenticates by what the log says, and notes there who was refused.
-    # Who takes calls is in the registry, as long as its lease holds.
-    "gateway": BusAccess(appends=("auth",), leases=True),
+    "gateway": BusAccess(appends=("auth",)),
     "models": EVERY_PROCESS,
-    "scheduler": BusAccess(appends=("scheduler", "schedules"), leases=True),
+    "scheduler": BusAccess(appends=("scheduler", "schedules")),
     "state": BusAccess(appends=("state",), keys=KeyUse.DESTROY, erases=True),
     "tools": BusAccess(appends=("tools",)),
     "vectors": EVERY_PROCESS,

@@ -18,7 +18,7 @@ from mesh.cli.bus_credentials import add_credentials
 from mesh.cli.demo import add_demo
 from mesh.cli.failures import from_weft_error, usage_error
 from mesh.cli.output import Output
-from mesh.errors import WeftError
+from mesh.errors import FailedPrecondition, WeftError
 
 if TYPE_CHECKING:
     from mesh.runtime.host import Host
@@ -26,10 +26,15 @@ if TYPE_CHECKING:
     from services.first_key import FirstKey
 
 
+FIRST_KEY_SERVICE = "auth"
+"""Who has it may write who may call."""
+
+
 def run_command() -> None:
     """Runs the command line and exits."""
     app = application()
     app.command()(up)
+    app.command()(serve)
     add_demo(app)
     add_credentials(app, _bus_users)
     run(app)
@@ -89,15 +94,64 @@ def up(
         "log_level": log_level,
     }
     with _folder(ephemeral, data_dir) as folder:
-        given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
         if folder is not None:
-            given["data_dir"] = folder
-        try:
-            # What is deleted with its data needs no master key that outlives them.
-            secrets_dir = folder / "secrets" if folder is not None else None
-            _install_event_loop().run(_serve(given, secrets_dir, output, new_admin_key))
-        except WeftError as error:
-            raise from_weft_error(error) from error
+            flags["data_dir"] = folder
+        # What is deleted with its data needs no master key that outlives them.
+        secrets_dir = folder / "secrets" if folder is not None else None
+        _run(flags, output, secrets_dir=secrets_dir, new_admin_key=new_admin_key)
+
+
+def serve(
+    services: Annotated[
+        list[str], typer.Argument(metavar="SERVICE...", help="Services to run in this process.")
+    ],
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder of this process alone; .weft where it isn't said."),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="gRPC port; the next free one when it's in use.")
+    ] = None,
+    http_port: Annotated[
+        int | None, typer.Option(help="Port of /healthz, /readyz and /metrics.")
+    ] = None,
+    output: Annotated[
+        Output, typer.Option("-o", "--output", help="Form of what is printed.")
+    ] = Output.TABLE,
+    log_level: Annotated[
+        str | None, typer.Option(help="debug, info, warning or error; logs go to stderr.")
+    ] = None,
+) -> None:
+    """Run some services of a deployment in this process; other processes run the rest.
+
+    They meet on the NATS servers that NATS_URL names, and find each other there. A process
+    with the service gateway takes every call, and hands on those that others answer; the one
+    with auth makes the first administrator's key. Ends, after a drain, at SIGTERM or Ctrl-C.
+
+    Example: NATS_URL=nats://127.0.0.1:4222 weft serve scheduler state --data-dir ./part
+    """
+    flags = {
+        "data_dir": data_dir,
+        "grpc_port": port,
+        "http_port": http_port,
+        "log_level": log_level,
+    }
+    _run(flags, output, serves=services)
+
+
+def _run(
+    flags: dict[str, Any],
+    output: Output,
+    *,
+    serves: Sequence[str] = (),
+    secrets_dir: Path | None = None,
+    new_admin_key: str | None = None,
+) -> None:
+    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    try:
+        _install_event_loop().run(_serve(given, secrets_dir, output, new_admin_key, serves))
+    except WeftError as error:
+        raise from_weft_error(error) from error
 
 
 @contextlib.contextmanager
@@ -118,7 +172,11 @@ def _install_event_loop() -> asyncio.Runner:
 
 
 async def _serve(
-    given: dict[str, Any], secrets_dir: Path | None, output: Output, new_admin_key: str | None
+    given: dict[str, Any],
+    secrets_dir: Path | None,
+    output: Output,
+    new_admin_key: str | None,
+    serves: Sequence[str],
 ) -> None:
     # Imported here, so that `weft --help` doesn't load the services.
     from mesh.runtime.host import Host
@@ -131,14 +189,18 @@ async def _serve(
     # What is written from here on is nobody else's business.
     os.umask(0o077)
     settings = RuntimeSettings(**given)
+    if serves and not settings.nats_url:
+        raise FailedPrecondition("NATS_URL isn't set: the parts of a deployment meet there")
     security = SecuritySettings(secrets_dir=secrets_dir) if secrets_dir else SecuritySettings()
     configure_logs(settings.log_level)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
-    async with Host(CATALOGUE, settings, access, security) as host:
-        first_key = await admitted(host, another=new_admin_key)
+    async with Host(CATALOGUE, settings, access, security, serves=serves) as host:
+        first_key = None
+        if not serves or FIRST_KEY_SERVICE in serves:
+            first_key = await admitted(host, another=new_admin_key)
         _announce(host, output, first_key)
         await stopping.wait()
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,12 +1,13 @@
 """Channels to handlers in other processes, and the one that finds the nearest handler."""
 
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import grpc.aio
 
 from mesh.call import Call
-from mesh.errors import NotServing, PermissionDenied
+from mesh.errors import NotServing, PermissionDenied, WeftError
 from mesh.principal import Principal
 from mesh.rpc.local import StubChannel, call_endpoint
 from mesh.rpc.methods import MethodSpec, method_of
@@ -71,12 +72,20 @@ class RemoteChannel(StubChannel):
             request: Any, *, timeout: float | None = None, metadata: Metadata | None = None
         ) -> Any:
             made = outgoing_call(spec.path, default_seconds, timeout, metadata, self._caller)
+            sending = _Sending(request) if spec.client_streaming else None
+            begun = multicallable(
+                request if sending is None else sending.messages(),
+                timeout=made.remaining_seconds(),
+                metadata=self._metadata(made),
+            )
             try:
-                return await multicallable(
-                    request, timeout=made.remaining_seconds(), metadata=self._metadata(made)
-                )
+                return await (begun if sending is None else sending.through(begun))
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error) from None
+            except asyncio.CancelledError:
+                if sending is not None and sending.error is not None:
+                    raise sending.error from None
+                raise
 
         return call
 
@@ -89,19 +98,50 @@ class RemoteChannel(StubChannel):
             request: Any, *, timeout: float | None = None, metadata: Metadata | None = None
         ) -> AsyncGenerator[Any, None]:
             made = outgoing_call(spec.path, default_seconds, timeout, metadata, self._caller)
+            sending = _Sending(request) if spec.client_streaming else None
             stream = multicallable(
-                request, timeout=made.remaining_seconds(), metadata=self._metadata(made)
+                request if sending is None else sending.messages(),
+                timeout=made.remaining_seconds(),
+                metadata=self._metadata(made),
             )
             try:
-                async for message in stream:
+                async for message in stream if sending is None else sending.through(stream):
                     yield message
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error) from None
+            except asyncio.CancelledError:
+                if sending is not None and sending.error is not None:
+                    raise sending.error from None
+                raise
             finally:
                 # Tells the server when the reader stops early; after the end it does nothing.
                 stream.cancel()
 
         return call
+
+
+class _Sending:
+    """The requests of a call that sends a stream. Where they end with an error the call is
+    cancelled: half of them must not pass for all."""
+
+    def __init__(self, requests: AsyncIterator[Any]) -> None:
+        self.error: WeftError | None = None
+        self._requests = requests
+        self._call: Any = None
+
+    def through(self, call: Any) -> Any:
+        """The call that they go with."""
+        self._call = call
+        return call
+
+    async def messages(self) -> AsyncIterator[Any]:
+        """The requests; ends where they fail."""
+        try:
+            async for request in self._requests:
+                yield request
+        except WeftError as error:
+            self.error = error
+            self._call.cancel()
 
 
 class MeshChannel(StubChannel):

@@ -20,6 +20,7 @@ from mesh.clock import SYSTEM, Clock
 from mesh.control.leases import Leases
 from mesh.control.nats_leases import NatsLeases
 from mesh.control.nats_registry import NatsRegistry
+from mesh.control.nearest import Nearest
 from mesh.errors import DataDamaged, WeftError
 from mesh.events.aggregate import Repository
 from mesh.events.codec import Codecs
@@ -31,15 +32,18 @@ from mesh.events.jetstream.store import JetStreamEventStore, connect_prepared, l
 from mesh.events.jetstream.tokens import JetStreamTokenStream
 from mesh.ids import cluster_id, new_id
 from mesh.rpc.channel import MeshChannel
+from mesh.rpc.forwarding import forwarded
 from mesh.rpc.pipeline import Edge, Endpoint, Pipeline, bind
 from mesh.rpc.rate_limiter import RateLimiter, RedisCounters
+from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RateLimitSettings, RpcSettings
 from mesh.runtime.bus_access import union
+from mesh.runtime.call_order import in_call_order, served
 from mesh.runtime.data_dir import DataDirectory
 from mesh.runtime.nats_server import EmbeddedNats
 from mesh.runtime.nats_users import ADMIN, bus_users, external_user, process_user
 from mesh.runtime.redis_client import LazyRedis, client_of_url
-from mesh.runtime.registration import LoadMeter, own_instance
+from mesh.runtime.registration import LoadMeter, own_instance, target_of
 from mesh.runtime.service import Access, Mesh, Service, ServiceEntry
 from mesh.runtime.settings import RuntimeSettings
 from mesh.runtime.valkey_server import EmbeddedValkey
@@ -61,8 +65,8 @@ TRACE_FLUSH_SECONDS = 2.0
 
 
 class Host:
-    """Starts the services of `catalogue` in this process; the `Mesh` that they get. `access`
-    makes what knows who may call.
+    """Starts those services of `catalogue` in this process that `serves` names, or all; the
+    `Mesh` that they get. `access` makes what knows who may call.
 
     Raises what the parts raise: a data folder in use or damaged, no nats-server to be
     had, NATS out of reach. What was started by then is stopped again.
@@ -74,11 +78,14 @@ class Host:
         settings: RuntimeSettings,
         access: Callable[[Mesh], Access],
         security: SecuritySettings | None = None,
+        *,
+        serves: Collection[str] = (),
     ) -> None:
         self.settings = settings
         self.rpc_settings = RpcSettings()
         self.metrics: CollectorRegistry = new_registry()
         self.endpoints: dict[str, Endpoint] = {}
+        self._forwarded: dict[str, Endpoint] = {}
         self.addresses: dict[str, str] = {}
         self.notes: list[str] = []
         self.cluster = ""
@@ -87,7 +94,8 @@ class Host:
         self._access: Access
         self._pipeline: Pipeline
         self._catalogue = in_call_order(catalogue)
-        self._bus = union(entry.bus for entry in catalogue)
+        self._served = served(self._catalogue, serves)
+        self._bus = union(entry.bus for entry in self._served)
         self._instance = new_id()
         self._repositories: dict[int, Repository[Any]] = {}
         self._redis: LazyRedis | None = None
@@ -100,8 +108,9 @@ class Host:
         self._heads: HeadLedger
         self._leases: NatsLeases
         self.registry: NatsRegistry
+        self._nearest: Nearest
         self._tokens: JetStreamTokenStream
-        self._ready: dict[str, bool] = {entry.name: False for entry in self._catalogue}
+        self._ready: dict[str, bool] = {entry.name: False for entry in self._served}
         self._stopping = False
         self._stack = AsyncExitStack()
 
@@ -201,7 +210,7 @@ class Host:
     ) -> MeshChannel:
         channel = MeshChannel(
             self.endpoints,
-            lambda service: None,
+            self._nearest,
             self.rpc_settings,
             validated=validated,
             caller=caller,
@@ -210,6 +219,16 @@ class Host:
         )
         self._stack.push_async_callback(channel.close)
         return channel
+
+    def forwards(self, entry: ServiceEntry) -> Mapping[str, object]:
+        """What answers for the contracts that a service calls and that aren't served here."""
+        channel = self.channel_of(entry, validated=False)
+        return {
+            contract.full_name: forwarded(contract, channel)
+            for other in self._catalogue
+            if other.name in entry.calls and other not in self._served
+            for contract in other.contracts
+        }
 
     def announce(self, name: str, wanted_port: int, port: int) -> None:
         """Says where a part of this process listens, and so that it isn't the port that
@@ -224,7 +243,7 @@ class Host:
             **self._ready,
             "events": self._store.connection.connected and not self._disk_full(),
             "access": self._access.ready,
-            **({"lease": self._leases.held()} if self._bus.leases else {}),
+            "lease": self._leases.held(),
         }
 
     async def _start(self) -> None:
@@ -237,8 +256,9 @@ class Host:
         await self._connect(directory.previous_instance)
         await self._open_edge()
         telemetry = TelemetryServer(self.metrics, self.readiness)
-        for entry in self._catalogue:
+        for entry in self._served:
             await self._start_service(entry)
+        await self._start_server()
         self._stack.push_async_callback(telemetry.stop)
         port = await telemetry.start(self.settings.host, self.settings.http_port)
         self.announce("http", self.settings.http_port, port)
@@ -303,16 +323,17 @@ class Host:
         self._leases = NatsLeases(
             connection, self._instance, predecessor=predecessor, clock=self.clock
         )
-        own = own_instance(settings, self._instance, [entry.name for entry in self._catalogue])
+        own = own_instance(settings, self._instance, list(self._ready))
         load = LoadMeter(lambda: self._pipeline.under_way)
         self.registry = NatsRegistry(connection, self._leases, own, load.read)
-        if self._bus.leases:
-            self._stack.push_async_callback(self._leases.stop)
-            await self._leases.start()
-            await self.registry.start()
+        services = {c.full_name: e.name for e in self._catalogue for c in e.contracts}
+        self._nearest = Nearest(self.registry, settings.zone, services)
+        self._stack.push_async_callback(self._leases.stop)
+        await self._leases.start()
+        await self.registry.start()
 
     async def _open_edge(self) -> None:
-        self._access = self._make_access(self)
+        self._access = self._make_access(cast(Mesh, self))
         self._stack.push_async_callback(self._access.stop)
         await self._access.start()
         # A service also calls itself, where another instance has what is asked for.
@@ -345,7 +366,7 @@ class Host:
         endpoint = await self._nats.start()
         if endpoint.port_taken is not None:
             self.notes.append(f"port {endpoint.port_taken} (nats) is in use; using {endpoint.url}")
-        return endpoint.url, endpoint.login(ADMIN), endpoint.login(process_user(self._catalogue))
+        return endpoint.url, endpoint.login(ADMIN), endpoint.login(process_user(self._served))
 
     async def _prepare(self, url: str, admin: Login) -> None:
         """Makes the streams or brings them up to date, and makes the keys that a deployment
@@ -393,10 +414,28 @@ class Host:
 
     async def _start_service(self, entry: ServiceEntry) -> None:
         service: Service = entry.build(cast(Mesh, _Seat(self, entry)))
-        self.endpoints.update(bind(service.handlers, self._pipeline, self.rpc_settings))
+        bound = bind(service.handlers, self._pipeline, self.rpc_settings)
+        # Who calls from here what is elsewhere calls it there, and not through the gateway.
+        (self.endpoints if entry.contracts else self._forwarded).update(bound)
         self._stack.push_async_callback(self._stop_service, entry.name, service)
         await service.start()
         self._ready[entry.name] = True
+
+    async def _start_server(self) -> None:
+        """Takes calls once all that is served here is ready, and ends with that first."""
+        endpoints = {**self.endpoints, **self._forwarded}
+        server = RpcServer(endpoints, self.rpc_settings, self._pipeline)
+        self._stack.push_async_callback(self._stop_server, server)
+        settings = self.settings
+        port = await server.start(settings.host, settings.grpc_port)
+        self.announce("grpc", settings.grpc_port, port)
+        await self.registry.register(target_of(settings, port))
+
+    async def _stop_server(self, server: RpcServer) -> None:
+        """Others learn of it, by health and by the registry, before it takes less."""
+        await server.refuse()
+        await self.registry.drain()
+        await server.drain(self.settings.notice_seconds, self.settings.grace_seconds)
 
     async def _stop_service(self, name: str, service: Service) -> None:
         self._ready[name] = False
@@ -421,12 +460,17 @@ class _Seat:
 
     def __init__(self, host: Host, entry: ServiceEntry) -> None:
         self._host = host
+        self._entry = entry
         self._channels = {
             validated: host.channel_of(entry, validated) for validated in (False, True)
         }
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._host, name)
+
+    def elsewhere(self) -> Mapping[str, object]:
+        """See Mesh."""
+        return self._host.forwards(self._entry)
 
     def stub(self, stub_class: Callable[[aio.Channel], T], *, validated: bool = False) -> T:
         """See Mesh."""
@@ -441,23 +485,3 @@ def _read_mark(path: Path) -> Followed | None:
         return Followed(str(kept["log"]), int(kept["position"]), b"", int(kept["lacking"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def in_call_order(catalogue: Sequence[ServiceEntry]) -> list[ServiceEntry]:
-    """The entries, each behind those that it calls. ValueError where calls go in a
-    circle or name a service that isn't in the catalogue."""
-    entries = {entry.name: entry for entry in catalogue}
-    ordered: dict[str, ServiceEntry] = {}
-
-    def visit(name: str, path: tuple[str, ...]) -> None:
-        if name in path:
-            raise ValueError(f"services call each other in a circle: {' -> '.join((*path, name))}")
-        if name not in entries:
-            raise ValueError(f"{path[-1]} calls {name}, which isn't in the catalogue")
-        for called in entries[name].calls:
-            visit(called, (*path, name))
-        ordered.setdefault(name, entries[name])
-
-    for name in entries:
-        visit(name, ())
-    return list(ordered.values())

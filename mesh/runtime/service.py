@@ -145,6 +145,11 @@ class Mesh(Protocol):
     @property
     def rpc_settings(self) -> RpcSettings: ...
 
+    def elsewhere(self) -> Mapping[str, object]:
+        """What implements the contracts that the service calls and this process doesn't
+        serve, by calling them there."""
+        ...
+
     def announce(self, name: str, wanted_port: int, port: int) -> None:
         """Says where a part of this process listens."""
         ...
