@@ -59,6 +59,7 @@ def writes(*areas: str) -> set[str]:
 GRANTED = {
     "agents": writes("agents", "state") | TOKENS | LEASES | READ_KEYS,
     "auth": writes("auth") | READ_KEYS | KEEPS_KEYS | DESTROYS,
+    "control": LOG | LEASES | READ_KEYS,
     "gateway": writes("auth") | LEASES | READ_KEYS,
     "models": LOG | READ_KEYS,
     "scheduler": writes("scheduler", "schedules") | LEASES | READ_KEYS,
