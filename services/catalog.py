@@ -135,6 +135,7 @@ _SERVICES = (
         contracts=(vector_service_pb2.DESCRIPTOR.services_by_name["VectorService"],),
         calls=(),
         build=_vectors,
+        single=True,
     ),
     ServiceEntry(
         name="tools",

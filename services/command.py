@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,9 +21,7 @@ from mesh.cli.output import Output
 from mesh.errors import FailedPrecondition, WeftError
 
 if TYPE_CHECKING:
-    from mesh.runtime.host import Host
     from mesh.runtime.nats_users import BusUser
-    from services.first_key import FirstKey
 
 
 FIRST_KEY_SERVICE = "auth"
@@ -61,6 +59,12 @@ def up(
     http_port: Annotated[
         int | None, typer.Option(help="Port of /healthz, /readyz and /metrics.")
     ] = None,
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1, max=64, help="Run so many replicas, which share the port; 1 is this process."
+        ),
+    ] = 1,
     accept_loss: Annotated[
         bool,
         typer.Option("--accept-loss", help="Start on an event log that lost its end or a part."),
@@ -81,8 +85,9 @@ def up(
 ) -> None:
     """Start the platform in this process, with its own nats-server.
 
-    NATS_URL points it at NATS servers that are there already. Ends, after a drain, at
-    SIGTERM or Ctrl-C.
+    NATS_URL points it at NATS servers that are there already. With --processes this process
+    runs no service: it starts the replicas, and starts those again that die. Ends, after a
+    drain, at SIGTERM or Ctrl-C.
 
     Example: weft up --data-dir ./weft-data
     """
@@ -98,7 +103,12 @@ def up(
             flags["data_dir"] = folder
         # What is deleted with its data needs no master key that outlives them.
         secrets_dir = folder / "secrets" if folder is not None else None
-        _run(flags, output, secrets_dir=secrets_dir, new_admin_key=new_admin_key)
+        if processes == 1:
+            _run(_serve(_given(flags), secrets_dir, output, new_admin_key))
+        elif new_admin_key is not None:
+            raise usage_error("--new-admin-key needs a start without --processes")
+        else:
+            _run(_supervise(_given(flags), secrets_dir, output, processes))
 
 
 def serve(
@@ -136,20 +146,16 @@ def serve(
         "http_port": http_port,
         "log_level": log_level,
     }
-    _run(flags, output, serves=services)
+    _run(_serve(_given(flags), None, output, serves=services))
 
 
-def _run(
-    flags: dict[str, Any],
-    output: Output,
-    *,
-    serves: Sequence[str] = (),
-    secrets_dir: Path | None = None,
-    new_admin_key: str | None = None,
-) -> None:
-    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _run(serving: Coroutine[Any, Any, None]) -> None:
     try:
-        _install_event_loop().run(_serve(given, secrets_dir, output, new_admin_key, serves))
+        _install_event_loop().run(serving)
     except WeftError as error:
         raise from_weft_error(error) from error
 
@@ -175,8 +181,8 @@ async def _serve(
     given: dict[str, Any],
     secrets_dir: Path | None,
     output: Output,
-    new_admin_key: str | None,
-    serves: Sequence[str],
+    new_admin_key: str | None = None,
+    serves: Sequence[str] = (),
 ) -> None:
     # Imported here, so that `weft --help` doesn't load the services.
     from mesh.runtime.host import Host
@@ -193,47 +199,91 @@ async def _serve(
         raise FailedPrecondition("NATS_URL isn't set: the parts of a deployment meet there")
     security = SecuritySettings(secrets_dir=secrets_dir) if secrets_dir else SecuritySettings()
     configure_logs(settings.log_level)
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
+    stopping = _stopping()
     async with Host(CATALOGUE, settings, access, security, serves=serves) as host:
         first_key = None
         if not serves or FIRST_KEY_SERVICE in serves:
             first_key = await admitted(host, another=new_admin_key)
-        _announce(host, output, first_key)
-        await stopping.wait()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # A second signal ends the process at once.
-            loop.remove_signal_handler(number)
-        print("weft: draining", file=sys.stderr)
-
-
-def _announce(host: "Host", output: Output, first_key: "FirstKey | None") -> None:
-    grpc, http = host.addresses["grpc"], host.addresses["http"]
-    if output is not Output.TABLE:
-        record: dict[str, Any] = {**host.addresses, "cluster": host.cluster}
-        record |= {"instance": host.instance, "notes": host.notes}
+        said: dict[str, Any] = {**host.addresses, "cluster": host.cluster}
+        said |= {"instance": host.instance, "notes": host.notes}
         if first_key is not None:
-            record["api_key"] = first_key.text
-        print(json.dumps(record), flush=True)
+            said["api_key"] = first_key.text
+            if first_key.file is not None:
+                said["api_key_file"] = str(first_key.file)
+        _announce(said, host.data_dir, output)
+        await _stopped(stopping)
+
+
+async def _supervise(
+    given: dict[str, Any], secrets_dir: Path | None, output: Output, processes: int
+) -> None:
+    from mesh.runtime.settings import RuntimeSettings
+    from mesh.runtime.supervisor import Supervisor
+    from mesh.telemetry.logs import configure_logs
+    from services.catalog import CATALOGUE
+
+    os.umask(0o077)
+    settings = RuntimeSettings(**given)
+    configure_logs(settings.log_level)
+    stopping = _stopping()
+    whole = [entry.name for entry in CATALOGUE]
+    replica = [entry.name for entry in CATALOGUE if not entry.single]
+    groups = [whole, *[replica] * (processes - 1)]
+    command = (sys.executable, "-m", "services", "serve")
+    async with Supervisor(CATALOGUE, settings, groups, command, secrets_dir=secrets_dir) as parts:
+        keys = ("cluster", "api_key", "api_key_file")
+        said = {key: parts.first[key] for key in keys if key in parts.first}
+        said |= {**parts.addresses, "notes": [*parts.notes, *parts.first["notes"]]}
+        said["processes"] = [
+            {"pid": part.child.pid, "instance": part.said["instance"], "http": part.said["http"]}
+            for part in parts.parts
+            if part.child is not None
+        ]
+        _announce(said, settings.data_dir, output)
+        await _stopped(stopping)
+
+
+def _stopping() -> asyncio.Event:
+    """Set at SIGTERM and Ctrl-C."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    return stopping
+
+
+async def _stopped(stopping: asyncio.Event) -> None:
+    await stopping.wait()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A second signal ends the process at once.
+        asyncio.get_running_loop().remove_signal_handler(number)
+    print("weft: draining", file=sys.stderr)
+
+
+def _announce(said: Mapping[str, Any], data_dir: Path, output: Output) -> None:
+    """Says where Weft is, and the first key where it was made."""
+    if output is not Output.TABLE:
+        print(json.dumps(said), flush=True)
         return
-    if first_key is not None:
+    grpc, http, key = said["grpc"], said["http"], said.get("api_key")
+    if key is not None:
+        file = said.get("api_key_file")
         print(
-            f"The administrator's API key, shown this once:\n\n  {first_key.text}\n\n"
-            + (
-                f"It is also in {first_key.file}, where `weft` finds it.\n"
-                if first_key.file
-                else ""
-            )
+            f"The administrator's API key, shown this once:\n\n  {key}\n\n"
+            + (f"It is also in {file}, where `weft` finds it.\n" if file else "")
         )
-    for note in host.notes:
+    for note in said["notes"]:
         print(f"note: {note}", file=sys.stderr)
+    parts = "".join(
+        f"  process  {part['pid']}, metrics http://{part['http']}/metrics\n"
+        for part in said.get("processes", ())
+    )
     print(
-        f"Weft is up. Data: {host.data_dir}\n"
+        f"Weft is up. Data: {data_dir}\n"
         f"  gRPC     {grpc}\n"
         f"  health   http://{http}/readyz   metrics http://{http}/metrics\n"
-        f"  NATS     {host.addresses['nats']}\n"
+        f"  NATS     {said['nats']}\n"
+        f"{parts}"
         "Try:\n"
         f"  weft --address {grpc} whoami\n"
         f"  export TOKEN=$(weft --address {grpc} token)  # for other clients, five minutes\n"

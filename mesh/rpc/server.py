@@ -41,10 +41,12 @@ class RpcServer:
         endpoints: Mapping[str, Endpoint],
         settings: RpcSettings,
         pipeline: Pipeline,
+        *,
+        shares: bool = False,
     ) -> None:
         self._services = sorted({endpoint.spec.service for endpoint in endpoints.values()})
         self._server = grpc.aio.server(
-            options=server_options(settings),
+            options=server_options(settings, shares=shares),
             # A backstop: below it calls over the bounds are refused with a time to wait.
             maximum_concurrent_rpcs=2
             * (settings.concurrent_calls_max + settings.concurrent_streams_max),
@@ -56,13 +58,19 @@ class RpcServer:
         self._server.add_generic_rpc_handlers((_Endpoints(handlers),))
         self._server.add_generic_rpc_handlers((_health_handlers(self._health),))
 
-    async def start(self, host: str, port: int) -> int:
-        """Listens on `port`, or the next one that is free; returns which it became.
+    async def start(self, host: str, port: int, shared_port: int = 0) -> int:
+        """Listens on `port`, or the next one that is free; returns which it became. And on
+        `shared_port`, where there is one, beside others that listen there.
 
         From here on `grpc.health.v1` answers SERVING, for each service and for `""`.
         Raises FailedPrecondition when no port is free.
         """
         number = self._bind(host, port)
+        if shared_port:
+            try:
+                self._server.add_insecure_port(f"{_name(host)}:{shared_port}")
+            except RuntimeError as error:
+                raise FailedPrecondition(f"can't share {host}:{shared_port}") from error
         await self._server.start()
         for service in self._services:
             await self._health.set(service, _SERVING)
@@ -85,7 +93,7 @@ class RpcServer:
         await self._server.stop(None)
 
     def _bind(self, host: str, port: int) -> int:
-        name = f"[{host}]" if ":" in host else host
+        name = _name(host)
         for _ in range(_PORT_ATTEMPTS_MAX):
             # gRPC can't be handed a socket: the port is found with one that is closed
             # again. Should somebody take it in between, the next attempt finds another.
@@ -96,6 +104,10 @@ class RpcServer:
             except RuntimeError:
                 continue
         raise FailedPrecondition(f"can't listen on {host}:{port}")
+
+
+def _name(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 class _Health(health.aio.HealthServicer):
@@ -149,7 +161,7 @@ class _Endpoints(grpc.GenericRpcHandler):
         return self._handlers.get(handler_call_details.method)
 
 
-def server_options(settings: RpcSettings) -> list[tuple[str, Any]]:
+def server_options(settings: RpcSettings, *, shares: bool = False) -> list[tuple[str, Any]]:
     """The options of the server; mesh.md of the design says what each was needed for."""
     return [
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
@@ -164,8 +176,8 @@ def server_options(settings: RpcSettings) -> list[tuple[str, Any]]:
         ("grpc.max_allowed_incoming_connections", settings.connections_max),
         # Who only holds a place loses it.
         ("grpc.max_connection_idle_ms", int(settings.connection_idle_seconds * 1000)),
-        # Two servers on one port would share its calls unnoticed.
-        ("grpc.so_reuseport", 0),
+        # Two servers on one port would share its calls unnoticed, unless they are meant to.
+        ("grpc.so_reuseport", int(shares)),
     ]
 
 

@@ -399,7 +399,7 @@ class Host:
         problem = self._heads.problem
         if problem:
             _log.error("event_log_differs", problem=problem)
-        if problem and (lacking or self._nats is not None):
+        if problem and (lacking or self._nats is not None or self.settings.own_log):
             raise DataDamaged(
                 f"{problem}: it was damaged or restored from an older backup (data folder"
                 f" {folder}); `weft up --accept-loss` starts on what is there"
@@ -424,11 +424,15 @@ class Host:
     async def _start_server(self) -> None:
         """Takes calls once all that is served here is ready, and ends with that first."""
         endpoints = {**self.endpoints, **self._forwarded}
-        server = RpcServer(endpoints, self.rpc_settings, self._pipeline)
-        self._stack.push_async_callback(self._stop_server, server)
         settings = self.settings
-        port = await server.start(settings.host, settings.grpc_port)
+        shares = settings.shared_port > 0
+        server = RpcServer(endpoints, self.rpc_settings, self._pipeline, shares=shares)
+        self._stack.push_async_callback(self._stop_server, server)
+        port = await server.start(settings.host, settings.grpc_port, settings.shared_port)
         self.announce("grpc", settings.grpc_port, port)
+        if shares:
+            # For clients; other instances dial this one's own port.
+            self.addresses["grpc"] = f"{settings.host}:{settings.shared_port}"
         await self.registry.register(target_of(settings, port))
 
     async def _stop_server(self, server: RpcServer) -> None:

@@ -174,3 +174,5 @@ class ServiceEntry:
     calls: tuple[str, ...]
     build: Callable[[Mesh], Service]
     bus: BusAccess = EVERY_PROCESS
+    single: bool = False
+    """What it keeps lies in a folder: one process of a deployment may have it."""

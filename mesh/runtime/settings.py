@@ -19,6 +19,9 @@ class RuntimeSettings(Section):
     host: str = "127.0.0.1"
     """Address to listen on. Calls aren't authenticated yet: keep it on loopback."""
     grpc_port: int = Field(50051, ge=0, le=65535)
+    shared_port: int = Field(0, ge=0, le=65535)
+    """Another port, at which the replicas on one machine listen together (SO_REUSEPORT):
+    the system spreads connections over them. None where it is 0."""
     advertised_host: str = Field("", max_length=253)
     """Where other instances of the deployment find this one, as a name or an address. By
     default `host`, or the machine's name where that stands for all interfaces."""
@@ -36,6 +39,9 @@ class RuntimeSettings(Section):
     """Whose seed that is: `host`, or a service that is alone in its process."""
     nats_admin_seed_file: Path | None = None
     """File with the seed of who may make streams there, where the other may not."""
+    own_log: bool = False
+    """The event log at `nats_url` is this deployment's alone: a process doesn't start on one
+    that lost its end."""
     nats_replicas: int = Field(1, ge=1, le=5)
     nats_port: int = Field(4222, ge=0, le=65535)
     """Port of the embedded nats-server."""
