@@ -425,14 +425,16 @@ class Host:
         """Takes calls once all that is served here is ready, and ends with that first."""
         endpoints = {**self.endpoints, **self._forwarded}
         settings = self.settings
-        shares = settings.shared_port > 0
-        server = RpcServer(endpoints, self.rpc_settings, self._pipeline, shares=shares)
+        # Clients come to who answers for all, and has no contract of its own.
+        answers_for_all = not all(each.contracts for each in self._served)
+        shared = settings.shared_port if answers_for_all else 0
+        server = RpcServer(endpoints, self.rpc_settings, self._pipeline, shares=shared > 0)
         self._stack.push_async_callback(self._stop_server, server)
-        port = await server.start(settings.host, settings.grpc_port, settings.shared_port)
+        port = await server.start(settings.host, settings.grpc_port, shared)
         self.announce("grpc", settings.grpc_port, port)
-        if shares:
+        if shared:
             # For clients; other instances dial this one's own port.
-            self.addresses["grpc"] = f"{settings.host}:{settings.shared_port}"
+            self.addresses["grpc"] = f"{settings.host}:{shared}"
         await self.registry.register(target_of(settings, port))
 
     async def _stop_server(self, server: RpcServer) -> None:
