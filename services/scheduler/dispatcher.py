@@ -45,9 +45,17 @@ _log = structlog.get_logger(__name__)
 
 
 class Dispatcher:
-    """The workers of one queue, and the tasks of it that tenants have."""
+    """The workers of one queue, and the tasks of it that tenants have. `owns` says whether
+    this instance is to do what falls due by itself."""
 
-    def __init__(self, settings: SchedulerSettings, leases: Leases, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: SchedulerSettings,
+        leases: Leases,
+        clock: Clock,
+        owns: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._owns = owns
         self.tenants: dict[str, TenantQueue] = {}
         self.workers: dict[tuple[str, str], Worker] = {}
         self._settings = settings
@@ -274,6 +282,8 @@ class Dispatcher:
                     await self._wake.wait()
 
     def _idle_seconds(self) -> float:
+        if not self._owns():
+            return IDLE_SECONDS
         due = min(
             (ns for q in self.tenants.values() if (ns := q.next_ns()) is not None), default=None
         )
@@ -282,14 +292,17 @@ class Dispatcher:
         return min(IDLE_SECONDS, max(0.001, (due - self._clock.now_ns()) / NANOSECONDS))
 
     def _look(self) -> None:
-        now_ns = self._clock.now_ns()
+        now_ns, owns = self._clock.now_ns(), self._owns()
         for queue in self.tenants.values():
             queue.ripen(now_ns)
+            if not owns:
+                continue
             for task in queue.over(now_ns):
                 self._over(queue, task)
             for task in queue.doomed(DOOMED_MAX):
                 self._put(queue, task, partial(batches.cancel_task, task=task))
-        self._stalls.look(now_ns)
+        if owns:
+            self._stalls.look(now_ns)
         self._losses.look()
 
     def _over(self, queue: TenantQueue, task: str) -> None:

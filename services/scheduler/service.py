@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 from collections.abc import Mapping
+from typing import Any
 
+from mesh.call import Call
 from mesh.clock import NANOSECONDS
 from mesh.events.aggregate import Repository
 from mesh.runtime.service import Mesh
@@ -23,6 +25,8 @@ from services.scheduler.settings import SchedulerSettings
 from services.scheduler.submitting import Submitter
 from services.scheduler.task_service import TaskService
 from services.scheduler.worker_service import WorkerService
+from weft.scheduler.v1 import queue_service_pb2 as queue_pb
+from weft.scheduler.v1 import queues_pb2
 
 SNAPSHOT_COMMITS = 2_000
 """A queue's snapshot holds all its open tasks: it is made seldom."""
@@ -53,7 +57,9 @@ class SchedulerService:
             mesh.events, path, lambda batch: self._queues.observe(batch), mesh.keyring
         )
         self._owners = Owners(mesh.registry, f"instances/{mesh.instance}")
-        self._queues = Queues(repository, self._read_model, settings, mesh.leases, mesh.clock)
+        self._queues = Queues(
+            repository, self._read_model, settings, mesh.leases, mesh.clock, self._owners
+        )
         self._submitter = Submitter(self._queues)
         self._repository = Repository(
             mesh.events, SCHEDULE_FOLD, clock=mesh.clock, aggregates_max=SCHEDULES_OPEN_MAX
@@ -67,20 +73,25 @@ class SchedulerService:
         self._forwarding = Forwarding(
             mesh, self._owners, self._schedules.queue_id, settings.hello_seconds
         )
+        self._handlers = {
+            name: self._forwarding.around(name, each)
+            for name, each in self._implementations().items()
+        }
         self._mesh = mesh
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def handlers(self) -> Mapping[str, object]:
         """What implements each contract, wherever the queue's owner is."""
-        around = self._forwarding.around
-        return {name: around(name, each) for name, each in self._services().items()}
+        return self._handlers
 
-    def _services(self) -> Mapping[str, object]:
+    def _implementations(self) -> Mapping[str, object]:
         return {
             "weft.scheduler.v1.TaskService": TaskService(self._queues, self._submitter),
             "weft.scheduler.v1.BatchService": BatchService(self._queues, self._submitter),
-            "weft.scheduler.v1.QueueService": QueueService(self._queues, self._settings),
+            "weft.scheduler.v1.QueueService": QueueService(
+                self._queues, self._settings, self._queue_view
+            ),
             "weft.scheduler.v1.DeadLetterService": DeadLetterService(self._queues),
             "weft.scheduler.v1.WorkerService": WorkerService(self._queues, self._settings),
             "weft.scheduler.v1.ScheduleService": ScheduleService(
@@ -92,6 +103,13 @@ class SchedulerService:
                 self._clock,
             ),
         }
+
+    async def _queue_view(self, name: str, call: Call) -> queues_pb2.Queue:
+        service: Any = self._handlers["weft.scheduler.v1.QueueService"]
+        found: queue_pb.GetQueueResponse = await service.get_queue(
+            queue_pb.GetQueueRequest(name=name), call
+        )
+        return found.queue
 
     async def start(self) -> None:
         """Returns once every queue is in memory again; then schedules tick."""
