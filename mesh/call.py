@@ -18,6 +18,7 @@ class Call:
     seconds; every call has one. `request_id` is in the log and in errors. `principal` is
     who calls; None until they are authenticated. `caller` is the service that calls on
     the principal's behalf, as the catalogue names it; empty for a call from outside.
+    `relayed_by` is the service that hands on such a call, with its credential.
     `peer` is the other end of the connection, empty for a call within the process.
     `traceparent` is W3C trace context, empty where there is none. `metadata` holds the
     caller's text metadata, keys in lower case. `validated` says that the request is made
@@ -31,6 +32,7 @@ class Call:
     request_id: str
     principal: Principal | None = None
     caller: str = ""
+    relayed_by: str = field(default="", kw_only=True)
     peer: str = ""
     traceparent: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)

@@ -27,9 +27,9 @@ LEASE_PREFIX = "$KV.LEASES."
 """Subject of a lease, without the instance's id. What an instance says of itself is the
 message's data: who listens there hears of everybody with each renewal."""
 
-_STREAM = "KV_LEASES"
+LEASE_STREAM = "KV_LEASES"
 _BUCKET = {
-    "name": _STREAM,
+    "name": LEASE_STREAM,
     "subjects": [LEASE_PREFIX + ">"],
     "storage": "memory",
     "max_msgs_per_subject": 1,
@@ -145,7 +145,7 @@ class NatsLeases:
         self._held_until = _NEVER
         with contextlib.suppress(EventStoreUnavailable):
             await self._connection.api(
-                f"STREAM.PURGE.{_STREAM}",
+                f"STREAM.PURGE.{LEASE_STREAM}",
                 {"filter": LEASE_PREFIX + self._instance},
                 timeout=_REQUEST_SECONDS_MAX,
             )
@@ -195,13 +195,13 @@ class NatsLeases:
         began = self._clock.monotonic()
         try:
             found = await self._connection.api(
-                f"STREAM.INFO.{_STREAM}",
+                f"STREAM.INFO.{LEASE_STREAM}",
                 {"subjects_filter": LEASE_PREFIX + ">"},
                 timeout=_REQUEST_SECONDS_MAX,
             )
             if found.get("error", {}).get("err_code") == _STREAM_NOT_FOUND:
                 await self._connection.api(
-                    f"STREAM.CREATE.{_STREAM}", _BUCKET, timeout=_REQUEST_SECONDS_MAX
+                    f"STREAM.CREATE.{LEASE_STREAM}", _BUCKET, timeout=_REQUEST_SECONDS_MAX
                 )
         except EventStoreUnavailable:
             await self._forget_bucket()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 from google.protobuf.message import DecodeError
 
-from mesh.control.nats_leases import LEASE_PREFIX, NatsLeases
+from mesh.control.nats_leases import LEASE_PREFIX, LEASE_STREAM, NatsLeases
 from weft.control.v1 import instances_pb2
 from weft.control.v1.instances_pb2 import Instance
 
@@ -51,10 +51,15 @@ class NatsRegistry:
         self._callbacks: list[Callable[[], None]] = []
 
     async def start(self) -> None:
-        """Listens from now on, for as long as the connection is open.
-        EventStoreUnavailable where it can't."""
+        """Returns once it knows who is there, and listens for as long as the connection is
+        open. EventStoreUnavailable where it can't."""
         self._leases.on_look(self._look)
         await self._connection.subscribe(f"{LEASE_PREFIX}>", self._hear)
+        there = await self._connection.direct_get(
+            LEASE_STREAM, {"multi_last": [f"{LEASE_PREFIX}>"]}
+        )
+        for message in there.messages:
+            self._learn(message.subject, message.data)
 
     def instances(self, service: str = "") -> Sequence[Instance]:
         """See Registry."""
@@ -90,11 +95,14 @@ class NatsRegistry:
         return self._own.SerializeToString()
 
     async def _hear(self, message: "Msg") -> None:
-        instance_id = message.subject.removeprefix(LEASE_PREFIX)
-        if instance_id == self._leases.instance or not message.data:
+        self._learn(message.subject, message.data)
+
+    def _learn(self, subject: str, data: bytes) -> None:
+        instance_id = subject.removeprefix(LEASE_PREFIX)
+        if instance_id == self._leases.instance or not data:
             # Itself, or one that holds a lease and takes no calls yet.
             return
-        said = _parsed(message.data)
+        said = _parsed(data)
         if said is None or said.name != COLLECTION + instance_id:
             _log.warning("instance_unreadable", instance=instance_id)
             return

@@ -6,13 +6,19 @@ from typing import Any
 
 import grpc.aio
 
-from mesh.call import Call
+from mesh.call import Call, current_call
 from mesh.errors import NotServing, PermissionDenied, WeftError
 from mesh.principal import Principal
 from mesh.rpc.local import StubChannel, call_endpoint
 from mesh.rpc.methods import MethodSpec, method_of
 from mesh.rpc.pipeline import Endpoint, default_deadline
-from mesh.rpc.propagation import IDENTITY_KEY, Metadata, outgoing_call, wire_metadata
+from mesh.rpc.propagation import (
+    AUTHORIZATION_KEY,
+    IDENTITY_KEY,
+    Metadata,
+    outgoing_call,
+    wire_metadata,
+)
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.status import from_rpc_error
 
@@ -27,7 +33,8 @@ class RemoteChannel(StubChannel):
 
     Deadline, request id and trace are sent with every call, and with `sign` the identity of
     who calls; what the server answers is raised as the WeftError that its handler raised.
-    Made inside a running loop.
+    With `relays` a call from outside goes on with its own credential, so that it is judged
+    there as if it had come there. Made inside a running loop.
     """
 
     def __init__(
@@ -37,6 +44,7 @@ class RemoteChannel(StubChannel):
         *,
         caller: str = "",
         sign: Sign | None = None,
+        relays: bool = False,
     ) -> None:
         if target.startswith("xds:"):
             # An insecure channel ignores the cluster's TLS and would dial in the clear.
@@ -44,6 +52,7 @@ class RemoteChannel(StubChannel):
         self._settings = settings
         self._caller = caller
         self._sign = sign
+        self._relays = relays
         self._channel = grpc.aio.insecure_channel(target, options=channel_options(settings))
 
     def callable_of(self, method: str) -> Callable[..., Any]:
@@ -61,7 +70,11 @@ class RemoteChannel(StubChannel):
         if self._sign is None or call.principal is None:
             return sent
         signed = self._sign(call.principal, self._caller, call.remaining_seconds())
-        return (*sent, (IDENTITY_KEY, signed))
+        answered = current_call.get() if self._relays else None
+        if answered is None or not answered.peer or answered.caller:
+            return (*sent, (IDENTITY_KEY, signed))
+        credential = answered.metadata.get(AUTHORIZATION_KEY, "")
+        return (*sent, (IDENTITY_KEY, signed), (AUTHORIZATION_KEY, credential))
 
     def _unary(self, spec: MethodSpec) -> Callable[..., Any]:
         kind = self._channel.stream_unary if spec.client_streaming else self._channel.unary_unary
@@ -166,12 +179,14 @@ class MeshChannel(StubChannel):
         caller: str = "",
         callees: Collection[str] | None = None,
         sign: Sign | None = None,
+        relays: bool = False,
     ) -> None:
         self._endpoints = endpoints
         self._validated = validated
         self._caller = caller
         self._callees = callees
         self._sign = sign
+        self._relays = relays
         self._resolve = resolve
         self._settings = settings
         self._channels: dict[str, RemoteChannel] = {}
@@ -213,7 +228,11 @@ class MeshChannel(StubChannel):
             channel = self._channels.get(target)
             if channel is None:
                 channel = self._channels[target] = RemoteChannel(
-                    target, self._settings, caller=self._caller, sign=self._sign
+                    target,
+                    self._settings,
+                    caller=self._caller,
+                    sign=self._sign,
+                    relays=self._relays,
                 )
             found = self._remote[target, method] = channel.callable_of(method)
         return found

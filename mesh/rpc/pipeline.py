@@ -15,7 +15,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from mesh.call import Call, current_call
-from mesh.errors import Unimplemented
+from mesh.errors import CredentialInvalid, Unimplemented
+from mesh.principal import Principal
 from mesh.rpc.methods import Handler, MethodSpec, methods_of, service_of
 from mesh.rpc.open_methods import PUBLIC
 from mesh.rpc.propagation import AUTHORIZATION_KEY, IDENTITY_KEY
@@ -53,6 +54,19 @@ class Edge:
     identities: Identities
     rate_limiter: RateLimiter
     callers: Callers = field(default_factory=dict)
+
+
+def relay(call: Call, authenticate: Callable[[str], Principal]) -> None:
+    """Takes a call that comes with the credential of its caller beside a service's identity
+    for what it is: that caller's call, which the service hands on. CredentialInvalid where
+    they aren't of the same principal."""
+    credential = call.metadata.get(AUTHORIZATION_KEY)
+    if credential is None:
+        return
+    signed, call.relayed_by, call.caller = call.principal, call.caller, ""
+    call.principal = authenticate(credential)
+    if signed is None or call.principal.name != signed.name:
+        raise CredentialInvalid("the identity isn't that of the credential")
 
 
 class Pipeline:
@@ -114,11 +128,12 @@ class Pipeline:
                 identity = call.metadata.get(IDENTITY_KEY)
                 if identity is not None:
                     call.principal, call.caller = verify(identity)
-                if call.principal is None and not public:
+                    relay(call, authenticate)
+                elif not public:
                     call.principal = authenticate(call.metadata.get(AUTHORIZATION_KEY, ""))
                 # What Weft's services call for a principal is part of a call that was
                 # counted; a public method is bounded by what its peer may do.
-                if call.principal is not None and not call.caller:
+                if call.principal is not None and identity is None:
                     take(call.principal, read=reads)
                 if streams:
                     watch(call)

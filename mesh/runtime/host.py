@@ -199,14 +199,14 @@ class Host:
         """A generated stub by which Weft itself calls the nearest handler."""
         return stub_class(cast(aio.Channel, self._channel("", None, validated)))
 
-    def channel_of(self, entry: ServiceEntry, validated: bool) -> MeshChannel:
+    def channel_of(self, entry: ServiceEntry, validated: bool, relays: bool = False) -> MeshChannel:
         """The channel by which a service calls those that the catalogue lets it call."""
         called = [other for other in self._catalogue if other.name in entry.calls]
         callees = {contract.full_name for other in called for contract in other.contracts}
-        return self._channel(entry.name, callees, validated)
+        return self._channel(entry.name, callees, validated, relays)
 
     def _channel(
-        self, caller: str, callees: Collection[str] | None, validated: bool
+        self, caller: str, callees: Collection[str] | None, validated: bool, relays: bool = False
     ) -> MeshChannel:
         channel = MeshChannel(
             self.endpoints,
@@ -216,13 +216,14 @@ class Host:
             caller=caller,
             callees=callees,
             sign=self._access.sign,
+            relays=relays,
         )
         self._stack.push_async_callback(channel.close)
         return channel
 
     def forwards(self, entry: ServiceEntry) -> Mapping[str, object]:
         """What answers for the contracts that a service calls and that aren't served here."""
-        channel = self.channel_of(entry, validated=False)
+        channel = self.channel_of(entry, validated=False, relays=True)
         return {
             contract.full_name: forwarded(contract, channel)
             for other in self._catalogue

@@ -163,6 +163,7 @@ _LEASE = BusUser(
     sends=("$KV.LEASES.*",),
     calls=tuple(f"STREAM.{call}.{_LEASES}" for call in ("CREATE", "INFO", "PURGE")),
     # The registry: with its lease each instance says what it is.
+    gets=(f"DIRECT.GET.{_LEASES}",),
     hears=("$KV.LEASES.>",),
 )
 

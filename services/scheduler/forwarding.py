@@ -23,7 +23,6 @@ from mesh.rpc.methods import Handler, MethodSpec, methods_of, service_of
 from mesh.runtime.service import Mesh
 from services.scheduler.owners import SERVICE, Owners
 from services.scheduler.peers import Peer, Unreached
-from services.scheduler.turn_tasks import judged_where_it_came_in
 from weft.options.v1 import options_pb2
 
 STAYS_SECONDS = 10.0
@@ -86,7 +85,7 @@ class Forwarding:
             found = queue_id_of(request)
             queue_id = await found if inspect.isawaitable(found) else found
             owner = self._peer(queue_id, call)
-            if owner is None or owner.avoided or judged_where_it_came_in(queue_id, request, call):
+            if owner is None or owner.avoided:
                 return await handler(request, call)
             if has_request_id and not request.request_id:
                 # So that it can be answered here, should its answer be lost: it is one task.
@@ -109,7 +108,7 @@ class Forwarding:
             if owner is not None and self._draining:
                 raise NotServing("the process ends: attach again, or elsewhere")
             following = _following(first, requests)
-            if owner is None or owner.avoided or judged_where_it_came_in(queue_id, first, call):
+            if owner is None or owner.avoided:
                 source, place = handler(following, call), self._owners.own
             else:
                 source, place = owner.stream(spec.path, following), owner.name
@@ -144,7 +143,7 @@ class Forwarding:
     def _peer(self, queue_id: str, call: Call) -> Peer | None:
         """The instance to hand the call to; None where it is answered here. What another one
         has handed over isn't handed on: who owns a queue may be seen differently there."""
-        if call.peer and call.caller == SERVICE:
+        if call.peer and SERVICE in (call.caller, call.relayed_by):
             return None
         owner = self._owners.elsewhere(queue_id) if queue_id else None
         if owner is None:
@@ -153,7 +152,11 @@ class Forwarding:
         if found is None:
             mesh = self._mesh
             channel = RemoteChannel(
-                owner.target, mesh.rpc_settings, caller=SERVICE, sign=mesh.access.sign
+                owner.target,
+                mesh.rpc_settings,
+                caller=SERVICE,
+                sign=mesh.access.sign,
+                relays=True,
             )
             found = self._peers[owner.name] = Peer(owner.name, channel, mesh.clock.monotonic)
         return found

@@ -1,7 +1,5 @@
 """Tasks of the queue `turns`: each is a turn that whoever submits it may run."""
 
-from typing import Any
-
 from google.protobuf import json_format
 
 from mesh.call import Call
@@ -11,25 +9,11 @@ from mesh.rpc.tenancy import tenant_of
 from mesh.rpc.validation import violations_of
 from services.scheduler.domain import names
 from weft.agents.v1 import turn_pb2
-from weft.scheduler.v1 import batch_service_pb2, task_service_pb2, tasks_pb2
+from weft.scheduler.v1 import tasks_pb2
 
 CAPABILITY = "agent-turn"
 PERMISSION = "agents.run"
 _violations = violations_of(turn_pb2.TurnTask.DESCRIPTOR)
-
-
-def judged_where_it_came_in(queue_id: str, request: Any, call: Call) -> bool:
-    """Whether a call from outside asks for what concerns turns: another instance doesn't know
-    what its caller may do, and would take it for one of Weft's own."""
-    if not call.peer or call.caller:
-        return False
-    if queue_id == names.TURNS_QUEUE:
-        return True
-    if isinstance(request, task_service_pb2.SubmitTaskRequest):
-        return request.spec.capability == CAPABILITY
-    if isinstance(request, batch_service_pb2.SubmitBatchRequest):
-        return any(item.spec.capability == CAPABILITY for item in request.items)
-    return False
 
 
 def check_turn_task(stream: StreamName, spec: tasks_pb2.TaskSpec, call: Call) -> None:

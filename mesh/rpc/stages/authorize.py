@@ -64,7 +64,13 @@ class Authorize:
             principal = call.principal
             if principal is None:
                 raise CredentialInvalid("the call has no credential")
-            if sole is None or not call.peer or call.caller or request is MALFORMED:
+            if (
+                sole is None
+                or not call.peer
+                or call.caller
+                or call.relayed_by
+                or request is MALFORMED
+            ):
                 check_all(request, call, principal)
                 return
             name = sole(request)
@@ -83,10 +89,10 @@ class Authorize:
                     raise NotFound.of("resource", name)
             if not call.peer:
                 return
-            if call.caller:
-                if call.caller not in callers:
-                    raise PermissionDenied(f"{call.caller} doesn't call {spec.service}")
-            elif request is not MALFORMED and not permitted(principal, request):
+            service = call.caller or call.relayed_by
+            if service and service not in callers:
+                raise PermissionDenied(f"{service} doesn't call {spec.service}")
+            if not call.caller and request is not MALFORMED and not permitted(principal, request):
                 self._authenticator.denied(principal, spec.path)
                 raise _denied(spec, request)
 
