@@ -1,6 +1,8 @@
 """Channels to handlers in other processes, and the one that finds the nearest handler."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from time import monotonic
 from typing import Any
 
 import grpc.aio
@@ -14,6 +16,7 @@ from mesh.rpc.pipeline import Endpoint, default_deadline
 from mesh.rpc.propagation import IDENTITY_KEY, Metadata, outgoing_call, wire_metadata
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.status import from_rpc_error
+from mesh.rpc.transport import PLAIN, Transport
 
 Resolve = Callable[[str], str | None]
 """Gives the gRPC target of a service, by full name; None while nobody serves it."""
@@ -21,12 +24,37 @@ Sign = Callable[[Principal, str, float], str]
 """Signs on whose behalf a service calls, for so many seconds."""
 
 
+CHECK_SECONDS = 1.0
+"""How often a channel looks whether its certificate was replaced."""
+
+
+class _Connection:
+    """A channel of gRPC, with the certificate that there was when it was made. Once it is
+    retired it is closed behind its last call."""
+
+    __slots__ = ("_callables", "calls", "channel", "retired")
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.calls = 0
+        self.retired = False
+        self._callables: dict[str, Callable[..., Any]] = {}
+
+    def method(self, spec: MethodSpec) -> Callable[..., Any]:
+        found = self._callables.get(spec.path)
+        if found is None:
+            found = self._callables[spec.path] = _dialled(self.channel, spec)
+        return found
+
+
 class RemoteChannel(StubChannel):
-    """Reaches the server at `target` without encryption.
+    """Reaches the process at `target` in which `service` runs, over `transport`.
 
     Deadline, request id and trace are sent with every call, and with `sign` the identity of
     who calls; what the server answers is raised as the WeftError that its handler raised.
-    Made inside a running loop.
+    When the certificate is replaced, the next call is made on a new connection, and those
+    under way end on the old one. Made inside a running loop. FailedPrecondition where it
+    would be in plain text and mustn't.
     """
 
     def __init__(
@@ -36,14 +64,22 @@ class RemoteChannel(StubChannel):
         *,
         caller: str = "",
         sign: Sign | None = None,
+        transport: Transport = PLAIN,
+        service: str = "",
     ) -> None:
         if target.startswith("xds:"):
             # An insecure channel ignores the cluster's TLS and would dial in the clear.
             raise ValueError("xds targets need a channel with xDS credentials")
+        self._target = target
         self._settings = settings
         self._caller = caller
         self._sign = sign
-        self._channel = grpc.aio.insecure_channel(target, options=channel_options(settings))
+        self._transport = transport
+        self._service = service
+        self._closing: set[asyncio.Task[None]] = set()
+        self._held = transport.held()
+        self._looked = monotonic()
+        self._present = self._connected()
 
     def callable_of(self, method: str) -> Callable[..., Any]:
         spec = method_of(method)
@@ -52,8 +88,37 @@ class RemoteChannel(StubChannel):
         return self._unary(spec)
 
     async def close(self) -> None:
-        """Closes the connection; calls that are being awaited are cancelled."""
-        await self._channel.close()
+        """Closes the connections; calls that are being awaited are cancelled."""
+        await self._present.channel.close()
+        for closing in list(self._closing):
+            await closing
+
+    def _connected(self) -> _Connection:
+        options = channel_options(self._settings)
+        return _Connection(self._transport.channel(self._target, self._service, options))
+
+    def _begin(self) -> _Connection:
+        """The connection for a call that begins, which `_end` has to get back."""
+        if self._held is not None and monotonic() - self._looked >= CHECK_SECONDS:
+            self._looked = monotonic()
+            held = self._transport.held()
+            if held is not self._held:
+                self._held = held
+                old, self._present = self._present, self._connected()
+                old.retired = True
+                self._close_unused(old)
+        self._present.calls += 1
+        return self._present
+
+    def _end(self, connection: _Connection) -> None:
+        connection.calls -= 1
+        self._close_unused(connection)
+
+    def _close_unused(self, connection: _Connection) -> None:
+        if connection.retired and not connection.calls:
+            closing = asyncio.create_task(connection.channel.close(), name="old certificate")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     def _metadata(self, call: Call) -> Sequence[tuple[str, str]]:
         sent = wire_metadata(call)
@@ -63,43 +128,47 @@ class RemoteChannel(StubChannel):
         return (*sent, (IDENTITY_KEY, signed))
 
     def _unary(self, spec: MethodSpec) -> Callable[..., Any]:
-        kind = self._channel.stream_unary if spec.client_streaming else self._channel.unary_unary
-        multicallable = _dialled(kind, spec)
         default_seconds = default_deadline(spec, self._settings)
 
         async def call(
             request: Any, *, timeout: float | None = None, metadata: Metadata | None = None
         ) -> Any:
             made = outgoing_call(spec.path, default_seconds, timeout, metadata, self._caller)
+            sent = self._metadata(made)
+            connection = self._begin()
             try:
-                return await multicallable(
-                    request, timeout=made.remaining_seconds(), metadata=self._metadata(made)
-                )
+                method = connection.method(spec)
+                return await method(request, timeout=made.remaining_seconds(), metadata=sent)
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error) from None
+            finally:
+                self._end(connection)
 
         return call
 
     def _streaming(self, spec: MethodSpec) -> Callable[..., Any]:
-        kind = self._channel.stream_stream if spec.client_streaming else self._channel.unary_stream
-        multicallable = _dialled(kind, spec)
         default_seconds = default_deadline(spec, self._settings)
 
         async def call(
             request: Any, *, timeout: float | None = None, metadata: Metadata | None = None
         ) -> AsyncGenerator[Any, None]:
             made = outgoing_call(spec.path, default_seconds, timeout, metadata, self._caller)
-            stream = multicallable(
-                request, timeout=made.remaining_seconds(), metadata=self._metadata(made)
-            )
+            sent = self._metadata(made)
+            connection = self._begin()
             try:
-                async for message in stream:
-                    yield message
-            except grpc.aio.AioRpcError as error:
-                raise from_rpc_error(error) from None
+                method = connection.method(spec)
+                stream = method(request, timeout=made.remaining_seconds(), metadata=sent)
+                try:
+                    async for message in stream:
+                        yield message
+                except grpc.aio.AioRpcError as error:
+                    raise from_rpc_error(error) from None
+                finally:
+                    # Tells the server when the reader stops early; after the end it does
+                    # nothing.
+                    stream.cancel()
             finally:
-                # Tells the server when the reader stops early; after the end it does nothing.
-                stream.cancel()
+                self._end(connection)
 
         return call
 
@@ -110,7 +179,8 @@ class MeshChannel(StubChannel):
 
     With `validated` the requests are made of parts that were checked when they came in:
     a handler in this process isn't asked to check them again. `caller` is the service that
-    calls, and `callees` the contracts that it may call, by full name; None for all.
+    calls, and `callees` the contracts that it may call, by full name; None for all. Others
+    are reached over `transport`.
 
     Raises NotServing when nobody serves the method, PermissionDenied for a stub of a
     contract that isn't among the callees.
@@ -126,6 +196,7 @@ class MeshChannel(StubChannel):
         caller: str = "",
         callees: Collection[str] | None = None,
         sign: Sign | None = None,
+        transport: Transport = PLAIN,
     ) -> None:
         self._endpoints = endpoints
         self._validated = validated
@@ -134,7 +205,9 @@ class MeshChannel(StubChannel):
         self._sign = sign
         self._resolve = resolve
         self._settings = settings
-        self._channels: dict[str, RemoteChannel] = {}
+        self._transport = transport
+        # By target and service: a server has to prove which services it is.
+        self._channels: dict[tuple[str, str], RemoteChannel] = {}
         self._remote: dict[tuple[str, str], Callable[..., Any]] = {}
 
     def callable_of(self, method: str) -> Callable[..., Any]:
@@ -170,13 +243,25 @@ class MeshChannel(StubChannel):
             raise NotServing(f"nobody serves {service}")
         found = self._remote.get((target, method))
         if found is None:
-            channel = self._channels.get(target)
+            wanted = catalogue_name(service) if self._transport.encrypted else ""
+            channel = self._channels.get((target, wanted))
             if channel is None:
-                channel = self._channels[target] = RemoteChannel(
-                    target, self._settings, caller=self._caller, sign=self._sign
+                channel = self._channels[target, wanted] = RemoteChannel(
+                    target,
+                    self._settings,
+                    caller=self._caller,
+                    sign=self._sign,
+                    transport=self._transport,
+                    service=wanted,
                 )
             found = self._remote[target, method] = channel.callable_of(method)
         return found
+
+
+def catalogue_name(contract: str) -> str:
+    """The service of the catalogue that serves a contract: `agents` for
+    `weft.agents.v1.TurnService`."""
+    return contract.split(".")[1]
 
 
 def channel_options(settings: RpcSettings) -> list[tuple[str, Any]]:
@@ -198,7 +283,12 @@ def channel_options(settings: RpcSettings) -> list[tuple[str, Any]]:
     ]
 
 
-def _dialled(kind: Callable[..., Any], spec: MethodSpec) -> Callable[..., Any]:
+def _dialled(channel: grpc.aio.Channel, spec: MethodSpec) -> Callable[..., Any]:
+    kind: Callable[..., Any]
+    if spec.server_streaming:
+        kind = channel.stream_stream if spec.client_streaming else channel.unary_stream
+    else:
+        kind = channel.stream_unary if spec.client_streaming else channel.unary_unary
     multicallable: Callable[..., Any] = kind(
         spec.path,
         request_serializer=spec.request_class.SerializeToString,

@@ -32,13 +32,14 @@ from mesh.ids import cluster_id, new_id
 from mesh.rpc.channel import MeshChannel
 from mesh.rpc.pipeline import Edge, Endpoint, Pipeline, bind
 from mesh.rpc.rate_limiter import RateLimiter, RedisCounters
-from mesh.rpc.settings import RateLimitSettings, RpcSettings
+from mesh.rpc.settings import RateLimitSettings, RpcSettings, TlsSettings
+from mesh.rpc.transport import transport_of
 from mesh.runtime.bus_access import union
 from mesh.runtime.data_dir import DataDirectory
 from mesh.runtime.nats_server import EmbeddedNats
 from mesh.runtime.nats_users import ADMIN, bus_users, external_user, process_user
 from mesh.runtime.redis_client import LazyRedis, client_of_url
-from mesh.runtime.service import Access, Mesh, Service, ServiceEntry
+from mesh.runtime.service import Access, Mesh, Service, ServiceEntry, callers_of
 from mesh.runtime.settings import RuntimeSettings
 from mesh.runtime.valkey_server import EmbeddedValkey
 from mesh.security.keyring import Keyring
@@ -63,7 +64,8 @@ class Host:
     makes what knows who may call.
 
     Raises what the parts raise: a data folder in use or damaged, no nats-server to be
-    had, NATS out of reach. What was started by then is stopped again.
+    had, NATS out of reach, a certificate that can't be used, an address beyond this machine
+    without one. What was started by then is stopped again.
     """
 
     def __init__(
@@ -75,6 +77,8 @@ class Host:
     ) -> None:
         self.settings = settings
         self.rpc_settings = RpcSettings()
+        self.transport = transport_of(TlsSettings())
+        self.transport.check_listening(settings.host)
         self.registry: CollectorRegistry = new_registry()
         self.endpoints: dict[str, Endpoint] = {}
         self.addresses: dict[str, str] = {}
@@ -204,6 +208,7 @@ class Host:
             caller=caller,
             callees=callees,
             sign=self._access.sign,
+            transport=self.transport,
         )
         self._stack.push_async_callback(channel.close)
         return channel
@@ -308,14 +313,9 @@ class Host:
         self._access = self._make_access(self)
         self._stack.push_async_callback(self._access.stop)
         await self._access.start()
-        callers: dict[str, frozenset[str]] = {
-            contract.full_name: frozenset(e.name for e in self._catalogue if entry.name in e.calls)
-            for entry in self._catalogue
-            for contract in entry.contracts
-        }
         counters = RedisCounters(lambda: self.redis)
         limiter = RateLimiter(RateLimitSettings(), counters, self.clock)
-        edge = Edge(self._access, self._access, limiter, callers)
+        edge = Edge(self._access, self._access, limiter, callers_of(self._catalogue))
         self._pipeline = Pipeline(self.registry, self.rpc_settings, edge)
 
     async def _find_nats(self) -> tuple[str, Login, Login]:
@@ -400,9 +400,10 @@ class Host:
         path = folder / "address.json"
         self._stack.callback(path.unlink, missing_ok=True)
         temporary = path.with_suffix(".new")
-        temporary.write_text(
-            json.dumps({**self.addresses, "cluster": self.cluster, "pid": os.getpid()})
-        )
+        told = {**self.addresses, "cluster": self.cluster, "pid": os.getpid()}
+        if self.transport.bundle_file is not None:
+            told["ca_file"] = str(self.transport.bundle_file)
+        temporary.write_text(json.dumps(told))
         temporary.replace(path)
 
 

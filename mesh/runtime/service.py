@@ -1,6 +1,6 @@
 """What a service is to the runtime, and what the runtime hands to a service."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -19,6 +19,7 @@ from mesh.principal import Principal
 from mesh.rpc.pipeline import Endpoint, Pipeline
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.stages.identity import Identities
+from mesh.rpc.transport import Transport
 from mesh.runtime.bus_access import EVERY_PROCESS, BusAccess
 from mesh.runtime.settings import RuntimeSettings
 from mesh.security.authenticator import Authenticator
@@ -139,6 +140,11 @@ class Mesh(Protocol):
     @property
     def rpc_settings(self) -> RpcSettings: ...
 
+    @property
+    def transport(self) -> Transport:
+        """What this process listens with, and is reached by others with."""
+        ...
+
     def announce(self, name: str, wanted_port: int, port: int) -> None:
         """Says where a part of this process listens."""
         ...
@@ -163,3 +169,13 @@ class ServiceEntry:
     calls: tuple[str, ...]
     build: Callable[[Mesh], Service]
     bus: BusAccess = EVERY_PROCESS
+
+
+def callers_of(catalogue: Iterable[ServiceEntry]) -> dict[str, frozenset[str]]:
+    """For each contract's full name the services that may call it."""
+    entries = list(catalogue)
+    return {
+        contract.full_name: frozenset(each.name for each in entries if entry.name in each.calls)
+        for entry in entries
+        for contract in entry.contracts
+    }

@@ -20,10 +20,14 @@ class GatewayService:
         return {}
 
     async def start(self) -> None:
-        """Listens on the port of the settings, or the next one that is free."""
+        """Listens on the port of the settings, or the next one that is free; with certificates
+        on another one for Weft's own processes."""
         settings = self._mesh.settings
         mesh = self._mesh
-        self._server = RpcServer(mesh.endpoints, mesh.rpc_settings, mesh.pipeline)
+        self._server = RpcServer(mesh.endpoints, mesh.rpc_settings, mesh.pipeline, mesh.transport)
+        if mesh.transport.encrypted:
+            number = self._server.listen_to_processes(settings.host, settings.mesh_port)
+            mesh.announce("mesh", settings.mesh_port, number)
         port = await self._server.start(settings.host, settings.grpc_port)
         self._mesh.announce("grpc", settings.grpc_port, port)
 
