@@ -7,7 +7,6 @@ client, so that new ones are used without a restart; connections that are open s
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,19 +118,19 @@ class Transport:
     def acts_as(self, context: Any) -> Callable[[str], bool] | None:
         """For a call that arrived: what says whether its peer may act as a service. None in
         plain text, where nobody proves anything."""
-        return partial(self._may_act_as, context) if self._files is not None else None
-
-    def _may_act_as(self, context: Any, service: str) -> bool:
+        if self._files is None:
+            return None
+        # Not the context itself: while that lives, its stream counts for the connection.
         proven = context.auth_context()
         ids, certificates = proven.get("peer_spiffe_id", ()), proven.get("x509_pem_cert", ())
         if len(ids) != 1 or len(certificates) != 1:
-            return False
+            return _nobody
         process = parse_process_id(ids[0].decode(errors="replace"))
         if process is None or process.trust_domain != self._trust_domain:
-            return False
+            return _nobody
         # TLS looked at the handshake only; the connection may be older than its certificate.
         now = datetime.fromtimestamp(self._clock.now_ns() / NANOSECONDS, UTC)
-        return now < self._expire_time(certificates[0]) and process.may_act_as(service)
+        return process.may_act_as if now < self._expire_time(certificates[0]) else _nobody
 
     def _expire_time(self, certificate: bytes) -> datetime:
         found = self._expire_times.get(certificate)
@@ -153,6 +152,10 @@ def transport_of(settings: TlsSettings) -> Transport:
     if settings.certificate_dir is None:
         return Transport(plain_text=settings.plain_text)
     return Transport(CertificateFiles(settings.certificate_dir))
+
+
+def _nobody(service: str) -> bool:
+    return False
 
 
 def _configuration(held: Held) -> grpc.ServerCertificateConfiguration:
