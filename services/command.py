@@ -15,6 +15,7 @@ import typer
 
 from mesh.cli.application import application, run
 from mesh.cli.bus_credentials import add_credentials
+from mesh.cli.ca import add_ca
 from mesh.cli.demo import add_demo
 from mesh.cli.failures import from_weft_error, usage_error
 from mesh.cli.output import Output
@@ -32,6 +33,7 @@ def run_command() -> None:
     app.command()(up)
     add_demo(app)
     add_credentials(app, _bus_users)
+    add_ca(app, _service_names)
     run(app)
 
 
@@ -40,6 +42,12 @@ def _bus_users() -> "Sequence[BusUser]":
     from services.catalog import CATALOGUE
 
     return bus_users(CATALOGUE)
+
+
+def _service_names() -> Sequence[str]:
+    from services.catalog import CATALOGUE
+
+    return [entry.name for entry in CATALOGUE]
 
 
 def up(
@@ -167,17 +175,22 @@ def _announce(host: "Host", output: Output, first_key: "FirstKey | None") -> Non
         )
     for note in host.notes:
         print(f"note: {note}", file=sys.stderr)
+    ca_file = host.transport.bundle_file
+    mesh = f"  mesh     {host.addresses['mesh']}\n" if "mesh" in host.addresses else ""
+    how = f"-cacert {ca_file}" if ca_file is not None else "-plaintext"
+    grpcurl = f"grpcurl -expand-headers -H 'authorization: Bearer ${{TOKEN}}' {how}"
+    weft = f"weft --address {grpc}" + (f" --ca-file {ca_file}" if ca_file is not None else "")
     print(
         f"Weft is up. Data: {host.data_dir}\n"
         f"  gRPC     {grpc}\n"
+        f"{mesh}"
         f"  health   http://{http}/readyz   metrics http://{http}/metrics\n"
         f"  NATS     {host.addresses['nats']}\n"
         "Try:\n"
-        f"  weft --address {grpc} whoami\n"
-        f"  export TOKEN=$(weft --address {grpc} token)  # for other clients, five minutes\n"
-        f"  grpcurl -expand-headers -H 'authorization: Bearer ${{TOKEN}}' -plaintext {grpc} list\n"
-        f"  grpcurl -expand-headers -H 'authorization: Bearer ${{TOKEN}}' -plaintext"
-        f' -d \'{{"parent": "tenants/default"}}\' {grpc}'
+        f"  {weft} whoami\n"
+        f"  export TOKEN=$({weft} token)  # for other clients, five minutes\n"
+        f"  {grpcurl} {grpc} list\n"
+        f'  {grpcurl} -d \'{{"parent": "tenants/default"}}\' {grpc}'
         " weft.tools.v1.ToolService/ListTools\n"
         "Ctrl-C stops it.",
         flush=True,
