@@ -24,7 +24,9 @@ class Call:
     caller's text metadata, keys in lower case. `validated` says that the request is made
     of parts which were checked when they came in. `end` ends a stream under way with an
     error; None where the call isn't one. `alarm` is a stream's: what is done for it outside
-    its handler is done within `with call.alarm`, which ends it at its deadline too.
+    its handler is done within `with call.alarm`, which ends it at its deadline too. `acts_as`
+    says whether the certificate of the other end is of a process in which a service runs; None
+    where no certificates are used.
     """
 
     method: str
@@ -40,6 +42,7 @@ class Call:
     validated: bool = False
     end: Callable[[WeftError], None] | None = None
     alarm: AbstractContextManager[None] | None = None
+    acts_as: Callable[[str], bool] | None = None
 
     @property
     def actor(self) -> str:

@@ -15,6 +15,7 @@ import typer
 
 from mesh.cli.application import application, run
 from mesh.cli.bus_credentials import add_credentials
+from mesh.cli.ca import add_ca
 from mesh.cli.demo import add_demo
 from mesh.cli.failures import from_weft_error, usage_error
 from mesh.cli.output import Output
@@ -35,6 +36,7 @@ def run_command() -> None:
     app.command()(serve)
     add_demo(app)
     add_credentials(app, _bus_users)
+    add_ca(app, _service_names)
     run(app)
 
 
@@ -43,6 +45,12 @@ def _bus_users() -> "Sequence[BusUser]":
     from services.catalog import CATALOGUE
 
     return bus_users(CATALOGUE)
+
+
+def _service_names() -> Sequence[str]:
+    from services.catalog import CATALOGUE
+
+    return [entry.name for entry in CATALOGUE]
 
 
 def up(
@@ -206,6 +214,8 @@ async def _serve(
             first_key = await admitted(host, another=new_admin_key)
         said: dict[str, Any] = {**host.addresses, "cluster": host.cluster}
         said |= {"instance": host.instance, "notes": host.notes}
+        if host.transport.bundle_file is not None:
+            said["ca_file"] = str(host.transport.bundle_file)
         if first_key is not None:
             said["api_key"] = first_key.text
             if first_key.file is not None:
@@ -231,7 +241,7 @@ async def _supervise(
     groups = [whole, *[replica] * (processes - 1)]
     command = (sys.executable, "-m", "services", "serve")
     async with Supervisor(CATALOGUE, settings, groups, command, secrets_dir=secrets_dir) as parts:
-        keys = ("cluster", "api_key", "api_key_file")
+        keys = ("cluster", "api_key", "api_key_file", "ca_file")
         said = {key: parts.first[key] for key in keys if key in parts.first}
         said |= {**parts.addresses, "notes": [*parts.notes, *parts.first["notes"]]}
         said["processes"] = [
@@ -278,18 +288,23 @@ def _announce(said: Mapping[str, Any], data_dir: Path, output: Output) -> None:
         f"  process  {part['pid']}, metrics http://{part['http']}/metrics\n"
         for part in said.get("processes", ())
     )
+    ca_file = said.get("ca_file")
+    mesh = f"  mesh     {said['mesh']}\n" if "mesh" in said else ""
+    how = f"-cacert {ca_file}" if ca_file is not None else "-plaintext"
+    grpcurl = f"grpcurl -expand-headers -H 'authorization: Bearer ${{TOKEN}}' {how}"
+    weft = f"weft --address {grpc}" + (f" --ca-file {ca_file}" if ca_file is not None else "")
     print(
         f"Weft is up. Data: {data_dir}\n"
         f"  gRPC     {grpc}\n"
+        f"{mesh}"
         f"  health   http://{http}/readyz   metrics http://{http}/metrics\n"
         f"  NATS     {said['nats']}\n"
         f"{parts}"
         "Try:\n"
-        f"  weft --address {grpc} whoami\n"
-        f"  export TOKEN=$(weft --address {grpc} token)  # for other clients, five minutes\n"
-        f"  grpcurl -expand-headers -H 'authorization: Bearer ${{TOKEN}}' -plaintext {grpc} list\n"
-        f"  grpcurl -expand-headers -H 'authorization: Bearer ${{TOKEN}}' -plaintext"
-        f' -d \'{{"parent": "tenants/default"}}\' {grpc}'
+        f"  {weft} whoami\n"
+        f"  export TOKEN=$({weft} token)  # for other clients, five minutes\n"
+        f"  {grpcurl} {grpc} list\n"
+        f'  {grpcurl} -d \'{{"parent": "tenants/default"}}\' {grpc}'
         " weft.tools.v1.ToolService/ListTools\n"
         "Ctrl-C stops it.",
         flush=True,

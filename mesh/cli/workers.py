@@ -63,7 +63,7 @@ def run_worker(
     worker.queue = (
         check_id(name, "--queue") if worker.all_tenants else resource_name(name, QUEUE, client)
     )
-    worker.address = client.address.target
+    worker.address, worker.ca_file = client.address.target, client.ca_file
     worker.api_key = credential.secret if credential is not None else ""
     worker.slots = slots or worker.slots
     worker.worker_id = worker_id or worker.worker_id

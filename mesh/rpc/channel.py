@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from time import monotonic
 from typing import Any
 
 import grpc.aio
@@ -21,6 +22,7 @@ from mesh.rpc.propagation import (
 )
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.status import from_rpc_error
+from mesh.rpc.transport import PLAIN, Transport
 
 Resolve = Callable[[str], str | None]
 """Gives the gRPC target of a service, by full name; None while nobody serves it."""
@@ -28,13 +30,38 @@ Sign = Callable[[Principal, str, float], str]
 """Signs on whose behalf a service calls, for so many seconds."""
 
 
+CHECK_SECONDS = 1.0
+"""How often a channel looks whether its certificate was replaced."""
+
+
+class _Connection:
+    """A channel of gRPC, with the certificate that there was when it was made. Once it is
+    retired it is closed behind its last call."""
+
+    __slots__ = ("_callables", "calls", "channel", "retired")
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.calls = 0
+        self.retired = False
+        self._callables: dict[str, Callable[..., Any]] = {}
+
+    def method(self, spec: MethodSpec) -> Callable[..., Any]:
+        found = self._callables.get(spec.path)
+        if found is None:
+            found = self._callables[spec.path] = _dialled(self.channel, spec)
+        return found
+
+
 class RemoteChannel(StubChannel):
-    """Reaches the server at `target` without encryption.
+    """Reaches the process at `target` in which `service` runs, over `transport`.
 
     Deadline, request id and trace are sent with every call, and with `sign` the identity of
     who calls; what the server answers is raised as the WeftError that its handler raised.
     With `relays` a call from outside goes on with its own credential, so that it is judged
-    there as if it had come there. Made inside a running loop.
+    there as if it had come there. When the certificate is replaced, the next call is made on
+    a new connection, and those under way end on the old one. Made inside a running loop.
+    FailedPrecondition where it would be in plain text and mustn't.
     """
 
     def __init__(
@@ -45,15 +72,23 @@ class RemoteChannel(StubChannel):
         caller: str = "",
         sign: Sign | None = None,
         relays: bool = False,
+        transport: Transport = PLAIN,
+        service: str = "",
     ) -> None:
         if target.startswith("xds:"):
             # An insecure channel ignores the cluster's TLS and would dial in the clear.
             raise ValueError("xds targets need a channel with xDS credentials")
+        self._target = target
         self._settings = settings
         self._caller = caller
         self._sign = sign
         self._relays = relays
-        self._channel = grpc.aio.insecure_channel(target, options=channel_options(settings))
+        self._transport = transport
+        self._service = service
+        self._closing: set[asyncio.Task[None]] = set()
+        self._held = transport.held()
+        self._looked = monotonic()
+        self._present = self._connected()
 
     def callable_of(self, method: str) -> Callable[..., Any]:
         spec = method_of(method)
@@ -62,8 +97,37 @@ class RemoteChannel(StubChannel):
         return self._unary(spec)
 
     async def close(self) -> None:
-        """Closes the connection; calls that are being awaited are cancelled."""
-        await self._channel.close()
+        """Closes the connections; calls that are being awaited are cancelled."""
+        await self._present.channel.close()
+        for closing in list(self._closing):
+            await closing
+
+    def _connected(self) -> _Connection:
+        options = channel_options(self._settings)
+        return _Connection(self._transport.channel(self._target, self._service, options))
+
+    def _begin(self) -> _Connection:
+        """The connection for a call that begins, which `_end` has to get back."""
+        if self._held is not None and monotonic() - self._looked >= CHECK_SECONDS:
+            self._looked = monotonic()
+            held = self._transport.held()
+            if held is not self._held:
+                self._held = held
+                old, self._present = self._present, self._connected()
+                old.retired = True
+                self._close_unused(old)
+        self._present.calls += 1
+        return self._present
+
+    def _end(self, connection: _Connection) -> None:
+        connection.calls -= 1
+        self._close_unused(connection)
+
+    def _close_unused(self, connection: _Connection) -> None:
+        if connection.retired and not connection.calls:
+            closing = asyncio.create_task(connection.channel.close(), name="old certificate")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     def _metadata(self, call: Call) -> Sequence[tuple[str, str]]:
         sent = wire_metadata(call)
@@ -77,21 +141,21 @@ class RemoteChannel(StubChannel):
         return (*sent, (IDENTITY_KEY, signed), (AUTHORIZATION_KEY, credential))
 
     def _unary(self, spec: MethodSpec) -> Callable[..., Any]:
-        kind = self._channel.stream_unary if spec.client_streaming else self._channel.unary_unary
-        multicallable = _dialled(kind, spec)
         default_seconds = default_deadline(spec, self._settings)
 
         async def call(
             request: Any, *, timeout: float | None = None, metadata: Metadata | None = None
         ) -> Any:
             made = outgoing_call(spec.path, default_seconds, timeout, metadata, self._caller)
+            sent = self._metadata(made)
             sending = _Sending(request) if spec.client_streaming else None
-            begun = multicallable(
-                request if sending is None else sending.messages(),
-                timeout=made.remaining_seconds(),
-                metadata=self._metadata(made),
-            )
+            connection = self._begin()
             try:
+                begun = connection.method(spec)(
+                    request if sending is None else sending.messages(),
+                    timeout=made.remaining_seconds(),
+                    metadata=sent,
+                )
                 return await (begun if sending is None else sending.through(begun))
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error) from None
@@ -99,36 +163,42 @@ class RemoteChannel(StubChannel):
                 if sending is not None and sending.error is not None:
                     raise sending.error from None
                 raise
+            finally:
+                self._end(connection)
 
         return call
 
     def _streaming(self, spec: MethodSpec) -> Callable[..., Any]:
-        kind = self._channel.stream_stream if spec.client_streaming else self._channel.unary_stream
-        multicallable = _dialled(kind, spec)
         default_seconds = default_deadline(spec, self._settings)
 
         async def call(
             request: Any, *, timeout: float | None = None, metadata: Metadata | None = None
         ) -> AsyncGenerator[Any, None]:
             made = outgoing_call(spec.path, default_seconds, timeout, metadata, self._caller)
+            sent = self._metadata(made)
             sending = _Sending(request) if spec.client_streaming else None
-            stream = multicallable(
-                request if sending is None else sending.messages(),
-                timeout=made.remaining_seconds(),
-                metadata=self._metadata(made),
-            )
+            connection = self._begin()
             try:
-                async for message in stream if sending is None else sending.through(stream):
-                    yield message
-            except grpc.aio.AioRpcError as error:
-                raise from_rpc_error(error) from None
-            except asyncio.CancelledError:
-                if sending is not None and sending.error is not None:
-                    raise sending.error from None
-                raise
+                stream = connection.method(spec)(
+                    request if sending is None else sending.messages(),
+                    timeout=made.remaining_seconds(),
+                    metadata=sent,
+                )
+                try:
+                    async for message in stream if sending is None else sending.through(stream):
+                        yield message
+                except grpc.aio.AioRpcError as error:
+                    raise from_rpc_error(error) from None
+                except asyncio.CancelledError:
+                    if sending is not None and sending.error is not None:
+                        raise sending.error from None
+                    raise
+                finally:
+                    # Tells the server when the reader stops early; after the end it does
+                    # nothing.
+                    stream.cancel()
             finally:
-                # Tells the server when the reader stops early; after the end it does nothing.
-                stream.cancel()
+                self._end(connection)
 
         return call
 
@@ -163,7 +233,8 @@ class MeshChannel(StubChannel):
 
     With `validated` the requests are made of parts that were checked when they came in:
     a handler in this process isn't asked to check them again. `caller` is the service that
-    calls, and `callees` the contracts that it may call, by full name; None for all.
+    calls, and `callees` the contracts that it may call, by full name; None for all. Others
+    are reached over `transport`.
 
     Raises NotServing when nobody serves the method, PermissionDenied for a stub of a
     contract that isn't among the callees.
@@ -180,6 +251,7 @@ class MeshChannel(StubChannel):
         callees: Collection[str] | None = None,
         sign: Sign | None = None,
         relays: bool = False,
+        transport: Transport = PLAIN,
     ) -> None:
         self._endpoints = endpoints
         self._validated = validated
@@ -189,7 +261,9 @@ class MeshChannel(StubChannel):
         self._relays = relays
         self._resolve = resolve
         self._settings = settings
-        self._channels: dict[str, RemoteChannel] = {}
+        self._transport = transport
+        # By target and service: a server has to prove which services it is.
+        self._channels: dict[tuple[str, str], RemoteChannel] = {}
         self._remote: dict[tuple[str, str], Callable[..., Any]] = {}
 
     def callable_of(self, method: str) -> Callable[..., Any]:
@@ -225,17 +299,26 @@ class MeshChannel(StubChannel):
             raise NotServing(f"nobody serves {service}")
         found = self._remote.get((target, method))
         if found is None:
-            channel = self._channels.get(target)
+            wanted = catalogue_name(service) if self._transport.encrypted else ""
+            channel = self._channels.get((target, wanted))
             if channel is None:
-                channel = self._channels[target] = RemoteChannel(
+                channel = self._channels[target, wanted] = RemoteChannel(
                     target,
                     self._settings,
                     caller=self._caller,
                     sign=self._sign,
                     relays=self._relays,
+                    transport=self._transport,
+                    service=wanted,
                 )
             found = self._remote[target, method] = channel.callable_of(method)
         return found
+
+
+def catalogue_name(contract: str) -> str:
+    """The service of the catalogue that serves a contract: `agents` for
+    `weft.agents.v1.TurnService`."""
+    return contract.split(".")[1]
 
 
 def channel_options(settings: RpcSettings) -> list[tuple[str, Any]]:
@@ -257,7 +340,12 @@ def channel_options(settings: RpcSettings) -> list[tuple[str, Any]]:
     ]
 
 
-def _dialled(kind: Callable[..., Any], spec: MethodSpec) -> Callable[..., Any]:
+def _dialled(channel: grpc.aio.Channel, spec: MethodSpec) -> Callable[..., Any]:
+    kind: Callable[..., Any]
+    if spec.server_streaming:
+        kind = channel.stream_stream if spec.client_streaming else channel.unary_stream
+    else:
+        kind = channel.stream_unary if spec.client_streaming else channel.unary_unary
     multicallable: Callable[..., Any] = kind(
         spec.path,
         request_serializer=spec.request_class.SerializeToString,

@@ -25,7 +25,7 @@ from mesh.rpc.settings import RpcSettings
 from mesh.rpc.stages.authorize import Authorize, Callers
 from mesh.rpc.stages.deadline import Deadlines
 from mesh.rpc.stages.errors import outward, wrong_answer
-from mesh.rpc.stages.identity import CredentialWatch, Identities
+from mesh.rpc.stages.identity import CredentialWatch, Identities, check_certificate
 from mesh.rpc.stages.limits import Peers, UnderWay
 from mesh.rpc.stages.trace import InCall, open_span
 from mesh.rpc.stages.validate import validate
@@ -128,6 +128,7 @@ class Pipeline:
                 identity = call.metadata.get(IDENTITY_KEY)
                 if identity is not None:
                     call.principal, call.caller = verify(identity)
+                    check_certificate(call)
                     relay(call, authenticate)
                 elif not public:
                     call.principal = authenticate(call.metadata.get(AUTHORIZATION_KEY, ""))

@@ -36,7 +36,8 @@ from mesh.rpc.forwarding import forwarded
 from mesh.rpc.pipeline import Edge, Endpoint, Pipeline, bind
 from mesh.rpc.rate_limiter import RateLimiter, RedisCounters
 from mesh.rpc.server import RpcServer
-from mesh.rpc.settings import RateLimitSettings, RpcSettings
+from mesh.rpc.settings import RateLimitSettings, RpcSettings, TlsSettings
+from mesh.rpc.transport import transport_of
 from mesh.runtime.bus_access import union
 from mesh.runtime.call_order import in_call_order, served
 from mesh.runtime.data_dir import DataDirectory
@@ -44,7 +45,7 @@ from mesh.runtime.nats_server import EmbeddedNats
 from mesh.runtime.nats_users import ADMIN, bus_users, external_user, process_user
 from mesh.runtime.redis_client import LazyRedis, client_of_url
 from mesh.runtime.registration import LoadMeter, own_instance, target_of
-from mesh.runtime.service import Access, Mesh, Service, ServiceEntry
+from mesh.runtime.service import Access, Mesh, Service, ServiceEntry, callers_of
 from mesh.runtime.settings import RuntimeSettings
 from mesh.runtime.valkey_server import EmbeddedValkey
 from mesh.security.keyring import Keyring
@@ -69,7 +70,8 @@ class Host:
     `Mesh` that they get. `access` makes what knows who may call.
 
     Raises what the parts raise: a data folder in use or damaged, no nats-server to be
-    had, NATS out of reach. What was started by then is stopped again.
+    had, NATS out of reach, a certificate that can't be used, an address beyond this machine
+    without one. What was started by then is stopped again.
     """
 
     def __init__(
@@ -83,6 +85,8 @@ class Host:
     ) -> None:
         self.settings = settings
         self.rpc_settings = RpcSettings()
+        self.transport = transport_of(TlsSettings())
+        self.transport.check_listening(settings.host)
         self.metrics: CollectorRegistry = new_registry()
         self.endpoints: dict[str, Endpoint] = {}
         self._forwarded: dict[str, Endpoint] = {}
@@ -217,6 +221,7 @@ class Host:
             callees=callees,
             sign=self._access.sign,
             relays=relays,
+            transport=self.transport,
         )
         self._stack.push_async_callback(channel.close)
         return channel
@@ -325,6 +330,7 @@ class Host:
             connection, self._instance, predecessor=predecessor, clock=self.clock
         )
         own = own_instance(settings, self._instance, list(self._ready))
+        own.spiffe_id = self.transport.spiffe_id
         load = LoadMeter(lambda: self._pipeline.under_way)
         self.registry = NatsRegistry(connection, self._leases, own, load.read)
         services = {c.full_name: e.name for e in self._catalogue for c in e.contracts}
@@ -337,17 +343,9 @@ class Host:
         self._access = self._make_access(cast(Mesh, self))
         self._stack.push_async_callback(self._access.stop)
         await self._access.start()
-        # A service also calls itself, where another instance has what is asked for.
-        callers: dict[str, frozenset[str]] = {
-            contract.full_name: frozenset(
-                e.name for e in self._catalogue if e is entry or entry.name in e.calls
-            )
-            for entry in self._catalogue
-            for contract in entry.contracts
-        }
         counters = RedisCounters(lambda: self.redis)
         limiter = RateLimiter(RateLimitSettings(), counters, self.clock)
-        edge = Edge(self._access, self._access, limiter, callers)
+        edge = Edge(self._access, self._access, limiter, callers_of(self._catalogue))
         self._pipeline = Pipeline(self.metrics, self.rpc_settings, edge)
 
     async def _find_nats(self) -> tuple[str, Login, Login]:
@@ -429,14 +427,20 @@ class Host:
         # Clients come to who answers for all, and has no contract of its own.
         answers_for_all = not all(each.contracts for each in self._served)
         shared = settings.shared_port if answers_for_all else 0
-        server = RpcServer(endpoints, self.rpc_settings, self._pipeline, shares=shared > 0)
+        server = RpcServer(
+            endpoints, self.rpc_settings, self._pipeline, self.transport, shares=shared > 0
+        )
         self._stack.push_async_callback(self._stop_server, server)
+        mesh_port = 0
+        if self.transport.encrypted:
+            mesh_port = server.listen_to_processes(settings.host, settings.mesh_port)
+            self.announce("mesh", settings.mesh_port, mesh_port)
         port = await server.start(settings.host, settings.grpc_port, shared)
         self.announce("grpc", settings.grpc_port, port)
         if shared:
             # For clients; other instances dial this one's own port.
             self.addresses["grpc"] = f"{settings.host}:{shared}"
-        await self.registry.register(target_of(settings, port))
+        await self.registry.register(target_of(settings, mesh_port or port))
 
     async def _stop_server(self, server: RpcServer) -> None:
         """Others learn of it, by health and by the registry, before it takes less."""
@@ -456,9 +460,10 @@ class Host:
         path = folder / "address.json"
         self._stack.callback(path.unlink, missing_ok=True)
         temporary = path.with_suffix(".new")
-        temporary.write_text(
-            json.dumps({**self.addresses, "cluster": self.cluster, "pid": os.getpid()})
-        )
+        told = {**self.addresses, "cluster": self.cluster, "pid": os.getpid()}
+        if self.transport.bundle_file is not None:
+            told["ca_file"] = str(self.transport.bundle_file)
+        temporary.write_text(json.dumps(told))
         temporary.replace(path)
 
 

@@ -1,6 +1,6 @@
 """What a service is to the runtime, and what the runtime hands to a service."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -20,6 +20,7 @@ from mesh.principal import Principal
 from mesh.rpc.pipeline import Endpoint, Pipeline
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.stages.identity import Identities
+from mesh.rpc.transport import Transport
 from mesh.runtime.bus_access import EVERY_PROCESS, BusAccess
 from mesh.runtime.settings import RuntimeSettings
 from mesh.security.authenticator import Authenticator
@@ -150,6 +151,11 @@ class Mesh(Protocol):
         serve, by calling them there."""
         ...
 
+    @property
+    def transport(self) -> Transport:
+        """What this process listens with, and is reached by others with."""
+        ...
+
     def announce(self, name: str, wanted_port: int, port: int) -> None:
         """Says where a part of this process listens."""
         ...
@@ -176,3 +182,16 @@ class ServiceEntry:
     bus: BusAccess = EVERY_PROCESS
     single: bool = False
     """What it keeps lies in a folder: one process of a deployment may have it."""
+
+
+def callers_of(catalogue: Iterable[ServiceEntry]) -> dict[str, frozenset[str]]:
+    """For each contract's full name the services that may call it. A service also calls
+    itself, where another instance has what is asked for."""
+    entries = list(catalogue)
+    return {
+        contract.full_name: frozenset(
+            each.name for each in entries if each is entry or entry.name in each.calls
+        )
+        for entry in entries
+        for contract in entry.contracts
+    }

@@ -197,6 +197,8 @@ class Supervisor:
         self._announce("grpc", wanted, port)
         self._environment["WEFT_RUNTIME_SHARED_PORT"] = str(port)
         self._environment["WEFT_RUNTIME_HOST"] = host
+        # Each part has its own, where there are certificates.
+        self._environment["WEFT_RUNTIME_MESH_PORT"] = "0"
 
     async def _launch(self, part: Part) -> None:
         """Starts a part, and returns once it is ready; leaves none where it raises."""

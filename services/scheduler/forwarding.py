@@ -157,6 +157,8 @@ class Forwarding:
                 caller=SERVICE,
                 sign=mesh.access.sign,
                 relays=True,
+                transport=mesh.transport,
+                service=SERVICE if mesh.transport.encrypted else "",
             )
             found = self._peers[owner.name] = Peer(owner.name, channel, mesh.clock.monotonic)
         return found

@@ -34,12 +34,17 @@ class Authorize:
 
     def opening_of(self, spec: MethodSpec) -> Callable[[Call], None]:
         """What checks that a caller may open a client's stream: it has the permission for
-        something, and each message tells for what."""
+        something, and each message tells for what. A service has the catalogue's leave."""
         permission = spec.policy.permission
+        callers = self._callers.get(spec.service, frozenset())
 
         def check(call: Call) -> None:
             principal = call.principal
-            if principal is None or not call.peer or call.caller:
+            if principal is None or not call.peer:
+                return
+            if call.caller:
+                if call.caller not in callers:
+                    raise PermissionDenied(f"{call.caller} doesn't call {spec.service}")
                 return
             if not principal.allows_somewhere(permission):
                 self._authenticator.denied(principal, spec.path)
