@@ -153,13 +153,16 @@ class Queues:
         return found
 
     def complete(self, queue: TenantQueue, task: tasks_pb2.Task) -> None:
-        """Adds what isn't in the log: whether it could be run at all, how far it is."""
+        """Adds what isn't in the log: whether it could be run at all or waits for its queue,
+        and how far it is."""
         workers = self.dispatcher(queue.stream.key[0]).workers_of(queue.tenant)
         if task.state == QUEUED:
             reason = unschedulable_reason(Shape.of(task.spec), workers)
             if reason:
                 task.state = tasks_pb2.TASK_STATE_UNSCHEDULABLE
                 task.reason = reason
+            elif queue.state.paused:
+                task.reason = "the queue is paused"
         elif task.state == RUNNING:
             for worker in workers:
                 held = worker.held.get((task.name, len(task.attempts)))

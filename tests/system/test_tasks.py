@@ -23,6 +23,7 @@ LEASE_SECONDS = 1.0
 SUCCEEDED = tasks_pb2.TASK_STATE_SUCCEEDED
 FAILED = tasks_pb2.TASK_STATE_FAILED
 CANCELLED = tasks_pb2.TASK_STATE_CANCELLED
+QUEUED = tasks_pb2.TASK_STATE_QUEUED
 RUNNING = tasks_pb2.TASK_STATE_RUNNING
 UNSCHEDULABLE = tasks_pb2.TASK_STATE_UNSCHEDULABLE
 
@@ -346,8 +347,11 @@ async def test_a_paused_queue_gives_out_nothing(queue: Scheduling) -> None:
         task = await queue.submit(spec())
         await asyncio.sleep(0.2)
         assert (await queue.stats()).ready == 1
+        waiting = await queue.get(task.name)
+        assert (waiting.state, waiting.reason) == (QUEUED, "the queue is paused")
         await queue.queues.ResumeQueue(queue_pb.ResumeQueueRequest(name=queue.queue))
-        assert (await queue.done(task.name)).state == SUCCEEDED
+        done = await queue.done(task.name)
+        assert (done.state, done.reason) == (SUCCEEDED, "")
 
 
 async def test_no_more_run_at_once_than_the_queue_allows(queue: Scheduling) -> None:
