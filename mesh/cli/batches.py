@@ -18,7 +18,6 @@ from mesh.cli.names import (
     QUEUE,
     batch_name,
     check_id,
-    queue_of,
     resource_name,
     short_name,
 )
@@ -69,9 +68,10 @@ def run_batch(
     """Runs a task for each line of a file, and writes the results as they come.
 
     A line is an object with payload (a text, or any JSON) or payload_base64, and if need be
-    id, capability, priority, labels, not_before, start_deadline, deadline, timeout, cost
-    and max_attempts, as in `weft task submit`. All lines are read before anything is sent.
-    Results are one JSON document a line, whatever -o says; `index` counts items from 0.
+    id, capability, priority, labels, zone, cpu, memory, not_before, start_deadline,
+    deadline, timeout, cost, max_attempts, backoff and max_backoff, as in `weft task submit`.
+    All lines are read before anything is sent. Results are one JSON document a line,
+    whatever -o says; `index` counts items from 0.
 
     Items are run while others are still sent. Repeating it under the same --id after
     whatever went wrong sends what is missing, and no item twice. Exits 6 when an item
@@ -113,7 +113,7 @@ def run_batch(
             note(f"The same command with --id {begin.batch_id} sends the others.")
         if not is_over:
             _say_how_to_go_on(name)
-    results.refuse_failures(short_name(queue_of(name)))
+    results.refuse_failures(short_name(name))
     note(results.summary())
 
 
@@ -142,7 +142,7 @@ def watch_batch(
     except KeyboardInterrupt:
         _say_how_to_go_on(name, results.last)
         raise
-    results.refuse_failures(short_name(queue_of(name)))
+    results.refuse_failures(short_name(name))
     note(results.summary())
 
 
