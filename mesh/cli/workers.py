@@ -82,14 +82,11 @@ def run_worker(
     worker = find_worker(module)
     # No server at all is said at once, instead of never.
     health(client)
-    credential = client.sendable_credential
     worker.all_tenants = all_tenants or worker.all_tenants
     name = queue or worker.queue or DEFAULT_QUEUE
     worker.queue = (
         check_id(name, "--queue") if worker.all_tenants else resource_name(name, QUEUE, client)
     )
-    worker.address = client.address.target
-    worker.api_key = credential.secret if credential is not None else ""
     worker.slots = slots or worker.slots
     worker.worker_id = worker_id or worker.worker_id
     worker.zone = zone or worker.zone

@@ -88,7 +88,8 @@ class Worker:
     at once; those of plain functions in so many processes. Without its scheduler it goes on
     with what it has, attaches again, and reports what it hadn't. Where `stub` is set, it is
     a WorkerServiceStub to attach with, instead of a channel to `address`. It doesn't attach
-    again once `ends` says so.
+    again once `ends` says so. `locate`, where it is set, gives the address and the key before
+    each attachment, and raises WeftError where there is no server just now.
     """
 
     queue: str
@@ -103,6 +104,7 @@ class Worker:
     all_tenants: bool = False
     stub: Any = field(default=None, repr=False)
     ends: Callable[[], bool] = field(default=_never, repr=False)
+    locate: Callable[[], tuple[str, str]] | None = field(default=None, repr=False)
     _handlers: dict[str, Handler] = field(default_factory=dict)
     _running: dict[tuple[str, int], _Running] = field(default_factory=dict)
     _outbox: "asyncio.Queue[pb.AttachRequest | None]" = field(default_factory=asyncio.Queue)
@@ -172,6 +174,8 @@ class Worker:
         await self.work()
 
     async def _attach_once(self) -> None:
+        if self.locate is not None:
+            self.address, self.api_key = self.locate()
         self._outbox = asyncio.Queue()
         self._outbox.put_nowait(self._hello())
         for running in self._running.values():
