@@ -19,7 +19,7 @@ import structlog
 
 from mesh.errors import WeftError
 from mesh.rpc.status import code_of
-from mesh.worker.processes import Processes
+from mesh.worker.processes import Processes, Untold
 from mesh.worker.task import ABORTED, TaskFailure, WorkerTask
 from weft.scheduler.v1 import worker_service_pb2 as pb
 from weft.scheduler.v1.worker_service_pb2_grpc import WorkerServiceStub
@@ -329,6 +329,8 @@ class Worker:
             report = _failed(failure.code, failure.message)
         except BrokenProcessPool:
             report = _failed(ABORTED, "the process that ran it has died")
+        except Untold as error:
+            report = _failed(INTERNAL, str(error))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - it fails the attempt
             report = _failed(INTERNAL, _told(error))
             # What isn't text can be neither printed (UnicodeError) nor made JSON (TypeError).

@@ -10,8 +10,9 @@ from mesh.errors import NotFound, WeftError
 from mesh.events.aggregate import Repository
 from mesh.events.store import StoredCommit, StreamName
 from services.scheduler.dispatcher import Dispatcher
-from services.scheduler.domain import decide, names
+from services.scheduler.domain import names
 from services.scheduler.domain.state import QUEUED, RUNNING, QueueState
+from services.scheduler.payloads import Payloads
 from services.scheduler.read_model import TasksReadModel
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.tenant_queue import TenantQueue
@@ -44,6 +45,7 @@ class Queues:
         self._started = False
         self._seen: dict[StreamName, int] = {}
         self._refreshing: dict[StreamName, asyncio.Task[None]] = {}
+        self.payloads = Payloads(settings.payloads_bytes_max, self._payload_bytes, clock)
 
     async def start(self) -> None:
         """Takes up all queues that there are."""
@@ -100,7 +102,8 @@ class Queues:
         if not found.state.exists:
             # Another instance may have made it a moment ago.
             await found.aggregate.load()
-        decide.refuse_absent(found.state)
+        if not found.state.exists:
+            raise NotFound.of("queue", names.queue_name(stream))
         return found
 
     def observe(self, batch: Sequence[StoredCommit]) -> None:
@@ -119,6 +122,13 @@ class Queues:
                 refreshing = asyncio.create_task(self._refresh(stream))
                 self._refreshing[stream] = refreshing
                 refreshing.add_done_callback(partial(self._refreshed, stream))
+
+    def _payload_bytes(self) -> int:
+        return sum(
+            queue.state.payload_bytes
+            for dispatcher in self._dispatchers.values()
+            for queue in dispatcher.tenants.values()
+        )
 
     def _is_behind(self, stream: StreamName) -> bool:
         aggregate = self._repository.hot(stream)

@@ -637,6 +637,25 @@ async def test_what_a_handler_does_wrong_fails_its_attempt_and_not_its_worker(
         assert (after.state, len(after.attempts)) == (SUCCEEDED, 1)
 
 
+class Peculiar(Exception):
+    """One that can't be made anew where it is sent to."""
+
+    def __init__(self, code: int, words: str) -> None:
+        super().__init__(f"{words} ({code})")
+
+
+def raise_peculiar(task: WorkerTask) -> None:
+    raise Peculiar(7, "no paper")
+
+
+async def test_what_a_plain_function_raises_is_told_whatever_it_is(queue: Scheduling) -> None:
+    async with queue.working({"peculiar": raise_peculiar}):
+        wanted = spec("peculiar", retry=tasks_pb2.RetryPolicy(max_attempts=1))
+        failed = await queue.done((await queue.submit(wanted)).name)
+    (attempt,) = failed.attempts
+    assert (attempt.code, attempt.message) == (13, "Peculiar: no paper (7)")
+
+
 async def test_failures_with_long_messages_are_kept(queue: Scheduling) -> None:
     async def fail(task: WorkerTask) -> None:
         raise TaskFailure("\U0001f600" * 4_096, 3)
