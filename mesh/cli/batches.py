@@ -53,7 +53,11 @@ def run_batch(
         str, typer.Argument(metavar="FILE", help="One JSON object a line; - is stdin.")
     ],
     capability: Annotated[
-        str, typer.Argument(help="What a worker must be able to do, where a line doesn't say.")
+        str,
+        typer.Argument(
+            metavar="[CAPABILITY]",
+            help="What a worker must be able to do, where a line doesn't say.",
+        ),
     ] = "",
     queue: QueueOption = DEFAULT_QUEUE,
     concurrency: Annotated[

@@ -184,7 +184,8 @@ def list_tasks(
         ),
     ] = None,
     until: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Only those before this time, or span ago.")
+        str | None,
+        typer.Option(metavar="TIME", help="Only those before this time or span ago."),
     ] = None,
     stalled: Annotated[
         bool, typer.Option("--stalled", help="Only those to which nothing happens any more.")

@@ -92,17 +92,20 @@ class Queues:
         return found
 
     async def existing(self, name: str) -> TenantQueue:
-        """The queue of that name, or of a name under it. NotFound where it wasn't made."""
+        """The queue of that name, or of a name under it. NotFound where it wasn't made
+        and has to be."""
         stream = names.queue_stream(name)
+        # Before its first task it is empty.
+        made_by_use = stream.key[0] in names.MADE_BY_USE
         dispatcher = self._dispatchers.get(stream.key[0])
         found = dispatcher.tenants.get(stream.tenant) if dispatcher is not None else None
-        if found is None and not await self.read_model.has_queue(stream):
+        if found is None and not made_by_use and not await self.read_model.has_queue(stream):
             raise NotFound.of("queue", names.queue_name(stream))
         found = found or await self.queue(stream)
         if not found.state.exists:
             # Another instance may have made it a moment ago.
             await found.aggregate.load()
-        if not found.state.exists:
+        if not (found.state.exists or made_by_use):
             raise NotFound.of("queue", names.queue_name(stream))
         return found
 

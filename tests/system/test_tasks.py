@@ -556,6 +556,21 @@ async def test_tasks_are_listed_by_pages_and_filters(queue: Scheduling) -> None:
     assert not (await queue.tasks.ListTasks(request)).tasks
 
 
+async def test_a_queue_that_is_made_by_use_is_empty_before(scheduling: Scheduling) -> None:
+    unused = f"{TENANT}/queues/turns"
+    listed = await scheduling.tasks.ListTasks(task_pb.ListTasksRequest(parent=unused))
+    assert not listed.tasks
+    dead = dead_pb.RedriveDeadLettersRequest(parent=unused)
+    assert (await scheduling.dead_letters.RedriveDeadLetters(dead)).count == 0
+    error = await refused(scheduling.get(f"{unused}/tasks/none"))
+    assert (error.code(), error.details()) == (
+        grpc.StatusCode.NOT_FOUND,
+        f"no task {unused}/tasks/none",
+    )
+    error = await refused(scheduling.queues.PauseQueue(queue_pb.PauseQueueRequest(name=unused)))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+
+
 async def test_queues_are_listed(queue: Scheduling) -> None:
     listed = await queue.queues.ListQueues(queue_pb.ListQueuesRequest(parent=TENANT))
     assert queue.queue in {each.name for each in listed.queues}
