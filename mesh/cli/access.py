@@ -8,16 +8,16 @@ from mesh.cli.address import Address, find_address
 from mesh.cli.clusters import ClusterFile
 from mesh.cli.context_file import Context, Contexts, read_contexts
 from mesh.cli.credentials import Credential, credential, from_environment
-from mesh.cli.failures import CommandFailed, ExitCode, usage_error
+from mesh.cli.failures import ExitCode, ServerLeft, usage_error
 from mesh.cli.names import tenant_name
 from mesh.private_files import config_folder
 
 
 def refuse_left_behind(address: Address) -> None:
-    """CommandFailed where the server has ended that the address was taken from: a key isn't
+    """ServerLeft where the server has ended that the address was taken from: a key isn't
     sent to whoever listens there now."""
     if address.is_left_behind:
-        raise CommandFailed(
+        raise ServerLeft(
             f"the server that listened on {address.target} has ended: a key isn't sent to"
             " whoever listens there now",
             exit_code=ExitCode.UNAVAILABLE,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from mesh.cli.connection import Client
-from mesh.cli.failures import was_lost
+from mesh.cli.failures import CommandFailed, ExitCode, ServerLeft, was_lost
 from mesh.cli.output import note
 
 if TYPE_CHECKING:
@@ -39,32 +39,33 @@ def reattached(client: Client, open_stream: Callable[[float], Stream[T]]) -> Ite
     """What a stream gives; when it is lost or ends, what another one gives, without end.
 
     `open_stream` gets the deadline in seconds and opens a stream behind what was seen so
-    far. Between tries the delay doubles, with jitter. Raises the RpcError that refuses a
-    stream, and the last one once LOSSES_MAX streams in a row gave nothing.
+    far. A server that ended is looked for where it left its address: who starts in its
+    place is attached to. Between tries the delay doubles, with jitter. Raises the RpcError
+    that refuses a stream, and the last error once LOSSES_MAX streams in a row gave nothing.
     """
     losses = 0
     while True:
-        lost: grpc.RpcError | None = None
+        lost: grpc.RpcError | ServerLeft | None = None
+        stream: Stream[T] | None = None
         began = time.monotonic()
-        stream = open_stream(client.remaining_seconds(STREAM_SECONDS))
         try:
+            stream = open_stream(client.remaining_seconds(STREAM_SECONDS))
             for item in stream:
                 losses = 0
                 yield item
-        except _rpc_error() as error:
+        except (_rpc_error(), ServerLeft) as error:
             lost = error
         finally:
-            stream.cancel()
+            if stream is not None:
+                stream.cancel()
         if time.monotonic() - began > STEADY_SECONDS:
             losses = 0
         losses += 1
         _wait(client, losses, lost)
 
 
-def _wait(client: Client, losses: int, lost: "grpc.RpcError | None") -> None:
+def _wait(client: Client, losses: int, lost: "grpc.RpcError | ServerLeft | None") -> None:
     """Waits before the next try; raises what ended the stream if there is to be none."""
-    from mesh.cli.failures import CommandFailed, ExitCode
-
     remaining = client.remaining_seconds(STREAM_SECONDS)
     if lost is not None and not was_lost(lost):
         raise lost
@@ -77,7 +78,10 @@ def _wait(client: Client, losses: int, lost: "grpc.RpcError | None") -> None:
     if lost is not None:
         # The channel that lost its server tries it again only much later.
         client.reconnect()
-        note(f"The connection is lost; attaching again ({losses} of {LOSSES_MAX}).")
+        what = "The connection is lost; attaching again"
+        if isinstance(lost, ServerLeft):
+            what = "The server has ended; looking for one in its place"
+        note(f"{what} ({losses} of {LOSSES_MAX}).")
     delay = min(DELAY_SECONDS_FIRST * 2 ** (losses - 1), DELAY_SECONDS_MAX)
     time.sleep(min(delay * random.uniform(0.75, 1.25), remaining))
 

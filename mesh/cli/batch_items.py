@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mesh.cli.failures import CommandFailed, usage_error
-from mesh.cli.inputs import parse_span, parse_time
+from mesh.cli.inputs import parse_bytes, parse_processors, parse_span, parse_time
 
 if TYPE_CHECKING:
     from weft.scheduler.v1 import batches_pb2
@@ -155,6 +155,24 @@ def _read_labels(item: "batches_pb2.BatchItem", value: object) -> None:
         item.spec.labels.add(key=key, value=_text(each))
 
 
+def _read_zone(item: "batches_pb2.BatchItem", value: object) -> None:
+    item.spec.preferred_zone = _text(value)
+
+
+def _read_cpu(item: "batches_pb2.BatchItem", value: object) -> None:
+    item.spec.resources.cpu_millis = parse_processors(_number_text(value), "cpu")
+
+
+def _read_memory(item: "batches_pb2.BatchItem", value: object) -> None:
+    item.spec.resources.memory_bytes = parse_bytes(_number_text(value), "memory")
+
+
+def _number_text(value: object) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    return _text(value)
+
+
 def _time_reader(field: str) -> "Callable[[batches_pb2.BatchItem, object], None]":
     # A time from now on would be another one each time that the file is read.
     def read(item: "batches_pb2.BatchItem", value: object) -> None:
@@ -165,7 +183,9 @@ def _time_reader(field: str) -> "Callable[[batches_pb2.BatchItem, object], None]
 
 def _span_reader(key: str, field: str) -> "Callable[[batches_pb2.BatchItem, object], None]":
     def read(item: "batches_pb2.BatchItem", value: object) -> None:
-        getattr(item.spec, field).CopyFrom(parse_span(_text(value), key))
+        *within, last = field.split(".")
+        holder = getattr(item.spec, within[0]) if within else item.spec
+        getattr(holder, last).CopyFrom(parse_span(_text(value), key))
 
     return read
 
@@ -177,7 +197,12 @@ _READERS: "Mapping[str, Callable[[batches_pb2.BatchItem, Any], None]]" = {
     "payload_base64": _read_base64,
     "priority": _read_priority,
     "labels": _read_labels,
+    "zone": _read_zone,
+    "cpu": _read_cpu,
+    "memory": _read_memory,
     "max_attempts": _read_attempts,
+    "backoff": _span_reader("backoff", "retry.initial_backoff"),
+    "max_backoff": _span_reader("max_backoff", "retry.max_backoff"),
     "not_before": _time_reader("not_before"),
     "start_deadline": _time_reader("start_deadline"),
     "deadline": _time_reader("deadline"),

@@ -72,15 +72,14 @@ class Results:
         said = [f"{counts[word]} {word}" for word in words if counts[word]]
         return ", ".join(said) or "no items"
 
-    def refuse_failures(self, queue: str) -> None:
-        """Raises CommandFailed where an item has no result; `queue` is that of the batch."""
+    def refuse_failures(self, batch: str) -> None:
+        """Raises CommandFailed where an item has no result; `batch` is its short name."""
         counts = Counter(self._ended.values())
         if not self._refused and counts.total() == counts["succeeded"]:
             return
         notes = [f"item {index}: {one_line(why)}" for index, why in sorted(self._refused.items())]
         if counts["failed"]:
-            redrive = f"weft deadletter redrive --all --queue {queue}"
-            notes.append(f"`{redrive}` tries all failed tasks of the queue again.")
+            notes.append(f"`weft deadletter redrive --batch {batch}` tries what failed again.")
         raise CommandFailed(self.summary(), exit_code=ExitCode.TURN_FAILED, notes=notes[:10])
 
     def _write(self, line: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from mesh.cli.connection import Client
-from mesh.cli.failures import is_exhausted, was_lost
+from mesh.cli.failures import ServerLeft, is_exhausted, was_lost
 from mesh.cli.output import note
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Sending:
             stub: BatchServiceStub = self._client.stub(BatchServiceStub)
             try:
                 return self._client.call(stub.SubmitBatch, request, SUBMIT_SECONDS)
-            except grpc.RpcError as error:
+            except (grpc.RpcError, ServerLeft) as error:
                 losses += was_lost(error)
                 waits += is_exhausted(error)
                 may_help = was_lost(error) or is_exhausted(error)

@@ -18,7 +18,6 @@ from mesh.cli.names import (
     QUEUE,
     batch_name,
     check_id,
-    queue_of,
     resource_name,
     short_name,
 )
@@ -54,7 +53,11 @@ def run_batch(
         str, typer.Argument(metavar="FILE", help="One JSON object a line; - is stdin.")
     ],
     capability: Annotated[
-        str, typer.Argument(help="What a worker must be able to do, where a line doesn't say.")
+        str,
+        typer.Argument(
+            metavar="[CAPABILITY]",
+            help="What a worker must be able to do, where a line doesn't say.",
+        ),
     ] = "",
     queue: QueueOption = DEFAULT_QUEUE,
     concurrency: Annotated[
@@ -69,9 +72,10 @@ def run_batch(
     """Runs a task for each line of a file, and writes the results as they come.
 
     A line is an object with payload (a text, or any JSON) or payload_base64, and if need be
-    id, capability, priority, labels, not_before, start_deadline, deadline, timeout, cost
-    and max_attempts, as in `weft task submit`. All lines are read before anything is sent.
-    Results are one JSON document a line, whatever -o says; `index` counts items from 0.
+    id, capability, priority, labels, zone, cpu, memory, not_before, start_deadline,
+    deadline, timeout, cost, max_attempts, backoff and max_backoff, as in `weft task submit`.
+    All lines are read before anything is sent. Results are one JSON document a line,
+    whatever -o says; `index` counts items from 0.
 
     Items are run while others are still sent. Repeating it under the same --id after
     whatever went wrong sends what is missing, and no item twice. Exits 6 when an item
@@ -113,7 +117,7 @@ def run_batch(
             note(f"The same command with --id {begin.batch_id} sends the others.")
         if not is_over:
             _say_how_to_go_on(name)
-    results.refuse_failures(short_name(queue_of(name)))
+    results.refuse_failures(short_name(name))
     note(results.summary())
 
 
@@ -142,7 +146,7 @@ def watch_batch(
     except KeyboardInterrupt:
         _say_how_to_go_on(name, results.last)
         raise
-    results.refuse_failures(short_name(queue_of(name)))
+    results.refuse_failures(short_name(name))
     note(results.summary())
 
 

@@ -19,7 +19,7 @@ from mesh.cli.failures import (
     is_unimplemented,
 )
 from mesh.cli.names import DEFAULT_TENANT
-from mesh.cli.output import Output
+from mesh.cli.output import Output, note
 
 if TYPE_CHECKING:
     import grpc
@@ -190,15 +190,42 @@ class Client:
         return grpc.intercept_channel(channel, Bearer(credential, check))
 
     def reconnect(self) -> None:
-        """Gives the next stub a connection of its own; this one is closed."""
+        """Gives the next stub a connection of its own, to where the server is by now; this
+        one is closed. Says so where the server has moved."""
         if "channel" in self.__dict__:
             self.channel.close()
             del self.channel
+        before = self._access
+        found = self._found_again(before)
+        if found is None:
+            return
+        self._access = found
+        self.__dict__.pop("credential", None)
+        if found.address.target != before.address.target:
+            note(f"Weft is at {found.address.target} now.")
+
+    def _found_again(self, before: Access) -> Access | None:
+        """The server that was started in the place of the one that left its address; None
+        where there is none, or the address is none that a server left."""
+        if before.address.running is None:
+            return None
+        try:
+            found = self._find()
+        except CommandFailed:
+            # Its folder has no server just now.
+            return None
+        address = found.address
+        # A context may have been changed meanwhile, and mean another server.
+        same = (address.source, found.tenant) == (before.address.source, before.tenant)
+        if not same or address.running in (None, before.address.running):
+            return None
+        return found
 
     def another(self) -> "Client":
         """A connection of its own to the same server, under the same --timeout: for a thread
         that loses and attaches again without disturbing this one."""
-        made = Client(lambda: self._access, self.output, self.timeout_seconds, self.named)
+        made = Client(self._find, self.output, self.timeout_seconds, self.named)
+        made._access = self._access
         made._end = self._end
         return made
 

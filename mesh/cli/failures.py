@@ -42,6 +42,11 @@ class CommandFailed(Exception):
         self.notes = tuple(notes)
 
 
+class ServerLeft(CommandFailed):
+    """The server has ended that the address was taken from; another one may come in its
+    place."""
+
+
 def usage_error(message: str, *notes: str) -> CommandFailed:
     """The failure of a command that was typed wrongly."""
     return CommandFailed(message, exit_code=ExitCode.USAGE, notes=notes)
@@ -118,19 +123,21 @@ def status_of(error: "grpc.RpcError") -> "status_pb2.Status | None":
         return None
 
 
-def was_lost(error: "grpc.RpcError") -> bool:
+def was_lost(error: "grpc.RpcError | ServerLeft") -> bool:
     """Whether a stream was cut off rather than refused, so that another try may help.
 
     A server that stops cancels its streams without a status of its own, and a stream's
     deadline may pass while the command's has not.
     """
+    if isinstance(error, ServerLeft):
+        return True
     code = _code_name(error)
     if code == "CANCELLED":
         return status_of(error) is None
     return code in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
-def is_exhausted(error: "grpc.RpcError") -> bool:
+def is_exhausted(error: "grpc.RpcError | ServerLeft") -> bool:
     """Whether a bound was reached, so that another try may help later."""
     return _code_name(error) == "RESOURCE_EXHAUSTED"
 
@@ -150,7 +157,7 @@ def is_unimplemented(error: "grpc.RpcError") -> bool:
     return _code_name(error) == "UNIMPLEMENTED"
 
 
-def _code_name(error: "grpc.RpcError") -> str:
+def _code_name(error: "grpc.RpcError | ServerLeft") -> str:
     code: Any = error.code() if hasattr(error, "code") else None
     return str(code.name) if code is not None else "UNKNOWN"
 

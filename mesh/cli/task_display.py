@@ -4,6 +4,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from mesh.cli.connection import Client
+from mesh.cli.inputs import shown_bytes
 from mesh.cli.names import short_name
 from mesh.cli.output import moment, one_line, printable, show_message
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
     from weft.scheduler.v1 import tasks_pb2
 
+PRIORITY_DEFAULT = 5
+"""As in the contract."""
 SHOWN_CHARACTERS_MAX = 1000
 """Of a payload or result in a table; JSON and YAML have all of it."""
 
@@ -22,6 +25,11 @@ def state_word(task: "tasks_pb2.Task") -> str:
 
     word = tasks_pb2.TaskState.Name(task.state).removeprefix("TASK_STATE_").lower()
     return f"{word}, cancelling" if task.cancelling and word == "running" else word
+
+
+def priority_of(task: "tasks_pb2.Task") -> int:
+    """Its priority, also where its submitter named none."""
+    return task.spec.priority if task.spec.HasField("priority") else PRIORITY_DEFAULT
 
 
 def is_final(task: "tasks_pb2.Task") -> bool:
@@ -78,16 +86,22 @@ def show_task(client: Client, task: "tasks_pb2.Task") -> None:
         "capability": spec.capability,
         "payload": preview(spec.payload),
         "result": preview(task.result),
-        "priority": spec.priority if spec.HasField("priority") else "",
+        "priority": priority_of(task),
         "labels": " ".join(f"{label.key}={label.value}" for label in spec.labels),
+        "zone": spec.preferred_zone,
+        "cpu": f"{spec.resources.cpu_millis / 1000:g}" if spec.resources.cpu_millis else "",
+        "memory": shown_bytes(spec.resources.memory_bytes) if spec.resources.memory_bytes else "",
         "not before": moment(spec.not_before),
         "start by": moment(spec.start_deadline),
         "done by": moment(spec.deadline),
         "timeout": _seconds(spec.attempt_timeout),
         "cost": _seconds(spec.estimated_cost),
         "max attempts": spec.retry.max_attempts or "",
+        "backoff": _seconds(spec.retry.initial_backoff),
+        "max backoff": _seconds(spec.retry.max_backoff),
         "attempts": "\n".join(map(_attempt_line, task.attempts)),
         "next try": moment(task.next_time),
+        "batch": short_name(task.batch) if task.batch else "",
         "created": moment(task.create_time),
         "updated": moment(task.update_time),
         "by": task.creator,

@@ -8,11 +8,21 @@ import typer
 
 from mesh.cli.command import command
 from mesh.cli.connection import Client
-from mesh.cli.names import DEFAULT_QUEUE, QUEUE, check_id, resource_name, short_name, task_name
+from mesh.cli.inputs import parse_since
+from mesh.cli.names import (
+    DEFAULT_QUEUE,
+    QUEUE,
+    batch_name,
+    check_id,
+    resource_name,
+    resource_pattern,
+    short_name,
+    task_name,
+)
 from mesh.cli.output import Output, moment, note, one_line, show_list
 from mesh.cli.pages import LIMIT, Limit, fetch
-from mesh.cli.task_display import progress, show_task, stall, state_word
-from mesh.cli.task_specs import label_of, payload_of, span_of, time_of
+from mesh.cli.task_display import priority_of, progress, show_task, stall, state_word
+from mesh.cli.task_specs import label_of, payload_of, resources_of, retry_of, span_of, time_of
 from mesh.cli.task_watching import watch
 
 if TYPE_CHECKING:
@@ -28,6 +38,13 @@ QueueOption = Annotated[str, typer.Option(help="The queue: an id or a full name.
 TaskQueueOption = Annotated[
     str | None,
     typer.Option(help="Queue of a task that is named by its id alone; `default` otherwise."),
+]
+Cpu = Annotated[
+    str | None,
+    typer.Option(metavar="CPUS", help="Processors that it takes of a worker: 2, 0.5, 500m."),
+]
+Memory = Annotated[
+    str | None, typer.Option(metavar="BYTES", help="Memory that it takes of a worker: 512MiB.")
 ]
 
 
@@ -65,6 +82,11 @@ def submit_task(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="A label that the worker must have; repeatable."),
     ] = None,
+    zone: Annotated[
+        str, typer.Option(help="A worker of this zone gets it, while one has a free slot.")
+    ] = "",
+    cpu: Cpu = None,
+    memory: Memory = None,
     not_before: Annotated[
         str | None,
         typer.Option(metavar="TIME", help="Not before this time (RFC 3339), or in 90s, 1h30m."),
@@ -87,6 +109,17 @@ def submit_task(
     max_attempts: Annotated[
         int | None, typer.Option(help="Attempts in all; 3 otherwise.", min=1, max=100)
     ] = None,
+    backoff: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPAN",
+            help="Bound of the wait before the second attempt, twice as much before each "
+            "further one: 500ms, 10s; 1s otherwise.",
+        ),
+    ] = None,
+    max_backoff: Annotated[
+        str | None, typer.Option(metavar="SPAN", help="Bound of every such wait; 5m otherwise.")
+    ] = None,
     request_id: Annotated[
         str, typer.Option(help="Names this request: the same id finds the same task again.")
     ] = "",
@@ -108,13 +141,15 @@ def submit_task(
         capability=capability,
         payload=payload_of(payload, payload_file),
         labels=map(label_of, label or []),
+        preferred_zone=zone,
+        resources=resources_of(cpu, memory),
         priority=priority,
         estimated_cost=span_of(cost, "--cost"),
         not_before=time_of(not_before, "--not-before"),
         start_deadline=time_of(start_deadline, "--start-deadline"),
         deadline=time_of(deadline, "--deadline"),
         attempt_timeout=span_of(timeout, "--timeout"),
-        retry=tasks_pb2.RetryPolicy(max_attempts=max_attempts) if max_attempts else None,
+        retry=retry_of(max_attempts, backoff, max_backoff),
     )
     request = pb.SubmitTaskRequest(
         parent=resource_name(queue, QUEUE, client),
@@ -135,12 +170,32 @@ def list_tasks(
     queue: QueueOption = DEFAULT_QUEUE,
     state: Annotated[StateChoice | None, typer.Option(help="Only those that stand there.")] = None,
     capability: Annotated[str, typer.Option(help="Only those of this capability.")] = "",
+    creator: Annotated[
+        str, typer.Option(help="Only those that this key submitted, or this schedule.")
+    ] = "",
+    batch: Annotated[str, typer.Option(help="Only items of this batch.")] = "",
+    priority: Annotated[
+        int | None, typer.Option(help="Only those of this priority.", min=0, max=9)
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Only those from this time on (RFC 3339), or that long ago: 1h30m."
+        ),
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Only those before this time or span ago."),
+    ] = None,
     stalled: Annotated[
         bool, typer.Option("--stalled", help="Only those to which nothing happens any more.")
     ] = False,
     limit: Limit = LIMIT,
 ) -> None:
     """Lists the tasks of a queue, newest first.
+
+    --creator takes what `weft task show` says under `by`: tenants/TENANT/apiKeys/KEY or
+    tenants/TENANT/schedules/SCHEDULE; apiKeys/KEY and schedules/SCHEDULE will do.
 
     Unschedulable are those that wait and that no attached worker could run; they are
     among the queued ones. Stalled are those that wait for a worker, or whose worker says
@@ -161,13 +216,20 @@ def list_tasks(
         parent=resource_name(queue, QUEUE, client),
         state=wanted,
         capability=capability,
+        creator=resource_pattern(creator, client) if "/" in creator else creator,
+        batch=batch_name(batch, queue, client) if batch else "",
+        priority=priority,
         stalled=stalled,
     )
+    if since is not None:
+        request.create_start_time.FromDatetime(parse_since(since))
+    if until is not None:
+        request.create_end_time.FromDatetime(parse_since(until))
     columns = {
         "task": lambda t: short_name(t.name),
         "state": state_word,
         "capability": lambda t: t.spec.capability,
-        "priority": lambda t: t.spec.priority if t.spec.HasField("priority") else "",
+        "priority": priority_of,
         "attempts": lambda t: len(t.attempts),
         "created": lambda t: moment(t.create_time),
         "updated": lambda t: moment(t.update_time),

@@ -39,7 +39,9 @@ def submit_turn(
     session: Annotated[
         str, typer.Argument(metavar="SESSION", help="The session: AGENT/SESSION or a full name.")
     ],
-    question: Annotated[str, typer.Argument(help="The question; @FILE or - read it.")],
+    question: Annotated[
+        str, typer.Argument(metavar="QUESTION", help="The question; @FILE or - read it.")
+    ],
     priority: Annotated[
         int | None, typer.Option(help="9 is the most urgent; 5 otherwise.", min=0, max=9)
     ] = None,

@@ -4,13 +4,16 @@ import asyncio
 import multiprocessing
 import os
 import signal
+from functools import partial
 
 import grpc
 
+from mesh.cli.access import refuse_left_behind
 from mesh.cli.connection import Client
-from mesh.cli.failures import ExitCode, usage_error
+from mesh.cli.failures import ExitCode, ServerLeft, usage_error
 from mesh.cli.names import short_name
 from mesh.cli.output import note
+from mesh.errors import Unavailable
 from mesh.worker import Worker
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -24,6 +27,7 @@ def work(client: Client, worker: Worker) -> None:
     """
     # The worker has a connection of its own.
     client.reconnect()
+    worker.locate = partial(_locate, client)
     try:
         asyncio.run(_until_signal(client, worker))
     except grpc.RpcError as error:
@@ -31,6 +35,18 @@ def work(client: Client, worker: Worker) -> None:
     except ValueError as error:
         raise usage_error(str(error)) from error
     client.remaining_seconds(1)
+
+
+def _locate(client: Client) -> tuple[str, str]:
+    """Where the server is by now, and the key that may be sent to it. Unavailable where the
+    one has ended that left its address, and none is there in its place yet."""
+    client.reconnect()
+    try:
+        refuse_left_behind(client.address)
+    except ServerLeft as left:
+        raise Unavailable(left.message) from left
+    credential = client.sendable_credential
+    return client.address.target, credential.secret if credential is not None else ""
 
 
 async def _until_signal(client: Client, worker: Worker) -> None:

@@ -7,7 +7,9 @@ import typer
 from mesh.cli.command import command
 from mesh.cli.connection import Client, silence_grpc
 from mesh.cli.health import health
+from mesh.cli.inputs import parse_bytes, parse_processors
 from mesh.cli.names import DEFAULT_QUEUE, QUEUE, check_id, resource_name
+from mesh.cli.task_specs import label_of
 
 workers = typer.Typer(help="Run workers.", no_args_is_help=True)
 
@@ -40,6 +42,29 @@ def run_worker(
     worker_id: Annotated[
         str, typer.Option("--id", help="The worker's id; made of host and process otherwise.")
     ] = "",
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="A label that tasks may ask for; repeatable. The worker's own otherwise.",
+        ),
+    ] = None,
+    zone: Annotated[
+        str, typer.Option(help="Where it runs; a label too. The worker's own otherwise.")
+    ] = "",
+    cpu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CPUS",
+            help="Processors for all its tasks: 4, 0.5, 500m. The worker's own otherwise.",
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BYTES", help="Memory for all its tasks: 8GiB. The worker's own otherwise."
+        ),
+    ] = None,
 ) -> None:
     """Runs a worker that a Python module defines, until SIGINT or SIGTERM.
 
@@ -57,14 +82,19 @@ def run_worker(
     worker = find_worker(module)
     # No server at all is said at once, instead of never.
     health(client)
-    credential = client.sendable_credential
     worker.all_tenants = all_tenants or worker.all_tenants
     name = queue or worker.queue or DEFAULT_QUEUE
     worker.queue = (
         check_id(name, "--queue") if worker.all_tenants else resource_name(name, QUEUE, client)
     )
-    worker.address, worker.ca_file = client.address.target, client.ca_file
-    worker.api_key = credential.secret if credential is not None else ""
+    worker.ca_file = client.ca_file
     worker.slots = slots or worker.slots
     worker.worker_id = worker_id or worker.worker_id
+    worker.zone = zone or worker.zone
+    if label:
+        worker.labels = {each.key: each.value for each in map(label_of, label)}
+    if cpu is not None:
+        worker.cpu_millis = parse_processors(cpu, "--cpu")
+    if memory is not None:
+        worker.memory_bytes = parse_bytes(memory, "--memory")
     work(client, worker)

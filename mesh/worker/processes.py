@@ -8,14 +8,23 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
+
+_SENT_AS_IT_IS = (bytes, str, type(None))
+
+
+class Untold(Exception):
+    """What a function raised, or returned, that can't be sent from process to process: its
+    type and text."""
 
 
 class Processes:
@@ -27,7 +36,8 @@ class Processes:
 
     async def run(self, function: Callable[[Any], Any], argument: Any) -> Any:
         """What the function returns, which runs in another process. Raises what it raises,
-        and BrokenProcessPool where its process dies; one that is cancelled is killed."""
+        Untold where that can't be sent from there, and BrokenProcessPool where its process
+        dies; one that is cancelled is killed."""
         process, returned = await self._begin(function, argument)
         try:
             result = await returned
@@ -83,7 +93,7 @@ class _Process:
         )
 
     def submit(self, function: Callable[[Any], Any], argument: Any) -> "asyncio.Future[Any]":
-        return asyncio.wrap_future(self._executor.submit(function, argument))
+        return asyncio.wrap_future(self._executor.submit(_told, function, argument))
 
     def end(self) -> None:
         """Kills it, and returns once its executor's thread has ended: one that is still
@@ -93,6 +103,35 @@ class _Process:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
         self._executor.shutdown(cancel_futures=True)
+
+
+def _told(function: Callable[[Any], Any], argument: Any) -> Any:
+    """Runs there. What can't be read here would break the pool, as if the process had died."""
+    try:
+        result = function(argument)
+    except BaseException as error:
+        if _can_be_sent(error):
+            raise
+        traceback.print_exc()
+        raise Untold(_said(error)) from None
+    if not isinstance(result, _SENT_AS_IT_IS) and not _can_be_sent(result):
+        raise Untold(f"its result, {type(result).__name__}, can't be sent from its process")
+    return result
+
+
+def _can_be_sent(value: object) -> bool:
+    try:
+        pickle.loads(pickle.dumps(value))
+    except Exception:  # noqa: BLE001 - classes of others may raise anything
+        return False
+    return True
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - also what tells of itself wrongly is told of
+        return type(error).__name__
 
 
 def _pid(_: None) -> int:

@@ -20,7 +20,7 @@ import structlog
 
 from mesh.errors import WeftError
 from mesh.rpc.status import code_of
-from mesh.worker.processes import Processes
+from mesh.worker.processes import Processes, Untold
 from mesh.worker.task import ABORTED, TaskFailure, WorkerTask
 from weft.scheduler.v1 import worker_service_pb2 as pb
 from weft.scheduler.v1.worker_service_pb2_grpc import WorkerServiceStub
@@ -90,7 +90,8 @@ class Worker:
     with what it has, attaches again, and reports what it hadn't. `ca_file` holds the roots of
     the server's certificate; without it the connection is in plain text. Where `stub` is set, it is
     a WorkerServiceStub to attach with, instead of a channel to `address`. It doesn't attach
-    again once `ends` says so.
+    again once `ends` says so. `locate`, where it is set, gives the address and the key before
+    each attachment, and raises WeftError where there is no server just now.
     """
 
     queue: str
@@ -106,6 +107,7 @@ class Worker:
     ca_file: Path | None = None
     stub: Any = field(default=None, repr=False)
     ends: Callable[[], bool] = field(default=_never, repr=False)
+    locate: Callable[[], tuple[str, str]] | None = field(default=None, repr=False)
     _handlers: dict[str, Handler] = field(default_factory=dict)
     _running: dict[tuple[str, int], _Running] = field(default_factory=dict)
     _outbox: "asyncio.Queue[pb.AttachRequest | None]" = field(default_factory=asyncio.Queue)
@@ -175,6 +177,8 @@ class Worker:
         await self.work()
 
     async def _attach_once(self) -> None:
+        if self.locate is not None:
+            self.address, self.api_key = self.locate()
         self._outbox = asyncio.Queue()
         self._outbox.put_nowait(self._hello())
         for running in self._running.values():
@@ -335,6 +339,8 @@ class Worker:
             report = _failed(failure.code, failure.message)
         except BrokenProcessPool:
             report = _failed(ABORTED, "the process that ran it has died")
+        except Untold as error:
+            report = _failed(INTERNAL, str(error))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - it fails the attempt
             report = _failed(INTERNAL, _told(error))
             # What isn't text can be neither printed (UnicodeError) nor made JSON (TypeError).

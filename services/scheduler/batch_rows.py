@@ -50,7 +50,8 @@ CREATE TRIGGER item_came AFTER INSERT ON tasks WHEN NEW.batch IS NOT NULL BEGIN
     WHERE queue = NEW.queue AND batch = NEW.batch;
 END;
 CREATE TRIGGER item_moved AFTER UPDATE OF state ON tasks
-WHEN NEW.batch IS NOT NULL AND NEW.state <> OLD.state BEGIN
+WHEN NEW.batch IS NOT NULL AND NEW.state <> OLD.state
+  AND (OLD.state, NEW.state) <> ({FAILED}, {CANCELLED}) BEGIN
   UPDATE batches SET {_MOVED}, update_ns = NEW.update_ns,
       ends = ends + (NEW.state IN {_ENDED} AND OLD.state NOT IN {_ENDED})
     WHERE queue = NEW.queue AND batch = NEW.batch;
@@ -62,7 +63,8 @@ WHEN NEW.batch IS NOT NULL AND NEW.state <> OLD.state BEGIN
 END;
 """
 """Stands behind the table of tasks. `ends` counts how often an item
-ended."""
+ended. A dead letter that is discarded, the only one that goes from failed to cancelled, stays
+counted as failed: what became of a batch is history."""
 
 COLUMNS = (
     "number, batch, running_tasks_max, creator, create_ns, update_ns, closed, was_cancelled,"
@@ -135,8 +137,10 @@ def results(
     )
     found, size_bytes = [], 0
     for number, index, task, state, result, code, reason in rows:
+        # What was discarded has the code with which it failed; what was cancelled has none.
+        ended = FAILED if state == CANCELLED and code else state
         each = batches_pb2.BatchResult(
-            number=number, index=index, task=f"{queue}/tasks/{task}", state=state, code=code
+            number=number, index=index, task=f"{queue}/tasks/{task}", state=ended, code=code
         )
         key = f"{queue}/{task}"
         if result is not None and state == SUCCEEDED:

@@ -229,9 +229,11 @@ class _Submission:
     ) -> "Sequence[Facts | BaseException]":
         if self._queue.journal.full:
             raise LimitExceeded("the queue has too much to store already", retry_seconds=0.25)
-        return await asyncio.gather(
-            *(self._put(index, item) for index, item in items.items()), return_exceptions=True
-        )
+        size_bytes = sum(len(item.spec.payload) for item in items.values())
+        with self._queues.payloads.coming(size_bytes):
+            return await asyncio.gather(
+                *(self._put(index, item) for index, item in items.items()), return_exceptions=True
+            )
 
     def _put(self, index: int, item: batches_pb2.BatchItem) -> "asyncio.Future[Facts]":
         batch = self._request.batch_id

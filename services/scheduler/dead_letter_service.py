@@ -1,7 +1,7 @@
 """The servicer of `weft.scheduler.v1.DeadLetterService`."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 from mesh.call import Call
@@ -13,6 +13,7 @@ from services.scheduler.journal import Decide, Facts
 from services.scheduler.queues import Queues
 from services.scheduler.read_model import Filter
 from services.scheduler.task_service import NUMBER_MAX, PAGE_SIZE, page_of
+from services.scheduler.tenant_queue import TenantQueue
 from weft.scheduler.v1 import dead_letter_service_pb2 as pb
 
 
@@ -47,8 +48,9 @@ class DeadLetterService:
         self, request: pb.RedriveDeadLettersRequest, call: Call
     ) -> pb.RedriveDeadLettersResponse:
         """Of those named each must be a dead letter. Repeating it does no harm to those that
-        are tasks again."""
-        count = await self._each(request.parent, request.names, decide.redrive)
+        are tasks again. NotFound for a batch that isn't there, InvalidArgument for one of
+        another queue, or together with names."""
+        count = await self._each(request, decide.redrive)
         return pb.RedriveDeadLettersResponse(count=count)
 
     async def discard_dead_letters(
@@ -57,15 +59,26 @@ class DeadLetterService:
         """As redriving; they are listed as cancelled from then on."""
         reason = request.reason or f"discarded by {call.actor}"
         discard = partial(decide.discard, reason=reason)
-        count = await self._each(request.parent, request.names, discard)
+        count = await self._each(request, discard)
         return pb.DiscardDeadLettersResponse(count=count)
 
-    async def _each(self, parent: str, wanted: Sequence[str], change: Callable[..., Facts]) -> int:
+    async def _each(
+        self,
+        request: pb.RedriveDeadLettersRequest | pb.DiscardDeadLettersRequest,
+        change: Callable[..., Facts],
+    ) -> int:
+        parent, wanted = request.parent, request.names
         queue = await self._queues.existing(parent)
         for name in wanted:
             if not name.startswith(f"{parent}/tasks/"):
                 raise InvalidArgument.of("names", f"{name} isn't of the queue")
-        tasks = [names.task_id(name) for name in wanted] or list(queue.dead)
+        if wanted and request.batch:
+            raise InvalidArgument.of("batch", "isn't said together with names")
+        tasks = [names.task_id(name) for name in wanted]
+        if request.batch:
+            tasks = await self._of_batch(queue, request.batch)
+        elif not wanted:
+            tasks = list(queue.dead)
         changes: list[Decide] = [partial(change, task=task) for task in tasks]
         stored = await asyncio.gather(
             *(queue.journal.put(task, each) for task, each in zip(tasks, changes, strict=True)),
@@ -80,3 +93,13 @@ class DeadLetterService:
                 raise found
             count += bool(found)
         return count
+
+    async def _of_batch(self, queue: TenantQueue, name: str) -> list[str]:
+        """The dead letters of the batch. NotFound where there is no such batch, and
+        InvalidArgument for one of another queue."""
+        if not name.startswith(f"{names.queue_name(queue.stream)}/batches/"):
+            raise InvalidArgument.of("batch", "isn't of the queue")
+        if await self._queues.read_model.batch(name) is None:
+            raise NotFound.of("batch", name)
+        batch = names.batch_id(name)
+        return [task for task in queue.dead if queue.state.tasks[task].batch == batch]

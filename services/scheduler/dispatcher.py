@@ -402,6 +402,8 @@ class Dispatcher:
             for worker in self.workers.values()
             if worker.serves(tenant) and worker.takes(shape)
         ]
+        if shape.zone:
+            found = [worker for worker in found if worker.zone == shape.zone] or found
         return min(found, key=lambda worker: worker.business, default=None)
 
     def _give(self, queue: TenantQueue, task: str, shape: Shape, worker: Worker) -> None:

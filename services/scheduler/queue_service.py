@@ -1,5 +1,7 @@
 """The servicer of `weft.scheduler.v1.QueueService`."""
 
+import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -24,6 +26,7 @@ class QueueService:
         self._queues = queues
         self._settings = settings
         self._view = view
+        self._creating: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def create_queue(
         self, request: pb.CreateQueueRequest, call: Call
@@ -33,11 +36,13 @@ class QueueService:
         name = f"{request.parent}/queues/{request.queue_id}"
         stream = names.queue_stream(name)
         count = self._settings.queues_max
-        others = await self._queues.read_model.queues_of(stream.tenant, "", count)
-        if stream not in others and len(others) >= count:
-            raise LimitExceeded(f"a tenant has at most {count} queues")
-        queue = await self._queues.queue(stream)
-        await queue.journal.put("", partial(decide.create, limits=request.limits))
+        # One at a time, so that the count counts those that were let through before.
+        async with self._creating[stream.tenant]:
+            others = await self._queues.read_model.queues_of(stream.tenant, "", count)
+            if stream not in others and len(others) >= count:
+                raise LimitExceeded(f"a tenant has at most {count} queues")
+            queue = await self._queues.queue(stream)
+            await queue.journal.put("", partial(decide.create, limits=request.limits))
         return pb.CreateQueueResponse(queue=self._queues.queue_view(queue))
 
     async def get_queue(self, request: pb.GetQueueRequest, call: Call) -> pb.GetQueueResponse:

@@ -10,9 +10,10 @@ from mesh.errors import NotFound, WeftError
 from mesh.events.aggregate import Repository
 from mesh.events.store import StoredCommit, StreamName
 from services.scheduler.dispatcher import Dispatcher
-from services.scheduler.domain import decide, names
+from services.scheduler.domain import names
 from services.scheduler.domain.state import QUEUED, RUNNING, QueueState
 from services.scheduler.owners import Owners
+from services.scheduler.payloads import Payloads
 from services.scheduler.read_model import TasksReadModel
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.tenant_queue import TenantQueue
@@ -47,6 +48,7 @@ class Queues:
         self._started = False
         self._seen: dict[StreamName, int] = {}
         self._refreshing: dict[StreamName, asyncio.Task[None]] = {}
+        self.payloads = Payloads(settings.payloads_bytes_max, self._payload_bytes, clock)
 
     async def start(self) -> None:
         """Takes up all queues that there are."""
@@ -97,17 +99,21 @@ class Queues:
         return found
 
     async def existing(self, name: str) -> TenantQueue:
-        """The queue of that name, or of a name under it. NotFound where it wasn't made."""
+        """The queue of that name, or of a name under it. NotFound where it wasn't made
+        and has to be."""
         stream = names.queue_stream(name)
+        # Before its first task it is empty.
+        made_by_use = stream.key[0] in names.MADE_BY_USE
         dispatcher = self._dispatchers.get(stream.key[0])
         found = dispatcher.tenants.get(stream.tenant) if dispatcher is not None else None
-        if found is None and not await self.read_model.has_queue(stream):
+        if found is None and not made_by_use and not await self.read_model.has_queue(stream):
             raise NotFound.of("queue", names.queue_name(stream))
         found = found or await self.queue(stream)
         if not found.state.exists:
             # Another instance may have made it a moment ago.
             await found.aggregate.load()
-        decide.refuse_absent(found.state)
+        if not (found.state.exists or made_by_use):
+            raise NotFound.of("queue", names.queue_name(stream))
         return found
 
     def observe(self, batch: Sequence[StoredCommit]) -> None:
@@ -126,6 +132,13 @@ class Queues:
                 refreshing = asyncio.create_task(self._refresh(stream))
                 self._refreshing[stream] = refreshing
                 refreshing.add_done_callback(partial(self._refreshed, stream))
+
+    def _payload_bytes(self) -> int:
+        return sum(
+            queue.state.payload_bytes
+            for dispatcher in self._dispatchers.values()
+            for queue in dispatcher.tenants.values()
+        )
 
     def _is_behind(self, stream: StreamName) -> bool:
         aggregate = self._repository.hot(stream)
@@ -160,8 +173,8 @@ class Queues:
         return found
 
     def complete(self, queue: TenantQueue, task: tasks_pb2.Task) -> None:
-        """Adds what isn't in the log: whether it could be run at all, how far it is. Only the
-        queue's owner knows: it has the workers."""
+        """Adds what isn't in the log: whether it could be run at all or waits for its queue,
+        and how far it is. Only the queue's owner knows: it has the workers."""
         if not self.owns(queue.stream.key[0]):
             return
         workers = self.dispatcher(queue.stream.key[0]).workers_of(queue.tenant)
@@ -170,6 +183,8 @@ class Queues:
             if reason:
                 task.state = tasks_pb2.TASK_STATE_UNSCHEDULABLE
                 task.reason = reason
+            elif queue.state.paused:
+                task.reason = "the queue is paused"
         elif task.state == RUNNING:
             for worker in workers:
                 held = worker.held.get((task.name, len(task.attempts)))

@@ -14,6 +14,7 @@ from mesh.security.sealing import RowSeal
 from mesh.security.secrets import Secrets
 from services.scheduler import batch_rows
 from services.scheduler.domain import names
+from services.scheduler.domain.priority import PRIORITY_DEFAULT
 from services.scheduler.domain.state import CANCELLED, FAILED, QUEUED, RUNNING, SUCCEEDED
 from weft.scheduler.v1 import batches_pb2, tasks_pb2
 from weft.scheduler.v1 import events_pb2 as facts
@@ -25,9 +26,11 @@ CREATE TABLE tasks (
   state INTEGER NOT NULL, capability TEXT NOT NULL, creator TEXT NOT NULL,
   create_ns INTEGER NOT NULL, update_ns INTEGER NOT NULL,
   spec BLOB NOT NULL, result BLOB, reason BLOB, code INTEGER NOT NULL DEFAULT 0,
-  batch TEXT, batch_index INTEGER, end_number INTEGER, stalled_ns INTEGER, stalled_reason BLOB
+  batch TEXT, batch_index INTEGER, end_number INTEGER, stalled_ns INTEGER, stalled_reason BLOB,
+  priority INTEGER NOT NULL
 );
 CREATE UNIQUE INDEX by_name ON tasks (queue, task);
+CREATE INDEX by_queue ON tasks (queue);
 CREATE INDEX by_state ON tasks (queue, state, number);
 CREATE INDEX by_stall ON tasks (queue, number) WHERE stalled_ns IS NOT NULL;
 CREATE TABLE attempts (
@@ -51,11 +54,33 @@ _FACTS: dict[str, type[Message]] = {
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which tasks to list: 0 and empty are all; of those only what has stalled."""
+    """Which tasks to list: 0 and empty are all, and None; `batch` is an id. Times are Unix
+    nanoseconds, of when they were accepted: from the one on, and before the other."""
 
     state: int = 0
     capability: str = ""
+    creator: str = ""
+    batch: str = ""
+    priority: int | None = None
+    start_ns: int = 0
+    end_ns: int = 0
     stalled: bool = False
+
+    def conditions(self) -> tuple[list[str], list[str | int]]:
+        """Conditions on rows of tasks, and the values that they name."""
+        wanted: list[tuple[str, str | int | None]] = [
+            ("state = ?", self.state or None),
+            ("capability = ?", self.capability or None),
+            ("creator = ?", self.creator or None),
+            ("batch = ?", self.batch or None),
+            ("priority = ?", self.priority),
+            ("create_ns >= ?", self.start_ns or None),
+            ("create_ns < ?", self.end_ns or None),
+        ]
+        named = [(where, value) for where, value in wanted if value is not None]
+        where = [where for where, _ in named]
+        where += ["stalled_ns IS NOT NULL"] if self.stalled else []
+        return where, [value for _, value in named]
 
 
 class TasksReadModel:
@@ -132,21 +157,13 @@ class TasksReadModel:
         await self._projection.catch_up()
 
         def page(connection: sqlite3.Connection) -> list[tuple[int, tasks_pb2.Task]]:
-            where, values = ["queue = ?"], [queue]
-            for column, value in (
-                ("state = ?", wanted.state),
-                ("capability = ?", wanted.capability),
-                ("number < ?", before),
-            ):
-                if value:
-                    where.append(column)
-                    values.append(value)  # type: ignore[arg-type]
-            if wanted.stalled:
-                where.append("stalled_ns IS NOT NULL")
+            where, values = wanted.conditions()
+            if before:
+                where, values = [*where, "number < ?"], [*values, before]
             rows = connection.execute(
-                f"SELECT {_COLUMNS} FROM tasks WHERE {' AND '.join(where)}"
+                f"SELECT {_COLUMNS} FROM tasks WHERE {' AND '.join(('queue = ?', *where))}"
                 " ORDER BY number DESC LIMIT ?",
-                (*values, count),
+                (queue, *values, count),
             ).fetchall()
             return [(row[0], self._opened(connection, queue, row, whole=False)) for row in rows]
 
@@ -209,7 +226,8 @@ class TasksReadModel:
         )
 
     def purge(self, before_ns: int) -> None:
-        """Forgets tasks that were final before that time, and batches of such."""
+        """Forgets tasks that were final before that time, and old batches of which no item is
+        left."""
         connection = self._projection.connection
         old = "state IN (?, ?) AND update_ns < ?"
         values = (SUCCEEDED, CANCELLED, before_ns)
@@ -221,8 +239,9 @@ class TasksReadModel:
             )
             connection.execute(f"DELETE FROM tasks WHERE {old}", values)
             connection.execute(
-                "DELETE FROM batches WHERE (closed OR was_cancelled)"
-                " AND queued + running + failed = 0 AND update_ns < ?",
+                "DELETE FROM batches WHERE (closed OR was_cancelled) AND update_ns < ?"
+                " AND NOT EXISTS (SELECT 1 FROM tasks"
+                " WHERE tasks.queue = batches.queue AND tasks.batch = batches.batch)",
                 (before_ns,),
             )
 
@@ -314,12 +333,13 @@ class Change:
         self._connection.execute(
             "INSERT OR REPLACE INTO tasks"
             " (queue, task, state, capability, creator, create_ns, update_ns, spec,"
-            " batch, batch_index)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " batch, batch_index, priority)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *(self._queue, fact.task, QUEUED, fact.spec.capability, fact.creator),
                 *(self._time_ns, self._time_ns, spec),
                 *((fact.batch, fact.batch_index) if fact.batch else (None, None)),
+                fact.spec.priority if fact.spec.HasField("priority") else PRIORITY_DEFAULT,
             ),
         )
 
@@ -386,7 +406,8 @@ class Change:
         self._stands(fact, QUEUED)
 
     def discarded(self, fact: facts.TaskDiscarded) -> None:
-        self._stands(fact, CANCELLED, fact.reason or "discarded")
+        # With the code of its failure, as which it stays counted in its batch.
+        self._stands(fact, CANCELLED, fact.reason or "discarded", None)
 
     def batch_created(self, fact: facts.BatchCreated) -> None:
         self._connection.execute(
@@ -413,11 +434,12 @@ class Change:
             (sealed, self._time_ns, self._queue, fact.batch),
         )
 
-    def _stands(self, fact: Any, state: int, reason: str = "", code: int = 0) -> None:
+    def _stands(self, fact: Any, state: int, reason: str = "", code: int | None = 0) -> None:
+        """The task stands there from here on; without a code it keeps the one it has."""
         sealed = self._sealed(fact.task, "reason", reason.encode()) if reason else None
         self._connection.execute(
-            "UPDATE tasks SET state = ?, update_ns = ?, reason = ?, code = ?, stalled_ns = NULL,"
-            " stalled_reason = NULL WHERE queue = ? AND task = ?",
+            "UPDATE tasks SET state = ?, update_ns = ?, reason = ?, code = ifnull(?, code),"
+            " stalled_ns = NULL, stalled_reason = NULL WHERE queue = ? AND task = ?",
             (state, self._time_ns, sealed, code, *self._key(fact)),
         )
 

@@ -1,14 +1,16 @@
 """The servicer of `weft.scheduler.v1.ScheduleService`."""
 
 import asyncio
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from mesh.call import Call
 from mesh.clock import Clock
-from mesh.errors import LimitExceeded, PermissionDenied
+from mesh.errors import LimitExceeded, NotFound, PermissionDenied
 from mesh.events.aggregate import Aggregate, Repository
-from mesh.events.store import StreamName
+from mesh.events.store import EventStore, StreamName
 from mesh.ids import new_id
 from mesh.rpc.pages import read_page_token, write_page_token
 from services.scheduler.domain import names, schedule
@@ -17,7 +19,7 @@ from services.scheduler.schedules import Schedules
 from services.scheduler.schedules_read_model import SchedulesReadModel
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.submitting import Submitter
-from services.scheduler.turn_tasks import check_turn_task
+from services.scheduler.turn_tasks import check_turn_task, refuse_absent_session
 from weft.scheduler.v1 import schedule_service_pb2 as pb
 from weft.scheduler.v1 import schedules_pb2
 
@@ -31,6 +33,7 @@ class ScheduleService:
 
     def __init__(
         self,
+        store: EventStore,
         repository: Repository[State],
         read_model: SchedulesReadModel,
         schedules: Schedules,
@@ -38,30 +41,36 @@ class ScheduleService:
         settings: SchedulerSettings,
         clock: Clock,
     ) -> None:
+        self._store = store
         self._repository = repository
         self._read_model = read_model
         self._schedules = schedules
         self._submitter = submitter
         self._settings = settings
         self._clock = clock
+        self._creating: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def create_schedule(
         self, request: pb.CreateScheduleRequest, call: Call
     ) -> pb.CreateScheduleResponse:
         """Raises InvalidArgument for a timing that can't be read or leaves no tick and for a
-        capability that the queue doesn't take, NotFound for a queue that wasn't made,
-        PermissionDenied for who may not submit to it or run the turn, AlreadyExists where
-        there is a schedule of that id with another spec, LimitExceeded past the bound on
-        schedules.
+        capability that the queue doesn't take, NotFound for a queue that wasn't made and for
+        a turn of a session that isn't there, PermissionDenied for who may not submit to the
+        queue or run the turn, AlreadyExists where there is a schedule of that id with another
+        spec, LimitExceeded past the bound on schedules.
         """
         stream = names.schedule_stream(f"{request.parent}/schedules/{request.schedule_id}")
         aggregate = self._repository.open(stream)
         await aggregate.load()
-        if not schedule.exists(aggregate.state):
-            await self._check(request.spec, request.parent, call)
-            await self._check_count(stream.tenant)
         change = partial(schedule.create, spec=request.spec, creator=call.actor)
-        return pb.CreateScheduleResponse(schedule=await self._changed(stream, change))
+        if schedule.exists(aggregate.state):
+            return pb.CreateScheduleResponse(schedule=await self._changed(stream, change))
+        await self._check(request.spec, request.parent, call)
+        # One at a time, so that the count counts those that were let through before.
+        async with self._creating[stream.tenant]:
+            if not schedule.exists(await aggregate.load()):
+                await self._check_count(stream.tenant)
+            return pb.CreateScheduleResponse(schedule=await self._changed(stream, change))
 
     async def get_schedule(
         self, request: pb.GetScheduleRequest, call: Call
@@ -124,7 +133,8 @@ class ScheduleService:
     ) -> pb.DeleteScheduleResponse:
         """NotFound where there never was one."""
         stream = names.schedule_stream(request.name)
-        await self._repository.open(stream).execute(schedule.delete)
+        with _named(stream):
+            await self._repository.open(stream).execute(schedule.delete)
         self._schedules.plan(stream)
         return pb.DeleteScheduleResponse()
 
@@ -145,7 +155,9 @@ class ScheduleService:
                 f"needs the permission {SUBMIT} for {spec.queue}, which the schedule would use",
                 metadata={"permission": SUBMIT, "resource": spec.queue},
             )
-        check_turn_task(names.queue_stream(spec.queue), spec.task, call)
+        session = check_turn_task(names.queue_stream(spec.queue), spec.task, call)
+        if session:
+            await refuse_absent_session(self._store, session)
         await self._submitter.check(spec.queue, spec.task.capability, "spec.task.capability")
 
     async def _check_count(self, tenant: str) -> None:
@@ -157,14 +169,16 @@ class ScheduleService:
         """Its writer, with all that is stored by now. NotFound where there is none."""
         aggregate = self._repository.open(stream)
         await aggregate.load()
-        schedule.refuse_absent(aggregate.state)
+        with _named(stream):
+            schedule.refuse_absent(aggregate.state)
         return aggregate
 
     async def _changed(
         self, stream: StreamName, change: Callable[[State], Facts]
     ) -> schedules_pb2.Schedule:
         aggregate = self._repository.open(stream)
-        await aggregate.execute(change)
+        with _named(stream):
+            await aggregate.execute(change)
         self._schedules.plan(stream)
         return self._view(stream, (await aggregate.acknowledged()).state)
 
@@ -185,3 +199,12 @@ class ScheduleService:
         for tick_ns in schedule.next_ticks(state, self._clock.now_ns(), 1):
             made.next_tick_time.FromNanoseconds(tick_ns)
         return made
+
+
+@contextmanager
+def _named(stream: StreamName) -> Iterator[None]:
+    """Names the schedule that isn't there."""
+    try:
+        yield
+    except NotFound:
+        raise NotFound.of("schedule", names.schedule_name(stream)) from None

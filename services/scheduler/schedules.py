@@ -120,7 +120,8 @@ class Schedules:
         aggregate = self._repository.open(stream)
         await aggregate.load()
         state = (await aggregate.acknowledged()).state
-        schedule.refuse_absent(state)
+        if not schedule.exists(state):
+            raise NotFound.of("schedule", names.schedule_name(stream))
         task = await self._submit(stream, state, f"trigger/{key}")
         await aggregate.execute(partial(schedule.trigger, task=task.name))
         return task

@@ -95,6 +95,7 @@ class SchedulerService:
             "weft.scheduler.v1.DeadLetterService": DeadLetterService(self._queues),
             "weft.scheduler.v1.WorkerService": WorkerService(self._queues, self._settings),
             "weft.scheduler.v1.ScheduleService": ScheduleService(
+                self._mesh.events,
                 self._repository,
                 self._schedules_read_model,
                 self._schedules,

@@ -25,6 +25,11 @@ class SchedulerSettings(Section):
     stalled_running_seconds: float = Field(default=120, ge=0.1)
     """How long a worker may say nothing new of a task, where its estimated cost isn't
     more."""
+    worker_entries_per_second_max: float = Field(default=10_000, ge=1)
+    """How many entries of a worker's messages are read in a second: each report and each
+    task of a heartbeat is one. What comes faster waits."""
+    payloads_bytes_max: int = Field(default=1 << 30, ge=1 << 18)
+    """Most bytes of payloads that an instance holds, of all queues together."""
     workers_max: int = Field(default=4_096, ge=1)
     """Most workers of an instance."""
     queues_max: int = Field(default=1_000, ge=1)

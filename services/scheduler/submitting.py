@@ -34,7 +34,9 @@ class Submitter:
         queue.refuse_shape(submission.spec)
         if queue.journal.full:
             raise LimitExceeded("the queue has too much to store already", retry_seconds=0.25)
-        stored = await self._queues.dispatcher(queue.stream.key[0]).submit(queue, submission)
+        dispatcher = self._queues.dispatcher(queue.stream.key[0])
+        with self._queues.payloads.coming(len(submission.spec.payload)):
+            stored = await dispatcher.submit(queue, submission)
         if not stored:
             found = decide.known_request(
                 queue.state, submission.request_id, submission.request_hash

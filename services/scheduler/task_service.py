@@ -57,16 +57,12 @@ class TaskService:
         return pb.GetTaskResponse(task=await self._queues.task(request.name))
 
     async def list_tasks(self, request: pb.ListTasksRequest, call: Call) -> pb.ListTasksResponse:
-        """Newest first."""
+        """Newest first. InvalidArgument for what can't be a state, and for a batch of another
+        queue."""
+        wanted = _filter_of(request)
         queue = await self._queues.existing(request.parent)
-        state = request.state
-        if state not in tasks_pb2.TaskState.values():
-            raise InvalidArgument.of("state", "isn't a state")
-        if state == tasks_pb2.TASK_STATE_UNSCHEDULABLE:
-            state = QUEUED
         before = read_page_number(request.page_token, request.parent, NUMBER_MAX)
         size = request.page_size or PAGE_SIZE
-        wanted = Filter(state, request.capability, request.stalled)
         rows = await self._queues.read_model.tasks(request.parent, wanted, before, size + 1)
         tasks, behind = page_of(rows, size)
         for task in tasks:
@@ -146,6 +142,24 @@ class TaskService:
                 raise FailedPrecondition(f"the task is {_said(final.state)} already") from None
             return final
         return await self._queues.task(name)
+
+
+def _filter_of(request: pb.ListTasksRequest) -> Filter:
+    state = request.state
+    if state not in tasks_pb2.TaskState.values():
+        raise InvalidArgument.of("state", "isn't a state")
+    if request.batch and not request.batch.startswith(f"{request.parent}/batches/"):
+        raise InvalidArgument.of("batch", "isn't of the queue")
+    return Filter(
+        state=QUEUED if state == tasks_pb2.TASK_STATE_UNSCHEDULABLE else state,
+        capability=request.capability,
+        creator=request.creator,
+        batch=names.batch_id(request.batch),
+        priority=request.priority if request.HasField("priority") else None,
+        start_ns=request.create_start_time.ToNanoseconds(),
+        end_ns=request.create_end_time.ToNanoseconds(),
+        stalled=request.stalled,
+    )
 
 
 def page_of(

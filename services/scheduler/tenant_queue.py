@@ -113,8 +113,8 @@ class TenantQueue:
         whenever a worker is free."""
         if len(self._shapes) >= SHAPES_MAX and Shape.of(spec) not in self._shapes:
             raise LimitExceeded(
-                f"the queue holds tasks of {SHAPES_MAX} kinds already: by capability, labels"
-                " and resources"
+                f"the queue holds tasks of {SHAPES_MAX} kinds already: by capability, labels,"
+                " resources and preferred zone"
             )
 
     def observe(self, revision: int, time: Timestamp, fact: Message) -> None:

@@ -13,6 +13,7 @@ from mesh.ids import new_id
 from services.scheduler.dispatcher import Dispatcher
 from services.scheduler.domain import names
 from services.scheduler.forwarding import first_message
+from services.scheduler.pace import Pace, entries_of
 from services.scheduler.queues import Queues
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.workers import Worker, failure_of
@@ -127,10 +128,14 @@ class WorkerService:
     async def _read(
         self, dispatcher: Dispatcher, worker: Worker, requests: AsyncIterator[_Request]
     ) -> None:
+        pace = Pace(self._settings.worker_entries_per_second_max, self._queues.clock)
         try:
             async for request in requests:
                 worker.seen = self._queues.clock.monotonic()
                 self._take(dispatcher, worker, request)
+                if wait_seconds := pace.wait_seconds(entries_of(request)):
+                    # What isn't read fills the stream's window, and the worker waits.
+                    await asyncio.sleep(wait_seconds)
         finally:
             worker.outbox.put_nowait(None)
 

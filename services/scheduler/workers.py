@@ -33,6 +33,8 @@ class Shape:
     cpu_millis: int = 0
     memory_bytes: int = 0
     batch: str = ""
+    zone: str = ""
+    """Where they would best run."""
 
     @classmethod
     def of(cls, spec: tasks_pb2.TaskSpec, batch: str = "") -> "Shape":
@@ -40,9 +42,15 @@ class Shape:
         labels, resources = spec.labels, spec.resources
         if not labels and not spec.HasField("resources"):
             # As most are: a start with many tasks is quicker by it.
-            return cls(spec.capability, batch=batch)
-        wanted = frozenset((label.key, label.value) for label in labels)
-        return cls(spec.capability, wanted, resources.cpu_millis, resources.memory_bytes, batch)
+            return cls(spec.capability, batch=batch, zone=spec.preferred_zone)
+        return cls(
+            spec.capability,
+            frozenset((label.key, label.value) for label in labels),
+            resources.cpu_millis,
+            resources.memory_bytes,
+            batch,
+            spec.preferred_zone,
+        )
 
 
 @dataclass(slots=True)

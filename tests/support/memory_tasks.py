@@ -39,6 +39,7 @@ class MemoryTasks:
         self.scripts: dict[str, list[Change]] = {}
         self.cut_after: int | None = None
         self.submitted: list[pb.SubmitTaskRequest] = []
+        self.listed: list[pb.ListTasksRequest] = []
         self.watches = 0
         self.hellos: list[workers.AttachRequest] = []
         self._queues: dict[str, queues_pb2.Queue] = {}
@@ -79,12 +80,14 @@ class MemoryTasks:
 
     async def list_tasks(self, request: pb.ListTasksRequest, _: Call) -> pb.ListTasksResponse:
         self._queue(request.parent)
+        self.listed.append(request)
         states = WAITING if request.state in WAITING else (request.state,)
         found = [
             task
             for task in self._in(request.parent)
             if (not request.state or task.state in states)
             and request.capability in ("", task.spec.capability)
+            and request.batch in ("", task.batch)
             and (task.HasField("stalled_time") or not request.stalled)
         ]
         page, token = page_of(found, request.page_size, request.page_token)
@@ -184,7 +187,7 @@ class MemoryTasks:
     async def redrive_dead_letters(
         self, request: dead_letters.RedriveDeadLettersRequest, _: Call
     ) -> dead_letters.RedriveDeadLettersResponse:
-        meant = self._dead(request.parent, request.names)
+        meant = self._dead(request.parent, request.names, request.batch)
         for task in meant:
             self._redrive(task)
         return dead_letters.RedriveDeadLettersResponse(count=len(meant))
@@ -192,7 +195,7 @@ class MemoryTasks:
     async def discard_dead_letters(
         self, request: dead_letters.DiscardDeadLettersRequest, _: Call
     ) -> dead_letters.DiscardDeadLettersResponse:
-        meant = self._dead(request.parent, request.names)
+        meant = self._dead(request.parent, request.names, request.batch)
         for task in meant:
             task.state, task.reason = tasks_pb2.TASK_STATE_CANCELLED, request.reason
         return dead_letters.DiscardDeadLettersResponse(count=len(meant))
@@ -229,10 +232,10 @@ class MemoryTasks:
         found = [task for name, task in self._tasks.items() if name.startswith(f"{queue}/")]
         return found[::-1]
 
-    def _dead(self, queue: str, names: Iterable[str]) -> list[tasks_pb2.Task]:
+    def _dead(self, queue: str, names: Iterable[str], batch: str = "") -> list[tasks_pb2.Task]:
         meant = [self._of(name) for name in names]
-        failed = tasks_pb2.TASK_STATE_FAILED
-        return meant or [t for t in self._in(queue) if t.state == failed]
+        dead = [t for t in self._in(queue) if t.state == tasks_pb2.TASK_STATE_FAILED]
+        return meant or [t for t in dead if batch in ("", t.batch)]
 
     def _redrive(self, task: tasks_pb2.Task) -> None:
         if task.state != tasks_pb2.TASK_STATE_FAILED:

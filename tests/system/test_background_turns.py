@@ -279,10 +279,15 @@ async def test_a_schedule_runs_turns_that_its_maker_may_run(weft: Platform) -> N
     assert done.creator == made.name
     assert await status_of(weft, told(done)["turn"]) == DONE
     create.schedule_id = "theirs"
-    create.spec.task.payload = b'{"session": "tenants/other/agents/a/sessions/s", "input": "x"}'
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await stub.CreateSchedule(create)
-    assert refused.value.code() == grpc.StatusCode.NOT_FOUND
+    update = schedule_pb.UpdateScheduleRequest(name=made.name, spec=wanted)
+    for other in ("tenants/other/agents/a/sessions/s", f"{session}x"):
+        create.spec.task.payload = json.dumps({"session": other, "input": "x"}).encode()
+        update.spec.CopyFrom(create.spec)
+        for call in (stub.CreateSchedule(create), stub.UpdateSchedule(update)):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call
+            assert refused.value.code() == grpc.StatusCode.NOT_FOUND
+            assert refused.value.details() == f"no session {other}"
 
 
 async def test_nobody_else_serves_the_queue(weft: Platform) -> None:

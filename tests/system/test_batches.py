@@ -369,6 +369,57 @@ async def test_a_redriven_item_ends_again(queue: Batches) -> None:
     assert (counts.succeeded, counts.failed) == (3, 0)
 
 
+async def test_dead_letters_of_one_batch_are_redriven_in_one_go(queue: Batches) -> None:
+    async with queue.scheduling.working({"echo": failing_sometimes}):
+        for batch in ("one", "other"):
+            await queue.submit(batch, items([b"7", b"1"]))
+            await queue.results(batch)
+    answer = await queue.scheduling.dead_letters.RedriveDeadLetters(
+        dead_pb.RedriveDeadLettersRequest(parent=queue.scheduling.queue, batch=queue.name("one"))
+    )
+    assert answer.count == 1
+    one, other = (await queue.get("one")).counts, (await queue.get("other")).counts
+    assert (one.queued, one.failed, other.queued, other.failed) == (1, 0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"batch": "tenants/default/queues/elsewhere/batches/one"}, Code.INVALID_ARGUMENT),
+        ({"batch": "{queue}/batches/none"}, Code.NOT_FOUND),
+        ({"batch": "{queue}/batches/one", "names": ["{queue}/tasks/t1"]}, Code.INVALID_ARGUMENT),
+    ],
+)
+async def test_dead_letters_of_what_cant_be_meant_are_refused(
+    queue: Batches, fields: dict[str, Any], code: Code
+) -> None:
+    await queue.submit("one", [])
+    parent = queue.scheduling.queue
+    meant = json.loads(json.dumps(fields).replace("{queue}", parent))
+    request = dead_pb.DiscardDeadLettersRequest(parent=parent, **meant)
+    assert await refused(queue.scheduling.dead_letters.DiscardDeadLetters(request)) is code
+
+
+async def test_discarding_dead_letters_leaves_what_became_of_a_batch(queue: Batches) -> None:
+    async with queue.scheduling.working({"echo": failing_sometimes}):
+        await queue.submit("over", items([b"7", b"1", b"107"]))
+        before = await queue.results("over")
+    counted = (await queue.get("over")).counts
+    answer = await queue.scheduling.dead_letters.DiscardDeadLetters(
+        dead_pb.DiscardDeadLettersRequest(parent=queue.scheduling.queue, batch=queue.name("over"))
+    )
+    assert answer.count == 2
+    after = await queue.get("over")
+    assert (after.state, after.counts) == (batches_pb2.BATCH_STATE_COMPLETED, counted)
+    assert [(each.number, each.index, each.state, each.code) for each in before] == [
+        (each.number, each.index, each.state, each.code) for each in await queue.results("over")
+    ]
+    listed = await queue.scheduling.tasks.ListTasks(
+        task_pb.ListTasksRequest(parent=queue.scheduling.queue, state=CANCELLED)
+    )
+    assert len(listed.tasks) == 2
+
+
 async def test_batches_are_listed_by_pages_newest_first(queue: Batches) -> None:
     for number in range(5):
         await queue.submit(f"b{number}", [])

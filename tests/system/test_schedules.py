@@ -307,10 +307,12 @@ async def test_a_schedule_that_isnt_there_is_not_found(world: World) -> None:
         stub.GetSchedule(pb.GetScheduleRequest(name=name)),
         stub.UpdateSchedule(pb.UpdateScheduleRequest(name=name, spec=spec())),
         stub.PauseSchedule(pb.PauseScheduleRequest(name=name)),
+        stub.ResumeSchedule(pb.ResumeScheduleRequest(name=name)),
         stub.DeleteSchedule(pb.DeleteScheduleRequest(name=name)),
         stub.TriggerSchedule(pb.TriggerScheduleRequest(name=name)),
     ):
-        assert (await refused(call)).code() is Code.NOT_FOUND
+        error = await refused(call)
+        assert (error.code(), error.details()) == (Code.NOT_FOUND, f"no schedule {name}")
 
 
 async def test_who_may_not_submit_makes_no_schedule_that_does(world: World) -> None:
@@ -379,7 +381,12 @@ async def test_what_is_deleted_ticks_no_more_and_may_be_made_anew(world: World) 
 
 
 async def test_schedules_are_listed_by_pages_and_their_number_is_bounded(world: World) -> None:
-    names = [(await world.create(f"s{number:02}", spec())).name for number in range(SCHEDULES_MAX)]
+    racing = await asyncio.gather(
+        *(world.create(f"s{number:02}", spec()) for number in range(SCHEDULES_MAX + 5)),
+        return_exceptions=True,
+    )
+    names = [each.name for each in racing if isinstance(each, schedules_pb2.Schedule)]
+    assert len(names) == SCHEDULES_MAX
     error = await refused(world.create("one-too-many", spec()))
     assert error.code() is Code.RESOURCE_EXHAUSTED
     seen: list[schedules_pb2.Schedule] = []

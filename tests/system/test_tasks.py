@@ -23,6 +23,7 @@ LEASE_SECONDS = 1.0
 SUCCEEDED = tasks_pb2.TASK_STATE_SUCCEEDED
 FAILED = tasks_pb2.TASK_STATE_FAILED
 CANCELLED = tasks_pb2.TASK_STATE_CANCELLED
+QUEUED = tasks_pb2.TASK_STATE_QUEUED
 RUNNING = tasks_pb2.TASK_STATE_RUNNING
 UNSCHEDULABLE = tasks_pb2.TASK_STATE_UNSCHEDULABLE
 
@@ -346,8 +347,11 @@ async def test_a_paused_queue_gives_out_nothing(queue: Scheduling) -> None:
         task = await queue.submit(spec())
         await asyncio.sleep(0.2)
         assert (await queue.stats()).ready == 1
+        waiting = await queue.get(task.name)
+        assert (waiting.state, waiting.reason) == (QUEUED, "the queue is paused")
         await queue.queues.ResumeQueue(queue_pb.ResumeQueueRequest(name=queue.queue))
-        assert (await queue.done(task.name)).state == SUCCEEDED
+        done = await queue.done(task.name)
+        assert (done.state, done.reason) == (SUCCEEDED, "")
 
 
 async def test_no_more_run_at_once_than_the_queue_allows(queue: Scheduling) -> None:
@@ -552,6 +556,21 @@ async def test_tasks_are_listed_by_pages_and_filters(queue: Scheduling) -> None:
     assert not (await queue.tasks.ListTasks(request)).tasks
 
 
+async def test_a_queue_that_is_made_by_use_is_empty_before(scheduling: Scheduling) -> None:
+    unused = f"{TENANT}/queues/turns"
+    listed = await scheduling.tasks.ListTasks(task_pb.ListTasksRequest(parent=unused))
+    assert not listed.tasks
+    dead = dead_pb.RedriveDeadLettersRequest(parent=unused)
+    assert (await scheduling.dead_letters.RedriveDeadLetters(dead)).count == 0
+    error = await refused(scheduling.get(f"{unused}/tasks/none"))
+    assert (error.code(), error.details()) == (
+        grpc.StatusCode.NOT_FOUND,
+        f"no task {unused}/tasks/none",
+    )
+    error = await refused(scheduling.queues.PauseQueue(queue_pb.PauseQueueRequest(name=unused)))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+
+
 async def test_queues_are_listed(queue: Scheduling) -> None:
     listed = await queue.queues.ListQueues(queue_pb.ListQueuesRequest(parent=TENANT))
     assert queue.queue in {each.name for each in listed.queues}
@@ -631,6 +650,25 @@ async def test_what_a_handler_does_wrong_fails_its_attempt_and_not_its_worker(
         assert said in failed.attempts[0].message
         after = await queue.done((await queue.submit(spec(payload=b"x"))).name)
         assert (after.state, len(after.attempts)) == (SUCCEEDED, 1)
+
+
+class Peculiar(Exception):
+    """One that can't be made anew where it is sent to."""
+
+    def __init__(self, code: int, words: str) -> None:
+        super().__init__(f"{words} ({code})")
+
+
+def raise_peculiar(task: WorkerTask) -> None:
+    raise Peculiar(7, "no paper")
+
+
+async def test_what_a_plain_function_raises_is_told_whatever_it_is(queue: Scheduling) -> None:
+    async with queue.working({"peculiar": raise_peculiar}):
+        wanted = spec("peculiar", retry=tasks_pb2.RetryPolicy(max_attempts=1))
+        failed = await queue.done((await queue.submit(wanted)).name)
+    (attempt,) = failed.attempts
+    assert (attempt.code, attempt.message) == (13, "Peculiar: no paper (7)")
 
 
 async def test_failures_with_long_messages_are_kept(queue: Scheduling) -> None:

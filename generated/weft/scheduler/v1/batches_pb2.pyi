@@ -80,9 +80,11 @@ class BatchCounts(_message.Message):
     succeeded: _builtins.int
     """Those with a result."""
     failed: _builtins.int
-    """Those among the dead letters."""
+    """Those that failed, whether they are among the dead letters still or were
+    discarded from there.
+    """
     cancelled: _builtins.int
-    """Those that were cancelled, or discarded as dead letters."""
+    """Those that were cancelled."""
     def __init__(
         self,
         *,

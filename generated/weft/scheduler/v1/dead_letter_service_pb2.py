@@ -27,7 +27,7 @@ from weft.options.v1 import options_pb2 as weft_dot_options_dot_v1_dot_options__
 from weft.scheduler.v1 import tasks_pb2 as weft_dot_scheduler_dot_v1_dot_tasks__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+weft/scheduler/v1/dead_letter_service.proto\x12\x11weft.scheduler.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1dweft/options/v1/options.proto\x1a\x1dweft/scheduler/v1/tasks.proto\"\x82\x01\n\x16ListDeadLettersRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xaa\xbb\x18\x19\x08\x01\x10\x8f\x01\x32\x12tenants/*/queues/*\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\xe8\x07\x12\x1b\n\npage_token\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"l\n\x17ListDeadLettersResponse\x12/\n\x05tasks\x18\x01 \x03(\x0b\x32\x17.weft.scheduler.v1.TaskB\x07\xaa\xbb\x18\x03 \xe8\x07\x12 \n\x0fnext_page_token\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"O\n\x18InspectDeadLetterRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xaa\xbb\x18!\x08\x01\x10\xd4\x01\x32\x1atenants/*/queues/*/tasks/*\"B\n\x19InspectDeadLetterResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\"\x81\x01\n\x19RedriveDeadLettersRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xaa\xbb\x18\x19\x08\x01\x10\x8f\x01\x32\x12tenants/*/queues/*\x12\x35\n\x05names\x18\x02 \x03(\tB&\xaa\xbb\x18\"\x10\xd4\x01 \xe8\x07\x32\x1atenants/*/queues/*/tasks/*\"+\n\x1aRedriveDeadLettersResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x05\"\x9a\x01\n\x19\x44iscardDeadLettersRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xaa\xbb\x18\x19\x08\x01\x10\x8f\x01\x32\x12tenants/*/queues/*\x12\x35\n\x05names\x18\x02 \x03(\tB&\xaa\xbb\x18\"\x10\xd4\x01 \xe8\x07\x32\x1atenants/*/queues/*/tasks/*\x12\x17\n\x06reason\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\"+\n\x1a\x44iscardDeadLettersResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x05\x32\xca\x06\n\x11\x44\x65\x61\x64LetterService\x12\xbe\x01\n\x0fListDeadLetters\x12).weft.scheduler.v1.ListDeadLettersRequest\x1a*.weft.scheduler.v1.ListDeadLettersResponse\"T\x90\x02\x01\xaa\xbb\x18\x1a\n\x0escheduler.list\x10\x01\x1a\x06parent\x82\xd3\xe4\x93\x02-\x12+/v1/{parent=tenants/*/queues/*}/deadLetters\x12\xc3\x01\n\x11InspectDeadLetter\x12+.weft.scheduler.v1.InspectDeadLetterRequest\x1a,.weft.scheduler.v1.InspectDeadLetterResponse\"S\x90\x02\x01\xaa\xbb\x18\x17\n\rscheduler.get\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02/\x12-/v1/{name=tenants/*/queues/*/tasks/*}:inspect\x12\xd5\x01\n\x12RedriveDeadLetters\x12,.weft.scheduler.v1.RedriveDeadLettersRequest\x1a-.weft.scheduler.v1.RedriveDeadLettersResponse\"b\x90\x02\x02\xaa\xbb\x18\x1d\n\x11scheduler.redrive\x10\x02\x1a\x06parent\x82\xd3\xe4\x93\x02\x38\"3/v1/{parent=tenants/*/queues/*}/deadLetters:redrive:\x01*\x12\xd5\x01\n\x12\x44iscardDeadLetters\x12,.weft.scheduler.v1.DiscardDeadLettersRequest\x1a-.weft.scheduler.v1.DiscardDeadLettersResponse\"b\x90\x02\x02\xaa\xbb\x18\x1d\n\x11scheduler.discard\x10\x02\x1a\x06parent\x82\xd3\xe4\x93\x02\x38\"3/v1/{parent=tenants/*/queues/*}/deadLetters:discard:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+weft/scheduler/v1/dead_letter_service.proto\x12\x11weft.scheduler.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1dweft/options/v1/options.proto\x1a\x1dweft/scheduler/v1/tasks.proto\"\x82\x01\n\x16ListDeadLettersRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xaa\xbb\x18\x19\x08\x01\x10\x8f\x01\x32\x12tenants/*/queues/*\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\xe8\x07\x12\x1b\n\npage_token\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"l\n\x17ListDeadLettersResponse\x12/\n\x05tasks\x18\x01 \x03(\x0b\x32\x17.weft.scheduler.v1.TaskB\x07\xaa\xbb\x18\x03 \xe8\x07\x12 \n\x0fnext_page_token\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"O\n\x18InspectDeadLetterRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xaa\xbb\x18!\x08\x01\x10\xd4\x01\x32\x1atenants/*/queues/*/tasks/*\"B\n\x19InspectDeadLetterResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\"\xb7\x01\n\x19RedriveDeadLettersRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xaa\xbb\x18\x19\x08\x01\x10\x8f\x01\x32\x12tenants/*/queues/*\x12\x35\n\x05names\x18\x02 \x03(\tB&\xaa\xbb\x18\"\x10\xd4\x01 \xe8\x07\x32\x1atenants/*/queues/*/tasks/*\x12\x34\n\x05\x62\x61tch\x18\x03 \x01(\tB%\xaa\xbb\x18!\x10\xd6\x01\x32\x1ctenants/*/queues/*/batches/*\"+\n\x1aRedriveDeadLettersResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x05\"\xd0\x01\n\x19\x44iscardDeadLettersRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xaa\xbb\x18\x19\x08\x01\x10\x8f\x01\x32\x12tenants/*/queues/*\x12\x35\n\x05names\x18\x02 \x03(\tB&\xaa\xbb\x18\"\x10\xd4\x01 \xe8\x07\x32\x1atenants/*/queues/*/tasks/*\x12\x17\n\x06reason\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\x12\x34\n\x05\x62\x61tch\x18\x04 \x01(\tB%\xaa\xbb\x18!\x10\xd6\x01\x32\x1ctenants/*/queues/*/batches/*\"+\n\x1a\x44iscardDeadLettersResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x05\x32\xca\x06\n\x11\x44\x65\x61\x64LetterService\x12\xbe\x01\n\x0fListDeadLetters\x12).weft.scheduler.v1.ListDeadLettersRequest\x1a*.weft.scheduler.v1.ListDeadLettersResponse\"T\x90\x02\x01\xaa\xbb\x18\x1a\n\x0escheduler.list\x10\x01\x1a\x06parent\x82\xd3\xe4\x93\x02-\x12+/v1/{parent=tenants/*/queues/*}/deadLetters\x12\xc3\x01\n\x11InspectDeadLetter\x12+.weft.scheduler.v1.InspectDeadLetterRequest\x1a,.weft.scheduler.v1.InspectDeadLetterResponse\"S\x90\x02\x01\xaa\xbb\x18\x17\n\rscheduler.get\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02/\x12-/v1/{name=tenants/*/queues/*/tasks/*}:inspect\x12\xd5\x01\n\x12RedriveDeadLetters\x12,.weft.scheduler.v1.RedriveDeadLettersRequest\x1a-.weft.scheduler.v1.RedriveDeadLettersResponse\"b\x90\x02\x02\xaa\xbb\x18\x1d\n\x11scheduler.redrive\x10\x02\x1a\x06parent\x82\xd3\xe4\x93\x02\x38\"3/v1/{parent=tenants/*/queues/*}/deadLetters:redrive:\x01*\x12\xd5\x01\n\x12\x44iscardDeadLetters\x12,.weft.scheduler.v1.DiscardDeadLettersRequest\x1a-.weft.scheduler.v1.DiscardDeadLettersResponse\"b\x90\x02\x02\xaa\xbb\x18\x1d\n\x11scheduler.discard\x10\x02\x1a\x06parent\x82\xd3\xe4\x93\x02\x38\"3/v1/{parent=tenants/*/queues/*}/deadLetters:discard:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,12 +50,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REDRIVEDEADLETTERSREQUEST'].fields_by_name['parent']._serialized_options = b'\252\273\030\031\010\001\020\217\0012\022tenants/*/queues/*'
   _globals['_REDRIVEDEADLETTERSREQUEST'].fields_by_name['names']._loaded_options = None
   _globals['_REDRIVEDEADLETTERSREQUEST'].fields_by_name['names']._serialized_options = b'\252\273\030\"\020\324\001 \350\0072\032tenants/*/queues/*/tasks/*'
+  _globals['_REDRIVEDEADLETTERSREQUEST'].fields_by_name['batch']._loaded_options = None
+  _globals['_REDRIVEDEADLETTERSREQUEST'].fields_by_name['batch']._serialized_options = b'\252\273\030!\020\326\0012\034tenants/*/queues/*/batches/*'
   _globals['_DISCARDDEADLETTERSREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_DISCARDDEADLETTERSREQUEST'].fields_by_name['parent']._serialized_options = b'\252\273\030\031\010\001\020\217\0012\022tenants/*/queues/*'
   _globals['_DISCARDDEADLETTERSREQUEST'].fields_by_name['names']._loaded_options = None
   _globals['_DISCARDDEADLETTERSREQUEST'].fields_by_name['names']._serialized_options = b'\252\273\030\"\020\324\001 \350\0072\032tenants/*/queues/*/tasks/*'
   _globals['_DISCARDDEADLETTERSREQUEST'].fields_by_name['reason']._loaded_options = None
   _globals['_DISCARDDEADLETTERSREQUEST'].fields_by_name['reason']._serialized_options = b'\252\273\030\003\020\200\004'
+  _globals['_DISCARDDEADLETTERSREQUEST'].fields_by_name['batch']._loaded_options = None
+  _globals['_DISCARDDEADLETTERSREQUEST'].fields_by_name['batch']._serialized_options = b'\252\273\030!\020\326\0012\034tenants/*/queues/*/batches/*'
   _globals['_DEADLETTERSERVICE'].methods_by_name['ListDeadLetters']._loaded_options = None
   _globals['_DEADLETTERSERVICE'].methods_by_name['ListDeadLetters']._serialized_options = b'\220\002\001\252\273\030\032\n\016scheduler.list\020\001\032\006parent\202\323\344\223\002-\022+/v1/{parent=tenants/*/queues/*}/deadLetters'
   _globals['_DEADLETTERSERVICE'].methods_by_name['InspectDeadLetter']._loaded_options = None
@@ -73,13 +77,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INSPECTDEADLETTERRESPONSE']._serialized_start=482
   _globals['_INSPECTDEADLETTERRESPONSE']._serialized_end=548
   _globals['_REDRIVEDEADLETTERSREQUEST']._serialized_start=551
-  _globals['_REDRIVEDEADLETTERSREQUEST']._serialized_end=680
-  _globals['_REDRIVEDEADLETTERSRESPONSE']._serialized_start=682
-  _globals['_REDRIVEDEADLETTERSRESPONSE']._serialized_end=725
-  _globals['_DISCARDDEADLETTERSREQUEST']._serialized_start=728
-  _globals['_DISCARDDEADLETTERSREQUEST']._serialized_end=882
-  _globals['_DISCARDDEADLETTERSRESPONSE']._serialized_start=884
-  _globals['_DISCARDDEADLETTERSRESPONSE']._serialized_end=927
-  _globals['_DEADLETTERSERVICE']._serialized_start=930
-  _globals['_DEADLETTERSERVICE']._serialized_end=1772
+  _globals['_REDRIVEDEADLETTERSREQUEST']._serialized_end=734
+  _globals['_REDRIVEDEADLETTERSRESPONSE']._serialized_start=736
+  _globals['_REDRIVEDEADLETTERSRESPONSE']._serialized_end=779
+  _globals['_DISCARDDEADLETTERSREQUEST']._serialized_start=782
+  _globals['_DISCARDDEADLETTERSREQUEST']._serialized_end=990
+  _globals['_DISCARDDEADLETTERSRESPONSE']._serialized_start=992
+  _globals['_DISCARDDEADLETTERSRESPONSE']._serialized_end=1035
+  _globals['_DEADLETTERSERVICE']._serialized_start=1038
+  _globals['_DEADLETTERSERVICE']._serialized_end=1880
 # @@protoc_insertion_point(module_scope)

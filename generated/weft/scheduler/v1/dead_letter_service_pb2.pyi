@@ -131,21 +131,30 @@ class RedriveDeadLettersRequest(_message.Message):
 
     PARENT_FIELD_NUMBER: _builtins.int
     NAMES_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """The queue, as `tenants/{tenant}/queues/{queue}`."""
+    batch: _builtins.str
+    """All of this batch of the queue, as
+    `tenants/{tenant}/queues/{queue}/batches/{batch}`, and no other; not together
+    with names.
+    """
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Those of the queue that are meant; all of it where none is named."""
+        """Those of the queue that are meant; all of the batch or the queue where none
+        is named.
+        """
 
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         names: _abc.Iterable[_builtins.str] | None = ...,
+        batch: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "names", b"names", "parent", b"parent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -182,13 +191,21 @@ class DiscardDeadLettersRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     NAMES_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """The queue, as `tenants/{tenant}/queues/{queue}`."""
     reason: _builtins.str
     """Why, for whoever looks at it later."""
+    batch: _builtins.str
+    """All of this batch of the queue, as
+    `tenants/{tenant}/queues/{queue}/batches/{batch}`, and no other; not together
+    with names.
+    """
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Those of the queue that are meant; all of it where none is named."""
+        """Those of the queue that are meant; all of the batch or the queue where none
+        is named.
+        """
 
     def __init__(
         self,
@@ -196,10 +213,11 @@ class DiscardDeadLettersRequest(_message.Message):
         parent: _builtins.str = ...,
         names: _abc.Iterable[_builtins.str] | None = ...,
         reason: _builtins.str = ...,
+        batch: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names", "parent", b"parent", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "names", b"names", "parent", b"parent", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -76,14 +76,14 @@ class DeadLetterServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RedriveDeadLetters(self, request, context):
-        """Makes failed tasks tasks again: those named, or all of a queue.
+        """Makes failed tasks tasks again: those named, or all of a batch or a queue.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DiscardDeadLetters(self, request, context):
-        """Throws failed tasks away: those named, or all of a queue.
+        """Throws failed tasks away: those named, or all of a batch or a queue.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

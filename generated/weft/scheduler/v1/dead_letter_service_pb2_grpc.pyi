@@ -38,9 +38,9 @@ class DeadLetterServiceStub:
     InspectDeadLetter: _grpc.UnaryUnaryMultiCallable[_dead_letter_service_pb2.InspectDeadLetterRequest, _dead_letter_service_pb2.InspectDeadLetterResponse]
     """Returns a failed task with its payload and history."""
     RedriveDeadLetters: _grpc.UnaryUnaryMultiCallable[_dead_letter_service_pb2.RedriveDeadLettersRequest, _dead_letter_service_pb2.RedriveDeadLettersResponse]
-    """Makes failed tasks tasks again: those named, or all of a queue."""
+    """Makes failed tasks tasks again: those named, or all of a batch or a queue."""
     DiscardDeadLetters: _grpc.UnaryUnaryMultiCallable[_dead_letter_service_pb2.DiscardDeadLettersRequest, _dead_letter_service_pb2.DiscardDeadLettersResponse]
-    """Throws failed tasks away: those named, or all of a queue."""
+    """Throws failed tasks away: those named, or all of a batch or a queue."""
 
 @_typing.type_check_only
 class DeadLetterServiceAsyncStub(DeadLetterServiceStub):
@@ -52,9 +52,9 @@ class DeadLetterServiceAsyncStub(DeadLetterServiceStub):
     InspectDeadLetter: _aio.UnaryUnaryMultiCallable[_dead_letter_service_pb2.InspectDeadLetterRequest, _dead_letter_service_pb2.InspectDeadLetterResponse]  # type: ignore[assignment]
     """Returns a failed task with its payload and history."""
     RedriveDeadLetters: _aio.UnaryUnaryMultiCallable[_dead_letter_service_pb2.RedriveDeadLettersRequest, _dead_letter_service_pb2.RedriveDeadLettersResponse]  # type: ignore[assignment]
-    """Makes failed tasks tasks again: those named, or all of a queue."""
+    """Makes failed tasks tasks again: those named, or all of a batch or a queue."""
     DiscardDeadLetters: _aio.UnaryUnaryMultiCallable[_dead_letter_service_pb2.DiscardDeadLettersRequest, _dead_letter_service_pb2.DiscardDeadLettersResponse]  # type: ignore[assignment]
-    """Throws failed tasks away: those named, or all of a queue."""
+    """Throws failed tasks away: those named, or all of a batch or a queue."""
 
 class DeadLetterServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps the tasks that failed, with their whole history, until somebody decides."""
@@ -81,7 +81,7 @@ class DeadLetterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dead_letter_service_pb2.RedriveDeadLettersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dead_letter_service_pb2.RedriveDeadLettersResponse, _abc.Awaitable[_dead_letter_service_pb2.RedriveDeadLettersResponse]]:
-        """Makes failed tasks tasks again: those named, or all of a queue."""
+        """Makes failed tasks tasks again: those named, or all of a batch or a queue."""
 
     @_abc_1.abstractmethod
     def DiscardDeadLetters(
@@ -89,6 +89,6 @@ class DeadLetterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dead_letter_service_pb2.DiscardDeadLettersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dead_letter_service_pb2.DiscardDeadLettersResponse, _abc.Awaitable[_dead_letter_service_pb2.DiscardDeadLettersResponse]]:
-        """Throws failed tasks away: those named, or all of a queue."""
+        """Throws failed tasks away: those named, or all of a batch or a queue."""
 
 def add_DeadLetterServiceServicer_to_server(servicer: DeadLetterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -23,11 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from weft.options.v1 import options_pb2 as weft_dot_options_dot_v1_dot_options__pb2
 from weft.scheduler.v1 import tasks_pb2 as weft_dot_scheduler_dot_v1_dot_tasks__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$weft/scheduler/v1/task_service.proto\x12\x11weft.scheduler.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1dweft/options/v1/options.proto\x1a\x1dweft/scheduler/v1/tasks.proto\"\xd6\x01\n\x11SubmitTaskRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xaa\xbb\x18\x19\x08\x01\x10\x8f\x01\x32\x12tenants/*/queues/*\x12\x30\n\x07task_id\x18\x02 \x01(\tB\x1f\xaa\xbb\x18\x1b\x10?*\x17[a-z0-9][a-z0-9-]{0,62}\x12\x31\n\x04spec\x18\x03 \x01(\x0b\x32\x1b.weft.scheduler.v1.TaskSpecB\x06\xaa\xbb\x18\x02\x08\x01\x12-\n\nrequest_id\x18\x04 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\";\n\x12SubmitTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\"E\n\x0eGetTaskRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xaa\xbb\x18!\x08\x01\x10\xd4\x01\x32\x1atenants/*/queues/*/tasks/*\"8\n\x0fGetTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\"\xd6\x01\n\x10ListTasksRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xaa\xbb\x18\x19\x08\x01\x10\x8f\x01\x32\x12tenants/*/queues/*\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\xe8\x07\x12\x1b\n\npage_token\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.weft.scheduler.v1.TaskState\x12\x1a\n\ncapability\x18\x05 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x0f\n\x07stalled\x18\x14 \x01(\x08\"f\n\x11ListTasksResponse\x12/\n\x05tasks\x18\x01 \x03(\x0b\x32\x17.weft.scheduler.v1.TaskB\x07\xaa\xbb\x18\x03 \xe8\x07\x12 \n\x0fnext_page_token\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"a\n\x11\x43\x61ncelTaskRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xaa\xbb\x18!\x08\x01\x10\xd4\x01\x32\x1atenants/*/queues/*/tasks/*\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\";\n\x12\x43\x61ncelTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\"_\n\x0fSkipTaskRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xaa\xbb\x18!\x08\x01\x10\xd4\x01\x32\x1atenants/*/queues/*/tasks/*\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\"9\n\x10SkipTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\"_\n\x0f\x46\x61ilTaskRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xaa\xbb\x18!\x08\x01\x10\xd4\x01\x32\x1atenants/*/queues/*/tasks/*\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\"9\n\x10\x46\x61ilTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\"G\n\x10RetryTaskRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xaa\xbb\x18!\x08\x01\x10\xd4\x01\x32\x1atenants/*/queues/*/tasks/*\":\n\x11RetryTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\"G\n\x10WatchTaskRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xaa\xbb\x18!\x08\x01\x10\xd4\x01\x32\x1atenants/*/queues/*/tasks/*\":\n\x11WatchTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task2\xf4\n\n\x0bTaskService\x12\xae\x01\n\nSubmitTask\x12$.weft.scheduler.v1.SubmitTaskRequest\x1a%.weft.scheduler.v1.SubmitTaskResponse\"S\x90\x02\x02\xaa\xbb\x18\x1c\n\x10scheduler.submit\x10\x02\x1a\x06parent\x82\xd3\xe4\x93\x02*\"%/v1/{parent=tenants/*/queues/*}/tasks:\x01*\x12\x9d\x01\n\x07GetTask\x12!.weft.scheduler.v1.GetTaskRequest\x1a\".weft.scheduler.v1.GetTaskResponse\"K\x90\x02\x01\xaa\xbb\x18\x17\n\rscheduler.get\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02\'\x12%/v1/{name=tenants/*/queues/*/tasks/*}\x12\xa6\x01\n\tListTasks\x12#.weft.scheduler.v1.ListTasksRequest\x1a$.weft.scheduler.v1.ListTasksResponse\"N\x90\x02\x01\xaa\xbb\x18\x1a\n\x0escheduler.list\x10\x01\x1a\x06parent\x82\xd3\xe4\x93\x02\'\x12%/v1/{parent=tenants/*/queues/*}/tasks\x12\xb3\x01\n\nCancelTask\x12$.weft.scheduler.v1.CancelTaskRequest\x1a%.weft.scheduler.v1.CancelTaskResponse\"X\x90\x02\x02\xaa\xbb\x18\x1a\n\x10scheduler.cancel\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02\x31\",/v1/{name=tenants/*/queues/*/tasks/*}:cancel:\x01*\x12\xa9\x01\n\x08SkipTask\x12\".weft.scheduler.v1.SkipTaskRequest\x1a#.weft.scheduler.v1.SkipTaskResponse\"T\x90\x02\x02\xaa\xbb\x18\x18\n\x0escheduler.skip\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02/\"*/v1/{name=tenants/*/queues/*/tasks/*}:skip:\x01*\x12\xa9\x01\n\x08\x46\x61ilTask\x12\".weft.scheduler.v1.FailTaskRequest\x1a#.weft.scheduler.v1.FailTaskResponse\"T\x90\x02\x02\xaa\xbb\x18\x18\n\x0escheduler.fail\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02/\"*/v1/{name=tenants/*/queues/*/tasks/*}:fail:\x01*\x12\xae\x01\n\tRetryTask\x12#.weft.scheduler.v1.RetryTaskRequest\x1a$.weft.scheduler.v1.RetryTaskResponse\"V\x90\x02\x02\xaa\xbb\x18\x19\n\x0fscheduler.retry\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02\x30\"+/v1/{name=tenants/*/queues/*/tasks/*}:retry:\x01*\x12\xab\x01\n\tWatchTask\x12#.weft.scheduler.v1.WatchTaskRequest\x1a$.weft.scheduler.v1.WatchTaskResponse\"Q\x90\x02\x01\xaa\xbb\x18\x17\n\rscheduler.get\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02-\x12+/v1/{name=tenants/*/queues/*/tasks/*}:watch0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$weft/scheduler/v1/task_service.proto\x12\x11weft.scheduler.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dweft/options/v1/options.proto\x1a\x1dweft/scheduler/v1/tasks.proto\"\xd6\x01\n\x11SubmitTaskRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xaa\xbb\x18\x19\x08\x01\x10\x8f\x01\x32\x12tenants/*/queues/*\x12\x30\n\x07task_id\x18\x02 \x01(\tB\x1f\xaa\xbb\x18\x1b\x10?*\x17[a-z0-9][a-z0-9-]{0,62}\x12\x31\n\x04spec\x18\x03 \x01(\x0b\x32\x1b.weft.scheduler.v1.TaskSpecB\x06\xaa\xbb\x18\x02\x08\x01\x12-\n\nrequest_id\x18\x04 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\";\n\x12SubmitTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\"E\n\x0eGetTaskRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xaa\xbb\x18!\x08\x01\x10\xd4\x01\x32\x1atenants/*/queues/*/tasks/*\"8\n\x0fGetTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\"\xc0\x03\n\x10ListTasksRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xaa\xbb\x18\x19\x08\x01\x10\x8f\x01\x32\x12tenants/*/queues/*\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\xe8\x07\x12\x1b\n\npage_token\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.weft.scheduler.v1.TaskState\x12\x1a\n\ncapability\x18\x05 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x18\n\x07\x63reator\x18\x06 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x02\x12\x34\n\x05\x62\x61tch\x18\x07 \x01(\tB%\xaa\xbb\x18!\x10\xd6\x01\x32\x1ctenants/*/queues/*/batches/*\x12\x1f\n\x08priority\x18\x08 \x01(\x05\x42\x08\xaa\xbb\x18\x04\x38\x00@\tH\x00\x88\x01\x01\x12\x35\n\x11\x63reate_start_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0f\x63reate_end_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07stalled\x18\x14 \x01(\x08\x42\x0b\n\t_priority\"f\n\x11ListTasksResponse\x12/\n\x05tasks\x18\x01 \x03(\x0b\x32\x17.weft.scheduler.v1.TaskB\x07\xaa\xbb\x18\x03 \xe8\x07\x12 \n\x0fnext_page_token\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"a\n\x11\x43\x61ncelTaskRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xaa\xbb\x18!\x08\x01\x10\xd4\x01\x32\x1atenants/*/queues/*/tasks/*\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\";\n\x12\x43\x61ncelTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\"_\n\x0fSkipTaskRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xaa\xbb\x18!\x08\x01\x10\xd4\x01\x32\x1atenants/*/queues/*/tasks/*\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\"9\n\x10SkipTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\"_\n\x0f\x46\x61ilTaskRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xaa\xbb\x18!\x08\x01\x10\xd4\x01\x32\x1atenants/*/queues/*/tasks/*\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\"9\n\x10\x46\x61ilTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\"G\n\x10RetryTaskRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xaa\xbb\x18!\x08\x01\x10\xd4\x01\x32\x1atenants/*/queues/*/tasks/*\":\n\x11RetryTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task\"G\n\x10WatchTaskRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xaa\xbb\x18!\x08\x01\x10\xd4\x01\x32\x1atenants/*/queues/*/tasks/*\":\n\x11WatchTaskResponse\x12%\n\x04task\x18\x01 \x01(\x0b\x32\x17.weft.scheduler.v1.Task2\xf4\n\n\x0bTaskService\x12\xae\x01\n\nSubmitTask\x12$.weft.scheduler.v1.SubmitTaskRequest\x1a%.weft.scheduler.v1.SubmitTaskResponse\"S\x90\x02\x02\xaa\xbb\x18\x1c\n\x10scheduler.submit\x10\x02\x1a\x06parent\x82\xd3\xe4\x93\x02*\"%/v1/{parent=tenants/*/queues/*}/tasks:\x01*\x12\x9d\x01\n\x07GetTask\x12!.weft.scheduler.v1.GetTaskRequest\x1a\".weft.scheduler.v1.GetTaskResponse\"K\x90\x02\x01\xaa\xbb\x18\x17\n\rscheduler.get\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02\'\x12%/v1/{name=tenants/*/queues/*/tasks/*}\x12\xa6\x01\n\tListTasks\x12#.weft.scheduler.v1.ListTasksRequest\x1a$.weft.scheduler.v1.ListTasksResponse\"N\x90\x02\x01\xaa\xbb\x18\x1a\n\x0escheduler.list\x10\x01\x1a\x06parent\x82\xd3\xe4\x93\x02\'\x12%/v1/{parent=tenants/*/queues/*}/tasks\x12\xb3\x01\n\nCancelTask\x12$.weft.scheduler.v1.CancelTaskRequest\x1a%.weft.scheduler.v1.CancelTaskResponse\"X\x90\x02\x02\xaa\xbb\x18\x1a\n\x10scheduler.cancel\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02\x31\",/v1/{name=tenants/*/queues/*/tasks/*}:cancel:\x01*\x12\xa9\x01\n\x08SkipTask\x12\".weft.scheduler.v1.SkipTaskRequest\x1a#.weft.scheduler.v1.SkipTaskResponse\"T\x90\x02\x02\xaa\xbb\x18\x18\n\x0escheduler.skip\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02/\"*/v1/{name=tenants/*/queues/*/tasks/*}:skip:\x01*\x12\xa9\x01\n\x08\x46\x61ilTask\x12\".weft.scheduler.v1.FailTaskRequest\x1a#.weft.scheduler.v1.FailTaskResponse\"T\x90\x02\x02\xaa\xbb\x18\x18\n\x0escheduler.fail\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02/\"*/v1/{name=tenants/*/queues/*/tasks/*}:fail:\x01*\x12\xae\x01\n\tRetryTask\x12#.weft.scheduler.v1.RetryTaskRequest\x1a$.weft.scheduler.v1.RetryTaskResponse\"V\x90\x02\x02\xaa\xbb\x18\x19\n\x0fscheduler.retry\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02\x30\"+/v1/{name=tenants/*/queues/*/tasks/*}:retry:\x01*\x12\xab\x01\n\tWatchTask\x12#.weft.scheduler.v1.WatchTaskRequest\x1a$.weft.scheduler.v1.WatchTaskResponse\"Q\x90\x02\x01\xaa\xbb\x18\x17\n\rscheduler.get\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02-\x12+/v1/{name=tenants/*/queues/*/tasks/*}:watch0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,6 +53,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTTASKSREQUEST'].fields_by_name['page_token']._serialized_options = b'\252\273\030\003\020\200\010'
   _globals['_LISTTASKSREQUEST'].fields_by_name['capability']._loaded_options = None
   _globals['_LISTTASKSREQUEST'].fields_by_name['capability']._serialized_options = b'\252\273\030\002\020?'
+  _globals['_LISTTASKSREQUEST'].fields_by_name['creator']._loaded_options = None
+  _globals['_LISTTASKSREQUEST'].fields_by_name['creator']._serialized_options = b'\252\273\030\003\020\200\002'
+  _globals['_LISTTASKSREQUEST'].fields_by_name['batch']._loaded_options = None
+  _globals['_LISTTASKSREQUEST'].fields_by_name['batch']._serialized_options = b'\252\273\030!\020\326\0012\034tenants/*/queues/*/batches/*'
+  _globals['_LISTTASKSREQUEST'].fields_by_name['priority']._loaded_options = None
+  _globals['_LISTTASKSREQUEST'].fields_by_name['priority']._serialized_options = b'\252\273\030\0048\000@\t'
   _globals['_LISTTASKSRESPONSE'].fields_by_name['tasks']._loaded_options = None
   _globals['_LISTTASKSRESPONSE'].fields_by_name['tasks']._serialized_options = b'\252\273\030\003 \350\007'
   _globals['_LISTTASKSRESPONSE'].fields_by_name['next_page_token']._loaded_options = None
@@ -88,38 +95,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TASKSERVICE'].methods_by_name['RetryTask']._serialized_options = b'\220\002\002\252\273\030\031\n\017scheduler.retry\020\002\032\004name\202\323\344\223\0020\"+/v1/{name=tenants/*/queues/*/tasks/*}:retry:\001*'
   _globals['_TASKSERVICE'].methods_by_name['WatchTask']._loaded_options = None
   _globals['_TASKSERVICE'].methods_by_name['WatchTask']._serialized_options = b'\220\002\001\252\273\030\027\n\rscheduler.get\020\001\032\004name\202\323\344\223\002-\022+/v1/{name=tenants/*/queues/*/tasks/*}:watch'
-  _globals['_SUBMITTASKREQUEST']._serialized_start=152
-  _globals['_SUBMITTASKREQUEST']._serialized_end=366
-  _globals['_SUBMITTASKRESPONSE']._serialized_start=368
-  _globals['_SUBMITTASKRESPONSE']._serialized_end=427
-  _globals['_GETTASKREQUEST']._serialized_start=429
-  _globals['_GETTASKREQUEST']._serialized_end=498
-  _globals['_GETTASKRESPONSE']._serialized_start=500
-  _globals['_GETTASKRESPONSE']._serialized_end=556
-  _globals['_LISTTASKSREQUEST']._serialized_start=559
-  _globals['_LISTTASKSREQUEST']._serialized_end=773
-  _globals['_LISTTASKSRESPONSE']._serialized_start=775
-  _globals['_LISTTASKSRESPONSE']._serialized_end=877
-  _globals['_CANCELTASKREQUEST']._serialized_start=879
-  _globals['_CANCELTASKREQUEST']._serialized_end=976
-  _globals['_CANCELTASKRESPONSE']._serialized_start=978
-  _globals['_CANCELTASKRESPONSE']._serialized_end=1037
-  _globals['_SKIPTASKREQUEST']._serialized_start=1039
-  _globals['_SKIPTASKREQUEST']._serialized_end=1134
-  _globals['_SKIPTASKRESPONSE']._serialized_start=1136
-  _globals['_SKIPTASKRESPONSE']._serialized_end=1193
-  _globals['_FAILTASKREQUEST']._serialized_start=1195
-  _globals['_FAILTASKREQUEST']._serialized_end=1290
-  _globals['_FAILTASKRESPONSE']._serialized_start=1292
-  _globals['_FAILTASKRESPONSE']._serialized_end=1349
-  _globals['_RETRYTASKREQUEST']._serialized_start=1351
-  _globals['_RETRYTASKREQUEST']._serialized_end=1422
-  _globals['_RETRYTASKRESPONSE']._serialized_start=1424
-  _globals['_RETRYTASKRESPONSE']._serialized_end=1482
-  _globals['_WATCHTASKREQUEST']._serialized_start=1484
-  _globals['_WATCHTASKREQUEST']._serialized_end=1555
-  _globals['_WATCHTASKRESPONSE']._serialized_start=1557
-  _globals['_WATCHTASKRESPONSE']._serialized_end=1615
-  _globals['_TASKSERVICE']._serialized_start=1618
-  _globals['_TASKSERVICE']._serialized_end=3014
+  _globals['_SUBMITTASKREQUEST']._serialized_start=185
+  _globals['_SUBMITTASKREQUEST']._serialized_end=399
+  _globals['_SUBMITTASKRESPONSE']._serialized_start=401
+  _globals['_SUBMITTASKRESPONSE']._serialized_end=460
+  _globals['_GETTASKREQUEST']._serialized_start=462
+  _globals['_GETTASKREQUEST']._serialized_end=531
+  _globals['_GETTASKRESPONSE']._serialized_start=533
+  _globals['_GETTASKRESPONSE']._serialized_end=589
+  _globals['_LISTTASKSREQUEST']._serialized_start=592
+  _globals['_LISTTASKSREQUEST']._serialized_end=1040
+  _globals['_LISTTASKSRESPONSE']._serialized_start=1042
+  _globals['_LISTTASKSRESPONSE']._serialized_end=1144
+  _globals['_CANCELTASKREQUEST']._serialized_start=1146
+  _globals['_CANCELTASKREQUEST']._serialized_end=1243
+  _globals['_CANCELTASKRESPONSE']._serialized_start=1245
+  _globals['_CANCELTASKRESPONSE']._serialized_end=1304
+  _globals['_SKIPTASKREQUEST']._serialized_start=1306
+  _globals['_SKIPTASKREQUEST']._serialized_end=1401
+  _globals['_SKIPTASKRESPONSE']._serialized_start=1403
+  _globals['_SKIPTASKRESPONSE']._serialized_end=1460
+  _globals['_FAILTASKREQUEST']._serialized_start=1462
+  _globals['_FAILTASKREQUEST']._serialized_end=1557
+  _globals['_FAILTASKRESPONSE']._serialized_start=1559
+  _globals['_FAILTASKRESPONSE']._serialized_end=1616
+  _globals['_RETRYTASKREQUEST']._serialized_start=1618
+  _globals['_RETRYTASKREQUEST']._serialized_end=1689
+  _globals['_RETRYTASKRESPONSE']._serialized_start=1691
+  _globals['_RETRYTASKRESPONSE']._serialized_end=1749
+  _globals['_WATCHTASKREQUEST']._serialized_start=1751
+  _globals['_WATCHTASKREQUEST']._serialized_end=1822
+  _globals['_WATCHTASKRESPONSE']._serialized_start=1824
+  _globals['_WATCHTASKRESPONSE']._serialized_end=1882
+  _globals['_TASKSERVICE']._serialized_start=1885
+  _globals['_TASKSERVICE']._serialized_end=3281
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ Tasks: submitting, watching, cancelling."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from weft.scheduler.v1 import tasks_pb2 as _tasks_pb2
 import builtins as _builtins
@@ -138,6 +139,11 @@ class ListTasksRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     CAPABILITY_FIELD_NUMBER: _builtins.int
+    CREATOR_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    CREATE_START_TIME_FIELD_NUMBER: _builtins.int
+    CREATE_END_TIME_FIELD_NUMBER: _builtins.int
     STALLED_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """The queue, as `tenants/{tenant}/queues/{queue}`."""
@@ -151,8 +157,26 @@ class ListTasksRequest(_message.Message):
     """
     capability: _builtins.str
     """Only those of this capability, where it is set."""
+    creator: _builtins.str
+    """Only those that this one submitted, as `Task.creator` says it, where it is
+    set.
+    """
+    batch: _builtins.str
+    """Only items of this batch of the queue, as
+    `tenants/{tenant}/queues/{queue}/batches/{batch}`, where it is set.
+    """
+    priority: _builtins.int
+    """Only those of this priority, where it is set. Those that name none have 5."""
     stalled: _builtins.bool
     """Only those that have stalled."""
+    @_builtins.property
+    def create_start_time(self) -> _timestamp_pb2.Timestamp:
+        """Only those that were accepted from this time on."""
+
+    @_builtins.property
+    def create_end_time(self) -> _timestamp_pb2.Timestamp:
+        """Only those that were accepted before this time."""
+
     def __init__(
         self,
         *,
@@ -161,13 +185,20 @@ class ListTasksRequest(_message.Message):
         page_token: _builtins.str = ...,
         state: _tasks_pb2.TaskState.ValueType = ...,
         capability: _builtins.str = ...,
+        creator: _builtins.str = ...,
+        batch: _builtins.str = ...,
+        priority: _builtins.int | None = ...,
+        create_start_time: _timestamp_pb2.Timestamp | None = ...,
+        create_end_time: _timestamp_pb2.Timestamp | None = ...,
         stalled: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "create_end_time", b"create_end_time", "create_start_time", b"create_start_time", "priority", b"priority"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capability", b"capability", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "stalled", b"stalled", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "batch", b"batch", "capability", b"capability", "create_end_time", b"create_end_time", "create_start_time", b"create_start_time", "creator", b"creator", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "priority", b"priority", "stalled", b"stalled", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
 
 Global___ListTasksRequest: _TypeAlias = ListTasksRequest  # noqa: Y015
 

@@ -178,12 +178,17 @@ class TaskSpec(_message.Message):
     DEADLINE_FIELD_NUMBER: _builtins.int
     ATTEMPT_TIMEOUT_FIELD_NUMBER: _builtins.int
     RETRY_FIELD_NUMBER: _builtins.int
+    PREFERRED_ZONE_FIELD_NUMBER: _builtins.int
     capability: _builtins.str
     """What a worker must be able to do."""
     payload: _builtins.bytes
     """Handed to the worker as it is."""
     priority: _builtins.int
     """9 is the most urgent; 5 where it isn't set."""
+    preferred_zone: _builtins.str
+    """Where it would best run: a worker of this zone gets it where one has a free
+    slot for it, else any other that can. A label `zone` is a demand instead.
+    """
     @_builtins.property
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]:
         """Labels that the worker must have."""
@@ -233,10 +238,11 @@ class TaskSpec(_message.Message):
         deadline: _timestamp_pb2.Timestamp | None = ...,
         attempt_timeout: _duration_pb2.Duration | None = ...,
         retry: Global___RetryPolicy | None = ...,
+        preferred_zone: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "attempt_timeout", b"attempt_timeout", "deadline", b"deadline", "estimated_cost", b"estimated_cost", "not_before", b"not_before", "priority", b"priority", "resources", b"resources", "retry", b"retry", "start_deadline", b"start_deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "attempt_timeout", b"attempt_timeout", "capability", b"capability", "deadline", b"deadline", "estimated_cost", b"estimated_cost", "labels", b"labels", "not_before", b"not_before", "payload", b"payload", "priority", b"priority", "resources", b"resources", "retry", b"retry", "start_deadline", b"start_deadline"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "attempt_timeout", b"attempt_timeout", "capability", b"capability", "deadline", b"deadline", "estimated_cost", b"estimated_cost", "labels", b"labels", "not_before", b"not_before", "payload", b"payload", "preferred_zone", b"preferred_zone", "priority", b"priority", "resources", b"resources", "retry", b"retry", "start_deadline", b"start_deadline"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
@@ -322,7 +328,7 @@ class Task(_message.Message):
     state: Global___TaskState.ValueType
     """Where it stands."""
     reason: _builtins.str
-    """Why it is UNSCHEDULABLE, FAILED or CANCELLED."""
+    """Why it is UNSCHEDULABLE, FAILED or CANCELLED, or waits in a paused queue."""
     result: _builtins.bytes
     """What the worker answered."""
     progress: _builtins.float

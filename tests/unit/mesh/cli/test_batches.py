@@ -29,7 +29,15 @@ def test_a_task_is_run_for_each_line(platform: MemoryPlatform, weft: Weft, tmp_p
         {"payload": "grün", "id": "first", "priority": 0, "max_attempts": 7, "timeout": "2m"},
         "",
         {"payload": {"a": [1]}, "capability": "other", "labels": {"gpu": "a100"}, "cost": "10s"},
-        {"payload_base64": "/w==", "not_before": "2090-01-01T00:00:00Z"},
+        {
+            "payload_base64": "/w==",
+            "not_before": "2090-01-01T00:00:00Z",
+            "zone": "north",
+            "cpu": 0.5,
+            "memory": "1MiB",
+            "backoff": "500ms",
+            "max_backoff": "5s",
+        },
     )
     ran = weft("batch", "run", file, "resize", "--id", "b1", "--concurrency", "3")
     assert ran.code == 0, ran.err
@@ -55,6 +63,10 @@ def test_a_task_is_run_for_each_line(platform: MemoryPlatform, weft: Weft, tmp_p
     assert second.spec.labels == [tasks_pb2.Label(key="gpu", value="a100")]
     assert second.spec.estimated_cost.seconds == 10
     assert third.spec.not_before.ToJsonString() == "2090-01-01T00:00:00Z"
+    assert third.spec.preferred_zone == "north"
+    assert third.spec.resources == tasks_pb2.Resources(cpu_millis=500, memory_bytes=1024**2)
+    assert third.spec.retry.initial_backoff.ToMilliseconds() == 500
+    assert third.spec.retry.max_backoff.ToMilliseconds() == 5_000
 
 
 @pytest.mark.parametrize(
@@ -78,6 +90,8 @@ def test_a_task_is_run_for_each_line(platform: MemoryPlatform, weft: Weft, tmp_p
         ({"labels": ["gpu"]}, "labels: "),
         ({"labels": {"gpu": 1}}, "labels: "),
         ({"deadline": "10m"}, "'10m' isn't a time"),
+        ({"cpu": True}, "cpu: true can't be one"),
+        ({"memory": "much"}, "memory: 'much' isn't a number of bytes"),
         ({"timeout": "soon"}, "timeout: 'soon' isn't a span of time"),
         ({"capability": "No Capability"}, "capability: "),
         ({"capability": ""}, "names no capability"),
@@ -122,7 +136,7 @@ def test_items_that_fail_or_are_refused_are_told(weft: Weft, tmp_path: Path) -> 
     assert (by_index[1]["code"], by_index[1]["error"]) == ("INVALID_ARGUMENT", "no good")
     assert (by_index[2]["state"], by_index[2]["code"]) == ("refused", "INVALID_ARGUMENT")
     assert "1 succeeded, 1 failed, 1 refused" in ran.err
-    assert "weft deadletter redrive --all --queue default" in ran.err
+    assert f"`weft deadletter redrive --batch {ran.err.split()[1]}` tries" in ran.err
     assert "item 2: no such capability here" in ran.err
 
 

@@ -78,11 +78,15 @@ def test_a_queue_is_paused_and_goes_on(platform: MemoryPlatform, weft: Weft) -> 
     assert resumed["paused"] is False
 
 
+PHOTOS = "tenants/default/queues/default/batches/photos"
+
+
 @pytest.fixture
 def dead(platform: MemoryPlatform) -> MemoryPlatform:
     """A platform with dead letters in two queues."""
     for task in ("default/t1", "default/t2", "images/t3"):
-        platform.tasks.add(task, FAILED, reason="jam")
+        added = platform.tasks.add(task, FAILED, reason="jam")
+        added.batch = PHOTOS if task == "default/t2" else ""
     platform.tasks.add("default/t4", RUNNING)
     return platform
 
@@ -90,7 +94,7 @@ def dead(platform: MemoryPlatform) -> MemoryPlatform:
 def test_dead_letters_are_listed_and_shown(dead: MemoryPlatform, weft: Weft) -> None:
     _, *rows = weft("deadletter", "list").out.splitlines()
     assert [row.split() for row in rows] == [
-        ["default/t2", "resize", "0", "jam"],
+        ["default/t2", "resize", "0", "default/photos", "jam"],
         ["default/t1", "resize", "0", "jam"],
     ]
     assert "jam" in weft("deadletter", "show", "images/t3").out
@@ -105,6 +109,9 @@ def test_dead_letters_are_listed_and_shown(dead: MemoryPlatform, weft: Weft) -> 
         (["--all"], 2, []),
         (["--all", "--queue", "images"], 1, ["default/t2", "default/t1"]),
         (["t3", "--queue", "images"], 1, ["default/t2", "default/t1"]),
+        (["--batch", "photos"], 1, ["default/t1"]),
+        (["--batch", "default/photos"], 1, ["default/t1"]),
+        (["--batch", "photos", "--queue", "images"], 0, ["default/t2", "default/t1"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
@@ -126,7 +133,16 @@ def test_dead_letters_are_decided_about_one_by_one_or_all(
 
 
 @pytest.mark.parametrize("verb", ["redrive", "discard"])
-@pytest.mark.parametrize("arguments", [[], ["t1", "--all"], ["default/t1", "images/t3"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["t1", "--all"],
+        ["t1", "--batch", "b"],
+        ["--all", "--batch", "b"],
+        ["default/t1", "images/t3"],
+    ],
+)
 def test_it_must_be_clear_which_dead_letters_are_meant(
     dead: MemoryPlatform, weft: Weft, verb: str, arguments: list[str]
 ) -> None:

@@ -25,7 +25,9 @@ def test_a_task_is_submitted_with_all_that_was_said(platform: MemoryPlatform, we
         *("task", "submit", "resize", "--payload", "grün", "--id", "t1", "--priority", "0"),
         *("--label", "gpu=a100", "--label", "zone=", "--timeout", "2m", "--cost", "10s"),
         *("--not-before", "2090-01-01T00:00:00Z", "--deadline", "2090-01-02T00:00:00+02:00"),
-        *("--max-attempts", "7", "--request-id", "r1", "-o", "json"),
+        *("--max-attempts", "7", "--backoff", "1s500ms", "--max-backoff", "1m"),
+        *("--cpu", "0.5", "--memory", "512MiB", "--zone", "north"),
+        *("--request-id", "r1", "-o", "json"),
     )
     assert ran.data["name"] == f"{IN_DEFAULT}/t1"
     (request,) = platform.tasks.submitted
@@ -37,8 +39,12 @@ def test_a_task_is_submitted_with_all_that_was_said(platform: MemoryPlatform, we
             tasks_pb2.Label(key="gpu", value="a100"),
             tasks_pb2.Label(key="zone", value=""),
         ],
+        preferred_zone="north",
+        resources=tasks_pb2.Resources(cpu_millis=500, memory_bytes=512 * 1024**2),
         retry=tasks_pb2.RetryPolicy(max_attempts=7),
     )
+    expected.retry.initial_backoff.FromMilliseconds(1_500)
+    expected.retry.max_backoff.FromSeconds(60)
     expected.attempt_timeout.FromSeconds(120)
     expected.estimated_cost.FromSeconds(10)
     expected.not_before.FromJsonString("2090-01-01T00:00:00Z")
@@ -101,10 +107,15 @@ def test_a_time_may_be_said_from_now_on(platform: MemoryPlatform, weft: Weft, op
         (["--cost", "-1s"], "--cost: '-1s' isn't a span of time"),
         (["--priority", "10"], "'--priority'"),
         (["--max-attempts", "0"], "'--max-attempts'"),
+        (["--backoff", "soon"], "--backoff: 'soon' isn't a span of time"),
+        (["--cpu", "half"], "--cpu: 'half' isn't a number of processors"),
+        (["--cpu", "0.5m"], "--cpu: '0.5m' isn't a number of processors"),
+        (["--memory", "2 GB"], "--memory: '2 GB' isn't a number of bytes"),
+        (["--payload", "x" * 262_145], "--payload is larger than 256 KiB"),
         (["--id", "Not An Id"], "--id: 'Not An Id' isn't an id"),
         (["--queue", "a/b"], "'a/b' is no queue name"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
 def test_a_task_that_cant_be_meant_is_a_usage_error(
     platform: MemoryPlatform, weft: Weft, options: list[str], problem: str
@@ -119,7 +130,8 @@ def test_what_the_contract_doesnt_take_is_a_usage_error(weft: Weft, tmp_path: Pa
     large = tmp_path / "large"
     large.write_bytes(b"x" * 262_145)
     assert weft("task", "submit", "No Capability").code == 2
-    assert weft("task", "submit", "resize", "--payload-file", str(large)).code == 2
+    ran = weft("task", "submit", "resize", "--payload-file", str(large))
+    assert (ran.code, ran.err) == (2, f"weft: {large} is larger than 256 KiB\n")
     assert weft("task", "submit", "resize", "--payload-file", str(tmp_path / "no")).code == 1
     assert weft("task", "submit", "resize", "--queue", "missing").code == 3
 
@@ -181,6 +193,7 @@ def test_tasks_are_listed_newest_first_and_filtered(platform: MemoryPlatform, we
         "default/t2",
         "unschedulable",
         "resize",
+        "5",
         "0",
         "no",
         "worker",
@@ -188,6 +201,21 @@ def test_tasks_are_listed_newest_first_and_filtered(platform: MemoryPlatform, we
         "resize",
     ]
     assert weft("task", "list", "--queue", "missing").code == 3
+
+
+def test_a_list_is_asked_for_what_was_said(platform: MemoryPlatform, weft: Weft) -> None:
+    ran = weft(
+        *("task", "list", "--creator", "apiKeys/ci", "--batch", "photos", "--priority", "0"),
+        *("--since", "2026-01-01T00:00:00Z", "--until", "2026-01-02T00:00:00Z"),
+    )
+    assert ran.code == 0
+    (request,) = platform.tasks.listed
+    assert request.creator == "tenants/default/apiKeys/ci"
+    assert request.batch == "tenants/default/queues/default/batches/photos"
+    assert (request.HasField("priority"), request.priority) == (True, 0)
+    assert request.create_start_time.ToJsonString() == "2026-01-01T00:00:00Z"
+    assert request.create_end_time.ToJsonString() == "2026-01-02T00:00:00Z"
+    assert weft("task", "list", "--batch", "other/photos").code == 2
 
 
 def test_a_task_is_shown_with_its_attempts(platform: MemoryPlatform, weft: Weft) -> None:

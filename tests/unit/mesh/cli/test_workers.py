@@ -140,15 +140,31 @@ def test_a_worker_is_attached_with_the_commands_access(
     assert ("Attach", f"Bearer {key}") in platform.access.authorizations
 
 
+def test_a_worker_says_of_itself_what_was_typed(
+    platform: MemoryPlatform, run_worker: RunWorker
+) -> None:
+    ran = run_worker(
+        *("--queue", "default", "--label", "gpu=a100", "--label", "disk=", "--zone", "north"),
+        *("--cpu", "1500m", "--memory", "8GiB", "--timeout", "2"),
+    )
+    assert ran.code == 124
+    hello = platform.tasks.hellos[0].hello
+    assert [(label.key, label.value) for label in hello.labels] == [("gpu", "a100"), ("disk", "")]
+    assert hello.zone == "north"
+    assert (hello.resources.cpu_millis, hello.resources.memory_bytes) == (1_500, 8 * 1024**3)
+
+
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
+        (["--cpu", "many"], 2, "--cpu: 'many' isn't a number of processors"),
+        (["--label", "gpu"], 2, "--label: 'gpu' isn't a label"),
         (["--address", "127.0.0.1:1"], 5, "can't reach Weft at 127.0.0.1:1"),
         (["--queue", "missing"], 3, "no queue tenants/default/queues/missing"),
         (["--queue", "No Queue"], 2, "'No Queue' is no queue name"),
         (["--slots", "0"], 2, "'--slots'"),
     ],
-    ids=["no-server", "no-queue", "no-name", "no-slots"],
+    ids=["no-processors", "no-label", "no-server", "no-queue", "no-name", "no-slots"],
 )
 def test_what_keeps_a_worker_from_its_queue_is_told(
     run_worker: RunWorker, options: list[str], code: int, said: str

@@ -4,14 +4,15 @@ import asyncio
 import contextlib
 import os
 import signal
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 
-from mesh.worker.processes import Processes
+from mesh.worker.processes import Processes, Untold
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -78,6 +79,51 @@ async def test_an_error_is_the_callers_and_its_process_goes_on(processes: Proces
     before = await processes.run(_pid, None)
     with pytest.raises(ValueError, match="no paper"):
         await processes.run(_fail, "no paper")
+    assert await processes.run(_pid, None) == before
+
+
+class Peculiar(Exception):
+    """What can be made of one in another process has an argument too few."""
+
+    def __init__(self, code: int, words: str) -> None:
+        super().__init__(f"{words} ({code})")
+
+
+class Closed(Exception):
+    """Can't be sent at all."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__(words)
+        self.lock = threading.Lock()
+
+
+def _raise_peculiar(words: str) -> None:
+    raise Peculiar(7, words)
+
+
+def _raise_closed(words: str) -> None:
+    raise Closed(words)
+
+
+def _return_closed(_: object) -> object:
+    return threading.Lock()
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (_raise_peculiar, "Peculiar: no paper (7)"),
+        (_raise_closed, "Closed: no paper"),
+        (_return_closed, "its result, lock, can't be sent from its process"),
+    ],
+)
+async def test_what_cant_be_sent_from_its_process_is_told(
+    processes: Processes, function: Callable[[str], object], said: str
+) -> None:
+    before = await processes.run(_pid, None)
+    with pytest.raises(Untold) as raised:
+        await processes.run(function, "no paper")
+    assert str(raised.value) == said
     assert await processes.run(_pid, None) == before
 
 
