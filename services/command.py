@@ -121,6 +121,7 @@ async def _serve(
     given: dict[str, Any], secrets_dir: Path | None, output: Output, new_admin_key: str | None
 ) -> None:
     # Imported here, so that `weft --help` doesn't load the services.
+    from mesh.runtime.garbage import collect_seldom
     from mesh.runtime.host import Host
     from mesh.runtime.settings import RuntimeSettings
     from mesh.security.settings import SecuritySettings
@@ -139,6 +140,7 @@ async def _serve(
         loop.add_signal_handler(number, stopping.set)
     async with Host(CATALOGUE, settings, access, security) as host:
         first_key = await admitted(host, another=new_admin_key)
+        collect_seldom()
         _announce(host, output, first_key)
         await stopping.wait()
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -17,6 +17,7 @@ from pathlib import Path
 import uvloop
 
 from mesh import failpoints
+from mesh.runtime.garbage import collect_seldom
 from mesh.runtime.host import Host
 from mesh.runtime.service import ServiceEntry
 from mesh.runtime.settings import RuntimeSettings
@@ -48,6 +49,7 @@ async def serve(data_dir: Path, catalogue: Sequence[ServiceEntry] = SCRIPTED_CAT
         loop.add_signal_handler(number, stopping.set)
     async with Host(catalogue, settings, access) as host:
         await admitted(host)
+        collect_seldom()
         said = {**host.addresses, "instance": host.instance, "cluster": host.cluster}
         print(json.dumps(said), flush=True)
         await stopping.wait()
