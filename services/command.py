@@ -193,6 +193,7 @@ async def _serve(
     serves: Sequence[str] = (),
 ) -> None:
     # Imported here, so that `weft --help` doesn't load the services.
+    from mesh.runtime.garbage import collect_seldom
     from mesh.runtime.host import Host
     from mesh.runtime.settings import RuntimeSettings
     from mesh.security.settings import SecuritySettings
@@ -212,6 +213,7 @@ async def _serve(
         first_key = None
         if not serves or FIRST_KEY_SERVICE in serves:
             first_key = await admitted(host, another=new_admin_key)
+        collect_seldom()
         said: dict[str, Any] = {**host.addresses, "cluster": host.cluster}
         said |= {"instance": host.instance, "notes": host.notes}
         if host.transport.bundle_file is not None:

@@ -204,7 +204,7 @@ class Queues:
         workers = self.dispatcher(queue.stream.key[0]).workers_of(queue.tenant)
         unschedulable = sum(
             count
-            for shape, count in queue.ready_by_shape().items()
+            for shape, count in queue.waiting_by_shape().items()
             if unschedulable_reason(shape, workers)
         )
         return queues_pb2.Queue(

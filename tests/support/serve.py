@@ -21,6 +21,7 @@ from pathlib import Path
 import uvloop
 
 from mesh import failpoints
+from mesh.runtime.garbage import collect_seldom
 from mesh.runtime.host import Host
 from mesh.runtime.service import ServiceEntry
 from mesh.runtime.settings import RuntimeSettings
@@ -65,6 +66,7 @@ async def serve(
     async with Host(catalogue, settings, access, serves=serves) as host:
         if not serves or "auth" in serves:
             await admitted(host)
+        collect_seldom()
         said = {**host.addresses, "instance": host.instance, "cluster": host.cluster}
         print(json.dumps({**said, "notes": host.notes}), flush=True)
         await stopping.wait()
