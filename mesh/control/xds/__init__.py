@@ -1,0 +1,6 @@
+"""The control plane: what the registry knows, as gRPC's own xDS clients want it told.
+
+`mesh_view` is what is known, `resources` and `endpoints` make the resources of it, `ads`
+serves them, `bootstrap` points this process's clients there, `control_plane` is all of it in
+one process. `messages` has Envoy's names for the messages of `weft.xds.v1`.
+"""
