@@ -14,6 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 CHECK_SECONDS = 0.5
 """Between two checks of an instance; more where there are many."""
+DOUBT_SECONDS = 0.1
+"""Between two checks where the last one said something new."""
 TIMEOUT_SECONDS = 0.5
 CHECKS_PER_SECOND_MAX = 200
 """Of one control plane, which shall not be busy with nothing else."""
@@ -107,7 +109,7 @@ class HealthChecks:
                 if health.take(passed, certain=certain):
                     named = frozenset({name})
                     self._tell(self._unhealthy - named if passed else self._unhealthy | named)
-                await asyncio.sleep(self._pause_seconds())
+                await asyncio.sleep(DOUBT_SECONDS if health.in_row else self._pause_seconds())
 
     def _channel(self, target: str) -> grpc.aio.Channel:
         options = [
