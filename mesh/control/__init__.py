@@ -1,4 +1,5 @@
-"""Who is alive: instances, and the leases that show it.
+"""Who is alive, where it is, and who may ask it.
 
-`leases` is the port; `nats_leases` and `memory_leases` are its back ends.
+`leases` is the port of leases that show who is alive, `nats_leases` its back end.
+`health_checks` asks every instance whether it serves; `xds` tells gRPC's clients where to go.
 """

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -26,6 +27,9 @@ WRITE_SECONDS_MAX = 10.0
 """How long a client may take to read one response."""
 PUSH_SECONDS = 0.01
 """The least time between two pushes: what changes meanwhile goes in one."""
+PUSH_REST = 4
+"""As many times as long as it took to make what was pushed is between two pushes, too: the
+process has other things to do."""
 _TEXT_MAX = 500
 
 _log = structlog.get_logger()
@@ -43,6 +47,7 @@ class AdsServer:
         self._view: MeshView | None = None
         self._next: MeshView | None = None
         self._pushed = 0.0
+        self._made_seconds = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._by_zone: dict[str, Resources] = {}
         self._left_out: tuple[str, ...] = ()
@@ -94,8 +99,8 @@ class AdsServer:
         """Replaces what is served; clients are told what changed for them."""
         self._next = view
         if self._timer is None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_at(self._pushed + PUSH_SECONDS, self._push)
+            rest = max(PUSH_SECONDS, PUSH_REST * self._made_seconds)
+            self._timer = asyncio.get_running_loop().call_at(self._pushed + rest, self._push)
 
     async def stop(self) -> None:
         """Ends serving at once. Clients keep what they know, and come back."""
@@ -108,6 +113,7 @@ class AdsServer:
     def _push(self) -> None:
         self._timer = None
         self._pushed = asyncio.get_running_loop().time()
+        self._made_seconds = 0.0
         self._view = self._next
         self._by_zone.clear()
         self._loaded.set()
@@ -122,7 +128,9 @@ class AdsServer:
         seen = zone if zone in view.zones else ""
         found = self._by_zone.get(seen)
         if found is None:
+            started = time.perf_counter()
             found = self._by_zone[seen] = resources_of(view, seen)
+            self._made_seconds += time.perf_counter() - started
             self._tell_left_out(found.left_out)
         return found
 

@@ -67,13 +67,13 @@ class ControlPlane:
         )
 
     def set_instances(self, instances: Iterable[instances_pb2.Instance]) -> None:
-        """Replaces what is known of the mesh's instances; they are copied."""
-        copies = []
-        for instance in instances:
-            copies.append(instances_pb2.Instance())
-            copies[-1].CopyFrom(instance)
+        """Replaces what is known of the mesh's instances; they are copied. Their load doesn't
+        matter here: clients hear of it from the instances themselves."""
+        copies = tuple(map(_without_load, instances))
+        if self._loaded and copies == self._view.instances:
+            return
         self._loaded = True
-        self._set(replace(self._view, instances=tuple(copies)))
+        self._set(replace(self._view, instances=copies))
         members, _ = members_of(self._view)
         self._checks.set({each.instance.name: each.instance.target for each in members})
 
@@ -107,3 +107,10 @@ class ControlPlane:
         parent = os.environ.get("XDG_RUNTIME_DIR")
         folder = tempfile.TemporaryDirectory(prefix="weft-", dir=parent)
         return Path(self._stack.enter_context(folder)) / "ads.sock"
+
+
+def _without_load(instance: instances_pb2.Instance) -> instances_pb2.Instance:
+    copy = instances_pb2.Instance()
+    copy.CopyFrom(instance)
+    copy.ClearField("load")
+    return copy

@@ -3,6 +3,7 @@
 import ipaddress
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mesh.control.xds.mesh_view import MeshView
 from mesh.control.xds.messages import number
@@ -14,6 +15,7 @@ HEALTHY_SHARE_MIN = 0.2
 that the checks fail than that nearly everybody does, and few can't carry what all did."""
 WEIGHT_DEFAULT = 100
 WEIGHT_MAX = 10_000
+_CACHED_MAX = 8_192
 
 _SERVING = instances_pb2.INSTANCE_STATE_SERVING
 _DRAINING = instances_pb2.INSTANCE_STATE_DRAINING
@@ -50,6 +52,7 @@ def members_of(view: MeshView) -> tuple[tuple[Member, ...], tuple[str, ...]]:
     return tuple(members), tuple(left_out)
 
 
+@lru_cache(_CACHED_MAX)
 def address_of(target: str) -> tuple[str, int] | None:
     """IP address and port of `127.0.0.1:8440` or `[::1]:8440`; None for anything else."""
     host, _, port = target.rpartition(":")
@@ -128,23 +131,31 @@ def _endpoint(member: Member, failing: Collection[str]) -> endpoint_pb2.LbEndpoi
         status = endpoint_pb2.UNHEALTHY
     else:
         status = endpoint_pb2.HEALTHY
+    return _made(member.address, member.port, status, weight_of(member.instance))
+
+
+@lru_cache(_CACHED_MAX)
+def _made(
+    address: str, port: int, status: "endpoint_pb2.HealthStatus.ValueType", weight: int
+) -> endpoint_pb2.LbEndpoint:
+    """Most endpoints are the same in every service, and after every change of another one;
+    nobody changes what they get."""
+    place = endpoint_pb2.SocketAddress(address=address, port_value=port)
     return endpoint_pb2.LbEndpoint(
-        endpoint=endpoint_pb2.Endpoint(
-            address=endpoint_pb2.Address(
-                socket_address=endpoint_pb2.SocketAddress(
-                    address=member.address, port_value=member.port
-                )
-            )
-        ),
+        endpoint=endpoint_pb2.Endpoint(address=endpoint_pb2.Address(socket_address=place)),
         health_status=status,
-        load_balancing_weight=number(weight_of(member.instance)),
+        load_balancing_weight=number(weight),
     )
+
+
+@lru_cache(_CACHED_MAX)
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address).is_loopback
 
 
 def _insecurity(view: MeshView, instance: instances_pb2.Instance, place: tuple[str, int]) -> str:
     if not view.trust_domain:
-        loopback = ipaddress.ip_address(place[0]).is_loopback
-        return "" if loopback else "plain text goes to loopback only"
+        return "" if _is_loopback(place[0]) else "plain text goes to loopback only"
     trusted = instance.spiffe_id.startswith(f"spiffe://{view.trust_domain}/")
     return "" if trusted else "its SPIFFE id isn't of the trust domain"
 
