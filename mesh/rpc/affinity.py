@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from mesh.control.xds.resources import AFFINITY_KEYS, QUEUE_KEY, SESSION_KEY
+from mesh.control.xds.names import AFFINITY_KEYS, QUEUE_KEY, SESSION_KEY
 from mesh.ids import RESOURCE_ID
 from mesh.rpc.methods import MethodSpec
 from mesh.rpc.propagation import Metadata

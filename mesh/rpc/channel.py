@@ -7,7 +7,7 @@ import grpc.aio
 import grpc.experimental
 
 from mesh.call import Call
-from mesh.control.xds.resources import RING_PLACES_MAX, TARGET
+from mesh.control.xds.names import RING_PLACES_MAX, TARGET
 from mesh.errors import NotServing, PermissionDenied
 from mesh.principal import Principal
 from mesh.rpc.affinity import affinity_of

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mesh.control.xds.resources import CERTIFICATES
+from mesh.control.xds.names import CERTIFICATES
 
 VARIABLE = "GRPC_XDS_BOOTSTRAP_CONFIG"
 FILE_VARIABLE = "GRPC_XDS_BOOTSTRAP"

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import grpc
 
@@ -60,7 +61,7 @@ class ControlPlane:
 
         Raises OSError, FailedPrecondition where the socket can't be made.
         """
-        address = f"unix:{self._socket_path()}"
+        address = f"unix:{quote(str(self._socket_path()))}"
         await self._ads.start(address)
         install(
             bootstrap([address], node=self._node, zone=self._zone, certificates=self._certificates)

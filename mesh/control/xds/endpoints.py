@@ -13,6 +13,8 @@ from weft.xds.v1 import core_pb2, endpoint_pb2
 HEALTHY_SHARE_MIN = 0.2
 """Where a smaller share of a cluster is healthy, checks are believed no more: it is likelier
 that the checks fail than that nearly everybody does, and few can't carry what all did."""
+INSTANCES_MAX = 10_000
+"""All that are told of; a client takes 4 MiB of endpoints in one response."""
 WEIGHT_DEFAULT = 100
 WEIGHT_MAX = 10_000
 _CACHED_MAX = 8_192
@@ -49,7 +51,8 @@ def members_of(view: MeshView) -> tuple[tuple[Member, ...], tuple[str, ...]]:
             continue
         by_address[place] = Member(instance, *place)
     members = sorted(by_address.values(), key=lambda member: member.instance.name)
-    return tuple(members), tuple(left_out)
+    left_out += [f"{each.instance.name}: too many" for each in members[INSTANCES_MAX:]]
+    return tuple(members[:INSTANCES_MAX]), tuple(left_out)
 
 
 @lru_cache(_CACHED_MAX)

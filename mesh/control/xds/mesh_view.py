@@ -8,6 +8,8 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from weft.control.v1 import instances_pb2
 
+PORTION_WEIGHT_MAX = 1_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class RoutedService:
@@ -23,12 +25,16 @@ class Portion:
 
     `revision` counts up whenever the version comes back to taking calls. A client
     remembers for 15 minutes that it couldn't reach what it last knew under a cluster's
-    name, so what comes back needs another name.
+    name, so what comes back needs another name. ValueError for a weight out of bounds.
     """
 
     version: str
     weight: int
     revision: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight <= PORTION_WEIGHT_MAX:
+            raise ValueError(f"a weight is from 0 to {PORTION_WEIGHT_MAX}")
 
 
 @dataclass(frozen=True)

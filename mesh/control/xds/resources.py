@@ -24,27 +24,12 @@ from mesh.control.xds.messages import (
     packed,
     seconds,
 )
+from mesh.control.xds.names import AFFINITY_KEYS, CERTIFICATES, RING_PLACES_MAX, TARGET
 from weft.xds.v1 import cluster_pb2, core_pb2, listener_pb2, route_pb2, tls_pb2
-
-TARGET = "weft"
-"""The one listener: `xds:///weft`. A hundred targets cost a client 199 MB, a hundred routes 13."""
-SESSION_KEY = "x-weft-session"
-QUEUE_KEY = "x-weft-queue"
-AFFINITY_KEYS: Mapping[str, str] = {
-    "agents": SESSION_KEY,
-    "scheduler": QUEUE_KEY,
-    "state": SESSION_KEY,
-}
-"""By service, the header whose equal values go to one instance, as long as there is one: it
-has the session or queue in memory. Who may write, the event log settles, not the route."""
-CERTIFICATES = "weft"
-"""Name of the provider of certificates in a client's bootstrap."""
 
 RING_PLACES = 256
 """Of each endpoint. Both bounds of the ring's size move with the endpoints: with fixed ones a
 new endpoint moves twice as many keys as it must."""
-RING_PLACES_MAX = 65_536
-"""Of the whole ring; clients cap it at 4,096 unless they are told otherwise."""
 REQUESTS_MAX = 8_192
 """Calls and streams of one client to one cluster at once."""
 RETRIES_MAX = 3

@@ -17,9 +17,9 @@ from mesh.control.xds.messages import (
     RESOURCE_TYPES,
     ROUTE_TYPE,
 )
+from mesh.control.xds.names import RING_PLACES_MAX
 from mesh.control.xds.resources import (
     RING_PLACES,
-    RING_PLACES_MAX,
     Resources,
     repeatable_methods,
     resources_of,
