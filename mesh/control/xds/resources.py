@@ -206,11 +206,9 @@ def _by_load() -> cluster_pb2.LoadBalancingPolicy:
     weighted = cluster_pb2.ClientSideWeightedRoundRobin(
         blackout_period=seconds(1), weight_update_period=seconds(1)
     )
-    in_zone = _policies(("weighted", weighted))
-    return _policies(
-        ("by_zone", cluster_pb2.WrrLocality(endpoint_picking_policy=in_zone)),
-        ("in_turn", cluster_pb2.RoundRobin()),
-    )
+    # Side by side within the zone: grpc-js refuses the whole where it knows none inside.
+    in_zone = _policies(("weighted", weighted), ("in_turn", cluster_pb2.RoundRobin()))
+    return _policies(("by_zone", cluster_pb2.WrrLocality(endpoint_picking_policy=in_zone)))
 
 
 def _policies(

@@ -114,6 +114,17 @@ def test_sessions_go_by_a_ring_that_grows_with_the_endpoints_of_the_clients_zone
     assert not route_of(resources, "/weft.vectors.v1.VectorService/Search").hash_policy
 
 
+def test_a_client_that_knows_no_balancing_by_load_takes_turns() -> None:
+    [policy] = cluster_of(resources_of(view(local("a", 1)), "")).load_balancing_policy.policies
+    by_zone = cluster_pb2.WrrLocality.FromString(policy.typed_extension_config.typed_config.value)
+    # Not beside it: grpc-js refuses a WrrLocality of which it knows nothing inside.
+    inside = [
+        each.typed_extension_config.typed_config.type_url.rpartition(".")[2]
+        for each in by_zone.endpoint_picking_policy.policies
+    ]
+    assert inside == ["ClientSideWeightedRoundRobin", "RoundRobin"]
+
+
 def test_a_ring_is_bounded() -> None:
     many = [local(f"i{port}", port) for port in range(1, 400)]
     ring = cluster_of(resources_of(view(*many), ""), "state").ring_hash_lb_config
