@@ -6,10 +6,13 @@ from time import monotonic
 from typing import Any
 
 import grpc.aio
+import grpc.experimental
 
 from mesh.call import Call, current_call
+from mesh.control.xds.names import RING_PLACES_MAX, TARGET
 from mesh.errors import NotServing, PermissionDenied, WeftError
 from mesh.principal import Principal
+from mesh.rpc.affinity import affinity_of
 from mesh.rpc.local import StubChannel, call_endpoint
 from mesh.rpc.methods import MethodSpec, method_of
 from mesh.rpc.pipeline import Endpoint, default_deadline
@@ -28,6 +31,8 @@ Resolve = Callable[[str], str | None]
 """Gives the gRPC target of a service, by full name; None while nobody serves it."""
 Sign = Callable[[Principal, str, float], str]
 """Signs on whose behalf a service calls, for so many seconds."""
+MESH_TARGET = f"xds:///{TARGET}"
+"""All services, wherever they run."""
 
 
 CHECK_SECONDS = 1.0
@@ -75,9 +80,6 @@ class RemoteChannel(StubChannel):
         transport: Transport = PLAIN,
         service: str = "",
     ) -> None:
-        if target.startswith("xds:"):
-            # An insecure channel ignores the cluster's TLS and would dial in the clear.
-            raise ValueError("xds targets need a channel with xDS credentials")
         self._target = target
         self._settings = settings
         self._caller = caller
@@ -103,6 +105,9 @@ class RemoteChannel(StubChannel):
             await closing
 
     def _connected(self) -> _Connection:
+        if self._target.startswith("xds:"):
+            # It would silently ignore the cluster's TLS and dial in the clear.
+            raise ValueError("xds targets need a channel with xDS credentials")
         options = channel_options(self._settings)
         return _Connection(self._transport.channel(self._target, self._service, options))
 
@@ -129,6 +134,11 @@ class RemoteChannel(StubChannel):
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
+    def _affinity(self, spec: MethodSpec) -> Callable[[Any], Metadata]:
+        """What a request's metadata say of where it should go: nothing, where there is one
+        server."""
+        return lambda request: ()
+
     def _metadata(self, call: Call) -> Sequence[tuple[str, str]]:
         sent = wire_metadata(call)
         if self._sign is None or call.principal is None:
@@ -142,12 +152,13 @@ class RemoteChannel(StubChannel):
 
     def _unary(self, spec: MethodSpec) -> Callable[..., Any]:
         default_seconds = default_deadline(spec, self._settings)
+        affinity = self._affinity(spec)
 
         async def call(
             request: Any, *, timeout: float | None = None, metadata: Metadata | None = None
         ) -> Any:
             made = outgoing_call(spec.path, default_seconds, timeout, metadata, self._caller)
-            sent = self._metadata(made)
+            sent = (*self._metadata(made), *affinity(request))
             sending = _Sending(request) if spec.client_streaming else None
             connection = self._begin()
             try:
@@ -170,12 +181,13 @@ class RemoteChannel(StubChannel):
 
     def _streaming(self, spec: MethodSpec) -> Callable[..., Any]:
         default_seconds = default_deadline(spec, self._settings)
+        affinity = self._affinity(spec)
 
         async def call(
             request: Any, *, timeout: float | None = None, metadata: Metadata | None = None
         ) -> AsyncGenerator[Any, None]:
             made = outgoing_call(spec.path, default_seconds, timeout, metadata, self._caller)
-            sent = self._metadata(made)
+            sent = (*self._metadata(made), *affinity(request))
             sending = _Sending(request) if spec.client_streaming else None
             connection = self._begin()
             try:
@@ -227,9 +239,40 @@ class _Sending:
             self._call.cancel()
 
 
+class XdsChannel(RemoteChannel):
+    """Reaches whoever the control plane says: every service by the one target, MESH_TARGET.
+
+    Which instance takes a call, and whether one that failed is tried again, gRPC decides by
+    what the control plane told it; calls of one session or queue go to one instance while it
+    lives. Connections are secured as the cluster says, and plain where it says nothing.
+    The process's bootstrap names the control plane (`mesh.control.xds.bootstrap`).
+    """
+
+    def __init__(
+        self,
+        settings: RpcSettings,
+        *,
+        caller: str = "",
+        sign: Sign | None = None,
+        relays: bool = False,
+    ) -> None:
+        super().__init__(MESH_TARGET, settings, caller=caller, sign=sign, relays=relays)
+
+    def _connected(self) -> _Connection:
+        experimental: Any = grpc.experimental
+        plain = experimental.insecure_channel_credentials()
+        credentials = grpc.xds_channel_credentials(plain)
+        options = xds_channel_options(self._settings)
+        return _Connection(grpc.aio.secure_channel(MESH_TARGET, credentials, options=options))
+
+    def _affinity(self, spec: MethodSpec) -> Callable[[Any], Metadata]:
+        return affinity_of(spec)
+
+
 class MeshChannel(StubChannel):
     """Nearest first: the handler in this process where there is one, else the server that
-    `resolve` names. Each call decides anew, so services may come and go.
+    `resolve` names, or the mesh where it names MESH_TARGET. Each call decides anew, so
+    services may come and go.
 
     With `validated` the requests are made of parts that were checked when they came in:
     a handler in this process isn't asked to check them again. `caller` is the service that
@@ -302,17 +345,24 @@ class MeshChannel(StubChannel):
             wanted = catalogue_name(service) if self._transport.encrypted else ""
             channel = self._channels.get((target, wanted))
             if channel is None:
-                channel = self._channels[target, wanted] = RemoteChannel(
-                    target,
-                    self._settings,
-                    caller=self._caller,
-                    sign=self._sign,
-                    relays=self._relays,
-                    transport=self._transport,
-                    service=wanted,
-                )
+                channel = self._channels[target, wanted] = self._reaching(target, wanted)
             found = self._remote[target, method] = channel.callable_of(method)
         return found
+
+    def _reaching(self, target: str, service: str) -> RemoteChannel:
+        if target == MESH_TARGET:
+            return XdsChannel(
+                self._settings, caller=self._caller, sign=self._sign, relays=self._relays
+            )
+        return RemoteChannel(
+            target,
+            self._settings,
+            caller=self._caller,
+            sign=self._sign,
+            relays=self._relays,
+            transport=self._transport,
+            service=service,
+        )
 
 
 def catalogue_name(contract: str) -> str:
@@ -337,6 +387,16 @@ def channel_options(settings: RpcSettings) -> list[tuple[str, Any]]:
         ("grpc.absolute_max_metadata_size", settings.metadata_bytes_max),
         # Which calls are repeated is decided by their idempotency, not by the transport.
         ("grpc.enable_retries", 0),
+    ]
+
+
+def xds_channel_options(settings: RpcSettings) -> list[tuple[str, Any]]:
+    """The options of a channel to the mesh."""
+    return [
+        *(option for option in channel_options(settings) if option[0] != "grpc.enable_retries"),
+        # The routes say which methods may be tried again.
+        ("grpc.enable_retries", 1),
+        ("grpc.lb.ring_hash.ring_size_cap", RING_PLACES_MAX),
     ]
 
 
