@@ -1,5 +1,6 @@
 """Weft with certificates: commands, keys and services over TLS, and certificates renewed."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,10 @@ from mesh.rpc.channel import RemoteChannel
 from mesh.runtime.host import Host
 from mesh.runtime.settings import RuntimeSettings
 from mesh.security.ca import CertificateAuthority
+from mesh.worker import Worker
+from mesh.worker.task import WorkerTask
 from services.catalog import CATALOGUE, access
+from services.first_key import admitted
 from tests.support.certificates import SERVICES, authority, transport
 from tests.support.command_line import Ran
 from tests.support.weft_up import weft, weft_up
@@ -116,3 +120,22 @@ async def test_services_call_each_other_over_mutual_tls(
     finally:
         current_call.reset(token)
         await channel.close()
+
+
+async def test_a_worker_attaches_over_tls(host: Host, tmp_path: Path) -> None:
+    first = await admitted(host)
+    assert first is not None
+    worker = Worker("tenants/default/queues/default", host.addresses["grpc"], first.text)
+    worker.ca_file = host.transport.bundle_file
+
+    @worker.task("double")
+    async def double(task: WorkerTask) -> bytes:
+        return task.payload * 2
+
+    working = asyncio.create_task(worker.work())
+    submit = ("--data-dir", tmp_path / "data", "task", "submit", "double", "--payload", "ab")
+    ran = await asyncio.to_thread(weft, *submit, "--watch", WEFT_API_KEY=first.text)
+    worker.stop()
+    await working
+    assert ran.code == 0, ran.err
+    assert "abab" in ran.out
