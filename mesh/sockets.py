@@ -1,6 +1,7 @@
 """Finding a port to listen on."""
 
 import errno
+import ipaddress
 import socket
 
 from mesh.errors import FailedPrecondition
@@ -38,3 +39,28 @@ def _bind(host: str, port: int) -> socket.socket:
         bound.close()
         raise
     return bound
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what listens on `host`, a name or an address, can be reached from this machine
+    only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def stays_here(target: str) -> bool:
+    """Whether what is sent to `target`, as gRPC dials it, doesn't leave this machine."""
+    scheme, _, rest = target.partition(":")
+    if scheme in ("unix", "unix-abstract"):
+        return True
+    if scheme in ("ipv4", "ipv6"):
+        addresses = rest.split(",")
+    elif scheme == "dns":
+        addresses = [rest.rpartition("/")[2]]
+    else:
+        addresses = [target]
+    return all(is_loopback(address.rpartition(":")[0]) for address in addresses)

@@ -13,6 +13,7 @@ from services.agents.service import AgentsService
 from services.agents.settings import AgentsSettings
 from services.auth.directory import AccessDirectory
 from services.auth.service import AuthService
+from services.control.service import ControlService
 from services.gateway.service import GatewayService
 from services.models.service import ModelsService
 from services.models.settings import ModelsSettings
@@ -32,6 +33,7 @@ from weft.auth.v1 import (
     role_service_pb2,
     tenant_service_pb2,
 )
+from weft.control.v1 import registry_service_pb2
 from weft.models.v1 import model_service_pb2
 from weft.scheduler.v1 import (
     batch_service_pb2,
@@ -61,6 +63,10 @@ def _agents(mesh: Mesh) -> Service:
     return AgentsService(mesh, AgentsSettings())
 
 
+def _control(mesh: Mesh) -> Service:
+    return ControlService(mesh.registry)
+
+
 def _models(mesh: Mesh) -> Service:
     return ModelsService(ModelsSettings())
 
@@ -82,12 +88,13 @@ def _vectors(mesh: Mesh) -> Service:
 
 
 _BUS = {
-    "agents": BusAccess(appends=("agents", "state"), tokens=True, leases=True),
+    "agents": BusAccess(appends=("agents", "state"), tokens=True),
     "auth": BusAccess(appends=("auth",), keys=KeyUse.KEEP),
+    "control": EVERY_PROCESS,
     # It authenticates by what the log says, and notes there who was refused.
     "gateway": BusAccess(appends=("auth",)),
     "models": EVERY_PROCESS,
-    "scheduler": BusAccess(appends=("scheduler", "schedules"), leases=True),
+    "scheduler": BusAccess(appends=("scheduler", "schedules")),
     "state": BusAccess(appends=("state",), keys=KeyUse.DESTROY, erases=True),
     "tools": BusAccess(appends=("tools",)),
     "vectors": EVERY_PROCESS,
@@ -109,6 +116,13 @@ _SERVICES = (
         build=_auth,
     ),
     ServiceEntry(
+        name="control",
+        summary="tells which processes the deployment has",
+        contracts=(registry_service_pb2.DESCRIPTOR.services_by_name["RegistryService"],),
+        calls=(),
+        build=_control,
+    ),
+    ServiceEntry(
         name="models",
         summary="calls models of any provider",
         contracts=(model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],),
@@ -121,6 +135,7 @@ _SERVICES = (
         contracts=(vector_service_pb2.DESCRIPTOR.services_by_name["VectorService"],),
         calls=(),
         build=_vectors,
+        single=True,
     ),
     ServiceEntry(
         name="tools",
@@ -168,7 +183,7 @@ _SERVICES = (
         name="gateway",
         summary="serves all of them on one gRPC port",
         contracts=(),
-        calls=("agents", "auth", "models", "scheduler", "state", "tools", "vectors"),
+        calls=("agents", "auth", "control", "models", "scheduler", "state", "tools", "vectors"),
         build=GatewayService,
     ),
 )

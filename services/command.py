@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,23 +15,28 @@ import typer
 
 from mesh.cli.application import application, run
 from mesh.cli.bus_credentials import add_credentials
+from mesh.cli.ca import add_ca
 from mesh.cli.demo import add_demo
 from mesh.cli.failures import from_weft_error, usage_error
 from mesh.cli.output import Output
-from mesh.errors import WeftError
+from mesh.errors import FailedPrecondition, WeftError
 
 if TYPE_CHECKING:
-    from mesh.runtime.host import Host
     from mesh.runtime.nats_users import BusUser
-    from services.first_key import FirstKey
+
+
+FIRST_KEY_SERVICE = "auth"
+"""Who has it may write who may call."""
 
 
 def run_command() -> None:
     """Runs the command line and exits."""
     app = application()
     app.command()(up)
+    app.command()(serve)
     add_demo(app)
     add_credentials(app, _bus_users)
+    add_ca(app, _service_names)
     run(app)
 
 
@@ -40,6 +45,12 @@ def _bus_users() -> "Sequence[BusUser]":
     from services.catalog import CATALOGUE
 
     return bus_users(CATALOGUE)
+
+
+def _service_names() -> Sequence[str]:
+    from services.catalog import CATALOGUE
+
+    return [entry.name for entry in CATALOGUE]
 
 
 def up(
@@ -56,6 +67,12 @@ def up(
     http_port: Annotated[
         int | None, typer.Option(help="Port of /healthz, /readyz and /metrics.")
     ] = None,
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1, max=64, help="Run so many replicas, which share the port; 1 is this process."
+        ),
+    ] = 1,
     accept_loss: Annotated[
         bool,
         typer.Option("--accept-loss", help="Start on an event log that lost its end or a part."),
@@ -76,8 +93,9 @@ def up(
 ) -> None:
     """Start the platform in this process, with its own nats-server.
 
-    NATS_URL points it at NATS servers that are there already. Ends, after a drain, at
-    SIGTERM or Ctrl-C.
+    NATS_URL points it at NATS servers that are there already. With --processes this process
+    runs no service: it starts the replicas, and starts those again that die. Ends, after a
+    drain, at SIGTERM or Ctrl-C.
 
     Example: weft up --data-dir ./weft-data
     """
@@ -89,15 +107,65 @@ def up(
         "log_level": log_level,
     }
     with _folder(ephemeral, data_dir) as folder:
-        given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
         if folder is not None:
-            given["data_dir"] = folder
-        try:
-            # What is deleted with its data needs no master key that outlives them.
-            secrets_dir = folder / "secrets" if folder is not None else None
-            _install_event_loop().run(_serve(given, secrets_dir, output, new_admin_key))
-        except WeftError as error:
-            raise from_weft_error(error) from error
+            flags["data_dir"] = folder
+        # What is deleted with its data needs no master key that outlives them.
+        secrets_dir = folder / "secrets" if folder is not None else None
+        if processes == 1:
+            _run(_serve(_given(flags), secrets_dir, output, new_admin_key))
+        elif new_admin_key is not None:
+            raise usage_error("--new-admin-key needs a start without --processes")
+        else:
+            _run(_supervise(_given(flags), secrets_dir, output, processes))
+
+
+def serve(
+    services: Annotated[
+        list[str], typer.Argument(metavar="SERVICE...", help="Services to run in this process.")
+    ],
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder of this process alone; .weft where it isn't said."),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="gRPC port; the next free one when it's in use.")
+    ] = None,
+    http_port: Annotated[
+        int | None, typer.Option(help="Port of /healthz, /readyz and /metrics.")
+    ] = None,
+    output: Annotated[
+        Output, typer.Option("-o", "--output", help="Form of what is printed.")
+    ] = Output.TABLE,
+    log_level: Annotated[
+        str | None, typer.Option(help="debug, info, warning or error; logs go to stderr.")
+    ] = None,
+) -> None:
+    """Run some services of a deployment in this process; other processes run the rest.
+
+    They meet on the NATS servers that NATS_URL names, and find each other there. A process
+    with the service gateway takes every call, and hands on those that others answer; the one
+    with auth makes the first administrator's key. Ends, after a drain, at SIGTERM or Ctrl-C.
+
+    Example: NATS_URL=nats://127.0.0.1:4222 weft serve scheduler state --data-dir ./part
+    """
+    flags = {
+        "data_dir": data_dir,
+        "grpc_port": port,
+        "http_port": http_port,
+        "log_level": log_level,
+    }
+    _run(_serve(_given(flags), None, output, serves=services))
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _run(serving: Coroutine[Any, Any, None]) -> None:
+    try:
+        _install_event_loop().run(serving)
+    except WeftError as error:
+        raise from_weft_error(error) from error
 
 
 @contextlib.contextmanager
@@ -118,9 +186,14 @@ def _install_event_loop() -> asyncio.Runner:
 
 
 async def _serve(
-    given: dict[str, Any], secrets_dir: Path | None, output: Output, new_admin_key: str | None
+    given: dict[str, Any],
+    secrets_dir: Path | None,
+    output: Output,
+    new_admin_key: str | None = None,
+    serves: Sequence[str] = (),
 ) -> None:
     # Imported here, so that `weft --help` doesn't load the services.
+    from mesh.runtime.garbage import collect_seldom
     from mesh.runtime.host import Host
     from mesh.runtime.settings import RuntimeSettings
     from mesh.security.settings import SecuritySettings
@@ -131,53 +204,109 @@ async def _serve(
     # What is written from here on is nobody else's business.
     os.umask(0o077)
     settings = RuntimeSettings(**given)
+    if serves and not settings.nats_url:
+        raise FailedPrecondition("NATS_URL isn't set: the parts of a deployment meet there")
     security = SecuritySettings(secrets_dir=secrets_dir) if secrets_dir else SecuritySettings()
     configure_logs(settings.log_level)
+    stopping = _stopping()
+    async with Host(CATALOGUE, settings, access, security, serves=serves) as host:
+        first_key = None
+        if not serves or FIRST_KEY_SERVICE in serves:
+            first_key = await admitted(host, another=new_admin_key)
+        collect_seldom()
+        said: dict[str, Any] = {**host.addresses, "cluster": host.cluster}
+        said |= {"instance": host.instance, "notes": host.notes}
+        if host.transport.bundle_file is not None:
+            said["ca_file"] = str(host.transport.bundle_file)
+        if first_key is not None:
+            said["api_key"] = first_key.text
+            if first_key.file is not None:
+                said["api_key_file"] = str(first_key.file)
+        _announce(said, host.data_dir, output)
+        await _stopped(stopping)
+
+
+async def _supervise(
+    given: dict[str, Any], secrets_dir: Path | None, output: Output, processes: int
+) -> None:
+    from mesh.runtime.settings import RuntimeSettings
+    from mesh.runtime.supervisor import Supervisor
+    from mesh.telemetry.logs import configure_logs
+    from services.catalog import CATALOGUE
+
+    os.umask(0o077)
+    settings = RuntimeSettings(**given)
+    configure_logs(settings.log_level)
+    stopping = _stopping()
+    whole = [entry.name for entry in CATALOGUE]
+    replica = [entry.name for entry in CATALOGUE if not entry.single]
+    groups = [whole, *[replica] * (processes - 1)]
+    command = (sys.executable, "-m", "services", "serve")
+    async with Supervisor(CATALOGUE, settings, groups, command, secrets_dir=secrets_dir) as parts:
+        keys = ("cluster", "api_key", "api_key_file", "ca_file")
+        said = {key: parts.first[key] for key in keys if key in parts.first}
+        said |= {**parts.addresses, "notes": [*parts.notes, *parts.first["notes"]]}
+        said["processes"] = [
+            {"pid": part.child.pid, "instance": part.said["instance"], "http": part.said["http"]}
+            for part in parts.parts
+            if part.child is not None
+        ]
+        _announce(said, settings.data_dir, output)
+        await _stopped(stopping)
+
+
+def _stopping() -> asyncio.Event:
+    """Set at SIGTERM and Ctrl-C."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
-    async with Host(CATALOGUE, settings, access, security) as host:
-        first_key = await admitted(host, another=new_admin_key)
-        _announce(host, output, first_key)
-        await stopping.wait()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # A second signal ends the process at once.
-            loop.remove_signal_handler(number)
-        print("weft: draining", file=sys.stderr)
+    return stopping
 
 
-def _announce(host: "Host", output: Output, first_key: "FirstKey | None") -> None:
-    grpc, http = host.addresses["grpc"], host.addresses["http"]
+async def _stopped(stopping: asyncio.Event) -> None:
+    await stopping.wait()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A second signal ends the process at once.
+        asyncio.get_running_loop().remove_signal_handler(number)
+    print("weft: draining", file=sys.stderr)
+
+
+def _announce(said: Mapping[str, Any], data_dir: Path, output: Output) -> None:
+    """Says where Weft is, and the first key where it was made."""
     if output is not Output.TABLE:
-        record: dict[str, Any] = {**host.addresses, "cluster": host.cluster}
-        record |= {"instance": host.instance, "notes": host.notes}
-        if first_key is not None:
-            record["api_key"] = first_key.text
-        print(json.dumps(record), flush=True)
+        print(json.dumps(said), flush=True)
         return
-    if first_key is not None:
+    grpc, http, key = said["grpc"], said["http"], said.get("api_key")
+    if key is not None:
+        file = said.get("api_key_file")
         print(
-            f"The administrator's API key, shown this once:\n\n  {first_key.text}\n\n"
-            + (
-                f"It is also in {first_key.file}, where `weft` finds it.\n"
-                if first_key.file
-                else ""
-            )
+            f"The administrator's API key, shown this once:\n\n  {key}\n\n"
+            + (f"It is also in {file}, where `weft` finds it.\n" if file else "")
         )
-    for note in host.notes:
+    for note in said["notes"]:
         print(f"note: {note}", file=sys.stderr)
+    parts = "".join(
+        f"  process  {part['pid']}, metrics http://{part['http']}/metrics\n"
+        for part in said.get("processes", ())
+    )
+    ca_file = said.get("ca_file")
+    mesh = f"  mesh     {said['mesh']}\n" if "mesh" in said else ""
+    how = f"-cacert {ca_file}" if ca_file is not None else "-plaintext"
+    grpcurl = f"grpcurl -expand-headers -H 'authorization: Bearer ${{TOKEN}}' {how}"
+    weft = f"weft --address {grpc}" + (f" --ca-file {ca_file}" if ca_file is not None else "")
     print(
-        f"Weft is up. Data: {host.data_dir}\n"
+        f"Weft is up. Data: {data_dir}\n"
         f"  gRPC     {grpc}\n"
+        f"{mesh}"
         f"  health   http://{http}/readyz   metrics http://{http}/metrics\n"
-        f"  NATS     {host.addresses['nats']}\n"
+        f"  NATS     {said['nats']}\n"
+        f"{parts}"
         "Try:\n"
-        f"  weft --address {grpc} whoami\n"
-        f"  export TOKEN=$(weft --address {grpc} token)  # for other clients, five minutes\n"
-        f"  grpcurl -expand-headers -H 'authorization: Bearer ${{TOKEN}}' -plaintext {grpc} list\n"
-        f"  grpcurl -expand-headers -H 'authorization: Bearer ${{TOKEN}}' -plaintext"
-        f' -d \'{{"parent": "tenants/default"}}\' {grpc}'
+        f"  {weft} whoami\n"
+        f"  export TOKEN=$({weft} token)  # for other clients, five minutes\n"
+        f"  {grpcurl} {grpc} list\n"
+        f'  {grpcurl} -d \'{{"parent": "tenants/default"}}\' {grpc}'
         " weft.tools.v1.ToolService/ListTools\n"
         "Ctrl-C stops it.",
         flush=True,

@@ -33,12 +33,15 @@ def no_credential() -> None:
 @dataclass(frozen=True, slots=True)
 class Access:
     """`tenant` is `tenants/{tenant}`, empty where the key's own is meant. `find_credential`
-    may raise CommandFailed. `plain_text` lets a key go to another machine unencrypted."""
+    may raise CommandFailed. `plain_text` lets a key go to another machine unencrypted.
+    `ca_file` holds the roots by which the server is known; without one the connection is in
+    plain text."""
 
     address: Address
     tenant: str = ""
     find_credential: Callable[[], Credential | None] = no_credential
     plain_text: bool = False
+    ca_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class Named:
     tenant: str | None = None
     context: str | None = None
     insecure: bool | None = None
+    ca_file: Path | None = None
 
     def access(self) -> Access:
         """What that means. CommandFailed for a context that isn't there or is another
@@ -65,7 +69,11 @@ class Named:
             refuse_left_behind(address)
             return from_environment() or _of_context(name, context) or cluster_credential(address)
 
-        return Access(address, tenant_name(tenant) if tenant else "", find, bool(self.insecure))
+        left = address.running.ca_file if address.running is not None else ""
+        roots = self.ca_file or (Path(context.ca_file) if context.ca_file else None)
+        roots = roots or (Path(left) if left else None)
+        tenant = tenant_name(tenant) if tenant else ""
+        return Access(address, tenant, find, bool(self.insecure), roots)
 
     def _context(self) -> tuple[str, Context]:
         """The context that is named, else the current one, unless a server is named."""

@@ -17,12 +17,14 @@ _LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 class RunningServer:
     """What `weft up` writes to `<data-dir>/run/address.json`: where it listens, as
     `host:port`, and its process id. `http` is empty where it serves none; `cluster` names
-    the deployment, and is empty where the server doesn't tell."""
+    the deployment, and is empty where the server doesn't tell. `ca_file` holds the roots of its
+    certificate, and is empty where it speaks plain text."""
 
     grpc: str
     http: str
     pid: int
     cluster: str = ""
+    ca_file: str = ""
 
     @property
     def is_alive(self) -> bool:
@@ -80,6 +82,7 @@ def read_running_server(data_dir: Path) -> RunningServer | None:
             http=str(stored.get("http", "")),
             pid=int(stored["pid"]),
             cluster=str(stored.get("cluster", "")),
+            ca_file=str(stored.get("ca_file", "")),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

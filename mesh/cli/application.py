@@ -22,6 +22,7 @@ from mesh.cli.doctor import add_doctor
 from mesh.cli.events import events
 from mesh.cli.failures import CommandFailed, ExitCode
 from mesh.cli.identity import add_identity
+from mesh.cli.instances import instances
 from mesh.cli.keys import keys
 from mesh.cli.models import models
 from mesh.cli.output import printable
@@ -67,6 +68,7 @@ def application() -> typer.Typer:
     app.add_typer(keys, name="key")
     app.add_typer(roles, name="role")
     app.add_typer(tenants, name="tenant")
+    app.add_typer(instances, name="mesh")
     app.add_typer(contexts, name="context")
     add_identity(app)
     add_audit(app)

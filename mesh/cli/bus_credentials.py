@@ -6,17 +6,15 @@ They work on the data folder, whether Weft runs on it or not.
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mesh.cli.address import DEFAULT_DATA_DIR, find_nats
-from mesh.cli.failures import CommandFailed, from_weft_error, usage_error
+from mesh.cli.failures import CommandFailed, explained, usage_error
 from mesh.cli.output import Output, show_data
-from mesh.errors import WeftError
 
 if TYPE_CHECKING:
     from mesh.runtime.nats_credentials import NatsCredentials
@@ -50,7 +48,7 @@ def _credentials(load_users: LoadUsers) -> typer.Typer:
         nothing that was acknowledged is lost. Subscribers' keys stay as they are.
         """
         folder = _nats_folder(data_dir)
-        with _explained():
+        with explained():
             users = load_users()
             _kept(folder, users).rotate()
             running = _reload(folder)
@@ -100,7 +98,7 @@ def _nats_credentials(load_users: LoadUsers) -> typer.Typer:
         Envelopes come in the clear, payloads sealed. With NATS_URL, which is a server that
         Weft doesn't configure, what has to be added there is printed.
         """
-        with _explained():
+        with explained():
             if os.environ.get("NATS_URL"):
                 _show_entry(tenant, name, to, output)
                 return
@@ -118,7 +116,7 @@ def _nats_credentials(load_users: LoadUsers) -> typer.Typer:
     @group.command("list", epilog="Example: weft nats-credentials list")
     def list_(data_dir: DataDir = _FOLDER, output: Form = Output.TABLE) -> None:
         """List the subscribers of a data folder, with their public keys."""
-        with _explained():
+        with explained():
             kept = _kept(_nats_folder(data_dir), ()).subscribers()
         rows = [{"tenant": each.tenant, "name": each.name, "nkey": each.nkey} for each in kept]
         if output is not Output.TABLE:
@@ -131,7 +129,7 @@ def _nats_credentials(load_users: LoadUsers) -> typer.Typer:
     def revoke(tenant: Tenant, name: Name = "default", data_dir: DataDir = _FOLDER) -> None:
         """End a subscriber's access; its connections are cut."""
         folder = _nats_folder(data_dir)
-        with _explained():
+        with explained():
             _kept(folder, load_users()).revoke(tenant, name)
             _reload(folder)
         print(f"Subscriber {name} of {tenant} is let in no more.")
@@ -191,15 +189,3 @@ def _show(record: dict[str, str], output: Output) -> None:
         return
     for name, value in record.items():
         print(f"{name:<11}{value}")
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    try:
-        yield
-    except WeftError as error:
-        raise from_weft_error(error) from error
-    except ValueError as error:
-        raise usage_error(str(error)) from error
-    except OSError as error:
-        raise CommandFailed(f"{error.filename}: {error.strerror}") from error

@@ -22,6 +22,7 @@ _DATA_DIR = "Folder whose running server is meant."
 _TENANT = "Tenant that names are in; the key's own otherwise."
 _CONTEXT = "Server, key and tenant by a name that `weft context add` gave them."
 _INSECURE = "Send the key to another machine although nothing encrypts it on its way."
+_CA_FILE = "File with the roots of the server's certificate (bundle.pem): the connection is TLS."
 _OUTPUT = "Form of the data on stdout; streams are one JSON document a line."
 _TIMEOUT = "Longest time that the command may take."
 _PANEL = "Connection and output"
@@ -36,6 +37,7 @@ class SharedOptions:
     tenant: str | None = None
     context: str | None = None
     insecure: bool | None = None
+    ca_file: Path | None = None
     output: Output | None = None
     timeout: float | None = None
 
@@ -54,7 +56,8 @@ class SharedOptions:
 
     def client(self) -> Client:
         """The connection that they describe."""
-        named = Named(self.address, self.data_dir, self.tenant, self.context, self.insecure)
+        server = (self.address, self.data_dir, self.tenant, self.context)
+        named = Named(*server, self.insecure, self.ca_file)
         output = self.output or Output.TABLE
         return Client(named.access, output, timeout_seconds=self.timeout, named=named)
 
@@ -80,6 +83,7 @@ def _shared_parameters(*, before_command: bool) -> list[inspect.Parameter]:
         option("tenant", str, ("--tenant",), help=_TENANT, envvar="WEFT_TENANT"),
         option("context", str, ("--context",), help=_CONTEXT, envvar="WEFT_CONTEXT"),
         option("insecure", bool, ("--insecure",), help=_INSECURE, envvar="WEFT_INSECURE"),
+        option("ca_file", Path, ("--ca-file",), help=_CA_FILE, envvar="WEFT_CA_FILE"),
         option("output", Output, ("-o", "--output"), help=_OUTPUT),
         option("timeout", float, ("--timeout",), help=_TIMEOUT, metavar="SECONDS", min=0.001),
     ]

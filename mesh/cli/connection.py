@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from functools import cached_property, partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -127,10 +128,22 @@ class Client:
     def sendable_credential(self) -> Credential | None:
         """The credential, where it may be sent to the server. CommandFailed where it could
         be read on its way."""
-        credential, address = self.credential, self.address
-        if credential is None or address.is_loopback or self._access.plain_text:
+        credential, access = self.credential, self._access
+        private = access.ca_file is not None or access.address.is_loopback
+        if credential is None or private or access.plain_text:
             return credential
-        raise _would_be_read(address, credential)
+        raise _would_be_read(access.address, credential)
+
+    @property
+    def ca_file(self) -> Path | None:
+        """The roots by which the server is known; None where it is called in plain text."""
+        return self._access.ca_file
+
+    def _roots(self, file: Path) -> bytes:
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            raise CommandFailed(f"can't read the roots in {file}: {error.strerror}") from error
 
     @cached_property
     def parent(self) -> str:
@@ -164,7 +177,11 @@ class Client:
 
         credential, address = self.sendable_credential, self.address
         options = [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(not address.is_loopback))]
-        channel = grpc.insecure_channel(address.target, options=options)
+        if self.ca_file is not None:
+            encryption = grpc.ssl_channel_credentials(self._roots(self.ca_file))
+            channel = grpc.secure_channel(address.target, encryption, options=options)
+        else:
+            channel = grpc.insecure_channel(address.target, options=options)
         if credential is None:
             return channel
         from mesh.cli.bearer import Bearer
@@ -245,7 +262,8 @@ def _would_be_read(address: Address, credential: Credential) -> CommandFailed:
         exit_code=ExitCode.AUTHENTICATION,
         notes=[
             f"Whoever is on the way could read the {credential.label}, from {credential.source}.",
-            f"Go through a tunnel: ssh -L {port}:127.0.0.1:{port} HOST, and 127.0.0.1:{port}.",
+            "--ca-file with the bundle.pem of its certificate has the connection encrypted.",
+            f"Or go through a tunnel: ssh -L {port}:127.0.0.1:{port} HOST, and 127.0.0.1:{port}.",
             "On a network that you trust, --insecure or WEFT_INSECURE=1 sends it all the same.",
         ],
     )

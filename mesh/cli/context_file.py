@@ -17,11 +17,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 @dataclass(frozen=True, slots=True)
 class Context:
     """Where a server is, as an address or as the data folder that it runs on, and the key
-    for it. `tenant` is an id, empty where the key's own is meant."""
+    for it. `tenant` is an id, empty where the key's own is meant. `ca_file` holds the roots of
+    the server's certificate, and is empty where it is called in plain text."""
 
     address: str = ""
     data_dir: str = ""
     tenant: str = ""
+    ca_file: str = ""
     api_key: str = field(default="", repr=False)
 
 

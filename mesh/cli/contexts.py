@@ -107,12 +107,13 @@ def remove_context(client: Client, name: NameArgument) -> None:
 def _server(named: Named) -> Context:
     """A context always names a server, so that its key goes to no other."""
     tenant = tenant_name(named.tenant).removeprefix("tenants/") if named.tenant else ""
+    roots = str(named.ca_file.absolute()) if named.ca_file is not None else ""
     folder = named.data_dir
     if folder is None and not named.address and read_running_server(Path(DEFAULT_DATA_DIR)):
         folder = Path(DEFAULT_DATA_DIR)
     if folder is not None and not named.address:
-        return Context(data_dir=str(folder.absolute()), tenant=tenant)
-    return Context(address=named.address or DEFAULT_ADDRESS, tenant=tenant)
+        return Context(data_dir=str(folder.absolute()), tenant=tenant, ca_file=roots)
+    return Context(address=named.address or DEFAULT_ADDRESS, tenant=tenant, ca_file=roots)
 
 
 def _key(from_environment: bool) -> str:
@@ -133,6 +134,7 @@ def _shown(name: str, stored: Contexts) -> dict[str, Any]:
         "address": context.address,
         "data_dir": context.data_dir,
         "tenant": context.tenant,
+        "ca_file": context.ca_file,
         "key": Credential(context.api_key, "").label if context.api_key else "",
     }
 

@@ -39,8 +39,8 @@ def add_doctor(application: typer.Typer) -> None:
 
 
 def doctor(client: Client) -> None:
-    """Checks the server, who you are to it, its services, its models, your key files, and
-    whether tasks or turns have stalled.
+    """Checks the server and its certificate, who you are to it, its services, its models, your
+    key files, and whether tasks or turns have stalled.
 
     Prints a line for each check. Exits 5 where the server can't be reached, 1 where
     another check failed.
@@ -68,6 +68,8 @@ def _checks(client: Client) -> Iterator[Check]:
     yield _address(client)
     yield _key_files()
     yield _key(client)
+    if client.ca_file is not None:
+        yield _certificate(client)
     try:
         state = health(client)
     except grpc.RpcError as error:
@@ -116,6 +118,25 @@ def _key(client: Client) -> Check:
     if found is None:
         return Check("key", Verdict.WARN, "none was found; `weft context add` keeps one")
     return Check("key", Verdict.OK, f"{found.label}, from {found.source}")
+
+
+def _certificate(client: Client) -> Check:
+    """Whether the server's certificate lasts. Whether it is the server's, the other checks see."""
+    import ssl
+
+    from cryptography import x509
+
+    host, _, port = client.address.target.rpartition(":")
+    try:
+        shown = ssl.get_server_certificate((host.strip("[]"), int(port)), timeout=READY_SECONDS)
+        expires = x509.load_pem_x509_certificate(shown.encode()).not_valid_after_utc
+    except (OSError, ValueError) as error:
+        return Check("certificate", Verdict.FAIL, f"{client.address.target}: {error}")
+    left = expires - datetime.now(UTC)
+    until = f"until {expires:%Y-%m-%d %H:%M} UTC"
+    if left < EXPIRES_SOON:
+        return Check("certificate", Verdict.WARN, f"{until}; `weft ca issue --all` renews it")
+    return Check("certificate", Verdict.OK, until)
 
 
 def _identity(client: Client) -> Check:

@@ -1,6 +1,7 @@
 """Why a command failed: its exit code, and what the person who typed it is told."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, cast
 
@@ -68,6 +69,22 @@ def from_weft_error(error: "WeftError") -> CommandFailed:
 
     exit_code = _EXIT_CODES.get(code_of(error).name, ExitCode.FAILURE)
     return CommandFailed(error.message, exit_code=exit_code)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """For a command that works in this process: what goes wrong in the block is said as a
+    command says it."""
+    from mesh.errors import WeftError
+
+    try:
+        yield
+    except WeftError as error:
+        raise from_weft_error(error) from error
+    except ValueError as error:
+        raise usage_error(str(error)) from error
+    except OSError as error:
+        raise CommandFailed(f"{error.filename}: {error.strerror}") from error
 
 
 def from_rpc_error(error: "grpc.RpcError", address: str) -> CommandFailed:

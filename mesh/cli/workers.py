@@ -87,6 +87,7 @@ def run_worker(
     worker.queue = (
         check_id(name, "--queue") if worker.all_tenants else resource_name(name, QUEUE, client)
     )
+    worker.ca_file = client.ca_file
     worker.slots = slots or worker.slots
     worker.worker_id = worker_id or worker.worker_id
     worker.zone = zone or worker.zone

@@ -1,4 +1,5 @@
-"""Who is alive: instances, and the leases that show it.
+"""Who is alive, where it is, and who may ask it.
 
-`leases` is the port; `nats_leases` and `memory_leases` are its back ends.
+`leases` and `registry` are the ports, `nats_leases` and `nats_registry` what is behind them.
+`health_checks` asks every instance whether it serves; `xds` tells gRPC's clients where to go.
 """

@@ -23,11 +23,14 @@ from mesh.errors import EventStoreUnavailable
 
 RENEW_SECONDS = 0.3
 
-_STREAM = "KV_LEASES"
-_PREFIX = "$KV.LEASES."
+LEASE_PREFIX = "$KV.LEASES."
+"""Subject of a lease, without the instance's id. What an instance says of itself is the
+message's data: who listens there hears of everybody with each renewal."""
+
+LEASE_STREAM = "KV_LEASES"
 _BUCKET = {
-    "name": _STREAM,
-    "subjects": [_PREFIX + ">"],
+    "name": LEASE_STREAM,
+    "subjects": [LEASE_PREFIX + ">"],
     "storage": "memory",
     "max_msgs_per_subject": 1,
     "max_bytes": 8_000_000,
@@ -98,6 +101,8 @@ class NatsLeases:
         self._present: frozenset[str] = frozenset()
         self._asked: dict[str, float] = {}
         self._loop: asyncio.Task[None] | None = None
+        self._saying: Callable[[], bytes] = bytes
+        self._look_callbacks: list[Callable[[], None]] = []
 
     @property
     def instance(self) -> str:
@@ -140,10 +145,20 @@ class NatsLeases:
         self._held_until = _NEVER
         with contextlib.suppress(EventStoreUnavailable):
             await self._connection.api(
-                f"STREAM.PURGE.{_STREAM}",
-                {"filter": _PREFIX + self._instance},
+                f"STREAM.PURGE.{LEASE_STREAM}",
+                {"filter": LEASE_PREFIX + self._instance},
                 timeout=_REQUEST_SECONDS_MAX,
             )
+
+    def on_look(self, callback: Callable[[], None]) -> None:
+        """Calls `callback` after each look at whose leases are there."""
+        self._look_callbacks.append(callback)
+
+    async def say(self, what: Callable[[], bytes]) -> None:
+        """Renews the lease at once, and from now on with `what` this instance then says of
+        itself. Where NATS can't be reached, the next renewal says it."""
+        self._saying = what
+        await self._renew()
 
     async def _run(self) -> None:
         while True:
@@ -157,12 +172,15 @@ class NatsLeases:
         await asyncio.gather(self._renew(), self._look())
         if held and not self.held():
             _log.warning("lease_lost", instance=self._instance)
+        for callback in self._look_callbacks:
+            callback()
 
     async def _renew(self) -> None:
         sent = self._clock.monotonic()
         try:
             answer = await self._connection.request(
-                _PREFIX + self._instance,
+                LEASE_PREFIX + self._instance,
+                self._saying(),
                 headers={"Nats-TTL": f"{LEASE_SECONDS:.0f}s"},
                 timeout=_REQUEST_SECONDS_MAX,
             )
@@ -177,13 +195,13 @@ class NatsLeases:
         began = self._clock.monotonic()
         try:
             found = await self._connection.api(
-                f"STREAM.INFO.{_STREAM}",
-                {"subjects_filter": _PREFIX + ">"},
+                f"STREAM.INFO.{LEASE_STREAM}",
+                {"subjects_filter": LEASE_PREFIX + ">"},
                 timeout=_REQUEST_SECONDS_MAX,
             )
             if found.get("error", {}).get("err_code") == _STREAM_NOT_FOUND:
                 await self._connection.api(
-                    f"STREAM.CREATE.{_STREAM}", _BUCKET, timeout=_REQUEST_SECONDS_MAX
+                    f"STREAM.CREATE.{LEASE_STREAM}", _BUCKET, timeout=_REQUEST_SECONDS_MAX
                 )
         except EventStoreUnavailable:
             await self._forget_bucket()
@@ -196,7 +214,7 @@ class NatsLeases:
             self._bucket, self._bucket_since = found["created"], now
         self._looked = began
         subjects = found["state"].get("subjects") or {}
-        self._present = frozenset(subject.removeprefix(_PREFIX) for subject in subjects)
+        self._present = frozenset(subject.removeprefix(LEASE_PREFIX) for subject in subjects)
         for instance in self._present & self._asked.keys():
             del self._asked[instance]
 

@@ -1,32 +1,72 @@
 """Channels to handlers in other processes, and the one that finds the nearest handler."""
 
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from time import monotonic
 from typing import Any
 
 import grpc.aio
+import grpc.experimental
 
-from mesh.call import Call
-from mesh.errors import NotServing, PermissionDenied
+from mesh.call import Call, current_call
+from mesh.control.xds.names import RING_PLACES_MAX, TARGET
+from mesh.errors import NotServing, PermissionDenied, WeftError
 from mesh.principal import Principal
+from mesh.rpc.affinity import affinity_of
 from mesh.rpc.local import StubChannel, call_endpoint
 from mesh.rpc.methods import MethodSpec, method_of
 from mesh.rpc.pipeline import Endpoint, default_deadline
-from mesh.rpc.propagation import IDENTITY_KEY, Metadata, outgoing_call, wire_metadata
+from mesh.rpc.propagation import (
+    AUTHORIZATION_KEY,
+    IDENTITY_KEY,
+    Metadata,
+    outgoing_call,
+    wire_metadata,
+)
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.status import from_rpc_error
+from mesh.rpc.transport import PLAIN, Transport
 
 Resolve = Callable[[str], str | None]
 """Gives the gRPC target of a service, by full name; None while nobody serves it."""
 Sign = Callable[[Principal, str, float], str]
 """Signs on whose behalf a service calls, for so many seconds."""
+MESH_TARGET = f"xds:///{TARGET}"
+"""All services, wherever they run."""
+
+
+CHECK_SECONDS = 1.0
+"""How often a channel looks whether its certificate was replaced."""
+
+
+class _Connection:
+    """A channel of gRPC, with the certificate that there was when it was made. Once it is
+    retired it is closed behind its last call."""
+
+    __slots__ = ("_callables", "calls", "channel", "retired")
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.calls = 0
+        self.retired = False
+        self._callables: dict[str, Callable[..., Any]] = {}
+
+    def method(self, spec: MethodSpec) -> Callable[..., Any]:
+        found = self._callables.get(spec.path)
+        if found is None:
+            found = self._callables[spec.path] = _dialled(self.channel, spec)
+        return found
 
 
 class RemoteChannel(StubChannel):
-    """Reaches the server at `target` without encryption.
+    """Reaches the process at `target` in which `service` runs, over `transport`.
 
     Deadline, request id and trace are sent with every call, and with `sign` the identity of
     who calls; what the server answers is raised as the WeftError that its handler raised.
-    Made inside a running loop.
+    With `relays` a call from outside goes on with its own credential, so that it is judged
+    there as if it had come there. When the certificate is replaced, the next call is made on
+    a new connection, and those under way end on the old one. Made inside a running loop.
+    FailedPrecondition where it would be in plain text and mustn't.
     """
 
     def __init__(
@@ -36,14 +76,21 @@ class RemoteChannel(StubChannel):
         *,
         caller: str = "",
         sign: Sign | None = None,
+        relays: bool = False,
+        transport: Transport = PLAIN,
+        service: str = "",
     ) -> None:
-        if target.startswith("xds:"):
-            # An insecure channel ignores the cluster's TLS and would dial in the clear.
-            raise ValueError("xds targets need a channel with xDS credentials")
+        self._target = target
         self._settings = settings
         self._caller = caller
         self._sign = sign
-        self._channel = grpc.aio.insecure_channel(target, options=channel_options(settings))
+        self._relays = relays
+        self._transport = transport
+        self._service = service
+        self._closing: set[asyncio.Task[None]] = set()
+        self._held = transport.held()
+        self._looked = monotonic()
+        self._present = self._connected()
 
     def callable_of(self, method: str) -> Callable[..., Any]:
         spec = method_of(method)
@@ -52,65 +99,185 @@ class RemoteChannel(StubChannel):
         return self._unary(spec)
 
     async def close(self) -> None:
-        """Closes the connection; calls that are being awaited are cancelled."""
-        await self._channel.close()
+        """Closes the connections; calls that are being awaited are cancelled."""
+        await self._present.channel.close()
+        for closing in list(self._closing):
+            await closing
+
+    def _connected(self) -> _Connection:
+        if self._target.startswith("xds:"):
+            # It would silently ignore the cluster's TLS and dial in the clear.
+            raise ValueError("xds targets need a channel with xDS credentials")
+        options = channel_options(self._settings)
+        return _Connection(self._transport.channel(self._target, self._service, options))
+
+    def _begin(self) -> _Connection:
+        """The connection for a call that begins, which `_end` has to get back."""
+        if self._held is not None and monotonic() - self._looked >= CHECK_SECONDS:
+            self._looked = monotonic()
+            held = self._transport.held()
+            if held is not self._held:
+                self._held = held
+                old, self._present = self._present, self._connected()
+                old.retired = True
+                self._close_unused(old)
+        self._present.calls += 1
+        return self._present
+
+    def _end(self, connection: _Connection) -> None:
+        connection.calls -= 1
+        self._close_unused(connection)
+
+    def _close_unused(self, connection: _Connection) -> None:
+        if connection.retired and not connection.calls:
+            closing = asyncio.create_task(connection.channel.close(), name="old certificate")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    def _affinity(self, spec: MethodSpec) -> Callable[[Any], Metadata]:
+        """What a request's metadata say of where it should go: nothing, where there is one
+        server."""
+        return lambda request: ()
 
     def _metadata(self, call: Call) -> Sequence[tuple[str, str]]:
         sent = wire_metadata(call)
         if self._sign is None or call.principal is None:
             return sent
         signed = self._sign(call.principal, self._caller, call.remaining_seconds())
-        return (*sent, (IDENTITY_KEY, signed))
+        answered = current_call.get() if self._relays else None
+        if answered is None or not answered.peer or answered.caller:
+            return (*sent, (IDENTITY_KEY, signed))
+        credential = answered.metadata.get(AUTHORIZATION_KEY, "")
+        return (*sent, (IDENTITY_KEY, signed), (AUTHORIZATION_KEY, credential))
 
     def _unary(self, spec: MethodSpec) -> Callable[..., Any]:
-        kind = self._channel.stream_unary if spec.client_streaming else self._channel.unary_unary
-        multicallable = _dialled(kind, spec)
         default_seconds = default_deadline(spec, self._settings)
+        affinity = self._affinity(spec)
 
         async def call(
             request: Any, *, timeout: float | None = None, metadata: Metadata | None = None
         ) -> Any:
             made = outgoing_call(spec.path, default_seconds, timeout, metadata, self._caller)
+            sent = (*self._metadata(made), *affinity(request))
+            sending = _Sending(request) if spec.client_streaming else None
+            connection = self._begin()
             try:
-                return await multicallable(
-                    request, timeout=made.remaining_seconds(), metadata=self._metadata(made)
+                begun = connection.method(spec)(
+                    request if sending is None else sending.messages(),
+                    timeout=made.remaining_seconds(),
+                    metadata=sent,
                 )
+                return await (begun if sending is None else sending.through(begun))
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error) from None
+            except asyncio.CancelledError:
+                if sending is not None and sending.error is not None:
+                    raise sending.error from None
+                raise
+            finally:
+                self._end(connection)
 
         return call
 
     def _streaming(self, spec: MethodSpec) -> Callable[..., Any]:
-        kind = self._channel.stream_stream if spec.client_streaming else self._channel.unary_stream
-        multicallable = _dialled(kind, spec)
         default_seconds = default_deadline(spec, self._settings)
+        affinity = self._affinity(spec)
 
         async def call(
             request: Any, *, timeout: float | None = None, metadata: Metadata | None = None
         ) -> AsyncGenerator[Any, None]:
             made = outgoing_call(spec.path, default_seconds, timeout, metadata, self._caller)
-            stream = multicallable(
-                request, timeout=made.remaining_seconds(), metadata=self._metadata(made)
-            )
+            sent = (*self._metadata(made), *affinity(request))
+            sending = _Sending(request) if spec.client_streaming else None
+            connection = self._begin()
             try:
-                async for message in stream:
-                    yield message
-            except grpc.aio.AioRpcError as error:
-                raise from_rpc_error(error) from None
+                stream = connection.method(spec)(
+                    request if sending is None else sending.messages(),
+                    timeout=made.remaining_seconds(),
+                    metadata=sent,
+                )
+                try:
+                    async for message in stream if sending is None else sending.through(stream):
+                        yield message
+                except grpc.aio.AioRpcError as error:
+                    raise from_rpc_error(error) from None
+                except asyncio.CancelledError:
+                    if sending is not None and sending.error is not None:
+                        raise sending.error from None
+                    raise
+                finally:
+                    # Tells the server when the reader stops early; after the end it does
+                    # nothing.
+                    stream.cancel()
             finally:
-                # Tells the server when the reader stops early; after the end it does nothing.
-                stream.cancel()
+                self._end(connection)
 
         return call
 
 
+class _Sending:
+    """The requests of a call that sends a stream. Where they end with an error the call is
+    cancelled: half of them must not pass for all."""
+
+    def __init__(self, requests: AsyncIterator[Any]) -> None:
+        self.error: WeftError | None = None
+        self._requests = requests
+        self._call: Any = None
+
+    def through(self, call: Any) -> Any:
+        """The call that they go with."""
+        self._call = call
+        return call
+
+    async def messages(self) -> AsyncIterator[Any]:
+        """The requests; ends where they fail."""
+        try:
+            async for request in self._requests:
+                yield request
+        except WeftError as error:
+            self.error = error
+            self._call.cancel()
+
+
+class XdsChannel(RemoteChannel):
+    """Reaches whoever the control plane says: every service by the one target, MESH_TARGET.
+
+    Which instance takes a call, and whether one that failed is tried again, gRPC decides by
+    what the control plane told it; calls of one session or queue go to one instance while it
+    lives. Connections are secured as the cluster says, and plain where it says nothing.
+    The process's bootstrap names the control plane (`mesh.control.xds.bootstrap`).
+    """
+
+    def __init__(
+        self,
+        settings: RpcSettings,
+        *,
+        caller: str = "",
+        sign: Sign | None = None,
+        relays: bool = False,
+    ) -> None:
+        super().__init__(MESH_TARGET, settings, caller=caller, sign=sign, relays=relays)
+
+    def _connected(self) -> _Connection:
+        experimental: Any = grpc.experimental
+        plain = experimental.insecure_channel_credentials()
+        credentials = grpc.xds_channel_credentials(plain)
+        options = xds_channel_options(self._settings)
+        return _Connection(grpc.aio.secure_channel(MESH_TARGET, credentials, options=options))
+
+    def _affinity(self, spec: MethodSpec) -> Callable[[Any], Metadata]:
+        return affinity_of(spec)
+
+
 class MeshChannel(StubChannel):
     """Nearest first: the handler in this process where there is one, else the server that
-    `resolve` names. Each call decides anew, so services may come and go.
+    `resolve` names, or the mesh where it names MESH_TARGET. Each call decides anew, so
+    services may come and go.
 
     With `validated` the requests are made of parts that were checked when they came in:
     a handler in this process isn't asked to check them again. `caller` is the service that
-    calls, and `callees` the contracts that it may call, by full name; None for all.
+    calls, and `callees` the contracts that it may call, by full name; None for all. Others
+    are reached over `transport`.
 
     Raises NotServing when nobody serves the method, PermissionDenied for a stub of a
     contract that isn't among the callees.
@@ -126,15 +293,20 @@ class MeshChannel(StubChannel):
         caller: str = "",
         callees: Collection[str] | None = None,
         sign: Sign | None = None,
+        relays: bool = False,
+        transport: Transport = PLAIN,
     ) -> None:
         self._endpoints = endpoints
         self._validated = validated
         self._caller = caller
         self._callees = callees
         self._sign = sign
+        self._relays = relays
         self._resolve = resolve
         self._settings = settings
-        self._channels: dict[str, RemoteChannel] = {}
+        self._transport = transport
+        # By target and service: a server has to prove which services it is.
+        self._channels: dict[tuple[str, str], RemoteChannel] = {}
         self._remote: dict[tuple[str, str], Callable[..., Any]] = {}
 
     def callable_of(self, method: str) -> Callable[..., Any]:
@@ -170,13 +342,33 @@ class MeshChannel(StubChannel):
             raise NotServing(f"nobody serves {service}")
         found = self._remote.get((target, method))
         if found is None:
-            channel = self._channels.get(target)
+            wanted = catalogue_name(service) if self._transport.encrypted else ""
+            channel = self._channels.get((target, wanted))
             if channel is None:
-                channel = self._channels[target] = RemoteChannel(
-                    target, self._settings, caller=self._caller, sign=self._sign
-                )
+                channel = self._channels[target, wanted] = self._reaching(target, wanted)
             found = self._remote[target, method] = channel.callable_of(method)
         return found
+
+    def _reaching(self, target: str, service: str) -> RemoteChannel:
+        if target == MESH_TARGET:
+            return XdsChannel(
+                self._settings, caller=self._caller, sign=self._sign, relays=self._relays
+            )
+        return RemoteChannel(
+            target,
+            self._settings,
+            caller=self._caller,
+            sign=self._sign,
+            relays=self._relays,
+            transport=self._transport,
+            service=service,
+        )
+
+
+def catalogue_name(contract: str) -> str:
+    """The service of the catalogue that serves a contract: `agents` for
+    `weft.agents.v1.TurnService`."""
+    return contract.split(".")[1]
 
 
 def channel_options(settings: RpcSettings) -> list[tuple[str, Any]]:
@@ -198,7 +390,22 @@ def channel_options(settings: RpcSettings) -> list[tuple[str, Any]]:
     ]
 
 
-def _dialled(kind: Callable[..., Any], spec: MethodSpec) -> Callable[..., Any]:
+def xds_channel_options(settings: RpcSettings) -> list[tuple[str, Any]]:
+    """The options of a channel to the mesh."""
+    return [
+        *(option for option in channel_options(settings) if option[0] != "grpc.enable_retries"),
+        # The routes say which methods may be tried again.
+        ("grpc.enable_retries", 1),
+        ("grpc.lb.ring_hash.ring_size_cap", RING_PLACES_MAX),
+    ]
+
+
+def _dialled(channel: grpc.aio.Channel, spec: MethodSpec) -> Callable[..., Any]:
+    kind: Callable[..., Any]
+    if spec.server_streaming:
+        kind = channel.stream_stream if spec.client_streaming else channel.unary_stream
+    else:
+        kind = channel.stream_unary if spec.client_streaming else channel.unary_unary
     multicallable: Callable[..., Any] = kind(
         spec.path,
         request_serializer=spec.request_class.SerializeToString,

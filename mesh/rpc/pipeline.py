@@ -15,7 +15,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from mesh.call import Call, current_call
-from mesh.errors import Unimplemented
+from mesh.errors import CredentialInvalid, Unimplemented
+from mesh.principal import Principal
 from mesh.rpc.methods import Handler, MethodSpec, methods_of, service_of
 from mesh.rpc.open_methods import PUBLIC
 from mesh.rpc.propagation import AUTHORIZATION_KEY, IDENTITY_KEY
@@ -24,7 +25,7 @@ from mesh.rpc.settings import RpcSettings
 from mesh.rpc.stages.authorize import Authorize, Callers
 from mesh.rpc.stages.deadline import Deadlines
 from mesh.rpc.stages.errors import outward, wrong_answer
-from mesh.rpc.stages.identity import CredentialWatch, Identities
+from mesh.rpc.stages.identity import CredentialWatch, Identities, check_certificate
 from mesh.rpc.stages.limits import Peers, UnderWay
 from mesh.rpc.stages.trace import InCall, open_span
 from mesh.rpc.stages.validate import validate
@@ -55,6 +56,19 @@ class Edge:
     callers: Callers = field(default_factory=dict)
 
 
+def relay(call: Call, authenticate: Callable[[str], Principal]) -> None:
+    """Takes a call that comes with the credential of its caller beside a service's identity
+    for what it is: that caller's call, which the service hands on. CredentialInvalid where
+    they aren't of the same principal."""
+    credential = call.metadata.get(AUTHORIZATION_KEY)
+    if credential is None:
+        return
+    signed, call.relayed_by, call.caller = call.principal, call.caller, ""
+    call.principal = authenticate(credential)
+    if signed is None or call.principal.name != signed.name:
+        raise CredentialInvalid("the identity isn't that of the credential")
+
+
 class Pipeline:
     """What stands around all handlers of one server, in one event loop. The order is the
     project's one: trace, metrics, errors, the bounds of peers and of calls under way, peer
@@ -74,6 +88,11 @@ class Pipeline:
         self._watch = CredentialWatch(edge.authenticator)
         self._authorize = Authorize(edge.authenticator, edge.callers)
         self._deadlines = Deadlines()
+
+    @property
+    def under_way(self) -> int:
+        """Calls and streams from other processes that are being answered."""
+        return self._calls.count + self._streams.count
 
     def around(self, spec: MethodSpec, handler: Handler) -> Handler:
         """The handler of a method with everything around it.
@@ -109,11 +128,13 @@ class Pipeline:
                 identity = call.metadata.get(IDENTITY_KEY)
                 if identity is not None:
                     call.principal, call.caller = verify(identity)
-                if call.principal is None and not public:
+                    check_certificate(call)
+                    relay(call, authenticate)
+                elif not public:
                     call.principal = authenticate(call.metadata.get(AUTHORIZATION_KEY, ""))
                 # What Weft's services call for a principal is part of a call that was
                 # counted; a public method is bounded by what its peer may do.
-                if call.principal is not None and not call.caller:
+                if call.principal is not None and identity is None:
                     take(call.principal, read=reads)
                 if streams:
                     watch(call)

@@ -4,6 +4,7 @@
 clients ask for the one, some for the other, and some for the one after the other.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,11 @@ from mesh.rpc.settings import RpcSettings
 _ALPHA = "grpc.reflection.v1alpha"
 _V1 = "grpc.reflection.v1"
 
+PROMPT_MAX = 500
+"""Questions of one stream that are answered as they come."""
+PAUSE_SECONDS = 0.02
+"""What each further one waits: a stream counts once for the rate of its caller."""
+
 
 def reflection_endpoints(
     services: Iterable[str], pipeline: Pipeline, settings: RpcSettings
@@ -33,7 +39,7 @@ def reflection_endpoints(
     servicer: Any = reflection.aio.ReflectionServicer([*services, *names], pool=pool)
 
     async def answer(requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
-        async for response in servicer.ServerReflectionInfo(requests, None):
+        async for response in servicer.ServerReflectionInfo(_paced(requests), None):
             yield response
 
     endpoints = {}
@@ -42,6 +48,15 @@ def reflection_endpoints(
         seconds = settings.stream_deadline_seconds
         endpoints[path] = Endpoint(own, pipeline.around(own, answer), seconds)
     return endpoints
+
+
+async def _paced(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    asked = 0
+    async for request in requests:
+        asked += 1
+        if asked > PROMPT_MAX:
+            await asyncio.sleep(PAUSE_SECONDS)
+        yield request
 
 
 _pools: Any = descriptor_pool  # its functions have no types

@@ -17,6 +17,7 @@ from mesh.rpc.propagation import REQUEST_ID_KEY, incoming_call
 from mesh.rpc.reflection import reflection_endpoints
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.status import DETAILS_KEY, code_of, to_status
+from mesh.rpc.transport import PLAIN, Transport
 from mesh.sockets import bind_first_free
 
 _PORT_ATTEMPTS_MAX = 3
@@ -32,8 +33,9 @@ class RpcServer:
     the pipeline as they do.
 
     Methods that aren't among them answer UNIMPLEMENTED, bytes that don't parse
-    INVALID_ARGUMENT. The request id comes back in the trailing metadata. When a client
-    goes away, its handler is cancelled where it waits, and a generator is closed.
+    INVALID_ARGUMENT. With a `transport` of certificates it speaks TLS only. The request id
+    comes back in the trailing metadata. When a client goes away, its handler is cancelled
+    where it waits, and a generator is closed.
     """
 
     def __init__(
@@ -41,10 +43,14 @@ class RpcServer:
         endpoints: Mapping[str, Endpoint],
         settings: RpcSettings,
         pipeline: Pipeline,
+        transport: Transport = PLAIN,
+        *,
+        shares: bool = False,
     ) -> None:
+        self._transport = transport
         self._services = sorted({endpoint.spec.service for endpoint in endpoints.values()})
         self._server = grpc.aio.server(
-            options=server_options(settings),
+            options=server_options(settings, shares=shares),
             # A backstop: below it calls over the bounds are refused with a time to wait.
             maximum_concurrent_rpcs=2
             * (settings.concurrent_calls_max + settings.concurrent_streams_max),
@@ -52,27 +58,45 @@ class RpcServer:
         self._health = _Health()
         named = [*self._services, health.SERVICE_NAME]
         served = {**endpoints, **reflection_endpoints(named, pipeline, settings)}
-        handlers = {path: _wire_handler(endpoint, settings) for path, endpoint in served.items()}
+        handlers = {
+            path: _wire_handler(endpoint, settings, transport) for path, endpoint in served.items()
+        }
         self._server.add_generic_rpc_handlers((_Endpoints(handlers),))
         self._server.add_generic_rpc_handlers((_health_handlers(self._health),))
 
-    async def start(self, host: str, port: int) -> int:
-        """Listens on `port`, or the next one that is free; returns which it became.
+    def listen_to_processes(self, host: str, port: int) -> int:
+        """Before `start`: listens on a port more, to Weft's own processes only, whose
+        certificates are asked for; returns which it became. A service is taken for what it
+        says to be on this port alone, once there are certificates."""
+        return self._bind(host, port, processes=True)
+
+    async def start(self, host: str, port: int, shared_port: int = 0) -> int:
+        """Listens on `port`, or the next one that is free; returns which it became. And on
+        `shared_port`, where there is one, beside others that listen there.
 
         From here on `grpc.health.v1` answers SERVING, for each service and for `""`.
-        Raises FailedPrecondition when no port is free.
+        Raises FailedPrecondition when no port is free, or what is sent there could be read.
         """
-        number = self._bind(host, port)
+        number = self._bind(host, port, processes=False)
+        if shared_port:
+            try:
+                self._listen(host, shared_port, processes=False)
+            except RuntimeError as error:
+                raise FailedPrecondition(f"can't share {host}:{shared_port}") from error
         await self._server.start()
         for service in self._services:
             await self._health.set(service, _SERVING)
         return number
 
+    async def refuse(self) -> None:
+        """Says NOT_SERVING from now on, and goes on serving."""
+        await self._health.enter_graceful_shutdown()
+
     async def drain(self, notice_seconds: float, grace_seconds: float) -> None:
         """Ends serving in order: NOT_SERVING, and `notice_seconds` for the balancers to see
         it; then no new calls, and `grace_seconds` for those under way before they are
         cancelled."""
-        await self._health.enter_graceful_shutdown()
+        await self.refuse()
         await asyncio.sleep(notice_seconds)
         await self._server.stop(grace_seconds)
 
@@ -80,18 +104,22 @@ class RpcServer:
         """Ends serving at once; calls under way are cancelled."""
         await self._server.stop(None)
 
-    def _bind(self, host: str, port: int) -> int:
-        name = f"[{host}]" if ":" in host else host
+    def _bind(self, host: str, port: int, *, processes: bool) -> int:
+        self._transport.check_listening(host)
         for _ in range(_PORT_ATTEMPTS_MAX):
             # gRPC can't be handed a socket: the port is found with one that is closed
             # again. Should somebody take it in between, the next attempt finds another.
             with bind_first_free(host, port) as probe:
                 free: int = probe.getsockname()[1]
             try:
-                return self._server.add_insecure_port(f"{name}:{free}")
+                return self._listen(host, free, processes=processes)
             except RuntimeError:
                 continue
         raise FailedPrecondition(f"can't listen on {host}:{port}")
+
+    def _listen(self, host: str, port: int, *, processes: bool) -> int:
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return self._transport.listen(self._server, address, processes=processes)
 
 
 class _Health(health.aio.HealthServicer):
@@ -145,7 +173,7 @@ class _Endpoints(grpc.GenericRpcHandler):
         return self._handlers.get(handler_call_details.method)
 
 
-def server_options(settings: RpcSettings) -> list[tuple[str, Any]]:
+def server_options(settings: RpcSettings, *, shares: bool = False) -> list[tuple[str, Any]]:
     """The options of the server; mesh.md of the design says what each was needed for."""
     return [
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
@@ -160,12 +188,12 @@ def server_options(settings: RpcSettings) -> list[tuple[str, Any]]:
         ("grpc.max_allowed_incoming_connections", settings.connections_max),
         # Who only holds a place loses it.
         ("grpc.max_connection_idle_ms", int(settings.connection_idle_seconds * 1000)),
-        # Two servers on one port would share its calls unnoticed.
-        ("grpc.so_reuseport", 0),
+        # Two servers on one port would share its calls unnoticed, unless they are meant to.
+        ("grpc.so_reuseport", int(shares)),
     ]
 
 
-def _wire_handler(endpoint: Endpoint, settings: RpcSettings) -> Any:
+def _wire_handler(endpoint: Endpoint, settings: RpcSettings, transport: Transport) -> Any:
     spec = endpoint.spec
     if spec.server_streaming:
         make = (
@@ -173,14 +201,14 @@ def _wire_handler(endpoint: Endpoint, settings: RpcSettings) -> Any:
             if spec.client_streaming
             else grpc.unary_stream_rpc_method_handler
         )
-        behaviour = _streaming_behaviour(endpoint, settings)
+        behaviour = _streaming_behaviour(endpoint, settings, transport)
     else:
         make = (
             grpc.stream_unary_rpc_method_handler
             if spec.client_streaming
             else grpc.unary_unary_rpc_method_handler
         )
-        behaviour = _unary_behaviour(endpoint, settings)
+        behaviour = _unary_behaviour(endpoint, settings, transport)
     return make(
         behaviour,
         # Whom nobody knows makes no message: the interceptor Decode parses the bytes.
@@ -190,10 +218,11 @@ def _wire_handler(endpoint: Endpoint, settings: RpcSettings) -> Any:
 
 
 def _unary_behaviour(
-    endpoint: Endpoint, settings: RpcSettings
+    endpoint: Endpoint, settings: RpcSettings, transport: Transport
 ) -> Callable[[Any, Any], Awaitable[Any]]:
     async def behaviour(request: Any, context: Any) -> Any:
         call = _arrived(endpoint, context, settings.call_seconds_max)
+        call.acts_as = transport.acts_as(context)
         try:
             return await endpoint.invoke(request, call)
         except WeftError as error:
@@ -203,12 +232,13 @@ def _unary_behaviour(
 
 
 def _streaming_behaviour(
-    endpoint: Endpoint, settings: RpcSettings
+    endpoint: Endpoint, settings: RpcSettings, transport: Transport
 ) -> Callable[[Any, Any], Awaitable[None]]:
     # Written with `context.write` rather than as a generator: gRPC wouldn't close one
     # when its client goes away.
     async def behaviour(request: Any, context: Any) -> None:
         call = _arrived(endpoint, context, settings.stream_seconds_max)
+        call.acts_as = transport.acts_as(context)
         writing = False
         try:
             async with aclosing(endpoint.invoke(request, call)) as messages:

@@ -1,5 +1,7 @@
 """Settings of the RPC runtime."""
 
+from pathlib import Path
+
 from pydantic import Field
 
 from mesh.settings import Section
@@ -49,3 +51,14 @@ class RateLimitSettings(Section, area="limits"):
     tenant_reads_per_second: int = Field(20_000, ge=1)
     tenant_writes_per_second: int = Field(10_000, ge=1)
     """Of all keys of one tenant."""
+
+
+class TlsSettings(Section, area="tls"):
+    """What connections between machines are encrypted with."""
+
+    certificate_dir: Path | None = None
+    """Folder with `cert.pem`, `key.pem` and `bundle.pem`, as `weft ca issue` makes it. Where
+    none is named, everything is in plain text, and on loopback."""
+    plain_text: bool = False
+    """Plain text beyond this machine: for a network that nobody else is in, or that encrypts
+    by itself."""

@@ -18,7 +18,7 @@ class KeyUse(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class BusAccess:
-    """Nothing is granted that isn't named here.
+    """Nothing is granted that isn't named here, but the lease that each process has.
 
     `appends` are the areas whose streams it writes, with their snapshots and blobs;
     `reads` is the whole log, live too, with its snapshots and blobs, and goes with
@@ -28,7 +28,6 @@ class BusAccess:
     appends: tuple[str, ...] = ()
     reads: bool = False
     tokens: bool = False
-    leases: bool = False
     keys: KeyUse = KeyUse.NONE
     erases: bool = False
 
@@ -50,7 +49,6 @@ def union(accesses: Iterable[BusAccess]) -> BusAccess:
         appends=tuple(sorted({area for access in each for area in access.appends})),
         reads=any(access.reads for access in each),
         tokens=any(access.tokens for access in each),
-        leases=any(access.leases for access in each),
         keys=max(access.keys for access in each),
         erases=any(access.erases for access in each),
     )

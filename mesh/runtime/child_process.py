@@ -12,7 +12,7 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mesh.errors import FailedPrecondition
@@ -49,32 +49,44 @@ class ChildProcess:
 
     @classmethod
     async def start(
-        cls, command: Sequence[str | Path], *, lock_file: Path, output_file: Path
+        cls,
+        command: Sequence[str | Path],
+        *,
+        lock_file: Path,
+        output_file: Path | None,
+        environment: Mapping[str, str] | None = None,
     ) -> "ChildProcess":
         """Ends the server that an earlier owner left behind, if any, and starts `command`.
 
         `command` begins with the program's absolute path and ends with that of its
         configuration, by which a left one is recognised. Its output replaces
-        `output_file`. Raises FailedPrecondition where the lock's holder can't be ended.
+        `output_file`; without one `line` reads what it says, and its errors go where ours
+        do. `environment` is added to ours.
+
+        Raises FailedPrecondition where the lock's holder can't be ended.
         """
         arguments = [str(part) for part in command]
         lock = await _take_lock(lock_file, arguments[-1])
         try:
-            output = os.open(output_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            output = None
+            if output_file is not None:
+                output = os.open(output_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             try:
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-I", "-S", "-c", _SHIM),
                     *(str(lock), str(os.getpid())),
                     *arguments,
                     stdin=asyncio.subprocess.DEVNULL,
-                    stdout=output,
+                    stdout=asyncio.subprocess.PIPE if output is None else output,
                     stderr=output,
+                    env={**os.environ, **(environment or {})},
                     pass_fds=(lock,),
                     # Ctrl-C in the terminal is for Weft, which stops its servers in order.
                     start_new_session=True,
                 )
             finally:
-                os.close(output)
+                if output is not None:
+                    os.close(output)
         finally:
             os.close(lock)
         return cls(process)
@@ -92,12 +104,18 @@ class ChildProcess:
         """Its exit code; negative for a signal."""
         return await self._process.wait()
 
-    async def stop(self) -> None:
-        """Ends it, by force once it had 10 s; returns when it has ended."""
+    async def line(self) -> bytes:
+        """The next line that it says, where it was started without an output file; empty
+        once it has ended."""
+        assert self._process.stdout is not None
+        return await self._process.stdout.readline()
+
+    async def stop(self, seconds_max: float = _END_SECONDS_MAX) -> None:
+        """Ends it, by force once it had so long; returns when it has ended."""
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         try:
-            async with asyncio.timeout(_END_SECONDS_MAX):
+            async with asyncio.timeout(seconds_max):
                 await self._process.wait()
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):

@@ -19,6 +19,8 @@ from prometheus_client import CollectorRegistry
 from mesh.clock import SYSTEM, Clock
 from mesh.control.leases import Leases
 from mesh.control.nats_leases import NatsLeases
+from mesh.control.nats_registry import NatsRegistry
+from mesh.control.nearest import Nearest
 from mesh.errors import DataDamaged, WeftError
 from mesh.events.aggregate import Repository
 from mesh.events.codec import Codecs
@@ -30,15 +32,20 @@ from mesh.events.jetstream.store import JetStreamEventStore, connect_prepared, l
 from mesh.events.jetstream.tokens import JetStreamTokenStream
 from mesh.ids import cluster_id, new_id
 from mesh.rpc.channel import MeshChannel
+from mesh.rpc.forwarding import forwarded
 from mesh.rpc.pipeline import Edge, Endpoint, Pipeline, bind
 from mesh.rpc.rate_limiter import RateLimiter, RedisCounters
-from mesh.rpc.settings import RateLimitSettings, RpcSettings
+from mesh.rpc.server import RpcServer
+from mesh.rpc.settings import RateLimitSettings, RpcSettings, TlsSettings
+from mesh.rpc.transport import transport_of
 from mesh.runtime.bus_access import union
+from mesh.runtime.call_order import in_call_order, served
 from mesh.runtime.data_dir import DataDirectory
 from mesh.runtime.nats_server import EmbeddedNats
 from mesh.runtime.nats_users import ADMIN, bus_users, external_user, process_user
 from mesh.runtime.redis_client import LazyRedis, client_of_url
-from mesh.runtime.service import Access, Mesh, Service, ServiceEntry
+from mesh.runtime.registration import LoadMeter, own_instance, target_of
+from mesh.runtime.service import Access, Mesh, Service, ServiceEntry, callers_of
 from mesh.runtime.settings import RuntimeSettings
 from mesh.runtime.valkey_server import EmbeddedValkey
 from mesh.security.keyring import Keyring
@@ -59,11 +66,12 @@ TRACE_FLUSH_SECONDS = 2.0
 
 
 class Host:
-    """Starts the services of `catalogue` in this process; the `Mesh` that they get. `access`
-    makes what knows who may call.
+    """Starts those services of `catalogue` in this process that `serves` names, or all; the
+    `Mesh` that they get. `access` makes what knows who may call.
 
     Raises what the parts raise: a data folder in use or damaged, no nats-server to be
-    had, NATS out of reach. What was started by then is stopped again.
+    had, NATS out of reach, a certificate that can't be used, an address beyond this machine
+    without one. What was started by then is stopped again.
     """
 
     def __init__(
@@ -72,11 +80,16 @@ class Host:
         settings: RuntimeSettings,
         access: Callable[[Mesh], Access],
         security: SecuritySettings | None = None,
+        *,
+        serves: Collection[str] = (),
     ) -> None:
         self.settings = settings
         self.rpc_settings = RpcSettings()
-        self.registry: CollectorRegistry = new_registry()
+        self.transport = transport_of(TlsSettings())
+        self.transport.check_listening(settings.host)
+        self.metrics: CollectorRegistry = new_registry()
         self.endpoints: dict[str, Endpoint] = {}
+        self._forwarded: dict[str, Endpoint] = {}
         self.addresses: dict[str, str] = {}
         self.notes: list[str] = []
         self.cluster = ""
@@ -85,7 +98,8 @@ class Host:
         self._access: Access
         self._pipeline: Pipeline
         self._catalogue = in_call_order(catalogue)
-        self._bus = union(entry.bus for entry in catalogue)
+        self._served = served(self._catalogue, serves)
+        self._bus = union(entry.bus for entry in self._served)
         self._instance = new_id()
         self._repositories: dict[int, Repository[Any]] = {}
         self._redis: LazyRedis | None = None
@@ -97,8 +111,10 @@ class Host:
         self._store: JetStreamEventStore
         self._heads: HeadLedger
         self._leases: NatsLeases
+        self.registry: NatsRegistry
+        self._nearest: Nearest
         self._tokens: JetStreamTokenStream
-        self._ready: dict[str, bool] = {entry.name: False for entry in self._catalogue}
+        self._ready: dict[str, bool] = {entry.name: False for entry in self._served}
         self._stopping = False
         self._stack = AsyncExitStack()
 
@@ -187,26 +203,38 @@ class Host:
         """A generated stub by which Weft itself calls the nearest handler."""
         return stub_class(cast(aio.Channel, self._channel("", None, validated)))
 
-    def channel_of(self, entry: ServiceEntry, validated: bool) -> MeshChannel:
+    def channel_of(self, entry: ServiceEntry, validated: bool, relays: bool = False) -> MeshChannel:
         """The channel by which a service calls those that the catalogue lets it call."""
         called = [other for other in self._catalogue if other.name in entry.calls]
         callees = {contract.full_name for other in called for contract in other.contracts}
-        return self._channel(entry.name, callees, validated)
+        return self._channel(entry.name, callees, validated, relays)
 
     def _channel(
-        self, caller: str, callees: Collection[str] | None, validated: bool
+        self, caller: str, callees: Collection[str] | None, validated: bool, relays: bool = False
     ) -> MeshChannel:
         channel = MeshChannel(
             self.endpoints,
-            lambda service: None,
+            self._nearest,
             self.rpc_settings,
             validated=validated,
             caller=caller,
             callees=callees,
             sign=self._access.sign,
+            relays=relays,
+            transport=self.transport,
         )
         self._stack.push_async_callback(channel.close)
         return channel
+
+    def forwards(self, entry: ServiceEntry) -> Mapping[str, object]:
+        """What answers for the contracts that a service calls and that aren't served here."""
+        channel = self.channel_of(entry, validated=False, relays=True)
+        return {
+            contract.full_name: forwarded(contract, channel)
+            for other in self._catalogue
+            if other.name in entry.calls and other not in self._served
+            for contract in other.contracts
+        }
 
     def announce(self, name: str, wanted_port: int, port: int) -> None:
         """Says where a part of this process listens, and so that it isn't the port that
@@ -221,7 +249,7 @@ class Host:
             **self._ready,
             "events": self._store.connection.connected and not self._disk_full(),
             "access": self._access.ready,
-            **({"lease": self._leases.held()} if self._bus.leases else {}),
+            "lease": self._leases.held(),
         }
 
     async def _start(self) -> None:
@@ -233,9 +261,10 @@ class Host:
         self._stack.push_async_callback(self._stop_redis, redis)
         await self._connect(directory.previous_instance)
         await self._open_edge()
-        telemetry = TelemetryServer(self.registry, self.readiness)
-        for entry in self._catalogue:
+        telemetry = TelemetryServer(self.metrics, self.readiness)
+        for entry in self._served:
             await self._start_service(entry)
+        await self._start_server()
         self._stack.push_async_callback(telemetry.stop)
         port = await telemetry.start(self.settings.host, self.settings.http_port)
         self.announce("http", self.settings.http_port, port)
@@ -300,23 +329,24 @@ class Host:
         self._leases = NatsLeases(
             connection, self._instance, predecessor=predecessor, clock=self.clock
         )
-        if self._bus.leases:
-            self._stack.push_async_callback(self._leases.stop)
-            await self._leases.start()
+        own = own_instance(settings, self._instance, list(self._ready))
+        own.spiffe_id = self.transport.spiffe_id
+        load = LoadMeter(lambda: self._pipeline.under_way)
+        self.registry = NatsRegistry(connection, self._leases, own, load.read)
+        services = {c.full_name: e.name for e in self._catalogue for c in e.contracts}
+        self._nearest = Nearest(self.registry, settings.zone, services)
+        self._stack.push_async_callback(self._leases.stop)
+        await self._leases.start()
+        await self.registry.start()
 
     async def _open_edge(self) -> None:
-        self._access = self._make_access(self)
+        self._access = self._make_access(cast(Mesh, self))
         self._stack.push_async_callback(self._access.stop)
         await self._access.start()
-        callers: dict[str, frozenset[str]] = {
-            contract.full_name: frozenset(e.name for e in self._catalogue if entry.name in e.calls)
-            for entry in self._catalogue
-            for contract in entry.contracts
-        }
         counters = RedisCounters(lambda: self.redis)
         limiter = RateLimiter(RateLimitSettings(), counters, self.clock)
-        edge = Edge(self._access, self._access, limiter, callers)
-        self._pipeline = Pipeline(self.registry, self.rpc_settings, edge)
+        edge = Edge(self._access, self._access, limiter, callers_of(self._catalogue))
+        self._pipeline = Pipeline(self.metrics, self.rpc_settings, edge)
 
     async def _find_nats(self) -> tuple[str, Login, Login]:
         """Where NATS is, embedded or not, and how to log in: as who makes the streams,
@@ -335,7 +365,7 @@ class Host:
         endpoint = await self._nats.start()
         if endpoint.port_taken is not None:
             self.notes.append(f"port {endpoint.port_taken} (nats) is in use; using {endpoint.url}")
-        return endpoint.url, endpoint.login(ADMIN), endpoint.login(process_user(self._catalogue))
+        return endpoint.url, endpoint.login(ADMIN), endpoint.login(process_user(self._served))
 
     async def _prepare(self, url: str, admin: Login) -> None:
         """Makes the streams or brings them up to date, and makes the keys that a deployment
@@ -368,7 +398,7 @@ class Host:
         problem = self._heads.problem
         if problem:
             _log.error("event_log_differs", problem=problem)
-        if problem and (lacking or self._nats is not None):
+        if problem and (lacking or self._nats is not None or self.settings.own_log):
             raise DataDamaged(
                 f"{problem}: it was damaged or restored from an older backup (data folder"
                 f" {folder}); `weft up --accept-loss` starts on what is there"
@@ -383,10 +413,40 @@ class Host:
 
     async def _start_service(self, entry: ServiceEntry) -> None:
         service: Service = entry.build(cast(Mesh, _Seat(self, entry)))
-        self.endpoints.update(bind(service.handlers, self._pipeline, self.rpc_settings))
+        bound = bind(service.handlers, self._pipeline, self.rpc_settings)
+        # Who calls from here what is elsewhere calls it there, and not through the gateway.
+        (self.endpoints if entry.contracts else self._forwarded).update(bound)
         self._stack.push_async_callback(self._stop_service, entry.name, service)
         await service.start()
         self._ready[entry.name] = True
+
+    async def _start_server(self) -> None:
+        """Takes calls once all that is served here is ready, and ends with that first."""
+        endpoints = {**self.endpoints, **self._forwarded}
+        settings = self.settings
+        # Clients come to who answers for all, and has no contract of its own.
+        answers_for_all = not all(each.contracts for each in self._served)
+        shared = settings.shared_port if answers_for_all else 0
+        server = RpcServer(
+            endpoints, self.rpc_settings, self._pipeline, self.transport, shares=shared > 0
+        )
+        self._stack.push_async_callback(self._stop_server, server)
+        mesh_port = 0
+        if self.transport.encrypted:
+            mesh_port = server.listen_to_processes(settings.host, settings.mesh_port)
+            self.announce("mesh", settings.mesh_port, mesh_port)
+        port = await server.start(settings.host, settings.grpc_port, shared)
+        self.announce("grpc", settings.grpc_port, port)
+        if shared:
+            # For clients; other instances dial this one's own port.
+            self.addresses["grpc"] = f"{settings.host}:{shared}"
+        await self.registry.register(target_of(settings, mesh_port or port))
+
+    async def _stop_server(self, server: RpcServer) -> None:
+        """Others learn of it, by health and by the registry, before it takes less."""
+        await server.refuse()
+        await self.registry.drain()
+        await server.drain(self.settings.notice_seconds, self.settings.grace_seconds)
 
     async def _stop_service(self, name: str, service: Service) -> None:
         self._ready[name] = False
@@ -400,9 +460,10 @@ class Host:
         path = folder / "address.json"
         self._stack.callback(path.unlink, missing_ok=True)
         temporary = path.with_suffix(".new")
-        temporary.write_text(
-            json.dumps({**self.addresses, "cluster": self.cluster, "pid": os.getpid()})
-        )
+        told = {**self.addresses, "cluster": self.cluster, "pid": os.getpid()}
+        if self.transport.bundle_file is not None:
+            told["ca_file"] = str(self.transport.bundle_file)
+        temporary.write_text(json.dumps(told))
         temporary.replace(path)
 
 
@@ -411,12 +472,17 @@ class _Seat:
 
     def __init__(self, host: Host, entry: ServiceEntry) -> None:
         self._host = host
+        self._entry = entry
         self._channels = {
             validated: host.channel_of(entry, validated) for validated in (False, True)
         }
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._host, name)
+
+    def elsewhere(self) -> Mapping[str, object]:
+        """See Mesh."""
+        return self._host.forwards(self._entry)
 
     def stub(self, stub_class: Callable[[aio.Channel], T], *, validated: bool = False) -> T:
         """See Mesh."""
@@ -431,23 +497,3 @@ def _read_mark(path: Path) -> Followed | None:
         return Followed(str(kept["log"]), int(kept["position"]), b"", int(kept["lacking"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def in_call_order(catalogue: Sequence[ServiceEntry]) -> list[ServiceEntry]:
-    """The entries, each behind those that it calls. ValueError where calls go in a
-    circle or name a service that isn't in the catalogue."""
-    entries = {entry.name: entry for entry in catalogue}
-    ordered: dict[str, ServiceEntry] = {}
-
-    def visit(name: str, path: tuple[str, ...]) -> None:
-        if name in path:
-            raise ValueError(f"services call each other in a circle: {' -> '.join((*path, name))}")
-        if name not in entries:
-            raise ValueError(f"{path[-1]} calls {name}, which isn't in the catalogue")
-        for called in entries[name].calls:
-            visit(called, (*path, name))
-        ordered.setdefault(name, entries[name])
-
-    for name in entries:
-        visit(name, ())
-    return list(ordered.values())

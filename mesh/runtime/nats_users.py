@@ -123,11 +123,9 @@ def external_user(name: str, catalogue: Sequence[ServiceEntry]) -> BusUser:
 
 def user_of(name: str, access: BusAccess, *, apart: bool = False) -> BusUser:
     """The user that may do what `access` says, and nothing else."""
-    grants = [*_log(access), *_keys(access)]
+    grants = [_LEASE, *_log(access), *_keys(access)]
     if access.tokens:
         grants.append(_TOKENS)
-    if access.leases:
-        grants.append(_LEASE)
     if access.erases:
         grants.append(_ERASURE)
     return BusUser(
@@ -164,6 +162,9 @@ _LEASE = BusUser(
     "",
     sends=("$KV.LEASES.*",),
     calls=tuple(f"STREAM.{call}.{_LEASES}" for call in ("CREATE", "INFO", "PURGE")),
+    # The registry: with its lease each instance says what it is.
+    gets=(f"DIRECT.GET.{_LEASES}",),
+    hears=("$KV.LEASES.>",),
 )
 
 

@@ -1,6 +1,6 @@
 """What a service is to the runtime, and what the runtime hands to a service."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -10,6 +10,7 @@ from grpc import aio
 
 from mesh.clock import Clock
 from mesh.control.leases import Leases
+from mesh.control.registry import Registry
 from mesh.events.aggregate import Repository
 from mesh.events.fold import Fold
 from mesh.events.head_ledger import HeadLedger
@@ -19,6 +20,7 @@ from mesh.principal import Principal
 from mesh.rpc.pipeline import Endpoint, Pipeline
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.stages.identity import Identities
+from mesh.rpc.transport import Transport
 from mesh.runtime.bus_access import EVERY_PROCESS, BusAccess
 from mesh.runtime.settings import RuntimeSettings
 from mesh.security.authenticator import Authenticator
@@ -110,6 +112,11 @@ class Mesh(Protocol):
     def leases(self) -> Leases: ...
 
     @property
+    def registry(self) -> Registry:
+        """All instances. A process without leases knows of none."""
+        ...
+
+    @property
     def data_dir(self) -> Path:
         """Folder for what this instance keeps; it exists."""
         ...
@@ -139,6 +146,16 @@ class Mesh(Protocol):
     @property
     def rpc_settings(self) -> RpcSettings: ...
 
+    def elsewhere(self) -> Mapping[str, object]:
+        """What implements the contracts that the service calls and this process doesn't
+        serve, by calling them there."""
+        ...
+
+    @property
+    def transport(self) -> Transport:
+        """What this process listens with, and is reached by others with."""
+        ...
+
     def announce(self, name: str, wanted_port: int, port: int) -> None:
         """Says where a part of this process listens."""
         ...
@@ -163,3 +180,18 @@ class ServiceEntry:
     calls: tuple[str, ...]
     build: Callable[[Mesh], Service]
     bus: BusAccess = EVERY_PROCESS
+    single: bool = False
+    """What it keeps lies in a folder: one process of a deployment may have it."""
+
+
+def callers_of(catalogue: Iterable[ServiceEntry]) -> dict[str, frozenset[str]]:
+    """For each contract's full name the services that may call it. A service also calls
+    itself, where another instance has what is asked for."""
+    entries = list(catalogue)
+    return {
+        contract.full_name: frozenset(
+            each.name for each in entries if each is entry or entry.name in each.calls
+        )
+        for entry in entries
+        for contract in entry.contracts
+    }

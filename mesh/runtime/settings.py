@@ -17,8 +17,21 @@ class RuntimeSettings(Section):
     data_dir: Path = Field(default_factory=lambda: Path(os.environ.get("WEFT_DATA_DIR", ".weft")))
     """Folder of all that is kept here; made where it isn't there."""
     host: str = "127.0.0.1"
-    """Address to listen on. Calls aren't authenticated yet: keep it on loopback."""
+    """Address to listen on. Beyond loopback that takes certificates: `WEFT_TLS_CERTIFICATE_DIR`."""
     grpc_port: int = Field(50051, ge=0, le=65535)
+    shared_port: int = Field(0, ge=0, le=65535)
+    """Another port, at which the replicas on one machine listen together (SO_REUSEPORT):
+    the system spreads connections over them. None where it is 0."""
+    advertised_host: str = Field("", max_length=253)
+    """Where other instances of the deployment find this one, as a name or an address. By
+    default `host`, or the machine's name where that stands for all interfaces."""
+    zone: str = Field(default_factory=lambda: os.environ.get("WEFT_ZONE", ""), max_length=63)
+    """Zone that this process runs in, as the registry tells it."""
+    weight: int = Field(100, ge=0, le=10_000)
+    """Share of the calls of its zone that it is meant to get beside other instances."""
+    mesh_port: int = Field(8440, ge=0, le=65535)
+    """Port for other processes of Weft, which prove themselves by certificate; there is none
+    without certificates."""
     http_port: int = Field(8080, ge=0, le=65535)
     """Port of `/healthz`, `/readyz` and `/metrics`."""
     nats_url: str = Field(default_factory=lambda: os.environ.get("NATS_URL", ""))
@@ -29,6 +42,9 @@ class RuntimeSettings(Section):
     """Whose seed that is: `host`, or a service that is alone in its process."""
     nats_admin_seed_file: Path | None = None
     """File with the seed of who may make streams there, where the other may not."""
+    own_log: bool = False
+    """The event log at `nats_url` is this deployment's alone: a process doesn't start on one
+    that lost its end."""
     nats_replicas: int = Field(1, ge=1, le=5)
     nats_port: int = Field(4222, ge=0, le=65535)
     """Port of the embedded nats-server."""

@@ -40,13 +40,15 @@ class EmbeddedValkey:
     """One valkey-server on a unix socket under `data_dir`, which the caller has locked.
 
     It listens on no port, writes nothing to disk, and lets in nobody but Weft's user,
-    whose password is made anew at each start and kept in memory. When it dies it is
+    whose password is made anew at each start and kept in memory; with `shared` also in a
+    file, for other processes of ours. When it dies it is
     started again, at once, then after growing pauses; after five failed starts in a row
     it stays down.
     """
 
-    def __init__(self, data_dir: Path, *, binary: Path | None = None) -> None:
+    def __init__(self, data_dir: Path, *, binary: Path | None = None, shared: bool = False) -> None:
         self._folder = data_dir.absolute() / "valkey"
+        self._shared = shared
         self._named_binary = binary
         self._config_file = self._folder / "valkey.conf"
         self._password = ""
@@ -82,6 +84,17 @@ class EmbeddedValkey:
         """Process id of the server; None while there is none that is ready."""
         return self._child.pid if self._child and self._child.alive else None
 
+    @property
+    def url(self) -> str:
+        """Where other processes of ours find it; they read the password in
+        `password_file`."""
+        return f"unix://{USER}@{self._socket}"
+
+    @property
+    def password_file(self) -> Path:
+        """Holds the password of this start, where others share it."""
+        return self._folder / "password"
+
     def client(self) -> "Redis":
         """A client, which finds the server again after a restart."""
         return client_of_socket(self._socket, USER, lambda: self._password)
@@ -99,6 +112,8 @@ class EmbeddedValkey:
         """Starts the process and waits until it serves; leaves none where it raises."""
         self._password = secrets.token_urlsafe(32)
         write_private(self._folder / "users.acl", users(self._password))
+        if self._shared:
+            write_private(self.password_file, self._password)
         write_private(self._config_file, configuration(self._folder, self._socket))
         self._socket.unlink(missing_ok=True)
         output = self._folder / "output.log"

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -86,7 +87,8 @@ class Worker:
     that id of all tenants, which needs a permission for the platform. `api_key` is sent with
     the stream; that of the environment's WEFT_API_KEY where it is empty. `slots` tasks run
     at once; those of plain functions in so many processes. Without its scheduler it goes on
-    with what it has, attaches again, and reports what it hadn't. Where `stub` is set, it is
+    with what it has, attaches again, and reports what it hadn't. `ca_file` holds the roots of
+    the server's certificate; without it the connection is in plain text. Where `stub` is set, it is
     a WorkerServiceStub to attach with, instead of a channel to `address`. It doesn't attach
     again once `ends` says so. `locate`, where it is set, gives the address and the key before
     each attachment, and raises WeftError where there is no server just now.
@@ -102,6 +104,7 @@ class Worker:
     cpu_millis: int = 0
     memory_bytes: int = 0
     all_tenants: bool = False
+    ca_file: Path | None = None
     stub: Any = field(default=None, repr=False)
     ends: Callable[[], bool] = field(default=_never, repr=False)
     locate: Callable[[], tuple[str, str]] | None = field(default=None, repr=False)
@@ -185,7 +188,7 @@ class Worker:
             # Else what feeds a stream that is lost waits for ever.
             stack.callback(outbox.put_nowait, None)
             if self.stub is None:
-                channel = grpc.aio.insecure_channel(self.address, options=_OPTIONS)
+                channel = self._channel()
                 stream = self._attach(WorkerServiceStub(await stack.enter_async_context(channel)))
             else:
                 stream = await stack.enter_async_context(
@@ -195,6 +198,13 @@ class Worker:
             stack.callback(beat.cancel)
             async for message in stream:
                 self._take(message)
+
+    def _channel(self) -> grpc.aio.Channel:
+        if self.ca_file is None:
+            return grpc.aio.insecure_channel(self.address, options=_OPTIONS)
+        # Read each time: a worker runs for longer than roots may stay.
+        encryption = grpc.ssl_channel_credentials(self.ca_file.read_bytes())
+        return grpc.aio.secure_channel(self.address, encryption, options=_OPTIONS)
 
     def _attach(self, stub: Any) -> Any:
         """The stream of what the scheduler says."""

@@ -29,7 +29,7 @@ from services.scheduler.settings import SchedulerSettings
 from services.scheduler.stalls import Stalls
 from services.scheduler.tenant_queue import TenantQueue
 from services.scheduler.watchers import Watchers
-from services.scheduler.workers import Held, Shape, Worker, failure_of, worker_of
+from services.scheduler.workers import Attempt, Held, Shape, Worker, failure_of, holder_of
 from weft.scheduler.v1 import events_pb2 as facts
 from weft.scheduler.v1 import tasks_pb2
 from weft.scheduler.v1 import worker_service_pb2 as pb
@@ -45,9 +45,17 @@ _log = structlog.get_logger(__name__)
 
 
 class Dispatcher:
-    """The workers of one queue, and the tasks of it that tenants have."""
+    """The workers of one queue, and the tasks of it that tenants have. `owns` says whether
+    this instance is to do what falls due by itself."""
 
-    def __init__(self, settings: SchedulerSettings, leases: Leases, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: SchedulerSettings,
+        leases: Leases,
+        clock: Clock,
+        owns: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._owns = owns
         self.tenants: dict[str, TenantQueue] = {}
         self.workers: dict[tuple[str, str], Worker] = {}
         self._settings = settings
@@ -98,11 +106,15 @@ class Dispatcher:
     def submit(self, queue: TenantQueue, submission: decide.Submission) -> "asyncio.Future[Facts]":
         """Stores a task, and in the same commit that a worker has it, where one is idle and
         nobody else waits for it."""
-        worker = self._idle_worker(queue, submission)
+        shape = Shape.of(submission.spec)
+        attempt = (names.task_name(queue.stream, submission.task), 1)
+        worker = self._idle_worker(queue, submission, shape)
+        if worker is not None and attempt in worker.held:
+            # It isn't new: the worker has yet to end what became of it.
+            worker = None
         taker = None
         if worker is not None:
-            name = names.task_name(queue.stream, submission.task)
-            worker.held[name, 1] = Held(Shape.of(submission.spec))
+            worker.held[attempt] = Held(shape)
             queue.claimed.add(submission.task)
             self._charge(queue, submission.spec)
             taker = decide.Taker(worker.id, self._leases.instance)
@@ -112,21 +124,20 @@ class Dispatcher:
             request_id=submission.request_id,
         )
         if worker is not None:
-            stored.add_done_callback(partial(self._given, queue, submission.task, 1, worker))
+            stored.add_done_callback(partial(self._given, queue, submission.task, attempt, worker))
         # A caller that goes away takes nothing back.
         return asyncio.shield(stored)
 
-    def _idle_worker(self, queue: TenantQueue, submission: decide.Submission) -> Worker | None:
+    def _idle_worker(
+        self, queue: TenantQueue, submission: decide.Submission, shape: Shape
+    ) -> Worker | None:
         spec, task = submission.spec, submission.task
         if spec.HasField("not_before") or queue.ready_count or not queue.may_start:
             return None
         if task in queue.claimed or task in queue.state.tasks:
             # It isn't new: a worker may have it already.
             return None
-        name = names.task_name(queue.stream, task)
-        if any((name, 1) in worker.held for worker in self.workers.values()):
-            return None
-        return self._worker_for(Shape.of(spec), queue.tenant)
+        return self._worker_for(shape, queue.tenant)
 
     def _charge(self, queue: TenantQueue, spec: tasks_pb2.TaskSpec) -> None:
         cost = spec.estimated_cost.ToNanoseconds() / NANOSECONDS
@@ -261,6 +272,7 @@ class Dispatcher:
     # What happens by itself
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
             try:
@@ -269,11 +281,13 @@ class Dispatcher:
             except Exception:  # noqa: BLE001 - the loop serves all tasks; the log has the fault
                 _log.exception("dispatch failed")
                 await asyncio.sleep(PAUSE_SECONDS)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._idle_seconds()):
-                    await self._wake.wait()
+            timer = loop.call_later(self._idle_seconds(), self._wake.set)
+            await self._wake.wait()
+            timer.cancel()
 
     def _idle_seconds(self) -> float:
+        if not self._owns():
+            return IDLE_SECONDS
         due = min(
             (ns for q in self.tenants.values() if (ns := q.next_ns()) is not None), default=None
         )
@@ -282,14 +296,17 @@ class Dispatcher:
         return min(IDLE_SECONDS, max(0.001, (due - self._clock.now_ns()) / NANOSECONDS))
 
     def _look(self) -> None:
-        now_ns = self._clock.now_ns()
+        now_ns, owns = self._clock.now_ns(), self._owns()
         for queue in self.tenants.values():
             queue.ripen(now_ns)
+            if not owns:
+                continue
             for task in queue.over(now_ns):
                 self._over(queue, task)
             for task in queue.doomed(DOOMED_MAX):
                 self._put(queue, task, partial(batches.cancel_task, task=task))
-        self._stalls.look(now_ns)
+        if owns:
+            self._stalls.look(now_ns)
         self._losses.look()
 
     def _over(self, queue: TenantQueue, task: str) -> None:
@@ -301,12 +318,7 @@ class Dispatcher:
             self._put(queue, task, lambda state: decide.expire(state, task, self._clock.now_ns()))
             return
         message = "its worker didn't end it" if entry.task.cancelling else "took too long"
-        name = names.task_name(queue.stream, task)
-        worker = worker_of(self.workers, queue.tenant, entry.worker)
-        if worker is not None and (name, entry.attempt) in worker.held:
-            # It keeps the slot until it says that it has ended.
-            cancel = pb.WorkerCancel(task=name, attempt=entry.attempt, reason=message)
-            worker.send(pb.AttachResponse(cancel=cancel))
+        self._tell_to_end(queue, task, entry, message)
         self._fail(queue, task, entry.attempt, failure_of(Code.DEADLINE_EXCEEDED, message))
 
     def _lose(self, queue: TenantQueue, task: str, attempt: int) -> None:
@@ -399,8 +411,8 @@ class Dispatcher:
             # Its end is on its way into the log.
             return
         self._charge(queue, entry.task.spec)
-        name, attempt = names.task_name(queue.stream, task), entry.attempt + 1
-        worker.held[name, attempt] = Held(shape)
+        attempt = (names.task_name(queue.stream, task), entry.attempt + 1)
+        worker.held[attempt] = Held(shape)
         instance = self._leases.instance
         stored = queue.journal.put(
             task, lambda state: decide.start(state, task, worker.id, instance)
@@ -411,30 +423,30 @@ class Dispatcher:
         self,
         queue: TenantQueue,
         task: str,
-        attempt: int,
+        attempt: Attempt,
         worker: Worker,
         stored: "asyncio.Future[Facts]",
     ) -> None:
-        name = names.task_name(queue.stream, task)
+        name, number = attempt
         error = None if stored.cancelled() else stored.exception()
         if stored.cancelled() or error is not None:
-            worker.held.pop((name, attempt), None)
+            worker.held.pop(attempt, None)
             _log.warning("a task wasn't given to a worker", task=name, error=str(error))
             self._pause(queue, task)
             return
         if not stored.result():
             # Paused, cancelled or given by somebody else meanwhile.
-            worker.held.pop((name, attempt), None)
+            worker.held.pop(attempt, None)
             queue.refresh(task)
             self._wake.set()
             return
         entry = queue.state.tasks.get(task)
-        if entry is None or not decide.runs(queue.state, task, attempt):
-            worker.held.pop((name, attempt), None)
+        if entry is None or not decide.runs(queue.state, task, number):
+            worker.held.pop(attempt, None)
             return
         assignment = pb.WorkerAssignment(
             task=name,
-            attempt=attempt,
+            attempt=number,
             capability=entry.task.spec.capability,
             payload=entry.task.spec.payload,
             idempotency_key=name,
@@ -459,14 +471,13 @@ class Dispatcher:
     def _cancel(self, queue: TenantQueue, task: str, entry: Entry) -> None:
         """Has the worker end a task, and ends it without, where that takes too long."""
         queue.ends_within(task, self._settings.cancel_grace_seconds)
-        worker = worker_of(self.workers, queue.tenant, entry.worker)
+        self._tell_to_end(queue, task, entry, entry.task.reason)
+
+    def _tell_to_end(self, queue: TenantQueue, task: str, entry: Entry, reason: str) -> None:
+        attempt = (names.task_name(queue.stream, task), entry.attempt)
+        worker = holder_of(self.workers, queue.tenant, entry.worker, attempt)
         if worker is not None:
-            cancel = pb.WorkerCancel(
-                task=names.task_name(queue.stream, task),
-                attempt=entry.attempt,
-                reason=entry.task.reason,
-            )
-            worker.send(pb.AttachResponse(cancel=cancel))
+            worker.cancel(attempt, reason)
 
     def _queues_of(self, tenant: str) -> list[TenantQueue]:
         return [queue for queue in self.tenants.values() if not tenant or queue.tenant == tenant]

@@ -26,6 +26,8 @@ BATCH_BYTES_MAX = 600_000
 FACT_BYTES = 256
 """What a fact takes beside its own bytes: ids, type, seal."""
 WAITING_MAX = 100_000
+GATHER_SECONDS = 0.005
+"""How long a commit is held back at most for more that goes with it."""
 
 Decide = Callable[[QueueState], Sequence[Message]]
 Facts = Sequence[Message]
@@ -75,9 +77,21 @@ class Journal:
     async def _run(self) -> None:
         try:
             while self._waiting:
+                await self._gather()
                 await self._commit(self._batch())
         finally:
             self._task = None
+
+    async def _gather(self) -> None:
+        """Waits for as long as each turn of the event loop brings more. A commit costs the
+        process far more than what one transition adds to it; one that comes alone waits for
+        a turn."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + GATHER_SECONDS
+        known = 0
+        while known < len(self._waiting) < BATCH_MAX and loop.time() < end:
+            known = len(self._waiting)
+            await asyncio.sleep(0)
 
     def _batch(self) -> list[_Command]:
         """What goes together: of each task one transition, since each is decided on the
@@ -119,7 +133,8 @@ class Journal:
                     command.facts = command.decide(state)
                 except WeftError as error:
                     command.error = error
-                size_bytes += sum(fact.ByteSize() + FACT_BYTES for fact in command.facts)
+                for fact in command.facts:
+                    size_bytes += fact.ByteSize() + FACT_BYTES
                 if found and size_bytes > BATCH_BYTES_MAX:
                     fitting = number
                     break

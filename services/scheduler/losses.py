@@ -9,7 +9,7 @@ from services.scheduler.domain import names
 from services.scheduler.domain.state import RUNNING, Entry
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.tenant_queue import TenantQueue
-from services.scheduler.workers import Worker, worker_of
+from services.scheduler.workers import Attempt, Worker, holder_of
 
 LOOK_SECONDS = 0.1
 """How often all that runs is looked at, at most."""
@@ -33,7 +33,7 @@ class Losses:
         self._leases = leases
         self._clock = clock
         self._lose = lose
-        self._since: dict[tuple[str, int], float] = {}
+        self._since: dict[Attempt, float] = {}
         self._looked = 0.0
 
     def goes_on(self, name: str, attempt: int) -> None:
@@ -60,13 +60,11 @@ class Losses:
                 if entry is None or entry.task.state != RUNNING:
                     # Its end is on its way into the log.
                     continue
-                name = names.task_name(queue.stream, task)
-                worker_here = worker_of(self._workers, queue.tenant, entry.worker)
-                if worker_here is not None and (name, entry.attempt) in worker_here.held:
+                attempt = (names.task_name(queue.stream, task), entry.attempt)
+                if holder_of(self._workers, queue.tenant, entry.worker, attempt) is not None:
                     continue
                 if self._is_elsewhere(entry):
                     continue
-                attempt = (name, entry.attempt)
                 present.add(attempt)
                 if now - self._since.setdefault(attempt, now) > lease:
                     self._since[attempt] = now

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from mesh.call import Call
@@ -15,14 +16,16 @@ from weft.scheduler.v1 import queue_service_pb2 as pb
 from weft.scheduler.v1 import queues_pb2
 
 PAGE_SIZE = 100
+View = Callable[[str, Call], Awaitable[queues_pb2.Queue]]
 
 
 class QueueService:
-    """Keeps a tenant's queues."""
+    """Keeps a tenant's queues. `view` gives a queue as its owner sees it."""
 
-    def __init__(self, queues: Queues, settings: SchedulerSettings) -> None:
+    def __init__(self, queues: Queues, settings: SchedulerSettings, view: View) -> None:
         self._queues = queues
         self._settings = settings
+        self._view = view
         self._creating: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def create_queue(
@@ -55,7 +58,7 @@ class QueueService:
         streams = await self._queues.read_model.queues_of(tenant, after, size + 1)
         response = pb.ListQueuesResponse()
         for stream in streams[:size]:
-            response.queues.append(self._queues.queue_view(await self._queues.queue(stream)))
+            response.queues.append(await self._view(names.queue_name(stream), call))
         if len(streams) > size:
             last = streams[size - 1].key[0]
             response.next_page_token = write_page_token(last, request.parent)

@@ -12,6 +12,7 @@ from mesh.events.store import StoredCommit, StreamName
 from services.scheduler.dispatcher import Dispatcher
 from services.scheduler.domain import names
 from services.scheduler.domain.state import QUEUED, RUNNING, QueueState
+from services.scheduler.owners import Owners
 from services.scheduler.payloads import Payloads
 from services.scheduler.read_model import TasksReadModel
 from services.scheduler.settings import SchedulerSettings
@@ -33,7 +34,9 @@ class Queues:
         settings: SchedulerSettings,
         leases: Leases,
         clock: Clock,
+        owners: Owners,
     ) -> None:
+        self._owners = owners
         self.read_model = read_model
         self.clock = clock
         self._repository = repository
@@ -66,12 +69,16 @@ class Queues:
         for dispatcher in self._dispatchers.values():
             dispatcher.drain()
 
+    def owns(self, queue_id: str) -> bool:
+        """Whether no other instance has the queues of that id."""
+        return not queue_id or self._owners.elsewhere(queue_id) is None
+
     def dispatcher(self, queue_id: str) -> Dispatcher:
         """What gives out the tasks of the queues of that id."""
         found = self._dispatchers.get(queue_id)
         if found is None:
             found = self._dispatchers[queue_id] = Dispatcher(
-                self._settings, self._leases, self.clock
+                self._settings, self._leases, self.clock, partial(self.owns, queue_id)
             )
             found.start()
         return found
@@ -167,7 +174,9 @@ class Queues:
 
     def complete(self, queue: TenantQueue, task: tasks_pb2.Task) -> None:
         """Adds what isn't in the log: whether it could be run at all or waits for its queue,
-        and how far it is."""
+        and how far it is. Only the queue's owner knows: it has the workers."""
+        if not self.owns(queue.stream.key[0]):
+            return
         workers = self.dispatcher(queue.stream.key[0]).workers_of(queue.tenant)
         if task.state == QUEUED:
             reason = unschedulable_reason(Shape.of(task.spec), workers)
@@ -195,7 +204,7 @@ class Queues:
         workers = self.dispatcher(queue.stream.key[0]).workers_of(queue.tenant)
         unschedulable = sum(
             count
-            for shape, count in queue.ready_by_shape().items()
+            for shape, count in queue.waiting_by_shape().items()
             if unschedulable_reason(shape, workers)
         )
         return queues_pb2.Queue(

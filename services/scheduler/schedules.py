@@ -37,6 +37,9 @@ ROUND_SECONDS_MAX = 30.0
 """How long one schedule may take for those."""
 IDLE_SECONDS = 1.0
 """How often it looks at the clock, which may be set, where nothing is due."""
+ELSEWHERE_SECONDS = 1.0
+"""How often it looks whether a schedule that is due has become this instance's, which owns
+the queue that it submits to."""
 STALE_MAX = 1_000
 """Plans that no longer hold which are kept until their time, beside as many as do hold."""
 RETRY_SECONDS = 1.0
@@ -123,6 +126,11 @@ class Schedules:
         await aggregate.execute(partial(schedule.trigger, task=task.name))
         return task
 
+    async def queue_id(self, name: str) -> str:
+        """Id of the queue to which the schedule of that name submits; empty where there never
+        was such a schedule."""
+        return _queue_id(await self._repository.open(names.schedule_stream(name)).load())
+
     # What happens by itself
 
     async def _run(self) -> None:
@@ -185,6 +193,10 @@ class Schedules:
             except BaseException:
                 self._behind.add(stream)
                 raise
+        if not self._queues.owns(_queue_id(aggregate.state)):
+            due_ns = schedule.due_ns(aggregate.state)
+            later_ns = self._clock.now_ns() + int(ELSEWHERE_SECONDS * NANOSECONDS)
+            return max(due_ns, later_ns) if due_ns is not None else None
         # A copy, with nothing in flight: a task comes of what is stored only.
         state = (await aggregate.acknowledged()).state
         for step in schedule.due(state, self._clock.now_ns(), self._grace_ns)[:STEPS_MAX]:
@@ -242,3 +254,8 @@ class Schedules:
             if found.creator != creator:
                 raise
             return found
+
+
+def _queue_id(state: State) -> str:
+    """Id of the queue to which the schedule submits; empty where there is no schedule."""
+    return names.queue_stream(state.spec.queue).key[0] if state.spec.queue else ""

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 from collections.abc import Mapping
+from typing import Any
 
+from mesh.call import Call
 from mesh.clock import NANOSECONDS
 from mesh.events.aggregate import Repository
 from mesh.runtime.service import Mesh
@@ -11,6 +13,8 @@ from services.scheduler.batch_service import BatchService
 from services.scheduler.dead_letter_service import DeadLetterService
 from services.scheduler.domain.schedule import SCHEDULE_FOLD
 from services.scheduler.domain.state import QUEUE_FOLD
+from services.scheduler.forwarding import Forwarding
+from services.scheduler.owners import Owners
 from services.scheduler.queue_service import QueueService
 from services.scheduler.queues import Queues
 from services.scheduler.read_model import TasksReadModel
@@ -21,6 +25,8 @@ from services.scheduler.settings import SchedulerSettings
 from services.scheduler.submitting import Submitter
 from services.scheduler.task_service import TaskService
 from services.scheduler.worker_service import WorkerService
+from weft.scheduler.v1 import queue_service_pb2 as queue_pb
+from weft.scheduler.v1 import queues_pb2
 
 SNAPSHOT_COMMITS = 2_000
 """A queue's snapshot holds all its open tasks: it is made seldom."""
@@ -50,7 +56,10 @@ class SchedulerService:
         self._read_model = TasksReadModel(
             mesh.events, path, lambda batch: self._queues.observe(batch), mesh.keyring
         )
-        self._queues = Queues(repository, self._read_model, settings, mesh.leases, mesh.clock)
+        self._owners = Owners(mesh.registry, f"instances/{mesh.instance}")
+        self._queues = Queues(
+            repository, self._read_model, settings, mesh.leases, mesh.clock, self._owners
+        )
         self._submitter = Submitter(self._queues)
         self._repository = Repository(
             mesh.events, SCHEDULE_FOLD, clock=mesh.clock, aggregates_max=SCHEDULES_OPEN_MAX
@@ -61,16 +70,28 @@ class SchedulerService:
         self._schedules_read_model = SchedulesReadModel(
             mesh.events, mesh.data_dir / "schedules.sqlite3", self._schedules.observe
         )
+        self._forwarding = Forwarding(
+            mesh, self._owners, self._schedules.queue_id, settings.hello_seconds
+        )
+        self._handlers = {
+            name: self._forwarding.around(name, each)
+            for name, each in self._implementations().items()
+        }
         self._mesh = mesh
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def handlers(self) -> Mapping[str, object]:
-        """What implements each contract."""
+        """What implements each contract, wherever the queue's owner is."""
+        return self._handlers
+
+    def _implementations(self) -> Mapping[str, object]:
         return {
             "weft.scheduler.v1.TaskService": TaskService(self._queues, self._submitter),
             "weft.scheduler.v1.BatchService": BatchService(self._queues, self._submitter),
-            "weft.scheduler.v1.QueueService": QueueService(self._queues, self._settings),
+            "weft.scheduler.v1.QueueService": QueueService(
+                self._queues, self._settings, self._queue_view
+            ),
             "weft.scheduler.v1.DeadLetterService": DeadLetterService(self._queues),
             "weft.scheduler.v1.WorkerService": WorkerService(self._queues, self._settings),
             "weft.scheduler.v1.ScheduleService": ScheduleService(
@@ -83,6 +104,13 @@ class SchedulerService:
                 self._clock,
             ),
         }
+
+    async def _queue_view(self, name: str, call: Call) -> queues_pb2.Queue:
+        service: Any = self._handlers["weft.scheduler.v1.QueueService"]
+        found: queue_pb.GetQueueResponse = await service.get_queue(
+            queue_pb.GetQueueRequest(name=name), call
+        )
+        return found.queue
 
     async def start(self) -> None:
         """Returns once every queue is in memory again; then schedules tick."""
@@ -99,6 +127,7 @@ class SchedulerService:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         await self._schedules.stop()
+        await self._forwarding.stop()
         await self._queues.stop()
         await self._schedules_read_model.stop()
         await self._read_model.stop()
@@ -108,6 +137,7 @@ class SchedulerService:
         while not self._mesh.stopping:  # noqa: ASYNC110 - the host sets no event
             await asyncio.sleep(STOPPING_SECONDS)
         self._queues.drain()
+        self._forwarding.drain()
 
     async def _purge(self) -> None:
         kept_ns = int(self._settings.kept_days * DAY_SECONDS * NANOSECONDS)

@@ -11,7 +11,7 @@ from mesh.errors import FailedPrecondition, InvalidArgument, NotFound, NotServin
 from mesh.ids import new_id
 from mesh.rpc.pages import read_page_number, write_page_token
 from services.scheduler.domain import decide, names, stalls
-from services.scheduler.domain.state import QUEUED, RUNNING
+from services.scheduler.domain.state import CANCELLED, FAILED, QUEUED, RUNNING
 from services.scheduler.journal import Facts
 from services.scheduler.queues import Queues
 from services.scheduler.read_model import Filter
@@ -42,7 +42,9 @@ class TaskService:
         is in use, LimitExceeded where the queue is full; for a turn also what
         `check_turn_task` raises.
         """
-        digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+        digest = b""
+        if request.request_id:
+            digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
         check_turn_task(names.queue_stream(request.parent), request.spec, call)
         submission = decide.Submission(
             request.task_id or new_id(), request.spec, request.request_id, digest, call.actor
@@ -75,25 +77,21 @@ class TaskService:
         """Does nothing to a task that is cancelled already. FailedPrecondition for one that
         is final otherwise."""
         reason = request.reason or f"cancelled by {call.actor}"
-        return pb.CancelTaskResponse(task=await self._end(request.name, decide.cancel, reason))
+        task = await self._end(request.name, decide.cancel, reason, CANCELLED)
+        return pb.CancelTaskResponse(task=task)
 
     async def skip_task(self, request: pb.SkipTaskRequest, call: Call) -> pb.SkipTaskResponse:
         """As cancelling, but doesn't wait for the worker."""
         reason = request.reason or f"skipped by {call.actor}"
-        return pb.SkipTaskResponse(task=await self._end(request.name, stalls.skip, reason))
+        task = await self._end(request.name, stalls.skip, reason, CANCELLED)
+        return pb.SkipTaskResponse(task=task)
 
     async def fail_task(self, request: pb.FailTaskRequest, call: Call) -> pb.FailTaskResponse:
         """Does nothing to a dead letter. FailedPrecondition for a task that is final
         otherwise, NotFound for none."""
         reason = request.reason or f"failed by {call.actor}"
-        queue = await self._queues.existing(request.name)
-        task = names.task_id(request.name)
-        try:
-            await queue.journal.put(task, partial(stalls.fail_now, task=task, reason=reason))
-        except NotFound:
-            final = await self._queues.task(request.name)
-            raise FailedPrecondition(f"the task is {_said(final.state)} already") from None
-        return pb.FailTaskResponse(task=await self._queues.task(request.name))
+        task = await self._end(request.name, stalls.fail_now, reason, FAILED)
+        return pb.FailTaskResponse(task=task)
 
     async def retry_task(self, request: pb.RetryTaskRequest, call: Call) -> pb.RetryTaskResponse:
         """FailedPrecondition for a task that hasn't failed, NotFound for none."""
@@ -129,16 +127,18 @@ class TaskService:
                     async with asyncio.timeout(1):
                         await changed.wait()
 
-    async def _end(self, name: str, end: Callable[..., Facts], reason: str) -> tasks_pb2.Task:
-        """The task once its end is stored, or asked for. FailedPrecondition for one that is
-        final otherwise, NotFound for none."""
+    async def _end(
+        self, name: str, end: Callable[..., Facts], reason: str, as_state: int
+    ) -> tasks_pb2.Task:
+        """The task once its end is stored, or asked for, or where it ended `as_state` before.
+        FailedPrecondition for one that is final otherwise, NotFound for none."""
         queue = await self._queues.existing(name)
         task = names.task_id(name)
         try:
             await queue.journal.put(task, partial(end, task=task, reason=reason))
         except NotFound:
             final = await self._queues.task(name)
-            if final.state != tasks_pb2.TASK_STATE_CANCELLED:
+            if final.state != as_state:
                 raise FailedPrecondition(f"the task is {_said(final.state)} already") from None
             return final
         return await self._queues.task(name)

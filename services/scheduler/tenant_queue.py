@@ -1,13 +1,12 @@
 """One tenant's queue in memory: which of its tasks are ready, wait for their time, or run.
 
 All of it follows from the queue's state and is made anew from it, so nothing is lost with
-the process. Heaps are cleaned as they are read: an entry counts only while its token is
-its task's present one.
+the process.
 """
 
 import asyncio
-import heapq
 import itertools
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator
 
@@ -17,6 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from mesh.clock import NANOSECONDS, Clock
 from mesh.errors import LimitExceeded
 from mesh.events.aggregate import Aggregate
+from services.scheduler.agenda import Agenda
 from services.scheduler.batch_slots import BatchSlots
 from services.scheduler.domain import decide
 from services.scheduler.domain.priority import (
@@ -39,13 +39,6 @@ LOAD_TASKS = 500
 
 SHAPES_MAX = 1_000
 """Kinds of tasks that a queue keeps apart."""
-SPARE = 1_024
-"""Places of a heap beside those that count, before it is made anew."""
-
-_tokens = itertools.count(1)
-
-ReadyEntry = tuple[float, int, str, int]
-TimedEntry = tuple[int, str, int]
 
 
 class TenantQueue:
@@ -62,17 +55,15 @@ class TenantQueue:
         self.dead: dict[str, None] = {}
         self._clock = clock
         self.stalled: set[str] = set()
-        self._ready: dict[str, dict[Shape, list[ReadyEntry]]] = {}
+        self._ready: dict[str, dict[Shape, Agenda[str, float]]] = {}
         """By capability, so that a look for a worker's next task passes the others over."""
-        self._ready_shape: OrderedDict[str, Shape] = OrderedDict()
-        self._ready_counts: Counter[Shape] = Counter()
+        # A plain dict looks for its first key past all that were deleted before it.
+        self._ready_tasks: OrderedDict[str, None] = OrderedDict()
         self._shape_of: dict[str, Shape] = {}
-        self._shapes: Counter[Shape] = Counter()
         """Of all that wait, also for their time."""
-        self._delayed: list[TimedEntry] = []
-        self._delayed_tasks: set[str] = set()
-        self._ends: list[TimedEntry] = []
-        self._token: dict[str, int] = {}
+        self._shapes: Counter[Shape] = Counter()
+        self._delayed: Agenda[str, int] = Agenda()
+        self._ends: Agenda[str, int] = Agenda()
         self._slots = BatchSlots()
         self._doomed: dict[str, None] = {}
 
@@ -89,12 +80,12 @@ class TenantQueue:
     @property
     def ready_count(self) -> int:
         """How many tasks could be run now."""
-        return len(self._ready_shape)
+        return len(self._ready_tasks)
 
     @property
     def delayed_count(self) -> int:
         """How many wait for their time."""
-        return len(self._delayed_tasks)
+        return len(self._delayed)
 
     @property
     def may_start(self) -> bool:
@@ -104,9 +95,9 @@ class TenantQueue:
             limit and len(self.running) + len(self.claimed) >= limit
         )
 
-    def ready_by_shape(self) -> dict[Shape, int]:
-        """How many ready tasks there are of each shape."""
-        return self._ready_counts
+    def waiting_by_shape(self) -> dict[Shape, int]:
+        """How many tasks of each shape wait, also for their time."""
+        return self._shapes
 
     def refuse_shape(self, spec: tasks_pb2.TaskSpec) -> None:
         """Raises LimitExceeded for one shape more than a queue keeps apart: each is looked at
@@ -154,7 +145,7 @@ class TenantQueue:
             self._place_queued(task, entry)
         elif state == RUNNING:
             self.running.add(task)
-            self._ends_at(task, decide.attempt_end_ns(entry))
+            self._ends.put(task, decide.attempt_end_ns(entry))
             if entry.batch:
                 self._slots.take(task, entry.batch)
                 if self.state.batches[entry.batch].cancelled and not entry.task.cancelling:
@@ -164,30 +155,24 @@ class TenantQueue:
 
     def ends_within(self, task: str, seconds: float) -> None:
         """Has `over` tell of a task that runs once that much time has passed."""
-        self._ends_at(task, self._clock.now_ns() + int(seconds * NANOSECONDS))
+        self._ends.put(task, self._clock.now_ns() + int(seconds * NANOSECONDS))
 
     def heads(self, capabilities: Collection[str]) -> Iterator[tuple[float, int, Shape]]:
         """Of each shape of these capabilities that has ready tasks, when the next one is due,
         and its order. Shapes of batches of which no more may run are left out."""
         for capability in self._ready.keys() & capabilities:
-            heaps = self._ready[capability]
-            for shape in list(heaps):
+            for shape, agenda in self._ready[capability].items():
                 if shape.batch and self._is_busy(shape.batch):
                     continue
-                heap = heaps[shape]
-                while heap and self._token.get(heap[0][2]) != heap[0][3]:
-                    heapq.heappop(heap)
-                if heap:
-                    yield heap[0][0], heap[0][1], shape
-                else:
-                    del heaps[shape]
-            if not heaps:
-                del self._ready[capability]
+                head = agenda.head()
+                assert head is not None, "an agenda without tasks is deleted"
+                yield head[0], head[1], shape
 
     def take(self, shape: Shape) -> str:
         """Takes the next task of a shape out, which `heads` told of: it is about to be given
         to a worker. `refresh` puts it back."""
-        _, _, task, _ = heapq.heappop(self._ready[shape.capability][shape])
+        task = self._ready[shape.capability][shape].pop(math.inf)
+        assert task is not None, "`heads` told of it"
         self._forget(task)
         self.claimed.add(task)
         if shape.batch:
@@ -196,10 +181,8 @@ class TenantQueue:
 
     def ripen(self, now_ns: int) -> None:
         """Makes those ready whose time has come."""
-        while self._delayed and self._delayed[0][0] <= now_ns:
-            _, task, token = heapq.heappop(self._delayed)
-            if self._token.get(task) == token:
-                self.refresh(task)
+        while (task := self._delayed.pop(now_ns)) is not None:
+            self.refresh(task)
 
     def doomed(self, count: int) -> list[str]:
         """Tasks of cancelled batches that are to end, `count` at most; each is told of once,
@@ -213,19 +196,18 @@ class TenantQueue:
         """Tasks that waited, or run, past what they may; each is told of once, until it is
         refreshed."""
         found = []
-        while self._ends and self._ends[0][0] <= now_ns:
-            _, task, token = heapq.heappop(self._ends)
-            if self._token.get(task) == token:
-                found.append(task)
+        while (task := self._ends.pop(now_ns)) is not None:
+            found.append(task)
         return found
 
     def next_ns(self) -> int | None:
         """When something is due next; None where nothing is."""
-        return min((heap[0][0] for heap in (self._delayed, self._ends) if heap), default=None)
+        heads = (self._delayed.head(), self._ends.head())
+        return min((head[0] for head in heads if head is not None), default=None)
 
     def oldest_seconds(self) -> float:
         """How old the task is that has been ready for longest."""
-        first = next(iter(self._ready_shape), None)
+        first = next(iter(self._ready_tasks), None)
         entry = self.state.tasks.get(first) if first is not None else None
         if entry is None:
             return 0.0
@@ -243,70 +225,63 @@ class TenantQueue:
             self._doomed[task] = None
             return
         end_ns = decide.wait_end_ns(entry)
-        token = self._token[task] = next(_tokens)
         if end_ns is not None:
-            self._push(self._ends, (end_ns, task, token))
+            self._ends.put(task, end_ns)
         limited = entry.batch if batch is not None and batch.running_tasks_max else ""
         shape = self._shape_of[task] = Shape.of(entry.task.spec, limited)
         self._shapes[shape] += 1
         next_ns = entry.task.next_time.ToNanoseconds() if entry.task.HasField("next_time") else 0
         if next_ns > self._clock.now_ns():
-            self._push(self._delayed, (next_ns, task, token))
-            self._delayed_tasks.add(task)
+            self._delayed.put(task, next_ns)
             return
         ready_ns = max(next_ns, entry.task.create_time.ToNanoseconds())
-        heap = self._ready.setdefault(shape.capability, {}).setdefault(shape, [])
-        heapq.heappush(heap, (due(wants_of(entry, ready_ns, token)), token, task, token))
-        self._ready_shape[task] = shape
-        self._ready_counts[shape] += 1
-        if len(heap) > 2 * self._ready_counts[shape] + SPARE:
-            heap[:] = [each for each in heap if self._token.get(each[2]) == each[3]]
-            heapq.heapify(heap)
-
-    def _ends_at(self, task: str, end_ns: int) -> None:
-        token = self._token[task] = next(_tokens)
-        self._push(self._ends, (end_ns, task, token))
-
-    def _push(self, heap: list[TimedEntry], entry: TimedEntry) -> None:
-        heapq.heappush(heap, entry)
-        if len(heap) > 2 * len(self._token) + SPARE:
-            # What is left of tasks to which something else happened, some for a far time.
-            heap[:] = [each for each in heap if self._token.get(each[1]) == each[2]]
-            heapq.heapify(heap)
+        agendas = self._ready.setdefault(shape.capability, {})
+        agenda = agendas.get(shape)
+        if agenda is None:
+            agenda = agendas[shape] = Agenda()
+        agenda.put(task, due(wants_of(entry, ready_ns)))
+        self._ready_tasks[task] = None
 
     def _forget(self, task: str) -> None:
-        self._token.pop(task, None)
-        _take_off(self._ready_counts, self._ready_shape.pop(task, None))
-        _take_off(self._shapes, self._shape_of.pop(task, None))
+        shape = self._shape_of.pop(task, None)
+        if shape is not None:
+            self._forget_waiting(task, shape)
+        self._ends.drop(task)
         self.stalled.discard(task)
-        self._delayed_tasks.discard(task)
         self.running.discard(task)
         self.claimed.discard(task)
         self.dead.pop(task, None)
         self._doomed.pop(task, None)
         self._slots.free(task)
 
+    def _forget_waiting(self, task: str, shape: Shape) -> None:
+        self._shapes[shape] -= 1
+        if not self._shapes[shape]:
+            del self._shapes[shape]
+        self._delayed.drop(task)
+        if task not in self._ready_tasks:
+            return
+        del self._ready_tasks[task]
+        agendas = self._ready[shape.capability]
+        agendas[shape].drop(task)
+        if not agendas[shape]:
+            del agendas[shape]
+        if not agendas:
+            del self._ready[shape.capability]
+
     def _weigh(self) -> None:
         weight = self.state.limits.weight or WEIGHT_DEFAULT
         self.share = Share(self.share.virtual, weight)
 
 
-def _take_off(counts: "Counter[Shape]", shape: Shape | None) -> None:
-    if shape is None:
-        return
-    counts[shape] -= 1
-    if not counts[shape]:
-        del counts[shape]
-
-
-def wants_of(entry: Entry, ready_ns: int, order: int) -> Wants:
-    """What a task wants, for `priority`."""
+def wants_of(entry: Entry, ready_ns: int) -> Wants:
+    """What a task wants, for `priority`; the order of equals is the agenda's."""
     spec = entry.task.spec
     cost = spec.estimated_cost.ToNanoseconds() / NANOSECONDS or COST_SECONDS_DEFAULT
     return Wants(
         priority=spec.priority if spec.HasField("priority") else PRIORITY_DEFAULT,
         ready=ready_ns / NANOSECONDS,
-        order=order,
+        order=0,
         cost_seconds=cost,
         deadline=spec.deadline.ToNanoseconds() / NANOSECONDS if spec.HasField("deadline") else None,
     )

@@ -12,6 +12,7 @@ from mesh.events.store import StreamName
 from mesh.ids import new_id
 from services.scheduler.dispatcher import Dispatcher
 from services.scheduler.domain import names
+from services.scheduler.forwarding import first_message
 from services.scheduler.pace import Pace, entries_of
 from services.scheduler.queues import Queues
 from services.scheduler.settings import SchedulerSettings
@@ -110,11 +111,7 @@ class WorkerService:
                 await queue.aggregate.load()
 
     async def _first(self, requests: AsyncIterator[_R]) -> _R:
-        try:
-            async with asyncio.timeout(self._settings.hello_seconds):
-                first = await anext(requests, None)
-        except TimeoutError:
-            raise InvalidArgument.of("hello", "didn't come in time") from None
+        first: _R | None = await first_message(requests, self._settings.hello_seconds)
         if first is None or first.WhichOneof("message") != "hello":
             raise InvalidArgument.of("hello", "must be the first message")
         return first

@@ -5,6 +5,7 @@ import itertools
 import random
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import structlog
 
@@ -22,9 +23,11 @@ OUTBOX_SPARE = 1_000
 """Messages to a worker that may wait beside those of its tasks."""
 _BUNDLED = frozenset(("assignment", "cancel", "recorded"))
 
+Attempt = tuple[str, int]
+"""Name of a task, and number of one of its attempts."""
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+
+class Shape(NamedTuple):
     """What tasks need of a worker; those of one shape are equal to it. Those of a batch with
     a limit are a shape of their own, since they can be passed over together."""
 
@@ -88,7 +91,7 @@ class Worker:
     takes_bundles: bool = False
     load: float = 0.0
     attached: bool = True
-    held: dict[tuple[str, int], Held] = field(default_factory=dict)
+    held: dict[Attempt, Held] = field(default_factory=dict)
     outbox: "asyncio.Queue[pb.AttachResponse | None]" = field(default_factory=asyncio.Queue)
 
     @classmethod
@@ -187,6 +190,11 @@ class Worker:
             self.attached = False
             self.outbox.put_nowait(None)
 
+    def cancel(self, attempt: Attempt, reason: str) -> None:
+        """Has it end an attempt. It keeps the slot until it says that it has."""
+        cancel = pb.WorkerCancel(task=attempt[0], attempt=attempt[1], reason=reason)
+        self.send(pb.AttachResponse(cancel=cancel))
+
     def recorded(self, task: str, attempt: int, *, stale: bool) -> None:
         """Tells it that what it reported is kept, or came too late."""
         recorded = pb.WorkerRecorded(task=task, attempt=attempt, stale=stale)
@@ -221,11 +229,16 @@ def _fits(message: pb.AttachResponse | None) -> bool:
     return message is not None and message.WhichOneof("message") in _BUNDLED
 
 
-def worker_of(
-    workers: Mapping[tuple[str, str], Worker], tenant: str, worker_id: str
+def holder_of(
+    workers: Mapping[tuple[str, str], Worker], tenant: str, worker_id: str, attempt: Attempt
 ) -> Worker | None:
-    """The worker of that id that has tasks of the tenant, its own or one of all."""
-    return workers.get((tenant, worker_id)) or workers.get(("", worker_id))
+    """The worker of that id that has the attempt of the tenant's task: its own, or one of
+    all. None where it isn't here, or doesn't have it."""
+    for key in ((tenant, worker_id), ("", worker_id)):
+        worker = workers.get(key)
+        if worker is not None and attempt in worker.held:
+            return worker
+    return None
 
 
 def unschedulable_reason(shape: Shape, workers: Iterable[Worker]) -> str:

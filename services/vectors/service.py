@@ -43,7 +43,7 @@ class VectorsService:
     def __init__(self, settings: VectorsSettings, data_dir: Path, clock: Clock = SYSTEM) -> None:
         self._settings = settings
         self._index: PassageIndex = FtsIndex(
-            data_dir / FILE_NAME,
+            (settings.folder or data_dir) / FILE_NAME,
             waiting_max=settings.waiting_calls_max,
             collections_max=settings.collections_max,
             now_ns=clock.now_ns,

@@ -1,5 +1,6 @@
 """Settings of the vectors service: the table `[vectors]`, variables `WEFT_VECTORS_*`."""
 
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
@@ -12,6 +13,8 @@ class VectorsSettings(Section):
 
     area: ClassVar[str] = "vectors"
 
+    folder: Path | None = None
+    """Where the collections lie; in the process's data folder where it isn't set."""
     collections_max: int = Field(default=1_000, ge=1)
     """Most collections of a tenant."""
     document_passages_max: int = Field(default=10_000, ge=1, le=1_000_000)

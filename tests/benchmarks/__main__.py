@@ -18,6 +18,7 @@ from tests.benchmarks import (
     edge,
     load,
     memory,
+    mesh,
     scheduler,
     task_poison,
     task_rebuild,
@@ -38,6 +39,7 @@ BENCHMARKS: dict[str, Callable[[], Awaitable[list[Result]]]] = {
     "store-append": append.run,
     "store-load": load.run,
     "memory": memory.run,
+    "mesh": mesh.run,
 }
 
 

@@ -12,6 +12,7 @@ from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from mesh.rpc import reflection as reflection_module
 from mesh.rpc.pipeline import bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
@@ -261,3 +262,18 @@ async def test_reflection_describes_services_and_messages_with_all_they_need(
     names = {file.name for file in files}
     assert "weft/vectors/v1/vector_service.proto" in names
     assert {needed for file in files for needed in file.dependency} <= names
+
+
+async def test_many_questions_on_one_stream_are_answered_more_slowly(
+    channel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reflection_module, "PROMPT_MAX", 3)
+    monkeypatch.setattr(reflection_module, "PAUSE_SECONDS", 60.0)
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+    requests = [reflection_pb2.ServerReflectionRequest(list_services="")] * 5
+    answers = aiter(stub.ServerReflectionInfo(iter(requests), timeout=1))
+    for _ in range(3):
+        await anext(answers)
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        await anext(answers)
+    assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -28,7 +28,7 @@ TOKENS = {
 }
 LEASES = {
     *("$KV.LEASES.refused", "STREAM.CREATE.KV_LEASES", "STREAM.INFO.KV_LEASES"),
-    "STREAM.PURGE.KV_LEASES",
+    *("STREAM.PURGE.KV_LEASES", "hear $KV.LEASES.>"),
 }
 READ_KEYS = {
     *("STREAM.INFO.KV_KEYS", "STREAM.MSG.GET.KV_KEYS", "DIRECT.GET.KV_KEYS"),
@@ -59,7 +59,8 @@ def writes(*areas: str) -> set[str]:
 GRANTED = {
     "agents": writes("agents", "state") | TOKENS | LEASES | READ_KEYS,
     "auth": writes("auth") | READ_KEYS | KEEPS_KEYS | DESTROYS,
-    "gateway": writes("auth") | READ_KEYS,
+    "control": LOG | LEASES | READ_KEYS,
+    "gateway": writes("auth") | LEASES | READ_KEYS,
     "models": LOG | READ_KEYS,
     "scheduler": writes("scheduler", "schedules") | LEASES | READ_KEYS,
     "state": writes("state") | READ_KEYS | DESTROYS | ERASES,

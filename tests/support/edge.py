@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from prometheus_client import CollectorRegistry
 
 from mesh.errors import CredentialInvalid
@@ -10,6 +11,7 @@ from mesh.rpc.pipeline import Edge, Pipeline
 from mesh.rpc.rate_limiter import RateLimiter
 from mesh.rpc.settings import RateLimitSettings, RpcSettings
 from mesh.runtime.service import Mesh
+from mesh.security.tokens import SigningKey
 
 TESTER = Principal("tenants/default/apiKeys/tester", "", is_system=True)
 
@@ -66,6 +68,19 @@ class NoIdentities:
 
     def verify(self, text: str) -> tuple[Principal, str]:
         raise CredentialInvalid("the identity isn't valid")
+
+
+class OneKey:
+    """A key set of one key."""
+
+    def __init__(self) -> None:
+        self._private = Ed25519PrivateKey.generate()
+
+    def public_key(self, kid: str) -> Ed25519PublicKey | None:
+        return self._private.public_key() if kid == "k1" else None
+
+    def signing_key(self) -> SigningKey:
+        return SigningKey("k1", self._private)
 
 
 OPEN_DOOR = Doorkeeper(TESTER)

@@ -19,6 +19,7 @@ from tests.support.memory_catalogues import (
     MemoryModels,
     MemoryTools,
 )
+from tests.support.memory_instances import MemoryInstances
 from tests.support.memory_schedules import MemorySchedules
 from tests.support.memory_sessions import MemorySessions
 from tests.support.memory_tasks import MemoryTasks
@@ -43,6 +44,7 @@ class MemoryPlatform:
         self.tools = MemoryTools()
         self.collections = MemoryCollections()
         self.models = MemoryModels()
+        self.instances = MemoryInstances()
         self.tasks = MemoryTasks()
         self.batches = MemoryBatches(self.tasks)
         self.schedules = MemorySchedules()
@@ -105,6 +107,7 @@ class MemoryPlatform:
             "weft.auth.v1.AuthService": self.access,
             "weft.auth.v1.RoleService": self.access,
             "weft.auth.v1.TenantService": self.access,
+            "weft.control.v1.RegistryService": self.instances,
             "weft.models.v1.ModelService": self.models,
             "weft.scheduler.v1.BatchService": self.batches,
             "weft.scheduler.v1.DeadLetterService": self.tasks,

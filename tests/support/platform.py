@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 TENANT = "tenants/default"
 START_SECONDS_MAX = 30.0
 POLL_SECONDS = 0.02
+SPLIT = os.environ.get("WEFT_TEST_TOPOLOGY") == "split"
+"""Whether each service runs in a process of its own, which is the other topology that all
+system tests hold in."""
 
 
 @dataclass
@@ -63,6 +66,7 @@ class Platform:
                 "--data-dir",
                 str(self.data_dir),
                 *(["--configured-models"] if self.configured_models else []),
+                *(["--split"] if SPLIT else []),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 cwd=ROOT,

@@ -4,12 +4,16 @@ It is the same host and catalogue, with one entry built differently, on free por
 writes its addresses where `weft up` does, prints one line of JSON once it is ready, and
 drains at SIGTERM. `NATS_URL`, `WEFT_*` and `WEFT_FAILPOINTS` work as for `weft up`. At
 SIGUSR1 it takes the failpoints in FOLDER's sibling `<name>.failpoints`, and says so.
+
+With `--split` each service has a process of its own, as `weft up --processes` starts them;
+with `--serves` it is one of those, as `weft serve` is.
 """
 
 import argparse
 import asyncio
 import json
 import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +21,11 @@ from pathlib import Path
 import uvloop
 
 from mesh import failpoints
+from mesh.runtime.garbage import collect_seldom
 from mesh.runtime.host import Host
 from mesh.runtime.service import ServiceEntry
 from mesh.runtime.settings import RuntimeSettings
+from mesh.runtime.supervisor import Supervisor
 from mesh.telemetry.logs import configure_logs
 from services.catalog import CATALOGUE, access
 from services.first_key import admitted
@@ -32,7 +38,20 @@ SCRIPTED_CATALOGUE = tuple(
 )
 
 
-async def serve(data_dir: Path, catalogue: Sequence[ServiceEntry] = SCRIPTED_CATALOGUE) -> None:
+SPLIT = [
+    ["auth", "control"],
+    ["models", "tools", "vectors"],
+    ["state"],
+    ["scheduler"],
+    ["agents"],
+    ["gateway"],
+]
+"""The services that share a process, each in one that needs none of the others."""
+
+
+async def serve(
+    data_dir: Path, catalogue: Sequence[ServiceEntry], serves: Sequence[str] = ()
+) -> None:
     """Serves until SIGTERM."""
     settings = RuntimeSettings(data_dir=data_dir, grpc_port=0, http_port=0, nats_port=0)
     configure_logs(settings.log_level)
@@ -43,14 +62,35 @@ async def serve(data_dir: Path, catalogue: Sequence[ServiceEntry] = SCRIPTED_CAT
         print("armed", flush=True)
 
     loop.add_signal_handler(signal.SIGUSR1, arm)
+    stopping = stopping_event()
+    async with Host(catalogue, settings, access, serves=serves) as host:
+        if not serves or "auth" in serves:
+            await admitted(host)
+        collect_seldom()
+        said = {**host.addresses, "instance": host.instance, "cluster": host.cluster}
+        print(json.dumps({**said, "notes": host.notes}), flush=True)
+        await stopping.wait()
+
+
+async def serve_split(data_dir: Path, options: Sequence[str]) -> None:
+    """Runs the parts until SIGTERM."""
+    settings = RuntimeSettings(data_dir=data_dir, grpc_port=0, http_port=0, nats_port=0)
+    configure_logs(settings.log_level)
+    stopping = stopping_event()
+    command = (sys.executable, "-m", "tests.support.serve", *options, "--serves")
+    async with Supervisor(CATALOGUE, settings, SPLIT, command) as parts:
+        agents = next(part for part in parts.parts if "agents" in part.services)
+        said = {"instance": agents.said["instance"], "cluster": parts.first["cluster"]}
+        print(json.dumps({**parts.addresses, **said}), flush=True)
+        await stopping.wait()
+
+
+def stopping_event() -> asyncio.Event:
+    """Set at SIGTERM and Ctrl-C."""
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
-    async with Host(catalogue, settings, access) as host:
-        await admitted(host)
-        said = {**host.addresses, "instance": host.instance, "cluster": host.cluster}
-        print(json.dumps(said), flush=True)
-        await stopping.wait()
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    return stopping
 
 
 if __name__ == "__main__":
@@ -62,10 +102,17 @@ if __name__ == "__main__":
         action="store_true",
         help="the models service as it is, instead of the scripted model",
     )
+    parser.add_argument("--split", action="store_true")
+    parser.add_argument("--serves", nargs="+", default=())
+    # What a supervisor gives its parts, and is so here by itself.
+    parser.add_argument("--port")
+    parser.add_argument("--http-port")
+    parser.add_argument("-o")
+    parser.add_argument("--log-level")
     arguments = parser.parse_args()
-    uvloop.run(
-        serve(
-            arguments.data_dir,
-            CATALOGUE if arguments.configured_models else SCRIPTED_CATALOGUE,
-        )
-    )
+    if arguments.split:
+        options = ["--configured-models"] if arguments.configured_models else []
+        uvloop.run(serve_split(arguments.data_dir, options))
+    else:
+        catalogue = CATALOGUE if arguments.configured_models else SCRIPTED_CATALOGUE
+        uvloop.run(serve(arguments.data_dir, catalogue, arguments.serves))

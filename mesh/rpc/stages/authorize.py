@@ -34,12 +34,17 @@ class Authorize:
 
     def opening_of(self, spec: MethodSpec) -> Callable[[Call], None]:
         """What checks that a caller may open a client's stream: it has the permission for
-        something, and each message tells for what."""
+        something, and each message tells for what. A service has the catalogue's leave."""
         permission = spec.policy.permission
+        callers = self._callers.get(spec.service, frozenset())
 
         def check(call: Call) -> None:
             principal = call.principal
-            if principal is None or not call.peer or call.caller:
+            if principal is None or not call.peer:
+                return
+            if call.caller:
+                if call.caller not in callers:
+                    raise PermissionDenied(f"{call.caller} doesn't call {spec.service}")
                 return
             if not principal.allows_somewhere(permission):
                 self._authenticator.denied(principal, spec.path)
@@ -64,7 +69,13 @@ class Authorize:
             principal = call.principal
             if principal is None:
                 raise CredentialInvalid("the call has no credential")
-            if sole is None or not call.peer or call.caller or request is MALFORMED:
+            if (
+                sole is None
+                or not call.peer
+                or call.caller
+                or call.relayed_by
+                or request is MALFORMED
+            ):
                 check_all(request, call, principal)
                 return
             name = sole(request)
@@ -83,10 +94,10 @@ class Authorize:
                     raise NotFound.of("resource", name)
             if not call.peer:
                 return
-            if call.caller:
-                if call.caller not in callers:
-                    raise PermissionDenied(f"{call.caller} doesn't call {spec.service}")
-            elif request is not MALFORMED and not permitted(principal, request):
+            service = call.caller or call.relayed_by
+            if service and service not in callers:
+                raise PermissionDenied(f"{service} doesn't call {spec.service}")
+            if not call.caller and request is not MALFORMED and not permitted(principal, request):
                 self._authenticator.denied(principal, spec.path)
                 raise _denied(spec, request)
 

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from mesh.call import Call
 from mesh.clock import NANOSECONDS
-from mesh.errors import CredentialInvalid
+from mesh.errors import CredentialInvalid, PermissionDenied
 from mesh.principal import Principal
 from mesh.security.authenticator import Authenticator
 
@@ -21,6 +21,13 @@ class Identities(Protocol):
     def knows_identity(self, text: str) -> bool:
         """Whether it was checked before and found valid."""
         ...
+
+
+def check_certificate(call: Call) -> None:
+    """PermissionDenied where certificates are used, and that of the peer isn't one of a process
+    with the service that it says to be. An identity alone could have been copied."""
+    if call.acts_as is not None and not call.acts_as(call.caller):
+        raise PermissionDenied(f"the peer's certificate isn't one of {call.caller}")
 
 
 class CredentialWatch:

@@ -44,6 +44,11 @@ class UnderWay:
         self._count_max = count_max
         self._peers = peers
 
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self._count
+
     def begin(self, call: Call) -> Peer:
         """Counts a call. Raises RateLimited where there are too many, InvalidArgument for
         too much metadata."""

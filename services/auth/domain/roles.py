@@ -77,6 +77,7 @@ ADMIN_ONLY = frozenset(
             "auth.rotate_signing_key",
             "auth.rotate_tenant_key",
             "auth.rotate_master_key",
+            "control.list_instances",
             "scheduler.work_shared",
             "state.erase",
         ),

@@ -1,5 +1,7 @@
 """Names of queues, tasks, batches and schedules, and the streams that hold them."""
 
+from functools import lru_cache
+
 from mesh.events.store import StreamName
 
 AREA = "scheduler"
@@ -15,6 +17,12 @@ MADE_BY_USE = frozenset((DEFAULT_QUEUE, TURNS_QUEUE))
 def queue_stream(name: str) -> StreamName:
     """Stream of `tenants/{t}/queues/{q}`, or of a name under it."""
     _, tenant, _, queue, *_ = name.split("/")
+    return _queue_stream(tenant, queue)
+
+
+@lru_cache(maxsize=4_096)
+def _queue_stream(tenant: str, queue: str) -> StreamName:
+    # Each call of a task asks for it several times.
     return StreamName(AREA, tenant, (queue,))
 
 

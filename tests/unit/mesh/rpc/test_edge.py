@@ -194,7 +194,7 @@ async def test_reflection_needs_a_credential(edge: Edge) -> None:
     from grpc_reflection.v1alpha import reflection_pb2
     from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
-    target = edge.channel._channel
+    target = edge.channel._present.channel
     stub: Any = ServerReflectionStub(cast(Any, target))
     question = [reflection_pb2.ServerReflectionRequest(list_services="")]
     with pytest.raises(grpc.aio.AioRpcError) as raised:
@@ -208,7 +208,7 @@ async def test_reflection_needs_a_credential(edge: Edge) -> None:
 def reflected(edge: Edge, key: str, requests: Any) -> Any:
     from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
-    stub: Any = ServerReflectionStub(cast(Any, edge.channel._channel))
+    stub: Any = ServerReflectionStub(cast(Any, edge.channel._present.channel))
     metadata = (("authorization", f"Bearer {key}"),)
     return aiter(stub.ServerReflectionInfo(requests, metadata=metadata))
 
@@ -281,7 +281,7 @@ async def test_headers_that_can_not_be_credentials_wait_too(edge: Edge) -> None:
 @pytest.mark.parametrize("method", ["Check", "Watch"])
 async def test_health_refuses_what_does_not_parse(edge: Edge, method: str) -> None:
     path = f"/grpc.health.v1.Health/{method}"
-    channel: Any = edge.channel._channel
+    channel: Any = edge.channel._present.channel
     kind = channel.unary_unary if method == "Check" else channel.unary_stream
     call = kind(path)(b"\xff\xff\xff")
     with pytest.raises(grpc.aio.AioRpcError) as raised:

@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from prometheus_client import CollectorRegistry
 
 from mesh.call import Call, current_call
@@ -17,8 +16,7 @@ from mesh.rpc.rate_limiter import RateLimiter
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RateLimitSettings, RpcSettings
 from mesh.security.identity import IdentitySigner, IdentityVerifier
-from mesh.security.tokens import SigningKey
-from tests.support.edge import Doorkeeper
+from tests.support.edge import Doorkeeper, OneKey
 from tests.support.rpc_service import SmallService
 from weft.vectors.v1 import collections_pb2
 from weft.vectors.v1 import vector_service_pb2 as pb
@@ -27,19 +25,6 @@ from weft.vectors.v1.vector_service_pb2_grpc import VectorServiceStub
 SETTINGS = RpcSettings()
 NAME = "tenants/acme/collections/docs"
 WHO = Principal("tenants/acme/apiKeys/ada", "acme")
-
-
-class OneKey:
-    """A key set of one key."""
-
-    def __init__(self) -> None:
-        self._private = Ed25519PrivateKey.generate()
-
-    def public_key(self, kid: str) -> Ed25519PublicKey | None:
-        return self._private.public_key() if kid == "k1" else None
-
-    def signing_key(self) -> SigningKey:
-        return SigningKey("k1", self._private)
 
 
 class Verifier(IdentityVerifier):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mesh.runtime.host import in_call_order
+from mesh.runtime.call_order import in_call_order
 from mesh.runtime.service import Mesh, Service, ServiceEntry
 from services.catalog import CATALOGUE
 

@@ -1,0 +1,31 @@
+"""Which instance of a service a call goes to."""
+
+from collections.abc import Mapping
+from itertools import count
+
+from mesh.control.registry import Registry
+from weft.control.v1.instances_pb2 import INSTANCE_STATE_SERVING
+
+
+class Nearest:
+    """One of the instances that serve a contract: in turns those of the own zone, or, where
+    there are none in it, all others. `services` says which service has which contract."""
+
+    def __init__(self, registry: Registry, zone: str, services: Mapping[str, str]) -> None:
+        self._registry = registry
+        self._zone = zone
+        self._services = services
+        self._turns = count()
+
+    def __call__(self, contract: str) -> str | None:
+        """The gRPC target of one; None where nobody serves the contract."""
+        service = self._services.get(contract)
+        if service is None:
+            return None
+        serving = [
+            each
+            for each in self._registry.instances(service)
+            if each.state == INSTANCE_STATE_SERVING
+        ]
+        near = [each for each in serving if each.zone == self._zone] or serving
+        return near[next(self._turns) % len(near)].target if near else None

@@ -1,0 +1,34 @@
+"""Which instances there are, what each serves and where it listens."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from weft.control.v1.instances_pb2 import Instance
+
+
+class Registry(Protocol):
+    """A view of all instances, in memory.
+
+    An instance says of itself what it is with each renewal of its lease, so it is there as
+    long as its lease is: one that was killed is gone within about a second, one that ends
+    in order says so before. In doubt an instance stays, so two processes may have different
+    views for a moment: what must be decided once is decided by the log, not by this.
+    """
+
+    def instances(self, service: str = "") -> Sequence[Instance]:
+        """The instances that serve a service of the catalogue, or all; by name. Also those
+        that drain. The caller changes none of them."""
+        ...
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Calls `callback` after an instance came, went, or said something else of itself
+        than how busy it is."""
+        ...
+
+    async def register(self, target: str) -> None:
+        """Says that this instance takes calls at `target`, as gRPC dials it."""
+        ...
+
+    async def drain(self) -> None:
+        """Says that this instance takes nothing new; does nothing where it never took any."""
+        ...

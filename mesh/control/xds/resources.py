@@ -1,0 +1,265 @@
+"""From what is known of the mesh to the xDS resources of a client in one zone. Pure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.descriptor_pb2 import MethodOptions
+
+from mesh.control.xds.endpoints import (
+    Member,
+    assignment,
+    believed_unhealthy,
+    members_of,
+    nearest,
+)
+from mesh.control.xds.mesh_view import MeshView, Portion, RoutedService
+from mesh.control.xds.messages import (
+    CLUSTER_TYPE,
+    ENDPOINT_TYPE,
+    LISTENER_TYPE,
+    ROUTE_TYPE,
+    encoded,
+    number,
+    packed,
+    seconds,
+)
+from mesh.control.xds.names import AFFINITY_KEYS, CERTIFICATES, RING_PLACES_MAX, TARGET
+from weft.xds.v1 import cluster_pb2, core_pb2, listener_pb2, route_pb2, tls_pb2
+
+RING_PLACES = 256
+"""Of each endpoint. Both bounds of the ring's size move with the endpoints: with fixed ones a
+new endpoint moves twice as many keys as it must."""
+REQUESTS_MAX = 8_192
+"""Calls and streams of one client to one cluster at once."""
+RETRIES_MAX = 3
+RETRY_SECONDS = (0.01, 0.1)
+"""Before the first retry, and at most."""
+
+_REPEATABLE = (MethodOptions.NO_SIDE_EFFECTS, MethodOptions.IDEMPOTENT)
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Encoded resources by type URL and name; `left_out` says which instances aren't in
+    them, and why."""
+
+    by_type: Mapping[str, Mapping[str, bytes]]
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A cluster to be: its name, who is in it, and its share of the service's calls."""
+
+    name: str
+    members: tuple[Member, ...]
+    weight: int
+
+
+def resources_of(view: MeshView, zone: str) -> Resources:
+    """All resources for clients in `zone`; "" for those that are nowhere in particular.
+
+    Equal arguments give equal bytes, in every process.
+    """
+    members, left_out = members_of(view)
+    routes: list[route_pb2.Route] = []
+    clusters: dict[str, bytes] = {}
+    endpoints: dict[str, bytes] = {}
+    for service in view.services:
+        serving = [each for each in members if service.name in each.instance.services]
+        planned = _planned(service, serving, view.splits.get(service.name, ()))
+        ring = service.name in AFFINITY_KEYS
+        for plan in planned:
+            failing = believed_unhealthy(plan.members, view.unhealthy)
+            places = RING_PLACES * nearest(plan.members, zone, failing) if ring else 0
+            clusters[plan.name] = encoded(_cluster(plan, places, view.trust_domain))
+            endpoints[plan.name] = encoded(
+                assignment(plan.name, plan.members, zone, failing, ring=ring)
+            )
+        routes += _routes(service, planned)
+    by_type = {
+        CLUSTER_TYPE: clusters,
+        ENDPOINT_TYPE: endpoints,
+        LISTENER_TYPE: {TARGET: encoded(_listener())},
+        ROUTE_TYPE: {TARGET: encoded(_route_configuration(routes))},
+    }
+    return Resources(by_type, left_out)
+
+
+def _planned(
+    service: RoutedService, members: Sequence[Member], portions: Sequence[Portion]
+) -> list[_Planned]:
+    """One cluster, or one per version of a split. A version without an instance that serves
+    takes no part: its calls go to the others."""
+    if not portions:
+        return [_Planned(service.name, tuple(members), 1)]
+    planned = [
+        _Planned(
+            f"{service.name}/{portion.version}/{portion.revision}",
+            tuple(each for each in members if each.instance.version == portion.version),
+            portion.weight,
+        )
+        for portion in portions
+    ]
+    return [plan for plan in planned if nearest(plan.members, "", ())] or planned[:1]
+
+
+def _listener() -> listener_pb2.Listener:
+    manager = listener_pb2.HttpConnectionManager(
+        rds=listener_pb2.Rds(config_source=_same_stream(), route_config_name=TARGET),
+        http_filters=[
+            listener_pb2.HttpFilter(name="router", typed_config=packed(listener_pb2.Router()))
+        ],
+    )
+    return listener_pb2.Listener(
+        name=TARGET, api_listener=listener_pb2.ApiListener(api_listener=packed(manager))
+    )
+
+
+def _route_configuration(routes: Iterable[route_pb2.Route]) -> route_pb2.RouteConfiguration:
+    host = route_pb2.VirtualHost(name=TARGET, domains=["*"], routes=routes)
+    return route_pb2.RouteConfiguration(name=TARGET, virtual_hosts=[host])
+
+
+def _routes(service: RoutedService, planned: Sequence[_Planned]) -> list[route_pb2.Route]:
+    """A route for each method that may be run again, then one for the rest of each contract."""
+    rest = _action(service, planned)
+    repeatable = route_pb2.RouteAction()
+    repeatable.CopyFrom(rest)
+    repeatable.retry_policy.CopyFrom(_retry_policy())
+    routes = []
+    for contract in service.contracts:
+        prefix = f"/{contract.full_name}/"
+        routes += [
+            route_pb2.Route(match=route_pb2.RouteMatch(path=prefix + name), route=repeatable)
+            for name in repeatable_methods(contract)
+        ]
+        routes.append(route_pb2.Route(match=route_pb2.RouteMatch(prefix=prefix), route=rest))
+    return routes
+
+
+def repeatable_methods(contract: ServiceDescriptor) -> list[str]:
+    """Names of the methods that may be run again where it isn't known whether they ran."""
+    return [
+        method.name
+        for method in contract.methods
+        if method.GetOptions().idempotency_level in _REPEATABLE
+    ]
+
+
+def _action(service: RoutedService, planned: Sequence[_Planned]) -> route_pb2.RouteAction:
+    taking = [plan for plan in planned if plan.weight > 0]
+    action = route_pb2.RouteAction()
+    if len(taking) > 1:
+        for plan in taking:
+            action.weighted_clusters.clusters.add(name=plan.name, weight=number(plan.weight))
+    else:
+        # Where the others' instances are all gone, who has weight 0 is better than nobody.
+        action.cluster = (taking or planned)[0].name
+    key = AFFINITY_KEYS.get(service.name)
+    if key is not None:
+        header = route_pb2.RouteAction.HashPolicy.Header(header_name=key)
+        action.hash_policy.add(header=header, terminal=True)
+    return action
+
+
+def _retry_policy() -> route_pb2.RetryPolicy:
+    base, most = RETRY_SECONDS
+    return route_pb2.RetryPolicy(
+        retry_on="unavailable",
+        num_retries=number(RETRIES_MAX),
+        retry_back_off=route_pb2.RetryPolicy.RetryBackOff(
+            base_interval=seconds(base), max_interval=seconds(most)
+        ),
+    )
+
+
+def _cluster(plan: _Planned, ring_places: int, trust_domain: str) -> cluster_pb2.Cluster:
+    cluster = cluster_pb2.Cluster(
+        name=plan.name,
+        type=cluster_pb2.Cluster.EDS,
+        eds_cluster_config=cluster_pb2.Cluster.EdsClusterConfig(
+            eds_config=_same_stream(), service_name=plan.name
+        ),
+        circuit_breakers=cluster_pb2.CircuitBreakers(
+            thresholds=[cluster_pb2.CircuitBreakers.Thresholds(max_requests=number(REQUESTS_MAX))]
+        ),
+        outlier_detection=_outlier_detection(),
+    )
+    if ring_places:
+        size = min(ring_places, RING_PLACES_MAX)
+        cluster.lb_policy = cluster_pb2.Cluster.RING_HASH
+        cluster.ring_hash_lb_config.minimum_ring_size.value = size
+        cluster.ring_hash_lb_config.maximum_ring_size.value = size
+    else:
+        cluster.load_balancing_policy.CopyFrom(_by_load())
+    if trust_domain:
+        cluster.transport_socket.name = "envoy.transport_sockets.tls"
+        cluster.transport_socket.typed_config.CopyFrom(packed(_tls(plan.members, trust_domain)))
+    return cluster
+
+
+def _by_load() -> cluster_pb2.LoadBalancingPolicy:
+    """Endpoints in turn, by what they say of their load (ORCA) where they do; clients that
+    can't read that take them simply in turn."""
+    weighted = cluster_pb2.ClientSideWeightedRoundRobin(
+        blackout_period=seconds(1), weight_update_period=seconds(1)
+    )
+    # Side by side within the zone: grpc-js refuses the whole where it knows none inside.
+    in_zone = _policies(("weighted", weighted), ("in_turn", cluster_pb2.RoundRobin()))
+    return _policies(("by_zone", cluster_pb2.WrrLocality(endpoint_picking_policy=in_zone)))
+
+
+def _policies(
+    *named: tuple[str, cluster_pb2.WrrLocality | cluster_pb2.RoundRobin]
+    | tuple[str, cluster_pb2.ClientSideWeightedRoundRobin],
+) -> cluster_pb2.LoadBalancingPolicy:
+    return cluster_pb2.LoadBalancingPolicy(
+        policies=[
+            cluster_pb2.LoadBalancingPolicy.Policy(
+                typed_extension_config=core_pb2.TypedExtensionConfig(
+                    name=name, typed_config=packed(policy)
+                )
+            )
+            for name, policy in named
+        ]
+    )
+
+
+def _outlier_detection() -> cluster_pb2.OutlierDetection:
+    """Leaves out for a moment who fails nearly everything. A client counts every status but
+    OK, a NOT_FOUND too, so the bar is high and half of all stay in."""
+    return cluster_pb2.OutlierDetection(
+        interval=seconds(1),
+        base_ejection_time=seconds(3),
+        max_ejection_time=seconds(30),
+        max_ejection_percent=number(50),
+        enforcing_success_rate=number(0),
+        failure_percentage_threshold=number(90),
+        enforcing_failure_percentage=number(100),
+        failure_percentage_minimum_hosts=number(2),
+        failure_percentage_request_volume=number(20),
+    )
+
+
+def _tls(members: Iterable[Member], trust_domain: str) -> tls_pb2.UpstreamTlsContext:
+    """Mutual TLS with those identities and no others."""
+    provider = tls_pb2.CertificateProviderPluginInstance(instance_name=CERTIFICATES)
+    identities = sorted({member.instance.spiffe_id for member in members})
+    matchers = [tls_pb2.StringMatcher(exact=identity) for identity in identities]
+    checks = tls_pb2.CertificateValidationContext(
+        # Without a name every certificate of the authority would do.
+        match_subject_alt_names=matchers
+        or [tls_pb2.StringMatcher(exact=f"spiffe://{trust_domain}/")],
+        ca_certificate_provider_instance=provider,
+    )
+    return tls_pb2.UpstreamTlsContext(
+        common_tls_context=tls_pb2.CommonTlsContext(
+            tls_certificate_provider_instance=provider, validation_context=checks
+        )
+    )
+
+
+def _same_stream() -> core_pb2.ConfigSource:
+    return core_pb2.ConfigSource(ads=core_pb2.AggregatedConfigSource())

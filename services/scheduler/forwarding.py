@@ -1,0 +1,220 @@
+"""Hands calls and workers to the instance that owns their queue.
+
+It stands around the handlers, so none of them knows of other instances. A call goes one hop
+at most, on behalf of its caller, whom both pipelines look at; where the owner can't be
+reached it is answered here, which is correct too, since the log's expected revision fences
+every writer. Watches stay here: they follow the log.
+"""
+
+import asyncio
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from types import SimpleNamespace
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+
+from mesh.call import Call
+from mesh.errors import InvalidArgument, NotServing, Unavailable
+from mesh.ids import new_id
+from mesh.rpc.channel import RemoteChannel
+from mesh.rpc.methods import Handler, MethodSpec, methods_of, service_of
+from mesh.runtime.service import Mesh
+from services.scheduler.owners import SERVICE, Owners
+from services.scheduler.peers import Peer, Unreached
+from weft.options.v1 import options_pb2
+
+STAYS_SECONDS = 10.0
+"""How long a worker stays here whose queue's owner couldn't be reached; then it attaches
+again, to find it reachable or not."""
+
+QueueOfSchedule = Callable[[str], Awaitable[str]]
+"""Gives the id of the queue to which the schedule of that name submits; empty for none."""
+
+
+class Forwarding:
+    """See the module."""
+
+    def __init__(
+        self, mesh: Mesh, owners: Owners, queue_of_schedule: QueueOfSchedule, hello_seconds: float
+    ) -> None:
+        self._mesh = mesh
+        self._owners = owners
+        self._queue_of_schedule = queue_of_schedule
+        self._hello_seconds = hello_seconds
+        self._peers: dict[str, Peer] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._streams: dict[Call, tuple[str, str]] = {}
+        """Workers' streams: the queue's id, and the name of the instance that has it."""
+        self._draining = False
+        owners.on_change(self._settle)
+
+    def around(self, contract: str, implementation: object) -> object:
+        """The implementation of a contract, whose calls go to the owner of their queue."""
+        handlers: dict[str, Handler] = {}
+        for spec in methods_of(service_of(contract)):
+            handler: Handler = getattr(implementation, spec.attribute)
+            if spec.client_streaming:
+                handler = self._stream(spec, handler)
+            elif not spec.server_streaming:
+                handler = self._unary(spec, handler)
+            handlers[spec.attribute] = handler
+        return SimpleNamespace(**handlers)
+
+    def drain(self) -> None:
+        """Lets workers go that other instances have, and takes in none for them."""
+        self._draining = True
+        for call in list(self._streams):
+            _end(call, NotServing("the process ends: attach again, or elsewhere"))
+
+    async def stop(self) -> None:
+        """Ends what is under way with other instances."""
+        closing = [*self._closing, *(asyncio.create_task(p.close()) for p in self._peers.values())]
+        self._peers.clear()
+        if closing:
+            await asyncio.wait(closing)
+
+    def _unary(self, spec: MethodSpec, handler: Handler) -> Handler:
+        queue_id_of = self._reader(spec)
+        if queue_id_of is None:
+            return handler
+        has_request_id = "request_id" in spec.request_class.DESCRIPTOR.fields_by_name
+
+        async def routed(request: Any, call: Call) -> Any:
+            found = queue_id_of(request)
+            queue_id = await found if inspect.isawaitable(found) else found
+            owner = self._peer(queue_id, call)
+            if owner is None or owner.avoided:
+                return await handler(request, call)
+            if has_request_id and not request.request_id:
+                # So that it can be answered here, should its answer be lost: it is one task.
+                named = type(request)()
+                named.CopyFrom(request)
+                named.request_id = new_id()
+                request = named
+            try:
+                return await owner.unary(spec.path, request)
+            except Unreached:
+                return await handler(request, call)
+
+        return routed
+
+    def _stream(self, spec: MethodSpec, handler: Handler) -> Handler:
+        async def routed(requests: AsyncIterator[Any], call: Call) -> AsyncGenerator[Any, None]:
+            first = await first_message(requests, self._hello_seconds)
+            queue_id = _queue_id_of_worker(first)
+            owner = self._peer(queue_id, call)
+            if owner is not None and self._draining:
+                raise NotServing("the process ends: attach again, or elsewhere")
+            following = _following(first, requests)
+            if owner is None or owner.avoided:
+                source, place = handler(following, call), self._owners.own
+            else:
+                source, place = owner.stream(spec.path, following), owner.name
+            self._streams[call] = (queue_id, place)
+            if owner is not None and place == self._owners.own:
+                asyncio.get_running_loop().call_later(STAYS_SECONDS, self._settle_one, call)
+            try:
+                async with aclosing(source) as messages:
+                    async for message in messages:
+                        yield message
+            except Unreached:
+                raise Unavailable("the queue's owner can't be reached: attach again") from None
+            finally:
+                del self._streams[call]
+
+        return routed
+
+    def _reader(self, spec: MethodSpec) -> Callable[[Any], str | Awaitable[str]] | None:
+        """What reads the id of the queue from a request of the method; None where it names
+        none, and so is nobody's."""
+        fields = spec.request_class.DESCRIPTOR.fields_by_name
+        if spec.name == "TriggerSchedule":
+            return lambda request: self._queue_of_schedule(request.name)
+        if "queue_id" in fields:
+            return lambda request: str(request.queue_id)
+        field = fields.get(spec.policy.resource)
+        if field is None or not _names_queue(field):
+            return None
+        name = field.name
+        return lambda request: str(getattr(request, name).split("/")[3])
+
+    def _peer(self, queue_id: str, call: Call) -> Peer | None:
+        """The instance to hand the call to; None where it is answered here. What another one
+        has handed over isn't handed on: who owns a queue may be seen differently there."""
+        if call.peer and SERVICE in (call.caller, call.relayed_by):
+            return None
+        owner = self._owners.elsewhere(queue_id) if queue_id else None
+        if owner is None:
+            return None
+        found = self._peers.get(owner.name)
+        if found is None:
+            mesh = self._mesh
+            channel = RemoteChannel(
+                owner.target,
+                mesh.rpc_settings,
+                caller=SERVICE,
+                sign=mesh.access.sign,
+                relays=True,
+                transport=mesh.transport,
+                service=SERVICE if mesh.transport.encrypted else "",
+            )
+            found = self._peers[owner.name] = Peer(owner.name, channel, mesh.clock.monotonic)
+        return found
+
+    def _settle(self) -> None:
+        """The owners may be others: lets workers go whose queue moved, and calls whose
+        instance is gone."""
+        there = self._owners.names()
+        for name in self._peers.keys() - there:
+            closing = asyncio.create_task(self._peers.pop(name).close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+        for call in list(self._streams):
+            self._settle_one(call)
+
+    def _settle_one(self, call: Call) -> None:
+        """Lets a worker go that isn't where its queue is: it attaches again, and keeps what
+        it runs."""
+        queue_id, place = self._streams.get(call, ("", self._owners.own))
+        owner = self._owners.elsewhere(queue_id) if queue_id else None
+        if place != (owner.name if owner is not None else self._owners.own):
+            _end(call, Unavailable("another instance has the queue: attach again"))
+
+
+async def first_message(requests: AsyncIterator[Any], seconds: float) -> Any:
+    """The first message of a worker; None where there is none. InvalidArgument where it
+    doesn't come in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await anext(requests, None)
+    except TimeoutError:
+        raise InvalidArgument.of("hello", "didn't come in time") from None
+
+
+async def _following(first: Any, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    if first is None:
+        return
+    yield first
+    async for request in requests:
+        yield request
+
+
+def _queue_id_of_worker(first: Any) -> str:
+    if first is None:
+        return ""
+    queue_id: str = first.queue_id if hasattr(first, "queue_id") else first.queue.split("/")[3]
+    return queue_id
+
+
+def _names_queue(field: FieldDescriptor) -> bool:
+    """Whether the field of a request names a queue, or what is in one."""
+    options: Any = field.GetOptions()
+    named: str = options.Extensions[options_pb2.bounds].resource
+    return named.startswith("tenants/*/queues/*")
+
+
+def _end(call: Call, error: Unavailable) -> None:
+    if call.end is not None:
+        call.end(error)

@@ -1,0 +1,136 @@
+"""Checks of real servers: those that say no, are gone, hang, come back, move."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from mesh.control.health_checks import FAILURES_MIN, HealthChecks
+from tests.support.eventually import eventually
+
+CHECK_SECONDS = 0.02
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Health(health.aio.HealthServicer):
+    """Fails the next checks, if it is told to."""
+
+    failing = 0
+    checked = 0
+
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        self.checked += 1
+        if self.failing:
+            self.failing -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+        return await super().Check(request, context)
+
+
+class Server:
+    """A server of `grpc.health.v1` alone; it keeps its port."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.said = Health()
+        self._server: grpc.aio.Server | None = None
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        health_pb2_grpc.add_HealthServicer_to_server(self.said, self._server)
+        self.port = self._server.add_insecure_port(self.target)
+        await self._server.start()
+        await self.said.set("", SERVING)
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop(None)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    made = Server()
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def told() -> list[frozenset[str]]:
+    return []
+
+
+@pytest.fixture
+async def checks(told: list[frozenset[str]]) -> AsyncIterator[HealthChecks]:
+    made = HealthChecks(told.append, check_seconds=CHECK_SECONDS)
+    yield made
+    await made.stop()
+
+
+async def test_what_a_server_says_counts(
+    server: Server, checks: HealthChecks, told: list[frozenset[str]]
+) -> None:
+    checks.set({"a": server.target})
+    await asyncio.sleep(5 * CHECK_SECONDS)
+    assert told == []
+    await server.said.set("", NOT_SERVING)
+    await eventually(lambda: told == [{"a"}])
+    await server.said.set("", SERVING)
+    await eventually(lambda: told == [{"a"}, frozenset()])
+
+
+async def test_a_server_that_is_gone_is_unhealthy_until_it_is_back(
+    server: Server, checks: HealthChecks
+) -> None:
+    checks.set({"a": server.target})
+    await server.stop()
+    await eventually(lambda: checks.unhealthy == {"a"})
+    await server.start()
+    await eventually(lambda: not checks.unhealthy)
+
+
+async def test_a_server_that_hangs_is_unhealthy(server: Server, checks: HealthChecks) -> None:
+    # It takes connections, as the kernel does for a stopped process, and says nothing.
+    with socket.create_server(("127.0.0.1", 0)) as hung:
+        checks.set({"a": server.target, "b": f"127.0.0.1:{hung.getsockname()[1]}"})
+        await eventually(lambda: checks.unhealthy == {"b"})
+
+
+async def test_who_is_no_more_checked_is_not_unhealthy(
+    server: Server, checks: HealthChecks, told: list[frozenset[str]]
+) -> None:
+    await server.said.set("", NOT_SERVING)
+    checks.set({"a": server.target, "b": server.target})
+    await eventually(lambda: checks.unhealthy == {"a", "b"})
+    checks.set({"b": server.target})
+    assert told[-1] == {"b"}
+    checks.set({})
+    assert told[-1] == frozenset()
+
+
+async def test_who_moved_is_checked_anew(server: Server, checks: HealthChecks) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hung:
+        checks.set({"a": f"127.0.0.1:{hung.getsockname()[1]}"})
+        await eventually(lambda: checks.unhealthy == {"a"})
+        checks.set({"a": server.target})
+        await eventually(lambda: not checks.unhealthy)
+
+
+async def test_one_lost_check_is_not_enough(
+    server: Server, checks: HealthChecks, told: list[frozenset[str]]
+) -> None:
+    server.said.failing = FAILURES_MIN - 1
+    checks.set({"a": server.target})
+    await eventually(lambda: server.said.checked > FAILURES_MIN)
+    assert told == []
+    server.said.failing = FAILURES_MIN
+    await eventually(lambda: told == [{"a"}, frozenset()])

@@ -1,0 +1,25 @@
+"""A registry in memory: just what a client sees of it."""
+
+from mesh.call import Call
+from tests.support.memory_catalogues import page_of
+from weft.control.v1 import instances_pb2
+from weft.control.v1 import registry_service_pb2 as pb
+
+
+class MemoryInstances:
+    """The service of `weft.control.v1`, with the instances that were added."""
+
+    def __init__(self) -> None:
+        self._instances: list[instances_pb2.Instance] = []
+
+    def add(self, instance: instances_pb2.Instance) -> None:
+        """Has it in the registry from now on."""
+        self._instances.append(instance)
+
+    async def list_instances(
+        self, request: pb.ListInstancesRequest, _: Call
+    ) -> pb.ListInstancesResponse:
+        wanted = request.service
+        found = [each for each in self._instances if not wanted or wanted in each.services]
+        page, token = page_of(found, request.page_size, request.page_token)
+        return pb.ListInstancesResponse(instances=page, next_page_token=token)

@@ -1,0 +1,67 @@
+"""`python -m tests.support.xds_backend NAME PORT`: answers two methods with its NAME.
+
+`GetCollection` of vectors, `GetSession` of state, and health. Each call takes a few
+milliseconds, so that some are always under way. Prints its address, then serves until it
+is told to end (SIGTERM: it stops taking calls, and finishes those that it has).
+"""
+
+import asyncio
+import signal
+import sys
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from mesh.rpc.server import server_options
+from mesh.rpc.settings import RpcSettings
+from tests.support.processes import end_with_parent
+from weft.state.v1 import session_pb2, session_service_pb2
+from weft.vectors.v1 import collections_pb2, vector_service_pb2
+
+CALL_SECONDS = 0.005
+GRACE_SECONDS = 5.0
+
+
+def handlers(name: str) -> dict[str, Any]:
+    """By service; what a call gets is who answered it."""
+    collection = vector_service_pb2.GetCollectionResponse(
+        collection=collections_pb2.Collection(name=name)
+    )
+    session = session_service_pb2.GetSessionResponse(session=session_pb2.Session(name=name))
+    return {
+        "weft.vectors.v1.VectorService": {"GetCollection": answering(collection)},
+        "weft.state.v1.SessionService": {"GetSession": answering(session)},
+    }
+
+
+def answering(response: Any) -> Any:
+    data = response.SerializeToString()
+
+    async def answer(request: bytes, context: Any) -> bytes:
+        await asyncio.sleep(CALL_SECONDS)
+        return bytes(data)
+
+    return grpc.unary_unary_rpc_method_handler(answer)
+
+
+async def main(name: str, port: int) -> None:
+    server = grpc.aio.server(options=server_options(RpcSettings()))
+    for service, methods in handlers(name).items():
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
+    healthy = health.aio.HealthServicer()
+    await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    bound = server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    print(f"127.0.0.1:{bound}", flush=True)
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    await ended.wait()
+    await server.stop(GRACE_SECONDS)
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    asyncio.run(main(sys.argv[1], int(sys.argv[2])))

@@ -1,0 +1,71 @@
+"""With a trust domain gRPC's own xDS client calls only those who are who the registry says,
+and shows its own certificate."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+
+from mesh.control.xds.ads import AdsServer
+from mesh.control.xds.bootstrap import CertificateFiles, bootstrap
+from mesh.control.xds.mesh_view import MeshView
+from tests.support.spiffe_authority import Authority
+from tests.support.xds_backend import handlers
+from tests.support.xds_client import COLLECTIONS
+from tests.support.xds_mesh import SERVICES, client, instance_at
+
+DOCS = ["tenants/acme/collections/docs"]
+VECTORS = "spiffe://weft.test/vectors"
+
+
+@asynccontextmanager
+async def serving(files: CertificateFiles) -> AsyncIterator[str]:
+    """A backend that wants its clients' certificates."""
+    server = grpc.aio.server()
+    for service, methods in handlers("a").items():
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
+    pair = (files.private_key.read_bytes(), files.certificate.read_bytes())
+    credentials = grpc.ssl_server_credentials(
+        [pair], files.authorities.read_bytes(), require_client_auth=True
+    )
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
+@pytest.mark.parametrize(
+    ("real", "told", "known", "answered"),
+    [
+        (VECTORS, VECTORS, True, True),
+        # Another service of the same authority, in its place.
+        ("spiffe://weft.test/tools", VECTORS, True, False),
+        # It has the name of an instance that the registry doesn't know by it.
+        (VECTORS, "", True, False),
+        # The client's certificate is another authority's.
+        (VECTORS, VECTORS, False, False),
+    ],
+)
+async def test_who_answers_is_who_the_registry_says(
+    tmp_path: Path, real: str, told: str, known: bool, answered: bool
+) -> None:
+    ours, others = Authority(tmp_path / "ours"), Authority(tmp_path / "others")
+    mine = ours.issue("spiffe://weft.test/agents")
+    if not known:
+        theirs = others.issue("spiffe://weft.test/agents")
+        mine = CertificateFiles(theirs.certificate, theirs.private_key, mine.authorities)
+    ads = AdsServer()
+    async with AsyncExitStack() as stack:
+        target = await stack.enter_async_context(serving(ours.issue(real)))
+        port = await ads.start("127.0.0.1:0")
+        stack.push_async_callback(ads.stop)
+        instance = instance_at("a", target, spiffe_id=told)
+        ads.set(MeshView(SERVICES, (instance,), trust_domain="weft.test"))
+        asks = bootstrap([f"127.0.0.1:{port}"], node="a-client", zone="", certificates=mine)
+        caller = await stack.enter_async_context(client(asks))
+        [answer] = await caller.call(COLLECTIONS, DOCS)
+    assert (answer == "a") == answered
+    assert answered or answer.startswith("failed: ")

@@ -1,0 +1,181 @@
+"""The registry on a real nats-server, between processes that are killed and stopped."""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from mesh.control.leases import LEASE_SECONDS
+from mesh.control.nats_leases import LEASE_PREFIX, NatsLeases
+from mesh.control.nats_registry import NatsRegistry
+from mesh.events.jetstream.connection import connect
+from mesh.ids import new_id
+from mesh.runtime.nats_server import EmbeddedNats, NatsEndpoint
+from tests.support.nats import UNBOUND, UNBOUND_USERS
+from tests.support.processes import line_of, running, until
+from weft.control.v1 import instances_pb2
+from weft.control.v1.instances_pb2 import Instance, InstanceLoad
+
+HOLDER = "tests.support.lease_holder"
+SERVING = instances_pb2.INSTANCE_STATE_SERVING
+DRAINING = instances_pb2.INSTANCE_STATE_DRAINING
+
+
+@pytest.fixture(scope="module")
+async def endpoint(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsEndpoint]:
+    server = EmbeddedNats(tmp_path_factory.mktemp("registry"), UNBOUND_USERS, port=0)
+    yield await server.start()
+    await server.stop()
+
+
+@contextlib.asynccontextmanager
+async def member(
+    endpoint: NatsEndpoint, instance: str, *services: str
+) -> AsyncIterator[NatsRegistry]:
+    """The registry as a process of that id has it; not registered yet. Each reading of its
+    load counts one call more."""
+    connection = await connect(endpoint.url, name=instance, login=endpoint.login(UNBOUND))
+    leases = NatsLeases(connection, instance)
+    await leases.start()
+    calls = itertools.count(1)
+    own = Instance(name=f"instances/{instance}", services=services, zone="here")
+    registry = NatsRegistry(connection, leases, own, lambda: InstanceLoad(calls=next(calls)))
+    await registry.start()
+    try:
+        yield registry
+    finally:
+        await leases.stop()
+        await connection.close()
+
+
+def found(registry: NatsRegistry, name: str) -> Instance | None:
+    """The instance of that id, as the registry knows it."""
+    wanted = f"instances/{name}"
+    return next((each for each in registry.instances() if each.name == wanted), None)
+
+
+def arguments(endpoint: NatsEndpoint, instance: str) -> tuple[str, Path, str]:
+    return endpoint.url, endpoint.folder / "host.nkey", instance
+
+
+async def test_what_one_says_of_itself_all_others_know(endpoint: NatsEndpoint) -> None:
+    one_id, two_id = new_id(), new_id()
+    async with (
+        member(endpoint, one_id, "auth", "scheduler") as one,
+        member(endpoint, two_id) as two,
+    ):
+        assert found(two, one_id) is None
+        await one.register("127.0.0.1:1")
+        await until(lambda: found(two, one_id) is not None)
+        seen = found(two, one_id)
+        assert seen is not None
+        assert (seen.target, seen.zone, seen.state) == ("127.0.0.1:1", "here", SERVING)
+        assert seen in two.instances("scheduler")
+        assert seen not in two.instances("vectors")
+        own = found(one, one_id)
+        assert own is not None
+        assert own.target == seen.target
+
+
+async def test_load_is_told_without_being_a_change(endpoint: NatsEndpoint) -> None:
+    one_id = new_id()
+    async with member(endpoint, one_id) as one, member(endpoint, new_id()) as two:
+        await one.register("127.0.0.1:1")
+        await until(lambda: found(two, one_id) is not None)
+        changes: list[int] = []
+        two.on_change(lambda: changes.append(1))
+        seen = found(two, one_id)
+        assert seen is not None
+        calls = seen.load.calls
+        await until(lambda: seen.load.calls > calls + 1)
+        assert changes == []
+        await one.drain()
+        await until(lambda: bool(changes))
+        drained = found(two, one_id)
+        assert drained is not None
+        assert drained.state == DRAINING
+
+
+async def test_one_that_ends_in_order_is_gone_from_the_list(endpoint: NatsEndpoint) -> None:
+    one_id = new_id()
+    async with member(endpoint, new_id()) as two:
+        async with member(endpoint, one_id) as one:
+            await one.register("127.0.0.1:1")
+            await until(lambda: found(two, one_id) is not None)
+        await until(lambda: found(two, one_id) is None)
+
+
+async def test_one_that_never_registered_drains_unseen(endpoint: NatsEndpoint) -> None:
+    one_id = new_id()
+    async with member(endpoint, one_id) as one:
+        await one.drain()
+        assert found(one, one_id) is None
+
+
+async def test_a_killed_instance_goes_and_a_stopped_one_comes_back(endpoint: NatsEndpoint) -> None:
+    async with (
+        member(endpoint, new_id()) as watching,
+        running(HOLDER, *arguments(endpoint, "stopped")) as stopped,
+        running(HOLDER, *arguments(endpoint, "killed")) as killed,
+    ):
+        for holder in (stopped, killed):
+            assert await line_of(holder) == "held"
+        await until(lambda: len(watching.instances("scheduler")) == 2)
+        killed.kill()
+        os.kill(stopped.pid, signal.SIGSTOP)
+        await until(lambda: watching.instances("scheduler") == ())
+        os.kill(stopped.pid, signal.SIGCONT)
+        await until(lambda: found(watching, "stopped") is not None)
+        assert found(watching, "killed") is None
+
+
+async def test_what_isnt_an_instances_own_word_is_not_believed(endpoint: NatsEndpoint) -> None:
+    one_id = new_id()
+    connection = await connect(endpoint.url, name="liar", login=endpoint.login(UNBOUND))
+    async with member(endpoint, one_id) as one:
+        await one.register("127.0.0.1:1")
+        claim = Instance(name=f"instances/{one_id}", target="elsewhere:1")
+        for subject, data in (
+            ("liar", claim.SerializeToString()),
+            ("liar", b"\xff\xff"),
+            (one_id, claim.SerializeToString()),
+        ):
+            await connection.publish(LEASE_PREFIX + subject, data)
+        said = Instance(name="instances/liar", target="there:1")
+        await connection.publish(LEASE_PREFIX + "liar", said.SerializeToString())
+        await until(lambda: found(one, "liar") is not None)
+        own = found(one, one_id)
+        assert own is not None
+        assert own.target == "127.0.0.1:1"
+    await connection.close()
+
+
+async def test_nobody_goes_because_nats_was_killed_and_lost_its_memory(tmp_path: Path) -> None:
+    server = EmbeddedNats(tmp_path, UNBOUND_USERS, port=0)
+    endpoint = await server.start()
+    async with member(endpoint, "one") as one, member(endpoint, "two") as two:
+        for each in (one, two):
+            await each.register("127.0.0.1:1")
+        await until(lambda: len(one.instances()) == len(two.instances()) == 2)
+        changes: list[int] = []
+        one.on_change(lambda: changes.append(1))
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGKILL)
+        ends = time.monotonic() + 3 * LEASE_SECONDS
+        while time.monotonic() < ends:
+            assert len(one.instances()) == 2
+            await asyncio.sleep(0.01)
+        seen = found(one, "two")
+        assert seen is not None
+        calls = seen.load.calls
+        await until(lambda: seen.load.calls > calls)
+        assert changes == []
+        await two.drain()
+        await until(lambda: bool(changes))
+    await server.stop()

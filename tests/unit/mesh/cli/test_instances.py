@@ -1,0 +1,43 @@
+"""The processes of a deployment."""
+
+import time
+
+from tests.support.command_line import Weft
+from tests.support.memory_platform import MemoryPlatform
+from weft.control.v1 import instances_pb2
+
+
+def instance(name: str, *services: str, **fields: object) -> instances_pb2.Instance:
+    """One that runs for two hours."""
+    made = instances_pb2.Instance(
+        name=f"instances/{name}",
+        services=services,
+        target="127.0.0.1:1",
+        version="1.2",
+        state=instances_pb2.INSTANCE_STATE_SERVING,
+        load=instances_pb2.InstanceLoad(cpu_utilization=0.25, calls=3),
+        **fields,  # type: ignore[arg-type]
+    )
+    made.start_time.FromSeconds(int(time.time()) - 2 * 3600 - 60)
+    return made
+
+
+def test_instances_are_listed_with_what_they_say_of_themselves(
+    weft: Weft, platform: MemoryPlatform
+) -> None:
+    platform.instances.add(instance("one", "auth", "scheduler", zone="here"))
+    lines = weft("mesh", "instances").out.splitlines()
+    assert lines[0].split() == [
+        *("INSTANCE", "STATE", "TARGET", "ZONE", "VERSION", "LOAD", "AGE", "SERVICES")
+    ]
+    assert " ".join(lines[1].split()) == (
+        "one serving 127.0.0.1:1 here 1.2 25% cpu, 3 calls 2h auth, scheduler"
+    )
+
+
+def test_instances_of_one_service_as_data(weft: Weft, platform: MemoryPlatform) -> None:
+    for name, service in (("one", "scheduler"), ("two", "vectors")):
+        platform.instances.add(instance(name, service))
+    found = weft("mesh", "instances", "--service", "vectors", "-o", "json").data
+    assert [each["name"] for each in found] == ["instances/two"]
+    assert found[0]["load"] == {"cpu_utilization": 0.25, "calls": 3}
