@@ -179,12 +179,14 @@ class Worker:
     async def _attach_once(self) -> None:
         if self.locate is not None:
             self.address, self.api_key = self.locate()
-        self._outbox = asyncio.Queue()
-        self._outbox.put_nowait(self._hello())
+        outbox = self._outbox = asyncio.Queue()
+        outbox.put_nowait(self._hello())
         for running in self._running.values():
             if running.report is not None:
                 self._outbox.put_nowait(running.report)
         async with contextlib.AsyncExitStack() as stack:
+            # Else what feeds a stream that is lost waits for ever.
+            stack.callback(outbox.put_nowait, None)
             if self.stub is None:
                 channel = self._channel()
                 stream = self._attach(WorkerServiceStub(await stack.enter_async_context(channel)))
