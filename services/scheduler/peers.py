@@ -104,7 +104,8 @@ class Peer:
         or doesn't know who we are."""
         if type(error) not in (Unavailable, NotServing, CredentialInvalid, Cancelled):
             return error
-        if type(error) is not Unavailable or "grpc_code" in error.metadata:
+        # What it says itself, as that it lets a worker go, is no reason to avoid it.
+        if type(error) is CredentialInvalid or "grpc_code" in error.metadata:
             _log.warning("instance_unreached", instance=self.name, reason=error.message)
             self._avoided_until = self._monotonic() + AVOIDED_SECONDS
         return Unreached()
