@@ -448,6 +448,11 @@ class Dispatcher:
         if entry is None or not decide.runs(queue.state, task, attempt):
             worker.held.pop((name, attempt), None)
             return
+        if not worker.attached:
+            # It left before it could be told.
+            worker.held.pop((name, attempt), None)
+            self._put(queue, task, partial(decide.release, task=task, attempt=attempt))
+            return
         assignment = pb.WorkerAssignment(
             task=name,
             attempt=attempt,
