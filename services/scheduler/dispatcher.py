@@ -451,8 +451,8 @@ class Dispatcher:
             return
         if not worker.attached:
             # It left before it could be told.
-            worker.held.pop((name, attempt), None)
-            self._put(queue, task, partial(decide.release, task=task, attempt=attempt))
+            worker.held.pop(attempt, None)
+            self._put(queue, task, partial(decide.release, task=task, attempt=number))
             return
         assignment = pb.WorkerAssignment(
             task=name,
