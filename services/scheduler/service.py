@@ -42,6 +42,7 @@ class SchedulerService:
     """Queues, their tasks, the workers that run them, and schedules that submit some."""
 
     def __init__(self, mesh: Mesh, settings: SchedulerSettings) -> None:
+        self._mesh = mesh
         self._settings = settings
         self._clock = mesh.clock
         repository = Repository(
@@ -77,7 +78,6 @@ class SchedulerService:
             name: self._forwarding.around(name, each)
             for name, each in self._implementations().items()
         }
-        self._mesh = mesh
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
