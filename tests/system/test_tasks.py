@@ -178,6 +178,15 @@ async def test_why_no_worker_can_run_a_task_is_told(queue: Scheduling) -> None:
         assert (await queue.done(task.name)).state == SUCCEEDED
 
 
+async def test_what_waits_for_its_time_counts_as_unschedulable_too(queue: Scheduling) -> None:
+    await queue.submit(spec("resize", not_before=seconds_from_now(600)))
+    await queue.submit(spec("resize"))
+    stats = await queue.stats()
+    assert (stats.ready, stats.delayed, stats.unschedulable) == (1, 1, 2)
+    async with queue.working({"resize": Echo()}):
+        assert (await queue.stats()).unschedulable == 0
+
+
 async def test_urgent_tasks_go_first_and_equals_in_their_order(queue: Scheduling) -> None:
     names = {}
     for number, priority in enumerate((0, 5, 9, 5, 0, 9)):
