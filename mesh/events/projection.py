@@ -1,8 +1,8 @@
 """Read models: tables in SQLite that follow the log.
 
 The position of the last commit is kept in the same transaction as what the commit
-changed, so a read model is never ahead of or behind its own checkpoint. The file can be
-deleted at any time: it is built again from the log.
+changed, so a read model is never ahead of or behind its own checkpoint; it is stored seldom
+while nothing changes. The file can be deleted at any time: it is built again from the log.
 """
 
 import asyncio
@@ -25,6 +25,9 @@ RETRY_SECONDS = 0.5
 CATCH_UP_SECONDS_MAX = 5.0
 REBUILDS_MAX = 3
 """How often a process builds a read model anew whose rows are damaged."""
+CHECKPOINT_POSITIONS = 1_000
+"""How far the log may go on with what doesn't concern a read model before its checkpoint is
+stored: a start looks at so much once more, which is quicker than a transaction for each."""
 PAUSE_SECONDS = 0.02
 """Between two batches, so that a transaction holds what comes within it."""
 
@@ -68,6 +71,7 @@ class Projection:
         self._rebuilds = 0
         self._rebuilding = asyncio.Lock()
         self._made_with = ""
+        self._checkpoint = 0
         self.position = 0
 
     @property
@@ -87,7 +91,7 @@ class Projection:
         )
         self._connection = _open(self._path, self._made_with)
         row = self.connection.execute("SELECT position FROM checkpoint").fetchone()
-        self.position = row[0]
+        self.position = self._checkpoint = row[0]
         if self.position > await self._store.last_position():
             # The log lost its end, as when it was restored from a backup.
             self._begin_anew()
@@ -164,7 +168,7 @@ class Projection:
         self.connection.close()
         _delete(self._path)
         self._connection = _open(self._path, self._made_with)
-        self.position = 0
+        self.position = self._checkpoint = 0
 
     async def _follow(self) -> None:
         try:
@@ -227,16 +231,22 @@ class Projection:
             if not stored.erased
             and any(selection.holds(stored.commit.stream) for selection in self._selections)
         ]
+        position = batch[-1].position
+        if selected or position >= self._checkpoint + CHECKPOINT_POSITIONS:
+            self._write(selected, position)
+        self.position = position
+        if selected and self._observe is not None:
+            self._observe(selected)
+
+    def _write(self, selected: Sequence[StoredCommit], position: int) -> None:
         with self.connection:
             for stored in selected:
                 try:
                     self._apply(self.connection, stored)
                 except DataDamaged as error:
                     raise _RowDamaged from error
-            self.connection.execute("UPDATE checkpoint SET position = ?", (batch[-1].position,))
-        self.position = batch[-1].position
-        if selected and self._observe is not None:
-            self._observe(selected)
+            self.connection.execute("UPDATE checkpoint SET position = ?", (position,))
+        self._checkpoint = position
 
 
 def _tells_of_damage(error: sqlite3.DatabaseError) -> bool:

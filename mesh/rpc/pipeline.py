@@ -60,12 +60,12 @@ def relay(call: Call, authenticate: Callable[[str], Principal]) -> None:
     """Takes a call that comes with the credential of its caller beside a service's identity
     for what it is: that caller's call, which the service hands on. CredentialInvalid where
     they aren't of the same principal."""
-    credential = call.metadata.get(AUTHORIZATION_KEY)
-    if credential is None:
+    signed, credential = call.principal, call.metadata.get(AUTHORIZATION_KEY)
+    if signed is None or credential is None:
         return
-    signed, call.relayed_by, call.caller = call.principal, call.caller, ""
+    call.relayed_by, call.caller = call.caller, ""
     call.principal = authenticate(credential)
-    if signed is None or call.principal.name != signed.name:
+    if call.principal.name != signed.name:
         raise CredentialInvalid("the identity isn't that of the credential")
 
 
@@ -130,11 +130,11 @@ class Pipeline:
                     call.principal, call.caller = verify(identity)
                     check_certificate(call)
                     relay(call, authenticate)
-                elif not public:
+                if call.principal is None and not public:
                     call.principal = authenticate(call.metadata.get(AUTHORIZATION_KEY, ""))
                 # What Weft's services call for a principal is part of a call that was
                 # counted; a public method is bounded by what its peer may do.
-                if call.principal is not None and identity is None:
+                if call.principal is not None and not (call.caller or call.relayed_by):
                     take(call.principal, read=reads)
                 if streams:
                     watch(call)

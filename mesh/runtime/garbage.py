@@ -3,8 +3,8 @@
 import gc
 
 YOUNG_OBJECTS_MAX = 20_000
-"""New objects that may be there before it looks among them; Python's own bound is 700, which a
-server under load passes many times in each commit, and nearly all it finds there is in use."""
+"""New objects that may be there before it looks among them. Python's own bound is 700, which a
+server under load passes all the time, and nine in ten of them are in use."""
 
 
 def collect_seldom() -> None:

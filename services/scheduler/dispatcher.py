@@ -84,6 +84,11 @@ class Dispatcher:
     def drain(self) -> None:
         """Has workers attach elsewhere, and takes in no others."""
         self._draining = True
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Has workers attach again, where the queue is then; each gets what was sent to it
+        before, and keeps what it runs."""
         for worker in self.workers.values():
             worker.send(pb.AttachResponse(drain=pb.WorkerDrain()))
             worker.leave()
@@ -443,6 +448,11 @@ class Dispatcher:
         entry = queue.state.tasks.get(task)
         if entry is None or not decide.runs(queue.state, task, number):
             worker.held.pop(attempt, None)
+            return
+        if not worker.attached:
+            # It left before it could be told.
+            worker.held.pop(attempt, None)
+            self._put(queue, task, partial(decide.release, task=task, attempt=number))
             return
         assignment = pb.WorkerAssignment(
             task=name,

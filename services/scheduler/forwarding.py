@@ -7,12 +7,12 @@ every writer. Watches stay here: they follow the log.
 """
 
 import asyncio
-import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from types import SimpleNamespace
 from typing import Any
 
+import structlog
 from google.protobuf.descriptor import FieldDescriptor
 
 from mesh.call import Call
@@ -25,20 +25,31 @@ from services.scheduler.owners import SERVICE, Owners
 from services.scheduler.peers import Peer, Unreached
 from weft.options.v1 import options_pb2
 
+MOVES_SECONDS = 1.0
+"""How long an instance that lost a queue may take to let its workers go by itself."""
 STAYS_SECONDS = 10.0
 """How long a worker stays here whose queue's owner couldn't be reached; then it attaches
 again, to find it reachable or not."""
+
+_log = structlog.get_logger(__name__)
 
 QueueOfSchedule = Callable[[str], Awaitable[str]]
 """Gives the id of the queue to which the schedule of that name submits; empty for none."""
 
 
 class Forwarding:
-    """See the module."""
+    """See the module. `let_go` has the workers attach again that this instance has of the
+    queues of an id."""
 
     def __init__(
-        self, mesh: Mesh, owners: Owners, queue_of_schedule: QueueOfSchedule, hello_seconds: float
+        self,
+        mesh: Mesh,
+        owners: Owners,
+        queue_of_schedule: QueueOfSchedule,
+        let_go: Callable[[str], None],
+        hello_seconds: float,
     ) -> None:
+        self._let_go = let_go
         self._mesh = mesh
         self._owners = owners
         self._queue_of_schedule = queue_of_schedule
@@ -65,8 +76,9 @@ class Forwarding:
     def drain(self) -> None:
         """Lets workers go that other instances have, and takes in none for them."""
         self._draining = True
-        for call in list(self._streams):
-            _end(call, NotServing("the process ends: attach again, or elsewhere"))
+        for call, (_, place) in list(self._streams.items()):
+            if place != self._owners.own:
+                _end(call, NotServing("the process ends: attach again, or elsewhere"))
 
     async def stop(self) -> None:
         """Ends what is under way with other instances."""
@@ -83,7 +95,7 @@ class Forwarding:
 
         async def routed(request: Any, call: Call) -> Any:
             found = queue_id_of(request)
-            queue_id = await found if inspect.isawaitable(found) else found
+            queue_id = found if isinstance(found, str) else await found
             owner = self._peer(queue_id, call)
             if owner is None or owner.avoided:
                 return await handler(request, call)
@@ -114,7 +126,7 @@ class Forwarding:
                 source, place = owner.stream(spec.path, following), owner.name
             self._streams[call] = (queue_id, place)
             if owner is not None and place == self._owners.own:
-                asyncio.get_running_loop().call_later(STAYS_SECONDS, self._settle_one, call)
+                asyncio.get_running_loop().call_later(STAYS_SECONDS, self._settle_streams)
             try:
                 async with aclosing(source) as messages:
                     async for message in messages:
@@ -164,23 +176,37 @@ class Forwarding:
         return found
 
     def _settle(self) -> None:
-        """The owners may be others: lets workers go whose queue moved, and calls whose
-        instance is gone."""
+        """The owners may be others: ends what is under way with an instance that is gone, and
+        has workers attach again whose queue moved. They keep what they run."""
         there = self._owners.names()
         for name in self._peers.keys() - there:
             closing = asyncio.create_task(self._peers.pop(name).close())
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
-        for call in list(self._streams):
-            self._settle_one(call)
+        for call, (_, place) in list(self._streams.items()):
+            if place not in there and place != self._owners.own:
+                _end(call, Unavailable("the queue's owner is gone: attach again"))
+        self._settle_streams()
 
-    def _settle_one(self, call: Call) -> None:
-        """Lets a worker go that isn't where its queue is: it attaches again, and keeps what
-        it runs."""
-        queue_id, place = self._streams.get(call, ("", self._owners.own))
-        owner = self._owners.elsewhere(queue_id) if queue_id else None
-        if place != (owner.name if owner is not None else self._owners.own):
+    def _settle_streams(self) -> None:
+        own = self._owners.own
+        moved = [call for call, placed in self._streams.items() if self._moved(*placed)]
+        for queue_id in {self._streams[call][0] for call in moved if self._streams[call][1] == own}:
+            _log.info("queue_moved", queue_id=queue_id)
+            self._let_go(queue_id)
+        for call in moved:
+            if self._streams[call][1] != own:
+                asyncio.get_running_loop().call_later(MOVES_SECONDS, self._end_moved, call)
+
+    def _end_moved(self, call: Call) -> None:
+        """Ends a worker's stream to an instance that doesn't let it go by itself: it sees the
+        owners differently, or took the worker in after it looked."""
+        if call in self._streams and self._moved(*self._streams[call]):
             _end(call, Unavailable("another instance has the queue: attach again"))
+
+    def _moved(self, queue_id: str, place: str) -> bool:
+        owner = self._owners.elsewhere(queue_id) if queue_id else None
+        return place != (owner.name if owner is not None else self._owners.own)
 
 
 async def first_message(requests: AsyncIterator[Any], seconds: float) -> Any:

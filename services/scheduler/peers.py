@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
+import structlog
 from google.protobuf.message import Message
 
 from mesh.errors import Cancelled, CredentialInvalid, NotServing, Unavailable, WeftError
@@ -13,6 +14,9 @@ from mesh.rpc.channel import RemoteChannel
 AVOIDED_SECONDS = 1.0
 """How long an instance isn't tried again that couldn't be reached: about as long as it takes
 the registry to tell that it is gone."""
+
+
+_log = structlog.get_logger(__name__)
 
 
 class Unreached(Exception):
@@ -39,6 +43,8 @@ class Peer:
 
     async def unary(self, path: str, request: Message) -> Any:
         """Calls a method with the principal, deadline and trace of the present call."""
+        if self._gone:
+            raise Unreached
         # A task, so that the call ends when the registry says that nobody is there any more:
         # of a process that stands still, gRPC learns only much later.
         task = asyncio.ensure_future(self._callable(path)(request))
@@ -59,6 +65,8 @@ class Peer:
     ) -> AsyncGenerator[Any, None]:
         """Calls a method with a stream each way, as `unary`. What ends the requests with an
         error ends the call with that error."""
+        if self._gone:
+            raise Unreached
         failed: list[WeftError] = []
 
         async def passed() -> AsyncIterator[Message]:
@@ -96,6 +104,8 @@ class Peer:
         or doesn't know who we are."""
         if type(error) not in (Unavailable, NotServing, CredentialInvalid, Cancelled):
             return error
-        if type(error) is not Unavailable or "grpc_code" in error.metadata:
+        # What it says itself, as that it lets a worker go, is no reason to avoid it.
+        if type(error) is CredentialInvalid or "grpc_code" in error.metadata:
+            _log.warning("instance_unreached", instance=self.name, reason=error.message)
             self._avoided_until = self._monotonic() + AVOIDED_SECONDS
         return Unreached()

@@ -73,6 +73,11 @@ class Queues:
         """Whether no other instance has the queues of that id."""
         return not queue_id or self._owners.elsewhere(queue_id) is None
 
+    def let_go(self, queue_id: str) -> None:
+        """Has the workers of the queues of that id attach again."""
+        if queue_id in self._dispatchers:
+            self._dispatchers[queue_id].let_go()
+
     def dispatcher(self, queue_id: str) -> Dispatcher:
         """What gives out the tasks of the queues of that id."""
         found = self._dispatchers.get(queue_id)

@@ -444,11 +444,11 @@ class Change:
         )
 
     def _ended(self, fact: Any, attempt: int, code: int, message: str) -> None:
-        sealed = self._seal.seal(f"{self._queue}/{fact.task}/{attempt}", message.encode())
+        sealed = self._sealed(fact.task, str(attempt), message.encode()) if message else None
         self._connection.execute(
             "UPDATE attempts SET end_ns = ?, code = ?, message = ?"
             " WHERE queue = ? AND task = ? AND attempt = ?",
-            (self._time_ns, code, sealed if message else None, *self._key(fact), attempt),
+            (self._time_ns, code, sealed, *self._key(fact), attempt),
         )
 
     def _key(self, fact: Any) -> tuple[str, str]:

@@ -193,12 +193,12 @@ class Schedules:
             except BaseException:
                 self._behind.add(stream)
                 raise
-        if not self._queues.owns(_queue_id(aggregate.state)):
-            due_ns = schedule.due_ns(aggregate.state)
-            later_ns = self._clock.now_ns() + int(ELSEWHERE_SECONDS * NANOSECONDS)
-            return max(due_ns, later_ns) if due_ns is not None else None
         # A copy, with nothing in flight: a task comes of what is stored only.
         state = (await aggregate.acknowledged()).state
+        if not self._queues.owns(_queue_id(state)):
+            due_ns = schedule.due_ns(state)
+            later_ns = self._clock.now_ns() + int(ELSEWHERE_SECONDS * NANOSECONDS)
+            return max(due_ns, later_ns) if due_ns is not None else None
         for step in schedule.due(state, self._clock.now_ns(), self._grace_ns)[:STEPS_MAX]:
             await self._take(stream, aggregate, state, step)
             if aggregate.state.update_time != state.update_time:

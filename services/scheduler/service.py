@@ -72,7 +72,11 @@ class SchedulerService:
             mesh.events, mesh.data_dir / "schedules.sqlite3", self._schedules.observe
         )
         self._forwarding = Forwarding(
-            mesh, self._owners, self._schedules.queue_id, settings.hello_seconds
+            mesh,
+            self._owners,
+            self._schedules.queue_id,
+            self._queues.let_go,
+            settings.hello_seconds,
         )
         self._handlers = {
             name: self._forwarding.around(name, each)

@@ -85,7 +85,8 @@ class Submitter:
         )
         task.create_time.FromNanoseconds(self._queues.clock.now_ns())
         task.update_time.CopyFrom(task.create_time)
-        self._queues.complete(queue, task)
+        if state == QUEUED:
+            self._queues.complete(queue, task)
         return task
 
 

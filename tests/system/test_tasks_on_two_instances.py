@@ -103,7 +103,11 @@ async def test_a_request_that_comes_to_both_is_one_task(pair: Pair) -> None:
 
 async def test_both_give_each_task_once(pair: Pair) -> None:
     ran = [Echo(), Echo()]
-    async with pair[0].working({"echo": ran[0]}), pair[1].working({"echo": ran[1]}):
+    # Both are the owner's, where two of one id would be one.
+    async with (
+        pair[0].working({"echo": ran[0]}, worker_id="one"),
+        pair[1].working({"echo": ran[1]}, worker_id="two"),
+    ):
         names = await asyncio.gather(*(surely_submitted(pair, n) for n in range(TASKS)))
         for name in names:
             assert (await pair[0].done(name)).state == SUCCEEDED

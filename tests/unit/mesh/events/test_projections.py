@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from mesh.errors import DataDamaged, EventStoreUnavailable, Internal
+from mesh.events import projection as projection_module
 from mesh.events.jetstream.store import connect_store
 from mesh.events.memory import LogEntry, MemoryEventStore, MemoryLog
 from mesh.events.projection import BATCH_COMMITS_MAX, REBUILDS_MAX, Projection
-from mesh.events.store import EventStore, Selection, StoredCommit, StreamName
+from mesh.events.store import START, EventStore, Selection, StoredCommit, StreamName
 from tests.support.events import appended, text_of
 from tests.support.nats import NatsServer
 from tests.support.processes import ROOT
@@ -106,6 +107,29 @@ class TestFollowing:
             await projection.catch_up(CATCH_UP_SECONDS)
             assert said(projection.connection) == []
             assert projection.position >= head.position
+
+    async def test_the_checkpoint_of_what_was_not_selected_is_stored_seldom(
+        self,
+        store: EventStore,
+        file: Path,
+        stream: StreamName,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(projection_module, "CHECKPOINT_POSITIONS", 3)
+        other = StreamName("agents", stream.tenant, ("bot",))
+        async with following(store, file, stream) as projection:
+            await appended(store, stream, "ours")
+            await projection.catch_up(CATCH_UP_SECONDS)
+            stored, head = checkpoint_of(file), START
+            assert stored == projection.position
+            for _ in range(2):
+                (head,) = await appended(store, other, "not for us", head=head)
+                await projection.catch_up(CATCH_UP_SECONDS)
+            assert checkpoint_of(file) == stored
+            await appended(store, other, "not for us", head=head)
+            await projection.catch_up(CATCH_UP_SECONDS)
+            assert checkpoint_of(file) == projection.position
+            assert said(projection.connection) == ["ours"]
 
     async def test_more_commits_than_one_batch_holds_arrive_in_order(
         self, file: Path, stream: StreamName
@@ -350,6 +374,12 @@ def overwrite_pages(file: Path) -> None:
     """All but the first, which the connection has read."""
     data = file.read_bytes()
     file.write_bytes(data[:4096] + b"\xff" * (len(data) - 4096))
+
+
+def checkpoint_of(file: Path) -> int:
+    with closing(sqlite3.connect(file)) as connection:
+        position: int = connection.execute("SELECT position FROM checkpoint").fetchone()[0]
+    return position
 
 
 async def texts_until(store: EventStore, stream: StreamName, position: int) -> AsyncIterator[str]:
