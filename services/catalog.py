@@ -155,7 +155,7 @@ _SERVICES = (
             worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"],
             schedule_service_pb2.DESCRIPTOR.services_by_name["ScheduleService"],
         ),
-        calls=(),
+        calls=("scheduler",),
         build=_scheduler,
     ),
     ServiceEntry(

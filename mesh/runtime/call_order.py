@@ -30,7 +30,8 @@ def in_call_order(catalogue: Sequence[ServiceEntry]) -> list[ServiceEntry]:
         if name not in entries:
             raise ValueError(f"{path[-1]} calls {name}, which isn't in the catalogue")
         for called in entries[name].calls:
-            visit(called, (*path, name))
+            if called != name:
+                visit(called, (*path, name))
         ordered.setdefault(name, entries[name])
 
     for name in entries:

@@ -172,7 +172,7 @@ class Mesh(Protocol):
 @dataclass(frozen=True, slots=True)
 class ServiceEntry:
     """A row of the catalogue: a service, what it serves, what it calls, how it is built,
-    what it does on the bus."""
+    what it does on the bus. One calls itself that hands calls to other instances of it."""
 
     name: str
     summary: str
@@ -185,13 +185,10 @@ class ServiceEntry:
 
 
 def callers_of(catalogue: Iterable[ServiceEntry]) -> dict[str, frozenset[str]]:
-    """For each contract's full name the services that may call it. A service also calls
-    itself, where another instance has what is asked for."""
+    """For each contract's full name the services that may call it."""
     entries = list(catalogue)
     return {
-        contract.full_name: frozenset(
-            each.name for each in entries if each is entry or entry.name in each.calls
-        )
+        contract.full_name: frozenset(each.name for each in entries if entry.name in each.calls)
         for entry in entries
         for contract in entry.contracts
     }

@@ -28,7 +28,7 @@ TOKENS = {
 }
 LEASES = {
     *("$KV.LEASES.refused", "STREAM.CREATE.KV_LEASES", "STREAM.INFO.KV_LEASES"),
-    *("STREAM.PURGE.KV_LEASES", "hear $KV.LEASES.>"),
+    *("STREAM.PURGE.KV_LEASES", "DIRECT.GET.KV_LEASES", "hear $KV.LEASES.>"),
 }
 READ_KEYS = {
     *("STREAM.INFO.KV_KEYS", "STREAM.MSG.GET.KV_KEYS", "DIRECT.GET.KV_KEYS"),
@@ -56,16 +56,18 @@ def writes(*areas: str) -> set[str]:
     return subjects | keys | LOG | BLOBS
 
 
+# Each process has a lease, and with it a place in the registry.
+PROCESS = LOG | LEASES | READ_KEYS
 GRANTED = {
-    "agents": writes("agents", "state") | TOKENS | LEASES | READ_KEYS,
-    "auth": writes("auth") | READ_KEYS | KEEPS_KEYS | DESTROYS,
-    "control": LOG | LEASES | READ_KEYS,
-    "gateway": writes("auth") | LEASES | READ_KEYS,
-    "models": LOG | READ_KEYS,
-    "scheduler": writes("scheduler", "schedules") | LEASES | READ_KEYS,
-    "state": writes("state") | READ_KEYS | DESTROYS | ERASES,
-    "tools": writes("tools") | READ_KEYS,
-    "vectors": LOG | READ_KEYS,
+    "agents": writes("agents", "state") | TOKENS | PROCESS,
+    "auth": writes("auth") | PROCESS | KEEPS_KEYS | DESTROYS,
+    "control": PROCESS,
+    "gateway": writes("auth") | PROCESS,
+    "models": PROCESS,
+    "scheduler": writes("scheduler", "schedules") | PROCESS,
+    "state": writes("state") | PROCESS | DESTROYS | ERASES,
+    "tools": writes("tools") | PROCESS,
+    "vectors": PROCESS,
     "admin": {
         *(f"STREAM.{call}.{name}" for call in ("CREATE", "UPDATE", "INFO") for name in STREAMS),
         *("STREAM.NAMES", "STREAM.PURGE.SNAPSHOTS", "STREAM.MSG.GET.KV_KEYS"),
@@ -171,11 +173,15 @@ async def test_nothing_that_was_refused_had_an_effect(endpoint: NatsEndpoint) ->
 
 
 async def shape(admin: RawClient) -> dict[str, object]:
-    """All streams, with when they were made and what they hold."""
+    """All streams, with when they were made and what they hold, but for the leases, of which
+    each user may write."""
     names = (await admin.asks(f"{API}.STREAM.NAMES"))["streams"]
     filtered = json.dumps({"subjects_filter": ">"}).encode()
     found = {name: await admin.asks(f"{API}.STREAM.INFO.{name}", filtered) for name in names}
-    return {name: (info["created"], info["config"], info["state"]) for name, info in found.items()}
+    return {
+        name: (info["created"], info["config"], info["state"] if name != "KV_LEASES" else None)
+        for name, info in found.items()
+    }
 
 
 @pytest.mark.parametrize("name", sorted(entry.name for entry in CATALOGUE))
