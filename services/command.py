@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from mesh.runtime.nats_users import BusUser
 
 
-FIRST_KEY_SERVICE = "auth"
-"""Who has it may write who may call."""
-
-
 def run_command() -> None:
     """Runs the command line and exits."""
     app = application()
@@ -199,7 +195,7 @@ async def _serve(
     from mesh.security.settings import SecuritySettings
     from mesh.telemetry.logs import configure_logs
     from services.catalog import CATALOGUE, access
-    from services.first_key import admitted
+    from services.first_key import admitted, keep
 
     # What is written from here on is nobody else's business.
     os.umask(0o077)
@@ -211,8 +207,11 @@ async def _serve(
     stopping = _stopping()
     async with Host(CATALOGUE, settings, access, security, serves=serves) as host:
         first_key = None
-        if not serves or FIRST_KEY_SERVICE in serves:
+        if not serves or "auth" in serves:
+            # Who has it may write who may call.
             first_key = await admitted(host, another=new_admin_key)
+        elif "gateway" in serves:
+            keep(host)
         collect_seldom()
         said: dict[str, Any] = {**host.addresses, "cluster": host.cluster}
         said |= {"instance": host.instance, "notes": host.notes}

@@ -42,14 +42,20 @@ async def admitted(host: Host, *, another: str | None = None) -> FirstKey | None
             # The commands on this machine go on to act for the deployment's administrator.
             return FirstKey(recovered, None)
         key = recovered
-    files, address = ClusterFile(config_folder() / "clusters"), host.addresses["grpc"]
-    file: Path | None = files.path(host.cluster)
+    file = keep(host, key)
+    return FirstKey(key, file) if key is not None else None
+
+
+def keep(host: Host, key: str | None = None) -> Path | None:
+    """Keeps the deployment's key, or the one that is kept of it already, with the address of
+    this process; returns the file. None where that can't be, which is noted."""
+    files = ClusterFile(config_folder() / "clusters")
     try:
         known = key or files.find(cluster=host.cluster)
         if known:
             # Also of a key that was there already: the address may be another one now.
-            files.write(host.cluster, address, known)
+            files.write(host.cluster, host.addresses["grpc"], known)
     except CommandFailed as failure:
         host.notes.append(f"commands won't find the key by themselves: {failure.message}")
-        file = None
-    return FirstKey(key, file) if key is not None else None
+        return None
+    return files.path(host.cluster)

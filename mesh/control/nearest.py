@@ -29,3 +29,7 @@ class Nearest:
         ]
         near = [each for each in serving if each.zone == self._zone] or serving
         return near[next(self._turns) % len(near)].target if near else None
+
+    def knows(self, target: str) -> bool:
+        """Whether an instance is there that listens at the target."""
+        return any(each.target == target for each in self._registry.instances())

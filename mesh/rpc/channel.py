@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
 from time import monotonic
 from typing import Any
 
 import grpc.aio
 import grpc.experimental
+from google.protobuf import descriptor_pb2
 
 from mesh.call import Call, current_call
 from mesh.control.xds.names import RING_PLACES_MAX, TARGET
@@ -23,18 +25,24 @@ from mesh.rpc.propagation import (
     outgoing_call,
     wire_metadata,
 )
+from mesh.rpc.retries import RetryBudget, call_again
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.status import from_rpc_error
 from mesh.rpc.transport import PLAIN, Transport
 
 Resolve = Callable[[str], str | None]
 """Gives the gRPC target of a service, by full name; None while nobody serves it."""
+_UNKNOWN = descriptor_pb2.MethodOptions.IDEMPOTENCY_UNKNOWN
+_NO_SIDE_EFFECTS = descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS
 Sign = Callable[[Principal, str, float], str]
 """Signs on whose behalf a service calls, for so many seconds."""
 MESH_TARGET = f"xds:///{TARGET}"
 """All services, wherever they run."""
 
 
+SERVED_SECONDS = 3.0
+"""How long a call waits for somebody to serve it, where nobody does."""
+POLL_SECONDS = 0.05
 CHECK_SECONDS = 1.0
 """How often a channel looks whether its certificate was replaced."""
 
@@ -279,8 +287,10 @@ class MeshChannel(StubChannel):
     calls, and `callees` the contracts that it may call, by full name; None for all. Others
     are reached over `transport`.
 
-    Raises NotServing when nobody serves the method, PermissionDenied for a stub of a
-    contract that isn't among the callees.
+    What is in other processes is tried again where its contract allows that, and a call
+    waits a moment where nobody serves the method. Raises NotServing when nobody does then,
+    PermissionDenied for a stub of a contract that isn't among the callees. Connections to a
+    target that `knows` denies are closed.
     """
 
     def __init__(
@@ -295,6 +305,7 @@ class MeshChannel(StubChannel):
         sign: Sign | None = None,
         relays: bool = False,
         transport: Transport = PLAIN,
+        knows: Callable[[str], bool] = lambda target: True,
     ) -> None:
         self._endpoints = endpoints
         self._validated = validated
@@ -308,6 +319,9 @@ class MeshChannel(StubChannel):
         # By target and service: a server has to prove which services it is.
         self._channels: dict[tuple[str, str], RemoteChannel] = {}
         self._remote: dict[tuple[str, str], Callable[..., Any]] = {}
+        self._budget = RetryBudget()
+        self._knows = knows
+        self._closing: set[asyncio.Task[None]] = set()
 
     def callable_of(self, method: str) -> Callable[..., Any]:
         endpoints, validated, caller = self._endpoints, self._validated, self._caller
@@ -323,8 +337,10 @@ class MeshChannel(StubChannel):
                 return call_endpoint(
                     endpoint, request, timeout, metadata, validated=validated, caller=caller
                 )
-            return self._remote_callable(method)(request, timeout=timeout, metadata=metadata)
+            return elsewhere(request, timeout, metadata)
 
+        spec = method_of(method)
+        elsewhere = self._stream(method) if spec.server_streaming else self._unary(spec)
         return call
 
     async def close(self) -> None:
@@ -334,6 +350,48 @@ class MeshChannel(StubChannel):
         self._remote.clear()
         for channel in channels:
             await channel.close()
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    def _unary(self, spec: MethodSpec) -> Callable[..., Any]:
+        may_repeat = spec.idempotency != _UNKNOWN and not spec.client_streaming
+        hedged = spec.idempotency == _NO_SIDE_EFFECTS
+
+        async def call(request: Any, timeout: float | None, metadata: Metadata | None) -> Any:
+            async def attempt() -> Any:
+                reached = await self._reached(spec.path)
+                return await reached(request, timeout=timeout, metadata=metadata)
+
+            if not may_repeat:
+                return await attempt()
+            return await call_again(attempt, self._budget, hedged=hedged)
+
+        return call
+
+    def _stream(self, method: str) -> Callable[..., Any]:
+        async def call(
+            request: Any, timeout: float | None, metadata: Metadata | None
+        ) -> AsyncGenerator[Any, None]:
+            reached = await self._reached(method)
+            async with aclosing(reached(request, timeout=timeout, metadata=metadata)) as messages:
+                async for message in messages:
+                    yield message
+
+        return call
+
+    async def _reached(self, method: str) -> Callable[..., Any]:
+        """The method where it is served; waits a while where that is nowhere: who serves it
+        may be about to start again."""
+        deadline = monotonic() + SERVED_SECONDS
+        answered = current_call.get()
+        while True:
+            try:
+                return self._remote_callable(method)
+            except NotServing:
+                left = answered.remaining_seconds() if answered is not None else SERVED_SECONDS
+                if monotonic() > deadline or left < POLL_SECONDS:
+                    raise
+            await asyncio.sleep(POLL_SECONDS)
 
     def _remote_callable(self, method: str) -> Callable[..., Any]:
         service = method[1:].partition("/")[0]
@@ -345,9 +403,19 @@ class MeshChannel(StubChannel):
             wanted = catalogue_name(service) if self._transport.encrypted else ""
             channel = self._channels.get((target, wanted))
             if channel is None:
+                # One process has come; others may have gone.
+                self._close_unknown()
                 channel = self._channels[target, wanted] = self._reaching(target, wanted)
             found = self._remote[target, method] = channel.callable_of(method)
         return found
+
+    def _close_unknown(self) -> None:
+        for key in [key for key in self._channels if not self._knows(key[0])]:
+            closing = asyncio.create_task(self._channels.pop(key).close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+        for key in [key for key in self._remote if not self._knows(key[0])]:
+            del self._remote[key]
 
     def _reaching(self, target: str, service: str) -> RemoteChannel:
         if target == MESH_TARGET:

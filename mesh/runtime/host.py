@@ -222,6 +222,7 @@ class Host:
             sign=self._access.sign,
             relays=relays,
             transport=self.transport,
+            knows=self._nearest.knows,
         )
         self._stack.push_async_callback(channel.close)
         return channel

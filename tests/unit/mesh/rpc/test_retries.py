@@ -1,0 +1,110 @@
+"""What is tried again, how often, and when a second one is asked beside the first."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mesh.errors import NotFound, Unavailable
+from mesh.rpc import retries
+from mesh.rpc.retries import BUDGET_MAX, TRIES_MAX, RetryBudget, call_again
+
+
+class Served:
+    """Gives the outcomes in their order: raises an error, awaits an event, returns the rest."""
+
+    def __init__(self, *outcomes: Any) -> None:
+        self._outcomes: Iterator[Any] = iter(outcomes)
+        self.begun = 0
+        self.cancelled = 0
+
+    async def __call__(self) -> Any:
+        self.begun += 1
+        outcome = next(self._outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        if isinstance(outcome, asyncio.Event):
+            try:
+                await outcome.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        return outcome
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(retries, "SLOW_SECONDS", 0.01)
+
+
+async def test_what_can_not_be_reached_is_tried_again() -> None:
+    served = Served(Unavailable("gone"), Unavailable("gone"), "answer")
+    assert await call_again(served, RetryBudget(), hedged=False) == "answer"
+    assert served.begun == 3
+
+
+async def test_it_is_given_up_after_a_bound() -> None:
+    served = Served(*[Unavailable(f"{n}") for n in range(9)])
+    with pytest.raises(Unavailable, match=str(TRIES_MAX - 1)):
+        await call_again(served, RetryBudget(), hedged=False)
+    assert served.begun == TRIES_MAX
+
+
+async def test_an_answer_that_says_no_is_an_answer() -> None:
+    served = Served(NotFound("nothing"), "another")
+    with pytest.raises(NotFound):
+        await call_again(served, RetryBudget(), hedged=True)
+    assert served.begun == 1
+
+
+async def test_retries_are_a_tenth_of_the_calls_once_the_reserve_is_used_up() -> None:
+    budget = RetryBudget()
+    retried = 0
+    for _ in range(1_000):
+        served = Served(Unavailable("gone"), "answer")
+        try:
+            await call_again(served, budget, hedged=False)
+            retried += 1
+        except Unavailable:
+            assert served.begun == 1
+    assert retried in range(100, int(100 + BUDGET_MAX) + 2)
+
+
+async def test_a_second_is_asked_beside_one_that_is_slow_and_the_first_answer_counts() -> None:
+    served = Served(asyncio.Event(), "answer")
+    assert await call_again(served, RetryBudget(), hedged=True) == "answer"
+    await asyncio.sleep(0)
+    assert (served.begun, served.cancelled) == (2, 1)
+
+
+async def test_a_slow_one_that_may_have_effects_is_waited_for() -> None:
+    slow = asyncio.Event()
+    served = Served(slow, "answer")
+    asyncio.get_running_loop().call_later(0.05, slow.set)
+    assert await call_again(served, RetryBudget(), hedged=False) is slow
+    assert served.begun == 1
+
+
+async def test_an_empty_budget_asks_nobody_beside() -> None:
+    budget = RetryBudget()
+    while budget.take():
+        pass
+    slow = asyncio.Event()
+    served = Served(slow, "answer")
+    asyncio.get_running_loop().call_later(0.05, slow.set)
+    assert await call_again(served, budget, hedged=True) is slow
+    assert served.begun == 1
+
+
+async def test_who_leaves_takes_all_attempts_along() -> None:
+    served = Served(asyncio.Event(), asyncio.Event(), asyncio.Event(), asyncio.Event())
+    call = asyncio.create_task(call_again(served, RetryBudget(), hedged=True))
+    await asyncio.wait({call}, timeout=0.1)
+    assert served.begun > 1
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await asyncio.sleep(0)
+    assert served.cancelled == served.begun
