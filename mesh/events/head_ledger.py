@@ -9,6 +9,7 @@ ahead; unlike a read model it isn't built anew where the log differs from it.
 import asyncio
 import contextlib
 import hashlib
+import json
 import sqlite3
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
@@ -253,3 +254,13 @@ def _head(sealed: SealedCommit) -> tuple[object, ...] | None:
     tenant = sealed.stream.split(".")[1]
     digest = hashlib.sha256(sealed.data).digest()
     return sealed.stream, tenant, revision, sealed.position, digest
+
+
+def read_mark(path: Path) -> Followed | None:
+    """What an earlier version noted of the event log, in place of the ledger; None where
+    there is nothing, or nothing that can be read."""
+    try:
+        kept = json.loads(path.read_bytes())
+        return Followed(str(kept["log"]), int(kept["position"]), b"", int(kept["lacking"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -12,7 +12,7 @@ from google.protobuf import descriptor_pb2
 
 from mesh.call import Call, current_call
 from mesh.control.xds.names import RING_PLACES_MAX, TARGET
-from mesh.errors import NotServing, PermissionDenied, WeftError
+from mesh.errors import NotServing, PermissionDenied, Unavailable, WeftError
 from mesh.principal import Principal
 from mesh.rpc.affinity import affinity_of
 from mesh.rpc.local import StubChannel, call_endpoint
@@ -40,7 +40,7 @@ MESH_TARGET = f"xds:///{TARGET}"
 """All services, wherever they run."""
 
 
-SERVED_SECONDS = 3.0
+SERVED_SECONDS = 10.0
 """How long a call waits for somebody to serve it, where nobody does."""
 POLL_SECONDS = 0.05
 CHECK_SECONDS = 1.0
@@ -290,7 +290,7 @@ class MeshChannel(StubChannel):
     What is in other processes is tried again where its contract allows that, and a call
     waits a moment where nobody serves the method. Raises NotServing when nobody does then,
     PermissionDenied for a stub of a contract that isn't among the callees. Connections to a
-    target that `knows` denies are closed.
+    target that `knows` denies are closed; `avoid` is told of one that can't be reached.
     """
 
     def __init__(
@@ -306,6 +306,7 @@ class MeshChannel(StubChannel):
         relays: bool = False,
         transport: Transport = PLAIN,
         knows: Callable[[str], bool] = lambda target: True,
+        avoid: Callable[[str], None] = lambda target: None,
     ) -> None:
         self._endpoints = endpoints
         self._validated = validated
@@ -321,6 +322,7 @@ class MeshChannel(StubChannel):
         self._remote: dict[tuple[str, str], Callable[..., Any]] = {}
         self._budget = RetryBudget()
         self._knows = knows
+        self._avoid = avoid
         self._closing: set[asyncio.Task[None]] = set()
 
     def callable_of(self, method: str) -> Callable[..., Any]:
@@ -359,8 +361,12 @@ class MeshChannel(StubChannel):
 
         async def call(request: Any, timeout: float | None, metadata: Metadata | None) -> Any:
             async def attempt() -> Any:
-                reached = await self._reached(spec.path)
-                return await reached(request, timeout=timeout, metadata=metadata)
+                target, reached = await self._reached(spec.path)
+                try:
+                    return await reached(request, timeout=timeout, metadata=metadata)
+                except Unavailable as error:
+                    self._judge(target, error)
+                    raise
 
             if not may_repeat:
                 return await attempt()
@@ -372,16 +378,27 @@ class MeshChannel(StubChannel):
         async def call(
             request: Any, timeout: float | None, metadata: Metadata | None
         ) -> AsyncGenerator[Any, None]:
-            reached = await self._reached(method)
-            async with aclosing(reached(request, timeout=timeout, metadata=metadata)) as messages:
-                async for message in messages:
-                    yield message
+            target, reached = await self._reached(method)
+            try:
+                async with aclosing(
+                    reached(request, timeout=timeout, metadata=metadata)
+                ) as messages:
+                    async for message in messages:
+                        yield message
+            except Unavailable as error:
+                self._judge(target, error)
+                raise
 
         return call
 
-    async def _reached(self, method: str) -> Callable[..., Any]:
-        """The method where it is served; waits a while where that is nowhere: who serves it
-        may be about to start again."""
+    def _judge(self, target: str, error: Unavailable) -> None:
+        if "grpc_code" in error.metadata:
+            # Nobody of ours said it: the connection is broken, or there is none.
+            self._avoid(target)
+
+    async def _reached(self, method: str) -> tuple[str, Callable[..., Any]]:
+        """The method where it is served, and where that is; waits a while where it is
+        nowhere: who serves it may be about to start again."""
         deadline = monotonic() + SERVED_SECONDS
         answered = current_call.get()
         while True:
@@ -393,7 +410,7 @@ class MeshChannel(StubChannel):
                     raise
             await asyncio.sleep(POLL_SECONDS)
 
-    def _remote_callable(self, method: str) -> Callable[..., Any]:
+    def _remote_callable(self, method: str) -> tuple[str, Callable[..., Any]]:
         service = method[1:].partition("/")[0]
         target = self._resolve(service)
         if target is None:
@@ -407,7 +424,7 @@ class MeshChannel(StubChannel):
                 self._close_unknown()
                 channel = self._channels[target, wanted] = self._reaching(target, wanted)
             found = self._remote[target, method] = channel.callable_of(method)
-        return found
+        return target, found
 
     def _close_unknown(self) -> None:
         for key in [key for key in self._channels if not self._knows(key[0])]:

@@ -25,7 +25,7 @@ from mesh.errors import DataDamaged, WeftError
 from mesh.events.aggregate import Repository
 from mesh.events.codec import Codecs
 from mesh.events.fold import Fold
-from mesh.events.head_ledger import Followed, HeadLedger
+from mesh.events.head_ledger import HeadLedger, read_mark
 from mesh.events.jetstream.connection import Login
 from mesh.events.jetstream.key_store import JetStreamKeyStore
 from mesh.events.jetstream.store import JetStreamEventStore, connect_prepared, log_end
@@ -223,6 +223,7 @@ class Host:
             relays=relays,
             transport=self.transport,
             knows=self._nearest.knows,
+            avoid=self._nearest.avoid,
         )
         self._stack.push_async_callback(channel.close)
         return channel
@@ -395,7 +396,7 @@ class Host:
         self._heads = HeadLedger(self._store, folder / "heads.sqlite3")
         self._stack.push_async_callback(self._heads.stop)
         mark = folder / "log_mark"
-        await self._heads.start(lacking=lacking, accept_loss=accept_loss, before=_read_mark(mark))
+        await self._heads.start(lacking=lacking, accept_loss=accept_loss, before=read_mark(mark))
         problem = self._heads.problem
         if problem:
             _log.error("event_log_differs", problem=problem)
@@ -488,13 +489,3 @@ class _Seat:
     def stub(self, stub_class: Callable[[aio.Channel], T], *, validated: bool = False) -> T:
         """See Mesh."""
         return stub_class(cast(aio.Channel, self._channels[validated]))
-
-
-def _read_mark(path: Path) -> Followed | None:
-    """What an earlier version noted of the event log, in place of the ledger; None where
-    there is nothing, or nothing that can be read."""
-    try:
-        kept = json.loads(path.read_bytes())
-        return Followed(str(kept["log"]), int(kept["position"]), b"", int(kept["lacking"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

@@ -40,13 +40,15 @@ system tests hold in."""
 class Platform:
     """`python -m tests.support.serve` on `data_dir`; `environment` is added to ours.
 
-    With `configured_models` the models service is as it is, instead of the scripted one.
+    With `split` each service has a process of its own; with `configured_models` the models
+    service is as it is, instead of the scripted one.
     What it logs goes to `data_dir`'s sibling `<name>.log`.
     """
 
     data_dir: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     configured_models: bool = False
+    split: bool = SPLIT
     addresses: dict[str, str] = field(default_factory=dict)
     process: asyncio.subprocess.Process | None = None
     channel: grpc.aio.Channel | None = None
@@ -66,7 +68,7 @@ class Platform:
                 "--data-dir",
                 str(self.data_dir),
                 *(["--configured-models"] if self.configured_models else []),
-                *(["--split"] if SPLIT else []),
+                *(["--split"] if self.split else []),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 cwd=ROOT,
