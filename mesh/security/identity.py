@@ -31,7 +31,8 @@ CACHED_MAX = 10_000
 
 _LIFETIMES_SECONDS = (15, 60, 300, IDENTITY_SECONDS_MAX)
 _CLAIMS = {"iss", "aud", "sub", "tenant", "caller", "iat", "exp"}
-_NAME = re.compile(f"system|tenants/{RESOURCE_ID}/apiKeys/{RESOURCE_ID}")
+# A schedule submits what its maker may do, and its tasks are its own.
+_NAME = re.compile(f"system|tenants/{RESOURCE_ID}/(apiKeys|schedules)/{RESOURCE_ID}")
 _TENANT = re.compile(f"({RESOURCE_ID})?")
 _CALLER = re.compile(r"[a-z][a-z0-9-]{0,62}")
 
