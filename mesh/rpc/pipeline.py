@@ -158,6 +158,7 @@ class Pipeline:
         under_way = self._streams if spec.client_streaming else self._calls
         new_alarm = self._deadlines.alarm
         response_class, client_streaming = spec.response_class, spec.client_streaming
+        caught_up = self._edge.authenticator.caught_up
 
         async def answer(request: Any, call: Call) -> Any:
             peer = alarm = failure = None
@@ -168,7 +169,13 @@ class Pipeline:
             try:
                 if call.peer:
                     peer = under_way.begin(call)
-                request = admit(request, call)
+                try:
+                    request = admit(request, call)
+                except CredentialInvalid:
+                    # One that was made in another process may not be known here yet.
+                    if not call.peer or not await caught_up():
+                        raise
+                    request = admit(request, call)
                 alarm = new_alarm(call)
                 if client_streaming:
                     call.end = alarm.ring
@@ -202,6 +209,7 @@ class Pipeline:
         metrics = self._metrics.method(spec.service, spec.name)
         under_way, new_alarm = self._streams, self._deadlines.alarm
         response_class = spec.response_class
+        caught_up = self._edge.authenticator.caught_up
 
         async def answers(request: Any, call: Call) -> AsyncGenerator[Any, None]:
             peer = alarm = failure = None
@@ -211,7 +219,13 @@ class Pipeline:
             try:
                 if call.peer:
                     peer = under_way.begin(call)
-                request = admit(request, call)
+                try:
+                    request = admit(request, call)
+                except CredentialInvalid:
+                    # One that was made in another process may not be known here yet.
+                    if not call.peer or not await caught_up():
+                        raise
+                    request = admit(request, call)
                 call.alarm = alarm = new_alarm(call)
                 call.end = alarm.ring
                 with alarm:

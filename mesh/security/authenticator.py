@@ -21,6 +21,10 @@ class Authenticator(Protocol):
         """
         ...
 
+    async def caught_up(self) -> bool:
+        """Reads what the log has by now; whether that was more than was known."""
+        ...
+
     def knows(self, authorization: str) -> bool:
         """Whether `authenticate` let that header in before."""
         ...

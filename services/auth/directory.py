@@ -1,5 +1,7 @@
 """Who may do what, in the memory of every process."""
 
+import asyncio
+import contextvars
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -81,6 +83,7 @@ class AccessDirectory:
         self._used: set[tuple[str, str]] = set()
         self._signing = SigningKeys(events, secrets, clock, self.settings)
         self._access_log = Repository(events, domain.ACCESS_FOLD, clock=clock)
+        self._catching_up: asyncio.Task[None] | None = None
         self._following = Following(events, self._apply, self._tend, clock, self.settings)
         self._uses = Background("uses", self._flush_uses, USES_INTERVAL_SECONDS)
         self._denials = Denials(events, clock, self.settings.denied_interval_seconds)
@@ -127,6 +130,21 @@ class AccessDirectory:
         if now_ns >= found.use.due_ns:
             self._note_use(found, now_ns)
         return found.principal
+
+    async def caught_up(self) -> bool:
+        """See Authenticator. Those who ask at one time ask once."""
+        known = self._following.position
+        if self._catching_up is None:
+            # In a context of its own: many callers wait for it.
+            self._catching_up = asyncio.create_task(
+                self._following.catch_up(), context=contextvars.Context()
+            )
+            self._catching_up.add_done_callback(self._has_caught_up)
+        await asyncio.shield(self._catching_up)
+        return self._following.position > known
+
+    def _has_caught_up(self, _: "asyncio.Task[None]") -> None:
+        self._catching_up = None
 
     def knows(self, authorization: str) -> bool:
         """See Authenticator."""

@@ -18,6 +18,8 @@ S = TypeVar("S")
 RETRY_SECONDS = 0.5
 ACCESS = Selection(AREA)
 
+CAUGHT_UP_SECONDS = 0.5
+
 _log = structlog.get_logger(__name__)
 
 
@@ -62,6 +64,13 @@ class Following:
             raise self.failure
         self._trust(asked)
         self._tasks.append(asyncio.create_task(self._keep_in_touch()))
+
+    async def catch_up(self) -> None:
+        """Applies what is stored by now, unless that takes too long."""
+        with contextlib.suppress(TimeoutError, EventStoreUnavailable):
+            async with asyncio.timeout(CAUGHT_UP_SECONDS):
+                target = await self._events.last_position(ACCESS)
+            await self._reached(target, CAUGHT_UP_SECONDS)
 
     async def stop(self) -> None:
         """Ends following. Why it failed was logged by then."""

@@ -40,6 +40,9 @@ class Doorkeeper:
         self._seen.add(authorization)
         return found
 
+    async def caught_up(self) -> bool:
+        return False
+
     def knows(self, authorization: str) -> bool:
         return authorization in self._seen
 

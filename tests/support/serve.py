@@ -28,7 +28,7 @@ from mesh.runtime.settings import RuntimeSettings
 from mesh.runtime.supervisor import Supervisor
 from mesh.telemetry.logs import configure_logs
 from services.catalog import CATALOGUE, access
-from services.first_key import admitted
+from services.first_key import admitted, keep
 from tests.support.processes import end_with_parent
 from tests.support.scripted_models import ScriptedModels
 
@@ -66,6 +66,8 @@ async def serve(
     async with Host(catalogue, settings, access, serves=serves) as host:
         if not serves or "auth" in serves:
             await admitted(host)
+        elif "gateway" in serves:
+            keep(host)
         collect_seldom()
         said = {**host.addresses, "instance": host.instance, "cluster": host.cluster}
         print(json.dumps({**said, "notes": host.notes}), flush=True)

@@ -38,7 +38,7 @@ from weft.state.v1 import events_pb2
 
 LANES = 3
 """Platforms that die at the same time, so that one's start fills another's wait."""
-RESUME_SECONDS_MAX = 10.0
+RESUME_SECONDS_MAX = 30.0
 CALL_SECONDS_MAX = 10.0
 TOOL_SECONDS = 1
 EFFECTS = {

@@ -220,6 +220,15 @@ class TestProcesses:
             await revoke(two)
             await eventually(lambda: refused(one, created.secret) and refused(one, token))
 
+    async def test_what_another_process_made_is_known_once_it_is_asked_for(
+        self, one: Access
+    ) -> None:
+        async with access(other=one) as two:
+            created = await create(one)
+            await asyncio.gather(*(two.directory.caught_up() for _ in range(3)))
+            assert two.principal(created.secret).name == created.api_key.name
+            assert not await two.directory.caught_up(), "there is nothing more"
+
     async def test_a_first_administrator_is_made_once(self) -> None:
         events, keyring = MemoryEventStore(), MemoryKeyring()
         directories = [AccessDirectory(events, keyring) for _ in range(4)]
