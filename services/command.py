@@ -240,7 +240,8 @@ async def _supervise(
     whole = [entry.name for entry in CATALOGUE]
     replica = [entry.name for entry in CATALOGUE if not entry.single]
     groups = [whole, *[replica] * (processes - 1)]
-    command = (sys.executable, "-m", "services", "serve")
+    # Not what lies in the present folder under that name (-P).
+    command = (sys.executable, "-P", "-m", "services", "serve")
     async with Supervisor(CATALOGUE, settings, groups, command, secrets_dir=secrets_dir) as parts:
         keys = ("cluster", "api_key", "api_key_file", "ca_file")
         said = {key: parts.first[key] for key in keys if key in parts.first}

@@ -1,7 +1,7 @@
 """Channels to handlers in other processes, and the one that finds the nearest handler."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from time import monotonic
 from typing import Any
@@ -12,8 +12,9 @@ from google.protobuf import descriptor_pb2
 
 from mesh.call import Call, current_call
 from mesh.control.xds.names import RING_PLACES_MAX, TARGET
-from mesh.errors import NotServing, PermissionDenied, Unavailable, WeftError
-from mesh.principal import Principal
+from mesh.errors import NotServing, PermissionDenied, Unavailable
+from mesh.ids import new_id
+from mesh.principal import Principal, system
 from mesh.rpc.affinity import affinity_of
 from mesh.rpc.local import StubChannel, call_endpoint
 from mesh.rpc.methods import MethodSpec, method_of
@@ -26,6 +27,7 @@ from mesh.rpc.propagation import (
     wire_metadata,
 )
 from mesh.rpc.retries import RetryBudget, call_again
+from mesh.rpc.sending import Sending
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.status import from_rpc_error
 from mesh.rpc.transport import PLAIN, Transport
@@ -149,11 +151,13 @@ class RemoteChannel(StubChannel):
 
     def _metadata(self, call: Call) -> Sequence[tuple[str, str]]:
         sent = wire_metadata(call)
-        if self._sign is None or call.principal is None:
+        # What nobody needs a credential for is handed on as a call of the service's own.
+        principal = call.principal or (system() if self._relays else None)
+        if self._sign is None or principal is None:
             return sent
-        signed = self._sign(call.principal, self._caller, call.remaining_seconds())
+        signed = self._sign(principal, self._caller, call.remaining_seconds())
         answered = current_call.get() if self._relays else None
-        if answered is None or not answered.peer or answered.caller:
+        if answered is None or not answered.peer or answered.caller or call.principal is None:
             return (*sent, (IDENTITY_KEY, signed))
         credential = answered.metadata.get(AUTHORIZATION_KEY, "")
         return (*sent, (IDENTITY_KEY, signed), (AUTHORIZATION_KEY, credential))
@@ -167,7 +171,7 @@ class RemoteChannel(StubChannel):
         ) -> Any:
             made = outgoing_call(spec.path, default_seconds, timeout, metadata, self._caller)
             sent = (*self._metadata(made), *affinity(request))
-            sending = _Sending(request) if spec.client_streaming else None
+            sending = Sending(request) if spec.client_streaming else None
             connection = self._begin()
             try:
                 begun = connection.method(spec)(
@@ -196,7 +200,7 @@ class RemoteChannel(StubChannel):
         ) -> AsyncGenerator[Any, None]:
             made = outgoing_call(spec.path, default_seconds, timeout, metadata, self._caller)
             sent = (*self._metadata(made), *affinity(request))
-            sending = _Sending(request) if spec.client_streaming else None
+            sending = Sending(request) if spec.client_streaming else None
             connection = self._begin()
             try:
                 stream = connection.method(spec)(
@@ -221,30 +225,6 @@ class RemoteChannel(StubChannel):
                 self._end(connection)
 
         return call
-
-
-class _Sending:
-    """The requests of a call that sends a stream. Where they end with an error the call is
-    cancelled: half of them must not pass for all."""
-
-    def __init__(self, requests: AsyncIterator[Any]) -> None:
-        self.error: WeftError | None = None
-        self._requests = requests
-        self._call: Any = None
-
-    def through(self, call: Any) -> Any:
-        """The call that they go with."""
-        self._call = call
-        return call
-
-    async def messages(self) -> AsyncIterator[Any]:
-        """The requests; ends where they fail."""
-        try:
-            async for request in self._requests:
-                yield request
-        except WeftError as error:
-            self.error = error
-            self._call.cancel()
 
 
 class XdsChannel(RemoteChannel):
@@ -358,6 +338,7 @@ class MeshChannel(StubChannel):
     def _unary(self, spec: MethodSpec) -> Callable[..., Any]:
         may_repeat = spec.idempotency != _UNKNOWN and not spec.client_streaming
         hedged = spec.idempotency == _NO_SIDE_EFFECTS
+        has_request_id = "request_id" in spec.request_class.DESCRIPTOR.fields_by_name
 
         async def call(request: Any, timeout: float | None, metadata: Metadata | None) -> Any:
             async def attempt() -> Any:
@@ -370,6 +351,12 @@ class MeshChannel(StubChannel):
 
             if not may_repeat:
                 return await attempt()
+            if has_request_id and not request.request_id:
+                # By it the second attempt is known for the first.
+                named = type(request)()
+                named.CopyFrom(request)
+                named.request_id = new_id()
+                request = named
             return await call_again(attempt, self._budget, hedged=hedged)
 
         return call

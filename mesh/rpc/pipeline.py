@@ -129,6 +129,9 @@ class Pipeline:
                 if identity is not None:
                     call.principal, call.caller = verify(identity)
                     check_certificate(call)
+                    if public:
+                        # Whoever hands it on: it is nobody's.
+                        call.principal, call.relayed_by, call.caller = None, call.caller, ""
                     relay(call, authenticate)
                 if call.principal is None and not public:
                     call.principal = authenticate(call.metadata.get(AUTHORIZATION_KEY, ""))
@@ -200,6 +203,9 @@ class Pipeline:
                 metrics.ended(_code(failure), perf_counter() - started)
                 if span is not None:
                     span.end(_code(failure), failed=failure is not None)
+                # An error knows this frame, and the frame the error: together they would keep
+                # the call, and its place on the connection, until garbage is looked for.
+                failure = None
 
         return answer
 
@@ -253,6 +259,9 @@ class Pipeline:
                 metrics.ended(_code(failure), perf_counter() - started)
                 if span is not None:
                     span.end(_code(failure), failed=failure is not None)
+                # An error knows this frame, and the frame the error: together they would keep
+                # the call, and its place on the connection, until garbage is looked for.
+                failure = None
 
         return answers
 

@@ -65,17 +65,13 @@ async def call_again(attempt: Attempt, budget: RetryBudget, *, hedged: bool) -> 
                 else:
                     hedged = False
                 continue
-            failed = None
-            for each in done:
-                error = each.exception() if not each.cancelled() else asyncio.CancelledError()
-                if not isinstance(error, Unavailable):
-                    return each.result()
-                failed = error
+            answered = [each for each in done if not _is_unreached(each)]
+            if answered:
+                return answered[0].result()
             if under_way:
                 continue
-            assert failed is not None
             if tries >= TRIES_MAX or not budget.take():
-                raise failed
+                return done.pop().result()
             tries += 1
             await asyncio.sleep(random.uniform(0, pause_seconds))
             pause_seconds *= 2
@@ -83,3 +79,7 @@ async def call_again(attempt: Attempt, budget: RetryBudget, *, hedged: bool) -> 
     finally:
         for each in under_way:
             each.cancel()
+
+
+def _is_unreached(attempt: "asyncio.Future[Any]") -> bool:
+    return not attempt.cancelled() and isinstance(attempt.exception(), Unavailable)

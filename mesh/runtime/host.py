@@ -281,6 +281,8 @@ class Host:
         if settings.redis_url:
             url, password_file = settings.redis_url, settings.redis_password_file
             self._redis = LazyRedis(lambda: client_of_url(url, password_file))
+            # Before the first call asks for it.
+            self._redis.client()
             return
         self._valkey = EmbeddedValkey(settings.data_dir, binary=settings.valkey_binary)
         try:
@@ -291,6 +293,7 @@ class Host:
             self.notes.append(f"{fault}; limits are counted in this process alone")
         else:
             self._redis = LazyRedis(self._valkey.client)
+            self._redis.client()
 
     async def _stop_redis(self, starting: asyncio.Task[None]) -> None:
         starting.cancel()

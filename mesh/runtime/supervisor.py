@@ -209,7 +209,9 @@ class Supervisor:
             environment["WEFT_RUNTIME_ACCEPT_LOSS"] = "true"
         # Where it lies for a single process, too.
         environment["WEFT_VECTORS_FOLDER"] = str(self.settings.data_dir.absolute())
-        options = ("--port", "0", "--http-port", "0", "-o", "json")
+        # Who scrapes it finds it again after a restart.
+        http_port = str(part.said.get("http", ":0")).rpartition(":")[2]
+        options = ("--port", "0", "--http-port", http_port, "-o", "json")
         level = ("--log-level", self.settings.log_level)
         part.child = child = await ChildProcess.start(
             [*self._command, *part.services, *options, *level, "--data-dir", folder],
@@ -220,15 +222,18 @@ class Supervisor:
         try:
             async with asyncio.timeout(READY_SECONDS_MAX):
                 line = await child.line()
+            if not line:
+                code = await child.wait()
+                raise FailedPrecondition(
+                    f"{part.name} ended at its start, with {code}: see its errors"
+                )
+            part.said = json.loads(line)
         except BaseException as error:
             await child.stop()
             if isinstance(error, TimeoutError):
                 raise Unavailable(f"{part.name} wasn't ready in {READY_SECONDS_MAX:g} s") from None
             raise
-        if not line:
-            code = await child.wait()
-            raise FailedPrecondition(f"{part.name} ended at its start, with {code}: see its errors")
-        part.said, part.ready = json.loads(line), True
+        part.ready = True
 
     async def _supervise(self, part: Part) -> None:
         clock = asyncio.get_running_loop().time

@@ -6,7 +6,7 @@ from mesh.worker import Worker
 worker = Worker("tenants/default/queues/default", address="127.0.0.1:50051", slots=4)
 
 @worker.task("resize")
-async def resize(task):
+def resize(task):
     return make_smaller(task.payload)
 
 worker.run()

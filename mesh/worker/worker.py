@@ -39,6 +39,9 @@ LASTING_SECONDS = 5.0
 """An attachment that ended sooner counts as one that failed, for the wait before the next."""
 END_SECONDS = 5.0
 """How long handlers may take to end where the worker can't go on."""
+HELD_SECONDS = 1.0
+"""Handlers may keep a heartbeat waiting for so long before that is logged: past the lease
+the scheduler takes the worker for lost."""
 CANCELLED = 1
 OUT_OF_RANGE = 11
 INTERNAL = 13
@@ -278,7 +281,15 @@ class Worker:
 
     async def _beat(self) -> None:
         while True:
+            due = time.monotonic() + self._heartbeat_seconds
             await asyncio.sleep(self._heartbeat_seconds)
+            held_seconds = time.monotonic() - due
+            if held_seconds > HELD_SECONDS:
+                _log.warning(
+                    "a handler held the event loop: what computes belongs into a plain def",
+                    held_seconds=round(held_seconds, 1),
+                    running=sorted({each.assignment.capability for each in self._running.values()}),
+                )
             beat = pb.WorkerHeartbeat(load=min(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
             for (name, attempt), running in self._running.items():
                 if (running.progress or running.note) and len(beat.running) < BEAT_TASKS_MAX:

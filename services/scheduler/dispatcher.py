@@ -29,7 +29,15 @@ from services.scheduler.settings import SchedulerSettings
 from services.scheduler.stalls import Stalls
 from services.scheduler.tenant_queue import TenantQueue
 from services.scheduler.watchers import Watchers
-from services.scheduler.workers import Attempt, Held, Shape, Worker, failure_of, holder_of
+from services.scheduler.workers import (
+    Attempt,
+    Held,
+    Shape,
+    Worker,
+    Workers,
+    failure_of,
+    holder_of,
+)
 from weft.scheduler.v1 import events_pb2 as facts
 from weft.scheduler.v1 import tasks_pb2
 from weft.scheduler.v1 import worker_service_pb2 as pb
@@ -57,7 +65,7 @@ class Dispatcher:
     ) -> None:
         self._owns = owns
         self.tenants: dict[str, TenantQueue] = {}
-        self.workers: dict[tuple[str, str], Worker] = {}
+        self.workers = Workers()
         self._settings = settings
         self._leases = leases
         self._clock = clock
@@ -202,8 +210,9 @@ class Dispatcher:
 
     def change_slots(self, worker: Worker, slots: int) -> None:
         """A worker takes so many tasks at once from now on."""
-        worker.slots = slots
-        self._wake.set()
+        if worker.slots != slots:
+            worker.slots = slots
+            self._wake.set()
 
     def report(self, worker: Worker, task: str, attempt: int, what: decide.Failure | bytes) -> None:
         """A worker says how a task ended; it is told once that is stored."""
@@ -368,44 +377,32 @@ class Dispatcher:
                 queue.share = returned(queue.share, self._virtual_now)
                 waiting.append((queue.share.virtual, queue.tenant))
         heapq.heapify(waiting)
-        able = {tenant: self._able(tenant) for _, tenant in waiting}
+        able = {tenant: self.workers.able(tenant) for _, tenant in waiting}
+        # Slots only become fewer here: what nobody takes now isn't asked for again.
+        passed: dict[str, set[Shape]] = {tenant: set() for _, tenant in waiting}
         while waiting:
             _, tenant = heapq.heappop(waiting)
             queue = self.tenants[tenant]
-            if not self._give_one(queue, able[tenant]):
+            if not self._give_one(queue, able[tenant], passed[tenant]):
                 continue
             if queue.ready_count and queue.may_start:
                 heapq.heappush(waiting, (queue.share.virtual, tenant))
 
-    def _able(self, tenant: str) -> set[str]:
-        """What workers can do that have a slot for the tenant."""
-        return {
-            capability
-            for worker in self.workers.values()
-            if worker.free_slots and worker.serves(tenant)
-            for capability in worker.capabilities
-        }
-
-    def _give_one(self, queue: TenantQueue, able: set[str]) -> bool:
-        best: tuple[float, int, Shape, Worker] | None = None
-        for due, order, shape in queue.heads(able):
-            if best is not None and (due, order) > best[:2]:
-                continue
+    def _give_one(self, queue: TenantQueue, able: set[str], passed: set[Shape]) -> bool:
+        heads = [head for head in queue.heads(able) if head[2] not in passed]
+        heapq.heapify(heads)
+        while heads:
+            _, _, shape = heapq.heappop(heads)
             worker = self._worker_for(shape, queue.tenant)
             if worker is not None:
-                best = (due, order, shape, worker)
-        if best is None:
-            return False
-        _, _, shape, worker = best
-        self._give(queue, queue.take(shape), shape, worker)
-        return True
+                self._give(queue, queue.take(shape), shape, worker)
+                return True
+            passed.add(shape)
+        return False
 
     def _worker_for(self, shape: Shape, tenant: str) -> Worker | None:
-        found = [
-            worker
-            for worker in self.workers.values()
-            if worker.serves(tenant) and worker.takes(shape)
-        ]
+        fitting = self.workers.fitting(shape)
+        found = [worker for worker in fitting if worker.serves(tenant) and worker.takes(shape)]
         if shape.zone:
             found = [worker for worker in found if worker.zone == shape.zone] or found
         return min(found, key=lambda worker: worker.business, default=None)

@@ -206,11 +206,15 @@ class Queues:
 
     def queue_view(self, queue: TenantQueue) -> queues_pb2.Queue:
         """A queue as a caller sees it."""
-        workers = self.dispatcher(queue.stream.key[0]).workers_of(queue.tenant)
+        dispatcher = self.dispatcher(queue.stream.key[0])
+        workers = dispatcher.workers_of(queue.tenant)
         unschedulable = sum(
             count
             for shape, count in queue.waiting_by_shape().items()
-            if unschedulable_reason(shape, workers)
+            if not any(
+                each.attached and each.serves(queue.tenant)
+                for each in dispatcher.workers.fitting(shape)
+            )
         )
         return queues_pb2.Queue(
             name=names.queue_name(queue.stream),

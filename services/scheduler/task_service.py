@@ -116,13 +116,18 @@ class TaskService:
             while True:
                 changed.clear()
                 task = await self._queues.task(request.name)
+                if last is not None:
+                    # Whoever watches has it: it would be most of what waits to be read.
+                    task.spec.ClearField("payload")
                 if task != last:
                     yield pb.WatchTaskResponse(task=task)
                 if task.state not in (*OPEN_STATES, tasks_pb2.TASK_STATE_UNSCHEDULABLE):
                     return
                 if self._queues.draining:
                     raise NotServing("the process ends: watch again")
-                last = task
+                last = tasks_pb2.Task()
+                last.CopyFrom(task)
+                last.spec.ClearField("payload")
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(1):
                         await changed.wait()

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,6 +21,8 @@ BUNDLE_BYTES_MAX = 1_000_000
 4 MiB where it isn't told else."""
 OUTBOX_SPARE = 1_000
 """Messages to a worker that may wait beside those of its tasks."""
+FITTING_MAX = 4_000
+"""Shapes of which it is remembered which workers could run them."""
 _BUNDLED = frozenset(("assignment", "cancel", "recorded"))
 
 Attempt = tuple[str, int]
@@ -127,6 +129,15 @@ class Worker:
         """Whether it may have tasks of that tenant."""
         return not self.tenant or self.tenant == tenant
 
+    def fits(self, shape: Shape) -> bool:
+        """Whether it could ever run such a task."""
+        return (
+            shape.capability in self.capabilities
+            and shape.labels <= self.labels
+            and not (self.cpu_millis and shape.cpu_millis > self.cpu_millis)
+            and not (self.memory_bytes and shape.memory_bytes > self.memory_bytes)
+        )
+
     def lacks(self, shape: Shape) -> str:
         """Why it could never run such a task; empty where it could."""
         if shape.capability not in self.capabilities:
@@ -142,9 +153,7 @@ class Worker:
 
     def takes(self, shape: Shape) -> bool:
         """Whether it could begin such a task now."""
-        if self.free_slots == 0 or self.lacks(shape):
-            return False
-        return self._has_left(shape)
+        return self.free_slots > 0 and self.fits(shape) and self._has_left(shape)
 
     def _has_left(self, shape: Shape) -> bool:
         for name in ("cpu_millis", "memory_bytes"):
@@ -206,6 +215,48 @@ class Worker:
         welcome.heartbeat_interval.FromNanoseconds(int(heartbeat_seconds * NANOSECONDS))
         welcome.lease.FromNanoseconds(int(lease_seconds * NANOSECONDS))
         self.send(pb.AttachResponse(welcome=welcome))
+
+
+class Workers(dict[tuple[str, str], Worker]):
+    """The workers by tenant and id, and which of them could run tasks of a shape: that is
+    found out once, since a queue may hold a thousand shapes that nobody can run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._fitting: dict[Shape, dict[Worker, None]] = {}
+
+    def __setitem__(self, key: tuple[str, str], worker: Worker) -> None:
+        if key in self:
+            del self[key]
+        super().__setitem__(key, worker)
+        for shape, fitting in self._fitting.items():
+            if worker.fits(shape):
+                fitting[worker] = None
+
+    def __delitem__(self, key: tuple[str, str]) -> None:
+        worker = self[key]
+        super().__delitem__(key)
+        for fitting in self._fitting.values():
+            fitting.pop(worker, None)
+
+    def able(self, tenant: str) -> set[str]:
+        """What those can do that have a slot for the tenant."""
+        return {
+            capability
+            for worker in self.values()
+            if worker.free_slots and worker.serves(tenant)
+            for capability in worker.capabilities
+        }
+
+    def fitting(self, shape: Shape) -> Collection[Worker]:
+        """Those that could ever run such tasks."""
+        found = self._fitting.get(shape)
+        if found is None:
+            if len(self._fitting) >= FITTING_MAX:
+                self._fitting.clear()
+            found = {worker: None for worker in self.values() if worker.fits(shape)}
+            self._fitting[shape] = found
+        return found
 
 
 def bundled(

@@ -42,11 +42,10 @@ class Authorize:
             principal = call.principal
             if principal is None or not call.peer:
                 return
-            if call.caller:
-                if call.caller not in callers:
-                    raise PermissionDenied(f"{call.caller} doesn't call {spec.service}")
-                return
-            if not principal.allows_somewhere(permission):
+            service = call.caller or call.relayed_by
+            if service and service not in callers:
+                raise PermissionDenied(f"{service} doesn't call {spec.service}")
+            if not call.caller and not principal.allows_somewhere(permission):
                 self._authenticator.denied(principal, spec.path)
                 raise PermissionDenied(
                     f"needs the permission {permission}", metadata={"permission": permission}

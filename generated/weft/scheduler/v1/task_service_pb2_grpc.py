@@ -135,7 +135,7 @@ class TaskServiceServicer(object):
 
     def WatchTask(self, request, context):
         """Sends the task as it is, then each time that it changes, and ends when it is
-        final.
+        final. Its payload comes with the first message only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -55,7 +55,7 @@ class TaskServiceStub:
     """Tries a failed task again, with as many attempts as at first."""
     WatchTask: _grpc.UnaryStreamMultiCallable[_task_service_pb2.WatchTaskRequest, _task_service_pb2.WatchTaskResponse]
     """Sends the task as it is, then each time that it changes, and ends when it is
-    final.
+    final. Its payload comes with the first message only.
     """
 
 @_typing.type_check_only
@@ -85,7 +85,7 @@ class TaskServiceAsyncStub(TaskServiceStub):
     """Tries a failed task again, with as many attempts as at first."""
     WatchTask: _aio.UnaryStreamMultiCallable[_task_service_pb2.WatchTaskRequest, _task_service_pb2.WatchTaskResponse]  # type: ignore[assignment]
     """Sends the task as it is, then each time that it changes, and ends when it is
-    final.
+    final. Its payload comes with the first message only.
     """
 
 class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -160,7 +160,7 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_task_service_pb2.WatchTaskResponse], _abc.AsyncIterator[_task_service_pb2.WatchTaskResponse]]:
         """Sends the task as it is, then each time that it changes, and ends when it is
-        final.
+        final. Its payload comes with the first message only.
         """
 
 def add_TaskServiceServicer_to_server(servicer: TaskServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
