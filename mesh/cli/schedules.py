@@ -90,7 +90,7 @@ MissedOption = Annotated[
     Missed | None,
     typer.Option(
         help="Ticks while nothing ran make no task, one in all (as otherwise), or one each "
-        "(the last 100)."
+        "(the last 100). One that is late by less than 5 s isn't missed."
     ),
 ]
 OverlapOption = Annotated[

@@ -11,6 +11,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +21,15 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 _SENT_AS_IT_IS = (bytes, str, type(None))
+TELL_SECONDS = 0.1
+"""What a function says of how far it is goes to the worker no more often."""
+
+Heard = Callable[[float, str], None]
+"""Takes how far a function is, and a note."""
+
+
+def _unheard(fraction: float, note: str) -> None:
+    """Nobody asked."""
 
 
 class Untold(Exception):
@@ -34,11 +44,15 @@ class Processes:
         self._idle: list[_Process] = []
         self._ending: set[asyncio.Future[None]] = set()
 
-    async def run(self, function: Callable[[Any], Any], argument: Any) -> Any:
-        """What the function returns, which runs in another process. Raises what it raises,
+    async def run(
+        self, function: Callable[[Any], Any], argument: Any, heard: Heard = _unheard
+    ) -> Any:
+        """What the function returns, which runs in another process; `heard` gets what it
+        tells by `tell`. Raises what it raises,
         Untold where that can't be sent from there, and BrokenProcessPool where its process
         dies; one that is cancelled is killed."""
         process, returned = await self._begin(function, argument)
+        process.heard = heard
         try:
             result = await returned
         except (asyncio.CancelledError, BrokenProcessPool):
@@ -75,6 +89,7 @@ class Processes:
         return process, process.submit(function, argument)
 
     def _end(self, process: "_Process") -> None:
+        process.let_go()
         ending = asyncio.get_running_loop().run_in_executor(None, process.end)
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
@@ -85,15 +100,32 @@ class _Process:
 
     def __init__(self) -> None:
         self.pid = 0
+        self.heard: Heard = _unheard
         # Not forked: a child would inherit signal handlers and connections.
         context = multiprocessing.get_context("forkserver")
         theirs, self._ours = context.Pipe(duplex=False)
+        self._told, telling = context.Pipe(duplex=False)
         self._executor = ProcessPoolExecutor(
-            1, mp_context=context, initializer=_live_with_worker, initargs=(theirs,)
+            1, mp_context=context, initializer=_live_with_worker, initargs=(theirs, telling)
         )
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._told.fileno(), self._hear)
 
     def submit(self, function: Callable[[Any], Any], argument: Any) -> "asyncio.Future[Any]":
         return asyncio.wrap_future(self._executor.submit(_told, function, argument))
+
+    def let_go(self) -> None:
+        """Hears nothing more of it."""
+        self._loop.remove_reader(self._told.fileno())
+        self._told.close()
+
+    def _hear(self) -> None:
+        try:
+            fraction, note = self._told.recv()
+        except (EOFError, OSError):
+            self._loop.remove_reader(self._told.fileno())
+        else:
+            self.heard(fraction, note)
 
     def end(self) -> None:
         """Kills it, and returns once its executor's thread has ended: one that is still
@@ -138,9 +170,24 @@ def _pid(_: None) -> int:
     return os.getpid()
 
 
-def _live_with_worker(pipe: Connection) -> None:
+_telling: Connection
+_told_at = float("-inf")
+
+
+def tell(fraction: float, note: str) -> None:
+    """Called there: tells the worker how far the function is."""
+    global _told_at
+    now = time.monotonic()
+    if now - _told_at >= TELL_SECONDS:
+        _told_at = now
+        _telling.send((fraction, note))
+
+
+def _live_with_worker(pipe: Connection, telling: Connection) -> None:
     """Ends the process when the worker ends, however that comes; a signal from the terminal
     is the worker's to handle."""
+    global _telling
+    _telling = telling
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=partial(_exit_at_end_of, pipe), daemon=True).start()
 

@@ -46,5 +46,5 @@ class WorkerTask:
     def progress(self, fraction: float, note: str = "") -> None:
         """Tells how far it is, from 0 to 1; sent with the next heartbeat. A task of which
         nothing new is told for long is said to have stalled, unless its estimated cost is
-        more. Not heard from another process."""
+        more. From a plain function at most ten times a second."""
         self.report(fraction, note)

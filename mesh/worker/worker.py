@@ -20,7 +20,7 @@ import structlog
 
 from mesh.errors import WeftError
 from mesh.rpc.status import code_of
-from mesh.worker.processes import Processes, Untold
+from mesh.worker.processes import Processes, Untold, tell
 from mesh.worker.task import ABORTED, TaskFailure, WorkerTask
 from weft.scheduler.v1 import worker_service_pb2 as pb
 from weft.scheduler.v1.worker_service_pb2_grpc import WorkerServiceStub
@@ -383,7 +383,7 @@ class Worker:
         )
         if _is_async(handler):
             return await handler(task)
-        return await self._processes.run(handler, replace(task, report=_in_another_process))
+        return await self._processes.run(handler, replace(task, report=tell), progress)
 
     def _end(self, key: tuple[str, int], report: pb.AttachRequest) -> None:
         told = report.failed if report.HasField("failed") else report.succeeded
@@ -407,10 +407,6 @@ class Worker:
 def _is_async(handler: Handler) -> bool:
     call = getattr(type(handler), "__call__", None)  # noqa: B004 - an object may be a handler
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)
-
-
-def _in_another_process(fraction: float, note: str) -> None:
-    return
 
 
 def _told(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh.worker.processes import Processes, Untold
+from mesh.worker.processes import TELL_SECONDS, Processes, Untold, tell
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -154,6 +154,30 @@ async def test_a_cancelled_function_is_killed(processes: Processes, tmp_path: Pa
     with pytest.raises(asyncio.CancelledError):
         await running
     await _ends(pid)
+
+
+def _tell_and_wait_for(file: Path) -> None:
+    tell(0.25, "a quarter")
+    tell(0.26, "too soon after it")
+    _wait_for(file)
+
+
+async def test_what_a_function_tells_is_heard_while_it_runs(
+    processes: Processes, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        told: asyncio.Queue[tuple[float, str]] = asyncio.Queue()
+        file = tmp_path / name
+        running = asyncio.create_task(
+            processes.run(_tell_and_wait_for, file, lambda *each, told=told: told.put_nowait(each))
+        )
+        assert await told.get() == (0.25, "a quarter")
+        assert not running.done()
+        file.touch()
+        await running
+        assert told.empty()
+        # The next one is in the same process.
+        await asyncio.sleep(TELL_SECONDS)
 
 
 async def test_closing_ends_the_idle_ones(processes: Processes) -> None:
