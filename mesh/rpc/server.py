@@ -1,7 +1,7 @@
 """The gRPC server: the endpoints of the pipeline, health and reflection on one port."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, NoReturn
 
@@ -226,7 +226,7 @@ def _unary_behaviour(
         try:
             return await endpoint.invoke(request, call)
         except WeftError as error:
-            await _abort(context, call, error)
+            _refuse(context, call, error)
 
     return behaviour
 
@@ -253,7 +253,8 @@ def _streaming_behaviour(
             if writing:
                 # gRPC sends no status while a message is on its way.
                 await asyncio.sleep(WRITE_SECONDS)
-            await _abort(context, call, error)
+                await _abort(context, call, error)
+            _refuse(context, call, error)
 
     return behaviour
 
@@ -271,15 +272,28 @@ def _arrived(endpoint: Endpoint, context: Any, seconds_max: float) -> Call:
     return call
 
 
+def _refuse(context: Any, call: Call, error: WeftError) -> None:
+    """Has the call end with the error, once its handler returns. `abort` would raise what gRPC
+    keeps with the call, which knows the frames it went through, and they the call: its place
+    on the connection would stay taken until garbage is looked for."""
+    message, trailing = _status(call, error)
+    context.set_trailing_metadata(trailing)
+    context.set_details(message)
+    context.set_code(code_of(error))
+
+
 async def _abort(context: Any, call: Call, error: WeftError) -> NoReturn:
-    status = to_status(error, call.request_id)
-    trailing: Iterable[tuple[str, str | bytes]] = (
-        (REQUEST_ID_KEY, call.request_id),
-        (DETAILS_KEY, status.SerializeToString()),
-    )
+    message, trailing = _status(call, error)
     try:
-        await context.abort(code_of(error), status.message, trailing)
+        await context.abort(code_of(error), message, trailing)
     except grpc.aio.InternalError:
         # A message is on its way to a client that doesn't read: it hears of no status.
         raise asyncio.CancelledError from None
     raise AssertionError("abort raises")
+
+
+def _status(call: Call, error: WeftError) -> tuple[str, tuple[tuple[str, str | bytes], ...]]:
+    """The text and the trailing metadata of an error."""
+    status = to_status(error, call.request_id)
+    details = (DETAILS_KEY, status.SerializeToString())
+    return status.message, ((REQUEST_ID_KEY, call.request_id), details)

@@ -1,8 +1,9 @@
 """What only the wire has: bytes, sizes, health, reflection, ports, draining."""
 
 import asyncio
+import gc
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
@@ -179,6 +180,30 @@ async def test_streams_over_the_bound_of_open_ones_are_told_when_to_try_again(
         error = await refusal(channel.unary_unary(GET)(REQUEST, timeout=5))
         assert error.code() is grpc.StatusCode.NOT_FOUND
         stream.cancel()
+    await server.stop()
+
+
+@pytest.fixture
+def no_garbage_is_looked_for() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_garbage_is_looked_for")
+async def test_calls_that_ended_keep_no_place_on_their_connection(service: SmallService) -> None:
+    places = 32
+    server = new_server(service, connection_streams_max=places)
+    port = await server.start("127.0.0.1", 0)
+    async with dialled(port) as channel:
+        for _ in range(2 * places):
+            error = await refusal(channel.unary_unary(GET)(REQUEST, timeout=5))
+            assert error.code() is grpc.StatusCode.NOT_FOUND
+            error = await refusal(channel.unary_unary(GET)(b"\xff\xff", timeout=5))
+            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+            stream = channel.unary_stream(RUN)(TURN, timeout=5)
+            await anext(aiter(stream))
+            stream.cancel()
     await server.stop()
 
 
