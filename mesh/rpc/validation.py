@@ -83,7 +83,10 @@ def _field_check(field: FieldDescriptor) -> Check | None:
         return _map_check(field, bounds)
     inner = _nested(field)
     problem = _problem(field, bounds)
+    formed = bounds.pattern or bounds.resource or bounds.resource_pattern
     if field.is_repeated:
+        if formed and problem is not None:
+            problem = _filled(problem)
         return _repeated_check(field.name, bounds, inner, problem)
     if inner is None and problem is None and not bounds.required:
         return None
@@ -91,7 +94,6 @@ def _field_check(field: FieldDescriptor) -> Check | None:
         return _message_check(field.name, bounds.required, inner)
     if field.has_presence:
         return _present_check(field, bounds.required, problem)
-    formed = bounds.pattern or bounds.resource or bounds.resource_pattern
     if field.type == FieldDescriptor.TYPE_STRING and not formed:
         return _text_check(field.name, bounds.required, bounds.length_max)
     return _scalar_check(field.name, bounds.required, problem)
@@ -305,6 +307,11 @@ def _string_problem(bounds: Any) -> Problem | None:
         return None
 
     return problem
+
+
+def _filled(problem: Problem) -> Problem:
+    """Of an entry of a list, which is there even where it is empty."""
+    return lambda value: problem(value) if value else "must not be empty"
 
 
 def _resource_expression(pattern: str) -> re.Pattern[str]:

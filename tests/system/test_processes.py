@@ -68,8 +68,9 @@ def test_replicas_share_a_port_and_are_started_again(replicas: WeftUp) -> None:
     for pid in pids(replicas):
         os.kill(pid, signal.SIGKILL)
         until(lambda: not runs(pid))  # noqa: B023 - called in this round
-        # The other one answers at the same address, whether this one is there again or not.
-        assert replicas.weft("whoami").code == 0
+        # The other one answers at the same address, whether this one is there again or not;
+        # a connection may still go to one whose last threads end.
+        until(lambda: replicas.weft("whoami").code == 0)
         until(lambda: serving(replicas) == 2)
     assert "process_restarted" in replicas.log
 

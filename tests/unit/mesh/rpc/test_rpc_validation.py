@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mesh.rpc.validation import VIOLATIONS_MAX, violations_of
 from weft.agents.v1 import agent_pb2, agent_service_pb2, turn_service_pb2
+from weft.auth.v1 import api_key_service_pb2
 from weft.models.v1 import model_service_pb2, models_pb2
 from weft.options.v1 import options_pb2
 from weft.state.v1 import session_service_pb2, state_service_pb2
@@ -174,6 +175,13 @@ BAD = [
         ),
         "request.conversation.messages[0].role",
         "is required",
+    ),
+    (
+        api_key_service_pb2.CreateApiKeyRequest(
+            parent="tenants/acme", roles=["tenants/acme/roles/viewer", ""]
+        ),
+        "roles[1]",
+        "must not be empty",
     ),
 ]
 
