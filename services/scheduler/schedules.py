@@ -105,13 +105,14 @@ class Schedules:
         self._wake.set()
 
     def observe(self, batch: Sequence[StoredCommit]) -> None:
-        """Commits were stored: those of other instances change what is planned here."""
+        """Commits were stored: those of other instances change what is planned here, also
+        where a read was quicker to take them in."""
         for stored in batch:
             stream = StreamName.parse(stored.commit.stream)
             aggregate = self._repository.hot(stream)
             if aggregate is None or aggregate.head.position < stored.position:
                 self._behind.add(stream)
-                self.plan(stream)
+            self.plan(stream)
 
     async def trigger(self, stream: StreamName, key: str) -> tasks_pb2.Task:
         """Submits the schedule's task now; the one that the same key made before, where
