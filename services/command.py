@@ -25,6 +25,14 @@ if TYPE_CHECKING:
     from mesh.runtime.nats_users import BusUser
 
 
+Port = Annotated[int | None, typer.Option(help="gRPC port; the next free one when it's in use.")]
+HttpPort = Annotated[int | None, typer.Option(help="Port of /healthz, /readyz and /metrics.")]
+Form = Annotated[Output, typer.Option("-o", "--output", help="Form of what is printed.")]
+LogLevel = Annotated[
+    str | None, typer.Option(help="debug, info, warning or error; logs go to stderr.")
+]
+
+
 def run_command() -> None:
     """Runs the command line and exits."""
     app = application()
@@ -57,12 +65,8 @@ def up(
     ephemeral: Annotated[
         bool, typer.Option("--ephemeral", help="Keep everything in a folder that is deleted.")
     ] = False,
-    port: Annotated[
-        int | None, typer.Option(help="gRPC port; the next free one when it's in use.")
-    ] = None,
-    http_port: Annotated[
-        int | None, typer.Option(help="Port of /healthz, /readyz and /metrics.")
-    ] = None,
+    port: Port = None,
+    http_port: HttpPort = None,
     processes: Annotated[
         int,
         typer.Option(
@@ -80,12 +84,8 @@ def up(
             help="Make another administrator's key in this tenant, where all are lost.",
         ),
     ] = None,
-    output: Annotated[
-        Output, typer.Option("-o", "--output", help="Form of what is printed.")
-    ] = Output.TABLE,
-    log_level: Annotated[
-        str | None, typer.Option(help="debug, info, warning or error; logs go to stderr.")
-    ] = None,
+    output: Form = Output.TABLE,
+    log_level: LogLevel = None,
 ) -> None:
     """Start the platform in this process, with its own nats-server.
 
@@ -123,18 +123,10 @@ def serve(
         Path | None,
         typer.Option(help="Folder of this process alone; .weft where it isn't said."),
     ] = None,
-    port: Annotated[
-        int | None, typer.Option(help="gRPC port; the next free one when it's in use.")
-    ] = None,
-    http_port: Annotated[
-        int | None, typer.Option(help="Port of /healthz, /readyz and /metrics.")
-    ] = None,
-    output: Annotated[
-        Output, typer.Option("-o", "--output", help="Form of what is printed.")
-    ] = Output.TABLE,
-    log_level: Annotated[
-        str | None, typer.Option(help="debug, info, warning or error; logs go to stderr.")
-    ] = None,
+    port: Port = None,
+    http_port: HttpPort = None,
+    output: Form = Output.TABLE,
+    log_level: LogLevel = None,
 ) -> None:
     """Run some services of a deployment in this process; other processes run the rest.
 

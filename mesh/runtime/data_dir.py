@@ -7,7 +7,9 @@ heads      where the streams of the event log are known to end: heads.sqlite3
 """
 
 import fcntl
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -137,3 +139,15 @@ def write_durably(path: Path, text: str) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_addresses(folder: Path, told: Mapping[str, object]) -> Path:
+    """Leaves word for commands of the same data folder: where this process listens, and its
+    id. Returns the file, which is deleted at the end."""
+    run = folder / "run"
+    run.mkdir(exist_ok=True)
+    path = run / "address.json"
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps({**told, "pid": os.getpid()}))
+    temporary.replace(path)
+    return path

@@ -5,8 +5,6 @@ after the last call was drained.
 """
 
 import asyncio
-import json
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -40,7 +38,7 @@ from mesh.rpc.settings import RateLimitSettings, RpcSettings, TlsSettings
 from mesh.rpc.transport import transport_of
 from mesh.runtime.bus_access import union
 from mesh.runtime.call_order import in_call_order, served
-from mesh.runtime.data_dir import DataDirectory
+from mesh.runtime.data_dir import DataDirectory, write_addresses
 from mesh.runtime.nats_server import EmbeddedNats
 from mesh.runtime.nats_users import ADMIN, bus_users, external_user, process_user
 from mesh.runtime.redis_client import LazyRedis, client_of_url
@@ -459,17 +457,11 @@ class Host:
         _log.debug("service stopped", service=name)
 
     def _write_addresses(self) -> None:
-        """For commands of the same data folder: where this process listens."""
-        folder = self.settings.data_dir / "run"
-        folder.mkdir(exist_ok=True)
-        path = folder / "address.json"
-        self._stack.callback(path.unlink, missing_ok=True)
-        temporary = path.with_suffix(".new")
-        told = {**self.addresses, "cluster": self.cluster, "pid": os.getpid()}
+        told = {**self.addresses, "cluster": self.cluster}
         if self.transport.bundle_file is not None:
             told["ca_file"] = str(self.transport.bundle_file)
-        temporary.write_text(json.dumps(told))
-        temporary.replace(path)
+        path = write_addresses(self.settings.data_dir, told)
+        self._stack.callback(path.unlink, missing_ok=True)
 
 
 class _Seat:

@@ -22,7 +22,7 @@ from prometheus_client import Counter
 from mesh.errors import FailedPrecondition, Unavailable, WeftError
 from mesh.ids import new_id
 from mesh.runtime.child_process import ChildProcess
-from mesh.runtime.data_dir import DataDirectory
+from mesh.runtime.data_dir import DataDirectory, write_addresses
 from mesh.runtime.nats_server import EmbeddedNats
 from mesh.runtime.nats_users import ADMIN, HOST, bus_users
 from mesh.runtime.service import ServiceEntry
@@ -273,12 +273,6 @@ class Supervisor:
             self.notes.append(f"port {wanted_port} ({name}) is in use; using {port}")
 
     def _write_addresses(self) -> None:
-        """For commands of the same data folder, as the host does."""
-        folder = self.settings.data_dir / "run"
-        folder.mkdir(exist_ok=True)
-        path = folder / "address.json"
+        shared = {key: self.first[key] for key in ("cluster", "ca_file") if key in self.first}
+        path = write_addresses(self.settings.data_dir, {**self.addresses, **shared})
         self._stack.callback(path.unlink, missing_ok=True)
-        temporary = path.with_suffix(".new")
-        told = {**self.addresses, "cluster": self.first["cluster"], "pid": os.getpid()}
-        temporary.write_text(json.dumps(told))
-        temporary.replace(path)
