@@ -1,10 +1,11 @@
-"""Tells of the registry."""
+"""Puts the control service together; tells of the registry."""
 
 from collections.abc import Mapping
 
 from mesh.call import Call
 from mesh.control.registry import Registry
 from mesh.rpc.pages import read_page_token, write_page_token
+from services.control.traffic import Traffic
 from weft.control.v1 import registry_service_pb2 as pb
 
 PAGE_SIZE = 100
@@ -13,21 +14,27 @@ LIST = "instances"
 
 
 class ControlService:
-    """Lists the instances that this process knows."""
+    """Lists the instances that this process knows, and keeps the splits."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, traffic: Traffic) -> None:
         self._registry = registry
+        self._traffic = traffic
 
     @property
     def handlers(self) -> Mapping[str, object]:
         """What implements each contract."""
-        return {"weft.control.v1.RegistryService": self}
+        return {
+            "weft.control.v1.RegistryService": self,
+            "weft.control.v1.TrafficService": self._traffic,
+        }
 
     async def start(self) -> None:
-        """Nothing is to be made ready."""
+        """Reads the splits. Raises EventStoreUnavailable, DataDamaged."""
+        await self._traffic.start()
 
     async def stop(self) -> None:
-        """Nothing is to be ended."""
+        """Takes no split back any more."""
+        await self._traffic.stop()
 
     async def list_instances(
         self, request: pb.ListInstancesRequest, call: Call
