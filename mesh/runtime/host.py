@@ -452,7 +452,11 @@ class Host:
         if shared:
             # For clients; other instances dial this one's own port.
             self.addresses["grpc"] = f"{settings.host}:{shared}"
-        await self.registry.register(target_of(settings, mesh_port or port))
+        xds_port = int(self.addresses.get("xds", ":0").rpartition(":")[2])
+        await self.registry.register(
+            target_of(settings, mesh_port or port),
+            target_of(settings, xds_port) if xds_port else "",
+        )
 
     async def _stop_server(self, server: RpcServer) -> None:
         """Others learn of it, by health and by the registry, before it takes less."""
