@@ -9,6 +9,7 @@ import asyncio
 import json
 import sys
 from collections import Counter
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -28,7 +29,8 @@ CALL_SECONDS_MAX = 10.0
 async def main() -> None:
     loop = asyncio.get_running_loop()
     key = (await loop.run_in_executor(None, sys.stdin.readline)).strip()
-    plain = grpc.experimental.insecure_channel_credentials()  # type: ignore[attr-defined]
+    experimental: Any = grpc.experimental
+    plain = experimental.insecure_channel_credentials()
     channel = grpc.aio.secure_channel("xds:///weft", grpc.xds_channel_credentials(plain))
     bearer = (("authorization", f"Bearer {key}"),)
     list_tools = ToolServiceStub(channel).ListTools
