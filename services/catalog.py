@@ -59,8 +59,10 @@ def access(mesh: Mesh) -> Access:
 
 
 def splits(mesh: Mesh) -> Splits:
-    """What knows, in every process, how the calls of services are split."""
-    return Splits(mesh.events, SERVICE_SPLITS)
+    """What tells, in every process, its control plane how the calls of services are split."""
+    found = Splits(mesh.events, SERVICE_SPLITS)
+    found.on_change(lambda _: mesh.control_plane.set_splits(found.portions()))
+    return found
 
 
 def _auth(mesh: Mesh) -> Service:
@@ -82,7 +84,7 @@ def _control(mesh: Mesh) -> Service:
         [entry.name for entry in CATALOGUE if entry.contracts],
         mesh.clock,
     )
-    return ControlService(mesh.registry, traffic)
+    return ControlService(mesh, traffic)
 
 
 def _models(mesh: Mesh) -> Service:

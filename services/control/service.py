@@ -1,10 +1,12 @@
-"""Puts the control service together; tells of the registry."""
+"""Tells of the registry, and where calls go: xDS clients of any language ask here."""
 
 from collections.abc import Mapping
 
 from mesh.call import Call
 from mesh.control.registry import Registry
 from mesh.rpc.pages import read_page_token, write_page_token
+from mesh.runtime.service import Mesh
+from mesh.sockets import bind_first_free
 from services.control.traffic import Traffic
 from weft.control.v1 import registry_service_pb2 as pb
 
@@ -14,10 +16,12 @@ LIST = "instances"
 
 
 class ControlService:
-    """Lists the instances that this process knows, and keeps the splits."""
+    """Lists the instances that this process knows, serves its control plane, and keeps the
+    splits."""
 
-    def __init__(self, registry: Registry, traffic: Traffic) -> None:
-        self._registry = registry
+    def __init__(self, mesh: Mesh, traffic: Traffic) -> None:
+        self._mesh = mesh
+        self._registry: Registry = mesh.registry
         self._traffic = traffic
 
     @property
@@ -29,11 +33,22 @@ class ControlService:
         }
 
     async def start(self) -> None:
-        """Reads the splits. Raises EventStoreUnavailable, DataDamaged."""
+        """Reads the splits, and takes the streams of xDS clients from now on: of those with a
+        certificate, where there are any. FailedPrecondition where no port is free,
+        EventStoreUnavailable, DataDamaged."""
         await self._traffic.start()
+        settings, transport = self._mesh.settings, self._mesh.transport
+        transport.check_listening(settings.host)
+        with bind_first_free(settings.host, settings.xds_port) as probe:
+            free: int = probe.getsockname()[1]
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        credentials = transport.server_credentials(processes=True)
+        port = await self._mesh.control_plane.serve(f"{host}:{free}", credentials)
+        self._mesh.announce("xds", settings.xds_port, port)
 
     async def stop(self) -> None:
-        """Takes no split back any more."""
+        """Takes no split back any more. The process's control plane ends later: calls that are
+        under way need it."""
         await self._traffic.stop()
 
     async def list_instances(

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import structlog
 
@@ -31,17 +31,21 @@ class Splits:
         self._events = events
         self._selection = selection
         self._states: dict[StreamName, domain.State] = {}
-        self._callbacks: list[Callable[[splits_pb2.Split], None]] = []
+        self._callbacks: list[Callable[[Sequence[splits_pb2.Split]], None]] = []
+        self._started = False
         self._position = 0
         self._failure: WeftError | None = None
         self._moved = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Returns once all that is stored by now is known. Raises EventStoreUnavailable, and
-        DataDamaged where it can't be read."""
+        """Returns once all that is stored by now is known, and was told. Raises
+        EventStoreUnavailable, and DataDamaged where it can't be read."""
         self._task = asyncio.create_task(self._follow(), name="splits")
         await self.catch_up(START_SECONDS_MAX)
+        # Not before: no call shall go once more where calls went in the past.
+        self._started = True
+        self._tell([state.split for state in self._states.values()])
 
     async def stop(self) -> None:
         """Ends following; what is known stays."""
@@ -50,8 +54,8 @@ class Splits:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    def on_change(self, callback: Callable[[splits_pb2.Split], None]) -> None:
-        """Calls `callback` with each split that changed, those of the start too."""
+    def on_change(self, callback: Callable[[Sequence[splits_pb2.Split]], None]) -> None:
+        """Calls `callback` with all splits once they are known, then with those that changed."""
         self._callbacks.append(callback)
 
     def __iter__(self) -> Iterator[domain.State]:
@@ -117,5 +121,9 @@ class Splits:
         state.ClearField("past")
         state.ClearField("requests")
         self._states[stream] = state
+        if self._started:
+            self._tell([state.split])
+
+    def _tell(self, splits: Sequence[splits_pb2.Split]) -> None:
         for callback in self._callbacks:
-            callback(state.split)
+            callback(splits)

@@ -1,7 +1,7 @@
 """The RPCs of splits."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from mesh.call import Call
@@ -132,9 +132,10 @@ class Traffic:
             key=lambda split: split.name,
         )
 
-    def _tell(self, split: splits_pb2.Split) -> None:
+    def _tell(self, splits: Sequence[splits_pb2.Split]) -> None:
         for watcher in self._watchers:
-            watcher.tell(split)
+            for split in splits:
+                watcher.tell(split)
 
     def _open(self, name: str) -> Aggregate[domain.State]:
         return self._repository.open(domain.split_stream(name))

@@ -100,7 +100,8 @@ async def test_what_one_sets_the_other_knows_and_watches(versions: list[Platform
 
     async def next_of() -> splits_pb2.Split:
         while True:
-            for split in (await anext(messages)).splits:
+            message: pb.WatchSplitsResponse = await anext(messages)
+            for split in message.splits:
                 if split.name == name:
                     return split
 

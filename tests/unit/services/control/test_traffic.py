@@ -105,6 +105,7 @@ async def test_a_control_plane_is_told_of_portions_and_of_each_change(
     told: list[dict[str, tuple[Portion, ...]]] = []
     splits = Splits(store, SERVICE_SPLITS)
     splits.on_change(lambda _: told.append(dict(splits.portions())))
+    await traffic.set_split(request(v1=80, v2=20), call())
     await splits.start()
     await traffic.promote(pb.PromoteRequest(name=SPLIT, version="2"), call())
     await traffic.set_split(request(v1=50, v2=50, v3=0), call())
@@ -112,9 +113,9 @@ async def test_a_control_plane_is_told_of_portions_and_of_each_change(
     await splits.catch_up()
     await splits.stop()
     assert told == [
-        {"scheduler": (Portion("1", 90, 1), Portion("2", 10, 1))},
+        {"scheduler": (Portion("1", 80, 1), Portion("2", 20, 1))},
         {"scheduler": (Portion("2", 100, 1),)},
-        {"scheduler": (Portion("1", 50, 3), Portion("2", 50, 1), Portion("3", 0, 1))},
+        {"scheduler": (Portion("1", 50, 4), Portion("2", 50, 1), Portion("3", 0, 1))},
         {},
     ]
 
