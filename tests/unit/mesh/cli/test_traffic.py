@@ -99,10 +99,10 @@ def test_an_agents_revisions_are_split(weft: Weft, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("versions")
 def test_a_watch_begins_with_what_is(weft: Weft) -> None:
     weft("mesh", "split", "scheduler", "1.4=90", "1.5=10")
-    watched = weft("--timeout", "1", "mesh", "splits", "--watch", "-o", "json")
+    watched = weft("--timeout", "2", "mesh", "splits", "--watch", "-o", "json")
     assert watched.code == 124
     assert [each["name"] for each in watched.items] == ["services/scheduler/split"]
-    table = weft("--timeout", "1", "mesh", "splits", "--watch")
+    table = weft("--timeout", "2", "mesh", "splits", "--watch")
     assert lines(table.out)[0].startswith("AT scheduler 1.4 90%, 1.5 10% set by ")
 
 
