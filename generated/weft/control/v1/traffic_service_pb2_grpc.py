@@ -94,7 +94,8 @@ class TrafficServiceServicer(object):
 
     def Rollback(self, request, context):
         """Takes a split back to the portions before the present ones; where there are
-        none, all goes to the present ones' base. Again goes back one more.
+        none, all goes to the present ones' base. Again goes back one more: only with
+        a request_id may it be tried again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

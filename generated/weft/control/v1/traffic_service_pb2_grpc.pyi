@@ -45,7 +45,8 @@ class TrafficServiceStub:
     """Gives all to one of a split's portions."""
     Rollback: _grpc.UnaryUnaryMultiCallable[_traffic_service_pb2.RollbackRequest, _traffic_service_pb2.RollbackResponse]
     """Takes a split back to the portions before the present ones; where there are
-    none, all goes to the present ones' base. Again goes back one more.
+    none, all goes to the present ones' base. Again goes back one more: only with
+    a request_id may it be tried again.
     """
     GetSplit: _grpc.UnaryUnaryMultiCallable[_traffic_service_pb2.GetSplitRequest, _traffic_service_pb2.GetSplitResponse]
     """Returns a split, with its history. NOT_FOUND where it was never set."""
@@ -71,7 +72,8 @@ class TrafficServiceAsyncStub(TrafficServiceStub):
     """Gives all to one of a split's portions."""
     Rollback: _aio.UnaryUnaryMultiCallable[_traffic_service_pb2.RollbackRequest, _traffic_service_pb2.RollbackResponse]  # type: ignore[assignment]
     """Takes a split back to the portions before the present ones; where there are
-    none, all goes to the present ones' base. Again goes back one more.
+    none, all goes to the present ones' base. Again goes back one more: only with
+    a request_id may it be tried again.
     """
     GetSplit: _aio.UnaryUnaryMultiCallable[_traffic_service_pb2.GetSplitRequest, _traffic_service_pb2.GetSplitResponse]  # type: ignore[assignment]
     """Returns a split, with its history. NOT_FOUND where it was never set."""
@@ -112,7 +114,8 @@ class TrafficServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_traffic_service_pb2.RollbackResponse, _abc.Awaitable[_traffic_service_pb2.RollbackResponse]]:
         """Takes a split back to the portions before the present ones; where there are
-        none, all goes to the present ones' base. Again goes back one more.
+        none, all goes to the present ones' base. Again goes back one more: only with
+        a request_id may it be tried again.
         """
 
     @_abc_1.abstractmethod
