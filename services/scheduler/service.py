@@ -91,8 +91,12 @@ class SchedulerService:
 
     def _implementations(self) -> Mapping[str, object]:
         return {
-            "weft.scheduler.v1.TaskService": TaskService(self._queues, self._submitter),
-            "weft.scheduler.v1.BatchService": BatchService(self._queues, self._submitter),
+            "weft.scheduler.v1.TaskService": TaskService(
+                self._queues, self._submitter, self._mesh.events
+            ),
+            "weft.scheduler.v1.BatchService": BatchService(
+                self._queues, self._submitter, self._mesh.events
+            ),
             "weft.scheduler.v1.QueueService": QueueService(
                 self._queues, self._settings, self._queue_view
             ),
