@@ -101,7 +101,9 @@ class SchedulerService:
                 self._queues, self._settings, self._queue_view
             ),
             "weft.scheduler.v1.DeadLetterService": DeadLetterService(self._queues),
-            "weft.scheduler.v1.WorkerService": WorkerService(self._queues, self._settings),
+            "weft.scheduler.v1.WorkerService": WorkerService(
+                self._queues, self._settings, f"instances/{self._mesh.instance}"
+            ),
             "weft.scheduler.v1.ScheduleService": ScheduleService(
                 self._mesh.events,
                 self._repository,
