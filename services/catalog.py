@@ -95,7 +95,7 @@ _BUS = {
     "gateway": BusAccess(appends=("auth",)),
     "models": EVERY_PROCESS,
     "scheduler": BusAccess(appends=("scheduler", "schedules")),
-    "state": BusAccess(appends=("state",), keys=KeyUse.DESTROY, erases=True),
+    "state": BusAccess(appends=("exports", "state"), keys=KeyUse.DESTROY, erases=True),
     "tools": BusAccess(appends=("tools",)),
     "vectors": EVERY_PROCESS,
 }

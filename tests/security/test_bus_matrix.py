@@ -11,7 +11,10 @@ from services.catalog import CATALOGUE
 from tests.security.bus import STREAMS, USERS, RawClient, bus, logged_in, others
 
 SUBJECT_IS_FULL = 10077
-AREAS = (*("agents", "auth", "models", "schedules", "scheduler", "state", "tools", "vectors"),)
+AREAS = (
+    *("agents", "auth", "exports", "models", "schedules", "scheduler", "state", "tools"),
+    "vectors",
+)
 API = "$JS.API"
 
 # Written by hand, so that a wrong rule doesn't prove itself: a short name for each group
@@ -65,7 +68,7 @@ GRANTED = {
     "gateway": writes("auth") | PROCESS,
     "models": PROCESS,
     "scheduler": writes("scheduler", "schedules") | PROCESS,
-    "state": writes("state") | PROCESS | DESTROYS | ERASES,
+    "state": writes("exports", "state") | PROCESS | DESTROYS | ERASES,
     "tools": writes("tools") | PROCESS,
     "vectors": PROCESS,
     "admin": {

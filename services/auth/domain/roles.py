@@ -21,7 +21,7 @@ _VIEWER = frozenset(
     {
         *("agents.get", "agents.list", "agents.list_stalled", "auth.get_tenant", "models.list"),
         *("scheduler.get", "scheduler.get_queue", "scheduler.list", "scheduler.list_queues"),
-        *("scheduler.get_schedule", "scheduler.list_schedules"),
+        *("scheduler.get_schedule", "scheduler.list_schedules", "scheduler.list_workers"),
         *("state.get", "state.list", "state.watch", "tools.get", "tools.list"),
         *("vectors.get", "vectors.list", "vectors.search"),
     }
