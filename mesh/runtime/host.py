@@ -334,7 +334,7 @@ class Host:
         )
         own = own_instance(settings, self._instance, list(self._ready))
         own.spiffe_id = self.transport.spiffe_id
-        load = LoadMeter(lambda: self._pipeline.under_way)
+        load = LoadMeter(lambda: self._pipeline.under_way, lambda: self._pipeline.served)
         self.registry = NatsRegistry(connection, self._leases, own, load.read)
         self._stack.push_async_callback(self._leases.stop)
         await self._leases.start()
