@@ -33,7 +33,7 @@ from weft.auth.v1 import (
     role_service_pb2,
     tenant_service_pb2,
 )
-from weft.control.v1 import registry_service_pb2
+from weft.control.v1 import mesh_service_pb2, registry_service_pb2
 from weft.models.v1 import model_service_pb2
 from weft.scheduler.v1 import (
     batch_service_pb2,
@@ -90,9 +90,10 @@ def _vectors(mesh: Mesh) -> Service:
 _BUS = {
     "agents": BusAccess(appends=("agents", "state"), tokens=True),
     "auth": BusAccess(appends=("auth",), keys=KeyUse.KEEP),
-    "control": EVERY_PROCESS,
+    # Who had an instance drained is noted by who was asked to.
+    "control": BusAccess(appends=("instances",)),
     # It authenticates by what the log says, and notes there who was refused.
-    "gateway": BusAccess(appends=("auth",)),
+    "gateway": BusAccess(appends=("auth", "instances")),
     "models": EVERY_PROCESS,
     "scheduler": BusAccess(appends=("scheduler", "schedules")),
     "state": BusAccess(appends=("state",), keys=KeyUse.DESTROY, erases=True),
@@ -118,8 +119,11 @@ _SERVICES = (
     ServiceEntry(
         name="control",
         summary="tells which processes the deployment has",
-        contracts=(registry_service_pb2.DESCRIPTOR.services_by_name["RegistryService"],),
-        calls=(),
+        contracts=(
+            registry_service_pb2.DESCRIPTOR.services_by_name["RegistryService"],
+            mesh_service_pb2.DESCRIPTOR.services_by_name["MeshService"],
+        ),
+        calls=("control",),
         build=_control,
     ),
     ServiceEntry(

@@ -22,9 +22,9 @@ from mesh.cli.doctor import add_doctor
 from mesh.cli.events import events
 from mesh.cli.failures import CommandFailed, ExitCode
 from mesh.cli.identity import add_identity
-from mesh.cli.instances import instances
 from mesh.cli.keys import keys
 from mesh.cli.models import models
+from mesh.cli.operations import instances
 from mesh.cli.output import printable
 from mesh.cli.queues import queues
 from mesh.cli.roles import roles

@@ -25,10 +25,16 @@ class Registry(Protocol):
         than how busy it is."""
         ...
 
+    @property
+    def draining(self) -> bool:
+        """Whether this instance takes nothing new."""
+        ...
+
     async def register(self, target: str) -> None:
         """Says that this instance takes calls at `target`, as gRPC dials it."""
         ...
 
     async def drain(self) -> None:
-        """Says that this instance takes nothing new; does nothing where it never took any."""
+        """Says that this instance takes nothing new, until it registers again; does nothing
+        where it never took any."""
         ...

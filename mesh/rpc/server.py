@@ -26,6 +26,7 @@ WRITE_SECONDS = 1.0
 HEALTH_WATCHES_MAX = 128
 HEALTH_WATCH_SECONDS_MAX = 3600.0
 _SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class RpcServer:
@@ -91,6 +92,12 @@ class RpcServer:
     async def refuse(self) -> None:
         """Says NOT_SERVING from now on, and goes on serving."""
         await self._health.enter_graceful_shutdown()
+
+    async def say_serving(self, serving: bool) -> None:
+        """Says SERVING from now on, or NOT_SERVING, and goes on serving either way."""
+        status = _SERVING if serving else _NOT_SERVING
+        for service in ("", *self._services):
+            await self._health.set(service, status)
 
     async def drain(self, notice_seconds: float, grace_seconds: float) -> None:
         """Ends serving in order: NOT_SERVING, and `notice_seconds` for the balancers to see

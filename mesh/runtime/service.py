@@ -11,6 +11,7 @@ from grpc import aio
 from mesh.clock import Clock
 from mesh.control.leases import Leases
 from mesh.control.registry import Registry
+from mesh.control.xds.mesh_view import RoutedService
 from mesh.events.aggregate import Repository
 from mesh.events.fold import Fold
 from mesh.events.head_ledger import HeadLedger
@@ -192,3 +193,10 @@ def callers_of(catalogue: Iterable[ServiceEntry]) -> dict[str, frozenset[str]]:
         for entry in entries
         for contract in entry.contracts
     }
+
+
+def routed(catalogue: Iterable[ServiceEntry]) -> tuple[RoutedService, ...]:
+    """The services that calls are routed to: those with contracts."""
+    return tuple(
+        RoutedService(entry.name, entry.contracts) for entry in catalogue if entry.contracts
+    )

@@ -28,6 +28,10 @@ class Known:
     def on_change(self, callback: Callable[[], None]) -> None:
         """It doesn't change by itself."""
 
+    @property
+    def draining(self) -> bool:
+        return False
+
     async def register(self, target: str) -> None:
         """Nobody registers."""
 
