@@ -12,6 +12,7 @@ from grpc_health.v1 import health, health_pb2
 
 from mesh.call import Call
 from mesh.errors import FailedPrecondition, WeftError
+from mesh.rpc.load_report import LoadReport
 from mesh.rpc.pipeline import Endpoint, Pipeline
 from mesh.rpc.propagation import REQUEST_ID_KEY, incoming_call
 from mesh.rpc.reflection import reflection_endpoints
@@ -35,8 +36,8 @@ class RpcServer:
 
     Methods that aren't among them answer UNIMPLEMENTED, bytes that don't parse
     INVALID_ARGUMENT. With a `transport` of certificates it speaks TLS only. The request id
-    comes back in the trailing metadata. When a client goes away, its handler is cancelled
-    where it waits, and a generator is closed.
+    comes back in the trailing metadata, and of unary calls the server's load. When a client
+    goes away, its handler is cancelled where it waits, and a generator is closed.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class RpcServer:
         self._health = _Health()
         named = [*self._services, health.SERVICE_NAME]
         served = {**endpoints, **reflection_endpoints(named, pipeline, settings)}
+        load = LoadReport(pipeline.metrics.totals)
         handlers = {
-            path: _wire_handler(endpoint, settings, transport) for path, endpoint in served.items()
+            path: _wire_handler(endpoint, settings, transport, load)
+            for path, endpoint in served.items()
         }
         self._server.add_generic_rpc_handlers((_Endpoints(handlers),))
         self._server.add_generic_rpc_handlers((_health_handlers(self._health),))
@@ -200,7 +203,9 @@ def server_options(settings: RpcSettings, *, shares: bool = False) -> list[tuple
     ]
 
 
-def _wire_handler(endpoint: Endpoint, settings: RpcSettings, transport: Transport) -> Any:
+def _wire_handler(
+    endpoint: Endpoint, settings: RpcSettings, transport: Transport, load: LoadReport
+) -> Any:
     spec = endpoint.spec
     if spec.server_streaming:
         make = (
@@ -215,7 +220,7 @@ def _wire_handler(endpoint: Endpoint, settings: RpcSettings, transport: Transpor
             if spec.client_streaming
             else grpc.unary_unary_rpc_method_handler
         )
-        behaviour = _unary_behaviour(endpoint, settings, transport)
+        behaviour = _unary_behaviour(endpoint, settings, transport, load)
     return make(
         behaviour,
         # Whom nobody knows makes no message: the interceptor Decode parses the bytes.
@@ -225,10 +230,10 @@ def _wire_handler(endpoint: Endpoint, settings: RpcSettings, transport: Transpor
 
 
 def _unary_behaviour(
-    endpoint: Endpoint, settings: RpcSettings, transport: Transport
+    endpoint: Endpoint, settings: RpcSettings, transport: Transport, load: LoadReport
 ) -> Callable[[Any, Any], Awaitable[Any]]:
     async def behaviour(request: Any, context: Any) -> Any:
-        call = _arrived(endpoint, context, settings.call_seconds_max)
+        call = _arrived(endpoint, context, settings.call_seconds_max, load.trailer())
         call.acts_as = transport.acts_as(context)
         try:
             return await endpoint.invoke(request, call)
@@ -266,7 +271,9 @@ def _streaming_behaviour(
     return behaviour
 
 
-def _arrived(endpoint: Endpoint, context: Any, seconds_max: float) -> Call:
+def _arrived(
+    endpoint: Endpoint, context: Any, seconds_max: float, *trailing: tuple[str, bytes]
+) -> Call:
     call = incoming_call(
         endpoint.spec.path,
         endpoint.deadline_seconds,
@@ -275,7 +282,7 @@ def _arrived(endpoint: Endpoint, context: Any, seconds_max: float) -> Call:
         context.peer(),
         seconds_max,
     )
-    context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
+    context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id), *trailing))
     return call
 
 

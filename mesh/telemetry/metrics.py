@@ -21,6 +21,10 @@ BUCKETS_SECONDS = (
 )
 
 
+_FAULTS = frozenset({"DATA_LOSS", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE", "UNKNOWN"})
+"""Codes of calls that a server in order would have answered."""
+
+
 def new_registry() -> CollectorRegistry:
     """A registry that already reports the process: memory, CPU, descriptors, version."""
     registry = CollectorRegistry()
@@ -59,6 +63,15 @@ class RpcMetrics(Collector):
     def method(self, service: str, name: str) -> MethodMetrics:
         """The metrics of one method of a contract."""
         return self._methods.setdefault((service, name), MethodMetrics())
+
+    def totals(self) -> tuple[int, int]:
+        """How many calls have ended, and how many by a fault of the server."""
+        calls = faults = 0
+        for method in self._methods.values():
+            for code, count in method.counts.items():
+                calls += count
+                faults += count if code in _FAULTS else 0
+        return calls, faults
 
     def collect(self) -> Iterable[Metric]:
         """What Prometheus scrapes."""

@@ -39,4 +39,4 @@ async def test_grpcs_own_view_of_its_channels_and_servers_is_there() -> None:
 
 
 def test_versions_are_those_that_run() -> None:
-    assert dump.versions()["grpcio"] == grpc.__version__  # type: ignore[attr-defined]
+    assert dump.versions()["grpcio"] == grpc.__version__
