@@ -185,6 +185,10 @@ class _Endpoints(grpc.GenericRpcHandler):
 
 def server_options(settings: RpcSettings, *, shares: bool = False) -> list[tuple[str, Any]]:
     """The options of the server; mesh.md of the design says what each was needed for."""
+    aged = [
+        ("grpc.max_connection_age_ms", int(settings.connection_age_seconds * 1000)),
+        ("grpc.max_connection_age_grace_ms", int(settings.connection_grace_seconds * 1000)),
+    ]
     return [
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -198,6 +202,7 @@ def server_options(settings: RpcSettings, *, shares: bool = False) -> list[tuple
         ("grpc.max_allowed_incoming_connections", settings.connections_max),
         # Who only holds a place loses it.
         ("grpc.max_connection_idle_ms", int(settings.connection_idle_seconds * 1000)),
+        *(aged if settings.connection_age_seconds else ()),
         # Two servers on one port would share its calls unnoticed, unless they are meant to.
         ("grpc.so_reuseport", int(shares)),
     ]
