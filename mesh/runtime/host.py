@@ -19,7 +19,6 @@ from mesh.control.leases import Leases
 from mesh.control.nats_leases import NatsLeases
 from mesh.control.nats_registry import NatsRegistry
 from mesh.control.nearest import Nearest
-from mesh.control.xds.mesh_view import MeshView
 from mesh.errors import DataDamaged, WeftError
 from mesh.events.aggregate import Repository
 from mesh.events.codec import Codecs
@@ -45,14 +44,13 @@ from mesh.runtime.nats_users import ADMIN, bus_users, external_user, process_use
 from mesh.runtime.operations import Operations
 from mesh.runtime.redis_client import LazyRedis, client_of_url
 from mesh.runtime.registration import LoadMeter, own_instance, target_of
-from mesh.runtime.service import Access, Mesh, Service, ServiceEntry, callers_of, routed
+from mesh.runtime.service import Access, Mesh, Service, ServiceEntry, callers_of
 from mesh.runtime.settings import RuntimeSettings
 from mesh.runtime.valkey_server import EmbeddedValkey
 from mesh.security.keyring import Keyring
 from mesh.security.master_key import open_master_key
 from mesh.security.sealing import SealedCodec
 from mesh.security.settings import SecuritySettings
-from mesh.security.spiffe import parse_process_id
 from mesh.telemetry import traces
 from mesh.telemetry.http import TelemetryServer
 from mesh.telemetry.metrics import new_registry
@@ -429,9 +427,7 @@ class Host:
 
     async def _start_server(self) -> None:
         """Takes calls once all that is served here is ready, and ends with that first."""
-        operations = Operations(
-            cast(Mesh, self), [each.name for each in self._catalogue], self._view, self.readiness
-        )
+        operations = Operations(cast(Mesh, self), self._catalogue, self.readiness)
         # Of itself each process tells itself.
         self.endpoints.update(bind(operations.handlers, self._pipeline, self.rpc_settings))
         endpoints = {**self._forwarded, **self.endpoints}
@@ -453,13 +449,9 @@ class Host:
         if shared:
             # For clients; other instances dial this one's own port.
             self.addresses["grpc"] = f"{settings.host}:{shared}"
-        await self.registry.register(target_of(settings, mesh_port or port))
-
-    def _view(self) -> MeshView:
-        process = parse_process_id(self.transport.spiffe_id)
-        domain = process.trust_domain if process is not None else ""
-        instances = tuple(self.registry.instances())
-        return MeshView(routed(self._catalogue), instances, trust_domain=domain)
+        await self.registry.register(
+            await asyncio.to_thread(target_of, settings, mesh_port or port)
+        )
 
     async def _stop_server(self, server: RpcServer) -> None:
         """Others learn of it, by health and by the registry, before it takes less."""

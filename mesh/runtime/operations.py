@@ -23,7 +23,8 @@ from mesh.events.store import CommitDraft, HeadConflict, NewEvent, StreamName
 from mesh.rpc.channel import RemoteChannel
 from mesh.rpc.server import RpcServer
 from mesh.runtime import dump
-from mesh.runtime.service import Mesh
+from mesh.runtime.service import Mesh, ServiceEntry, routed
+from mesh.security.spiffe import parse_process_id
 from weft.control.v1 import mesh_events_pb2 as facts
 from weft.control.v1 import mesh_service_pb2 as pb
 from weft.control.v1.instances_pb2 import INSTANCE_STATE_DRAINING, Instance
@@ -40,20 +41,19 @@ _FAR_NS = 2**63 - 1
 
 
 class Operations:
-    """See the module. `services` are all of the catalogue, by name, and `view` gives what the
-    control plane knows. `stop` has the process end in order."""
+    """See the module. `catalogue` are all services that there are, and `readiness` says which
+    parts of this process are ready. `stop` has the process end in order."""
 
     def __init__(
         self,
         mesh: Mesh,
-        services: Sequence[str],
-        view: Callable[[], MeshView],
+        catalogue: Sequence[ServiceEntry],
         readiness: Callable[[], Mapping[str, bool]],
         stop: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGTERM),
     ) -> None:
         self._mesh = mesh
-        self._services = services
-        self._view = view
+        self._services = [entry.name for entry in catalogue]
+        self._routed = routed(catalogue)
         self._readiness = readiness
         self._stop = stop
         self._server: RpcServer | None = None
@@ -146,6 +146,12 @@ class Operations:
             channelz=dump.channelz(),
             xds_resources=dump.xds_resources(),
         )
+
+    def _view(self) -> MeshView:
+        process = parse_process_id(self._mesh.transport.spiffe_id)
+        domain = process.trust_domain if process is not None else ""
+        instances = tuple(self._mesh.registry.instances())
+        return MeshView(self._routed, instances, trust_domain=domain)
 
     def _known(self, name: str) -> Instance:
         """The instance of that name, which the registry knows."""

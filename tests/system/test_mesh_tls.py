@@ -13,7 +13,7 @@ from mesh.control.xds.ads import AdsServer
 from mesh.control.xds.bootstrap import CertificateFiles, bootstrap
 from mesh.control.xds.mesh_view import MeshView
 from tests.support.spiffe_authority import Authority
-from tests.support.xds_backend import handlers
+from tests.support.xds_backend import Load, handlers
 from tests.support.xds_client import COLLECTIONS
 from tests.support.xds_mesh import SERVICES, client, instance_at
 
