@@ -332,7 +332,11 @@ class Host:
         await self._check_log()
         self._tokens = JetStreamTokenStream(connection, codecs)
         self._leases = NatsLeases(
-            connection, self._instance, predecessor=predecessor, clock=self.clock
+            connection,
+            self._instance,
+            predecessor=predecessor,
+            replicas=settings.nats_replicas,
+            clock=self.clock,
         )
         own = own_instance(settings, self._instance, list(self._ready))
         own.spiffe_id = self.transport.spiffe_id

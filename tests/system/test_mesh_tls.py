@@ -25,7 +25,7 @@ VECTORS = "spiffe://weft.test/vectors"
 async def serving(files: CertificateFiles) -> AsyncIterator[str]:
     """A backend that wants its clients' certificates."""
     server = grpc.aio.server()
-    for service, methods in handlers("a").items():
+    for service, methods in handlers("a", Load(0.0)).items():
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
     pair = (files.private_key.read_bytes(), files.certificate.read_bytes())
     credentials = grpc.ssl_server_credentials(
