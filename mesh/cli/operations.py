@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mesh.cli.bootstrap import instances
 from mesh.cli.command import command
 from mesh.cli.connection import Client
 from mesh.cli.failures import usage_error
-from mesh.cli.instances import instances, load_text, state_text
+from mesh.cli.instances import load_text, state_text
 from mesh.cli.output import Output, as_data, note, show_data, show_message, show_rows
 
 if TYPE_CHECKING:

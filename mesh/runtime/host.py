@@ -18,7 +18,7 @@ from mesh.clock import SYSTEM, Clock
 from mesh.control.leases import Leases
 from mesh.control.nats_leases import NatsLeases
 from mesh.control.nats_registry import NatsRegistry
-from mesh.control.nearest import Nearest
+from mesh.control.xds.control_plane import ControlPlane
 from mesh.errors import DataDamaged, WeftError
 from mesh.events.aggregate import Repository
 from mesh.events.codec import Codecs
@@ -39,11 +39,12 @@ from mesh.rpc.transport import transport_of
 from mesh.runtime.bus_access import union
 from mesh.runtime.call_order import in_call_order, served
 from mesh.runtime.data_dir import DataDirectory, write_addresses
+from mesh.runtime.elsewhere import Elsewhere
 from mesh.runtime.nats_server import EmbeddedNats
 from mesh.runtime.nats_users import ADMIN, bus_users, external_user, process_user
 from mesh.runtime.operations import Operations
 from mesh.runtime.redis_client import LazyRedis, client_of_url
-from mesh.runtime.registration import LoadMeter, own_instance, target_of
+from mesh.runtime.registration import LoadMeter, own_instance, targets
 from mesh.runtime.service import Access, Mesh, Service, ServiceEntry, callers_of
 from mesh.runtime.settings import RuntimeSettings
 from mesh.runtime.valkey_server import EmbeddedValkey
@@ -111,7 +112,7 @@ class Host:
         self._heads: HeadLedger
         self._leases: NatsLeases
         self.registry: NatsRegistry
-        self._nearest: Nearest
+        self._elsewhere: Elsewhere
         self._tokens: JetStreamTokenStream
         self._ready: dict[str, bool] = {entry.name: False for entry in self._served}
         self._stopping = False
@@ -189,6 +190,11 @@ class Host:
         return self._repositories[id(fold)]
 
     @property
+    def control_plane(self) -> ControlPlane:
+        """See Mesh."""
+        return self._elsewhere.control_plane
+
+    @property
     def pipeline(self) -> Pipeline:
         """See Mesh."""
         return self._pipeline
@@ -211,21 +217,15 @@ class Host:
     def _channel(
         self, caller: str, callees: Collection[str] | None, validated: bool, relays: bool = False
     ) -> MeshChannel:
-        channel = MeshChannel(
+        return MeshChannel(
             self.endpoints,
-            self._nearest,
+            self._elsewhere.channel(caller, self._access.sign, relays=relays),
+            self._elsewhere.is_served,
             self.rpc_settings,
             validated=validated,
             caller=caller,
             callees=callees,
-            sign=self._access.sign,
-            relays=relays,
-            transport=self.transport,
-            knows=self._nearest.knows,
-            avoid=self._nearest.avoid,
         )
-        self._stack.push_async_callback(channel.close)
-        return channel
 
     def forwards(self, entry: ServiceEntry) -> Mapping[str, object]:
         """What answers for the contracts that a service calls and that aren't served here."""
@@ -281,19 +281,19 @@ class Host:
         if settings.redis_url:
             url, password_file = settings.redis_url, settings.redis_password_file
             self._redis = LazyRedis(lambda: client_of_url(url, password_file))
-            # Before the first call asks for it.
-            self._redis.client()
-            return
-        self._valkey = EmbeddedValkey(settings.data_dir, binary=settings.valkey_binary)
-        try:
-            await self._valkey.start()
-        except (WeftError, OSError) as error:
-            _log.warning("valkey_missing", error=type(error).__name__)
-            fault = error.message if isinstance(error, WeftError) else "valkey-server can't start"
-            self.notes.append(f"{fault}; limits are counted in this process alone")
         else:
+            self._valkey = EmbeddedValkey(settings.data_dir, binary=settings.valkey_binary)
+            try:
+                await self._valkey.start()
+            except (WeftError, OSError) as error:
+                _log.warning("valkey_missing", error=type(error).__name__)
+                fault = "valkey-server can't start"
+                fault = error.message if isinstance(error, WeftError) else fault
+                self.notes.append(f"{fault}; limits are counted in this process alone")
+                return
             self._redis = LazyRedis(self._valkey.client)
-            self._redis.client()
+        # Before the first call asks for it.
+        self._redis.client()
 
     async def _stop_redis(self, starting: asyncio.Task[None]) -> None:
         starting.cancel()
@@ -305,7 +305,7 @@ class Host:
             await self._valkey.stop()
 
     async def _connect(self, predecessor: str | None) -> None:
-        settings = self.settings
+        settings, replicas = self.settings, self.settings.nats_replicas
         url, admin, login = await self._find_nats()
         self.addresses["nats"] = url.rpartition("@")[2].removeprefix("nats://")
         await self._prepare(url, admin)
@@ -313,7 +313,7 @@ class Host:
             url,
             name=f"weft-{self._instance}",
             login=login,
-            replicas=settings.nats_replicas,
+            replicas=replicas,
             makes_streams=False,
             uses_tokens=self._bus.tokens,
         )
@@ -323,30 +323,32 @@ class Host:
         sealed_after = await self._keyring.sealed_after(await log_end(connection))
         codecs = Codecs(SealedCodec(self._keyring), sealed_after=sealed_after)
         self._store = JetStreamEventStore(
-            connection,
-            replicas=settings.nats_replicas,
-            codecs=codecs,
-            disk_full=self._disk_full,
+            connection, replicas=replicas, codecs=codecs, disk_full=self._disk_full
         )
         self._stack.push_async_callback(self._store.close)
         await self._check_log()
         self._tokens = JetStreamTokenStream(connection, codecs)
         self._leases = NatsLeases(
-            connection,
-            self._instance,
-            predecessor=predecessor,
-            replicas=settings.nats_replicas,
-            clock=self.clock,
+            connection, self._instance, predecessor=predecessor, replicas=replicas, clock=self.clock
         )
         own = own_instance(settings, self._instance, list(self._ready))
         own.spiffe_id = self.transport.spiffe_id
         load = LoadMeter(lambda: self._pipeline.under_way)
         self.registry = NatsRegistry(connection, self._leases, own, load.read)
-        services = {c.full_name: e.name for e in self._catalogue for c in e.contracts}
-        self._nearest = Nearest(self.registry, settings.zone, services)
         self._stack.push_async_callback(self._leases.stop)
         await self._leases.start()
         await self.registry.start()
+        self._elsewhere = Elsewhere(
+            self._catalogue,
+            self._served,
+            self.registry,
+            self._instance,
+            settings,
+            self.rpc_settings,
+            self.transport,
+        )
+        self._stack.push_async_callback(self._elsewhere.stop)
+        await self._elsewhere.start()
 
     async def _open_edge(self) -> None:
         self._access = self._make_access(cast(Mesh, self))
@@ -398,7 +400,7 @@ class Host:
         remembered of a log that isn't ours alone may be of another one: that is told, and
         `weft verify` says it too."""
         accept_loss = self.settings.accept_loss
-        folder = self.settings.data_dir
+        folder = self.settings.heads_folder or self.settings.data_dir
         lacking = await self._store.lacking()
         self._heads = HeadLedger(self._store, folder / "heads.sqlite3")
         self._stack.push_async_callback(self._heads.stop)
@@ -453,9 +455,7 @@ class Host:
         if shared:
             # For clients; other instances dial this one's own port.
             self.addresses["grpc"] = f"{settings.host}:{shared}"
-        await self.registry.register(
-            await asyncio.to_thread(target_of, settings, mesh_port or port)
-        )
+        await self.registry.register(*await targets(settings, mesh_port or port, self.addresses))
 
     async def _stop_server(self, server: RpcServer) -> None:
         """Others learn of it, by health and by the registry, before it takes less."""

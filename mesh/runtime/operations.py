@@ -17,14 +17,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from mesh.call import Call
 from mesh.control.mesh_status import left_without, routes_of, status_of
 from mesh.control.nats_registry import COLLECTION
-from mesh.control.xds.mesh_view import MeshView
 from mesh.errors import Conflict, FailedPrecondition, NotFound
 from mesh.events.store import CommitDraft, HeadConflict, NewEvent, StreamName
 from mesh.rpc.channel import RemoteChannel
 from mesh.rpc.server import RpcServer
 from mesh.runtime import dump
-from mesh.runtime.service import Mesh, ServiceEntry, routed
-from mesh.security.spiffe import parse_process_id
+from mesh.runtime.service import Mesh, ServiceEntry
 from weft.control.v1 import mesh_events_pb2 as facts
 from weft.control.v1 import mesh_service_pb2 as pb
 from weft.control.v1.instances_pb2 import INSTANCE_STATE_DRAINING, Instance
@@ -34,7 +32,6 @@ RELAYING = ("control", "gateway")
 """Services whose processes take such calls from outside: the catalogue lets them call it, and
 they may append to AREA."""
 AREA = "instances"
-CONTROL_PLANE = "control"
 CONFLICTS_MAX = 16
 _FAR_NS = 2**63 - 1
 """A time that every commit is stored before."""
@@ -53,7 +50,6 @@ class Operations:
     ) -> None:
         self._mesh = mesh
         self._services = [entry.name for entry in catalogue]
-        self._routed = routed(catalogue)
         self._readiness = readiness
         self._stop = stop
         self._server: RpcServer | None = None
@@ -76,7 +72,7 @@ class Operations:
         return pb.GetMeshStatusResponse(
             services=[status_of(service, instances) for service in sorted(self._services)],
             instances=instances,
-            control_planes=[each.name for each in instances if CONTROL_PLANE in each.services],
+            control_planes=[each.name for each in instances if each.xds_target],
             answered_by=self._own_name,
         )
 
@@ -85,7 +81,7 @@ class Operations:
         if request.service and request.service not in self._services:
             raise NotFound.of("service", request.service)
         zone = request.zone or self._mesh.settings.zone
-        return routes_of(self._view(), zone, request.service)
+        return routes_of(self._mesh.control_plane.view, zone, request.service)
 
     async def drain_instance(
         self, request: pb.DrainInstanceRequest, call: Call
@@ -122,7 +118,7 @@ class Operations:
             raise FailedPrecondition("the instance ends")
         own = self._own()
         if own.state == INSTANCE_STATE_DRAINING:
-            await self._mesh.registry.register(own.target)
+            await self._mesh.registry.register(own.target, own.xds_target)
             await self._say_serving(True)
         return pb.UndrainInstanceResponse(instance=self._own())
 
@@ -146,12 +142,6 @@ class Operations:
             channelz=dump.channelz(),
             xds_resources=dump.xds_resources(),
         )
-
-    def _view(self) -> MeshView:
-        process = parse_process_id(self._mesh.transport.spiffe_id)
-        domain = process.trust_domain if process is not None else ""
-        instances = tuple(self._mesh.registry.instances())
-        return MeshView(self._routed, instances, trust_domain=domain)
 
     def _known(self, name: str) -> Instance:
         """The instance of that name, which the registry knows."""

@@ -1,11 +1,12 @@
 """What a process says of itself in the registry."""
 
+import asyncio
 import importlib.metadata
 import ipaddress
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlsplit
 
 from mesh.control.nats_registry import COLLECTION
@@ -40,6 +41,16 @@ def target_of(settings: RuntimeSettings, port: int) -> str:
     named = settings.advertised_host or settings.host
     host = _towards(settings.nats_url) if _is_everywhere(named) else _address_of(named)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def targets(
+    settings: RuntimeSettings, port: int, addresses: Mapping[str, str]
+) -> tuple[str, str]:
+    """Where others dial this process, and where xDS clients do; the latter is empty unless
+    `addresses` says that it listens there. See target_of."""
+    xds_port = int(addresses.get("xds", ":0").rpartition(":")[2])
+    target = await asyncio.to_thread(target_of, settings, port)
+    return target, f"{target.rpartition(':')[0]}:{xds_port}" if xds_port else ""
 
 
 class LoadMeter:

@@ -11,7 +11,7 @@ from grpc import aio
 from mesh.clock import Clock
 from mesh.control.leases import Leases
 from mesh.control.registry import Registry
-from mesh.control.xds.mesh_view import RoutedService
+from mesh.control.xds.control_plane import ControlPlane
 from mesh.events.aggregate import Repository
 from mesh.events.fold import Fold
 from mesh.events.head_ledger import HeadLedger
@@ -118,6 +118,11 @@ class Mesh(Protocol):
         ...
 
     @property
+    def control_plane(self) -> ControlPlane:
+        """What this process tells xDS clients of the instances."""
+        ...
+
+    @property
     def data_dir(self) -> Path:
         """Folder for what this instance keeps; it exists."""
         ...
@@ -193,10 +198,3 @@ def callers_of(catalogue: Iterable[ServiceEntry]) -> dict[str, frozenset[str]]:
         for entry in entries
         for contract in entry.contracts
     }
-
-
-def routed(catalogue: Iterable[ServiceEntry]) -> tuple[RoutedService, ...]:
-    """The services that calls are routed to: those with contracts."""
-    return tuple(
-        RoutedService(entry.name, entry.contracts) for entry in catalogue if entry.contracts
-    )

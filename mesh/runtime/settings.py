@@ -33,6 +33,9 @@ class RuntimeSettings(Section):
     mesh_port: int = Field(8440, ge=0, le=65535)
     """Port for other processes of Weft, which prove themselves by certificate; there is none
     without certificates."""
+    xds_port: int = Field(8441, ge=0, le=65535)
+    """Port of the control plane, where the service `control` runs: xDS clients of any language
+    ask there. Who asks needs a certificate where there are any."""
     http_port: int = Field(8080, ge=0, le=65535)
     """Port of `/healthz`, `/readyz` and `/metrics`."""
     nats_url: str = Field(default_factory=lambda: os.environ.get("NATS_URL", ""))
@@ -46,6 +49,9 @@ class RuntimeSettings(Section):
     own_log: bool = False
     """The event log at `nats_url` is this deployment's alone: a process doesn't start on one
     that lost its end."""
+    heads_folder: Path | None = None
+    """Folder where the ends of the log's streams are remembered, outside the log; by default
+    the data folder."""
     nats_replicas: int = Field(1, ge=1, le=5)
     nats_port: int = Field(4222, ge=0, le=65535)
     """Port of the embedded nats-server."""

@@ -39,7 +39,7 @@ class Registered:
     def draining(self) -> bool:
         return False
 
-    async def register(self, target: str) -> None:
+    async def register(self, target: str, xds_target: str = "") -> None:
         raise NotImplementedError
 
     async def drain(self) -> None:
