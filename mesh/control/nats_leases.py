@@ -79,7 +79,8 @@ class NatsLeases:
     """See the module, and the port `mesh.control.leases.Leases`.
 
     `predecessor` is the run before this one on the same data folder: this process has
-    its lock, so that one is gone as soon as its key is, without watching for a lease.
+    its lock, so that one is gone as soon as its key is, without watching for a lease. The
+    bucket lies on so many `replicas`: nobody could renew while the only one that has it is away.
     """
 
     def __init__(
@@ -88,8 +89,10 @@ class NatsLeases:
         instance: str,
         *,
         predecessor: str | None = None,
+        replicas: int = 1,
         clock: Clock = SYSTEM,
     ) -> None:
+        self._bucket_shape = {**_BUCKET, "num_replicas": replicas}
         self._connection = connection
         self._instance = instance
         self._predecessor = predecessor
@@ -203,7 +206,9 @@ class NatsLeases:
             )
             if found.get("error", {}).get("err_code") == _STREAM_NOT_FOUND:
                 await self._connection.api(
-                    f"STREAM.CREATE.{LEASE_STREAM}", _BUCKET, timeout=_REQUEST_SECONDS_MAX
+                    f"STREAM.CREATE.{LEASE_STREAM}",
+                    self._bucket_shape,
+                    timeout=_REQUEST_SECONDS_MAX,
                 )
         except EventStoreUnavailable:
             await self._forget_bucket()

@@ -43,8 +43,9 @@ from mesh.runtime.elsewhere import Elsewhere
 from mesh.runtime.log_check import check_log, heads_folder
 from mesh.runtime.nats_server import EmbeddedNats, is_full
 from mesh.runtime.nats_users import ADMIN, bus_users, external_user, process_user
+from mesh.runtime.operations import Operations
 from mesh.runtime.redis_client import LazyRedis, client_of_url
-from mesh.runtime.registration import LoadMeter, own_instance, target_of
+from mesh.runtime.registration import LoadMeter, own_instance, targets
 from mesh.runtime.service import (
     Access,
     Follower,
@@ -260,6 +261,7 @@ class Host:
             **self._ready,
             "events": self._store.connection.connected and not self._disk_full(),
             "access": self._access.ready,
+            "calls": not self.registry.draining,
             "lease": self._leases.held(),
         }
 
@@ -294,19 +296,19 @@ class Host:
         if settings.redis_url:
             url, password_file = settings.redis_url, settings.redis_password_file
             self._redis = LazyRedis(lambda: client_of_url(url, password_file))
-            # Before the first call asks for it.
-            self._redis.client()
-            return
-        self._valkey = EmbeddedValkey(settings.data_dir, binary=settings.valkey_binary)
-        try:
-            await self._valkey.start()
-        except (WeftError, OSError) as error:
-            _log.warning("valkey_missing", error=type(error).__name__)
-            fault = error.message if isinstance(error, WeftError) else "valkey-server can't start"
-            self.notes.append(f"{fault}; limits are counted in this process alone")
         else:
+            self._valkey = EmbeddedValkey(settings.data_dir, binary=settings.valkey_binary)
+            try:
+                await self._valkey.start()
+            except (WeftError, OSError) as error:
+                _log.warning("valkey_missing", error=type(error).__name__)
+                fault = "valkey-server can't start"
+                fault = error.message if isinstance(error, WeftError) else fault
+                self.notes.append(f"{fault}; limits are counted in this process alone")
+                return
             self._redis = LazyRedis(self._valkey.client)
-            self._redis.client()
+        # Before the first call asks for it.
+        self._redis.client()
 
     async def _stop_redis(self, starting: asyncio.Task[None]) -> None:
         starting.cancel()
@@ -318,7 +320,7 @@ class Host:
             await self._valkey.stop()
 
     async def _connect(self, predecessor: str | None) -> None:
-        settings = self.settings
+        settings, replicas = self.settings, self.settings.nats_replicas
         url, admin, login = await self._find_nats()
         self.addresses["nats"] = url.rpartition("@")[2].removeprefix("nats://")
         await self._prepare(url, admin)
@@ -326,7 +328,7 @@ class Host:
             url,
             name=f"weft-{self._instance}",
             login=login,
-            replicas=settings.nats_replicas,
+            replicas=replicas,
             makes_streams=False,
             uses_tokens=self._bus.tokens,
         )
@@ -336,10 +338,7 @@ class Host:
         sealed_after = await self._keyring.sealed_after(await log_end(connection))
         codecs = Codecs(SealedCodec(self._keyring), sealed_after=sealed_after)
         self._store = JetStreamEventStore(
-            connection,
-            replicas=settings.nats_replicas,
-            codecs=codecs,
-            disk_full=self._disk_full,
+            connection, replicas=replicas, codecs=codecs, disk_full=self._disk_full
         )
         self._stack.push_async_callback(self._store.close)
         self._heads = HeadLedger(self._store, heads_folder(settings) / "heads.sqlite3")
@@ -347,7 +346,7 @@ class Host:
         await check_log(self._store, self._heads, settings, embedded=self._nats is not None)
         self._tokens = JetStreamTokenStream(connection, codecs)
         self._leases = NatsLeases(
-            connection, self._instance, predecessor=predecessor, clock=self.clock
+            connection, self._instance, predecessor=predecessor, replicas=replicas, clock=self.clock
         )
         own = own_instance(settings, self._instance, list(self._ready))
         own.spiffe_id = self.transport.spiffe_id
@@ -422,7 +421,10 @@ class Host:
 
     async def _start_server(self) -> None:
         """Takes calls once all that is served here is ready, and ends with that first."""
-        endpoints = {**self.endpoints, **self._forwarded}
+        operations = Operations(cast(Mesh, self), self._catalogue, self.readiness)
+        # Of itself each process tells itself.
+        self.endpoints.update(bind(operations.handlers, self._pipeline, self.rpc_settings))
+        endpoints = {**self._forwarded, **self.endpoints}
         settings = self.settings
         # Clients come to who answers for all, and has no contract of its own.
         answers_for_all = not all(each.contracts for each in self._served)
@@ -430,6 +432,7 @@ class Host:
         server = RpcServer(
             endpoints, self.rpc_settings, self._pipeline, self.transport, shares=shared > 0
         )
+        operations.serve(server)
         self._stack.push_async_callback(self._stop_server, server)
         mesh_port = 0
         if self.transport.encrypted:
@@ -440,11 +443,7 @@ class Host:
         if shared:
             # For clients; other instances dial this one's own port.
             self.addresses["grpc"] = f"{settings.host}:{shared}"
-        xds_port = int(self.addresses.get("xds", ":0").rpartition(":")[2])
-        await self.registry.register(
-            target_of(settings, mesh_port or port),
-            target_of(settings, xds_port) if xds_port else "",
-        )
+        await self.registry.register(*await targets(settings, mesh_port or port, self.addresses))
 
     async def _stop_server(self, server: RpcServer) -> None:
         """Others learn of it, by health and by the registry, before it takes less."""
