@@ -37,7 +37,7 @@ from weft.auth.v1 import (
     role_service_pb2,
     tenant_service_pb2,
 )
-from weft.control.v1 import registry_service_pb2, traffic_service_pb2
+from weft.control.v1 import mesh_service_pb2, registry_service_pb2, traffic_service_pb2
 from weft.models.v1 import model_service_pb2
 from weft.scheduler.v1 import (
     batch_service_pb2,
@@ -110,12 +110,13 @@ def _vectors(mesh: Mesh) -> Service:
 _BUS = {
     "agents": BusAccess(appends=("agents", "state"), tokens=True),
     "auth": BusAccess(appends=("auth",), keys=KeyUse.KEEP),
-    "control": BusAccess(appends=("control",)),
+    # Who had an instance drained is noted by who was asked to.
+    "control": BusAccess(appends=("control", "instances")),
     # It authenticates by what the log says, and notes there who was refused.
-    "gateway": BusAccess(appends=("auth",)),
+    "gateway": BusAccess(appends=("auth", "instances")),
     "models": EVERY_PROCESS,
     "scheduler": BusAccess(appends=("scheduler", "schedules")),
-    "state": BusAccess(appends=("state",), keys=KeyUse.DESTROY, erases=True),
+    "state": BusAccess(appends=("exports", "state"), keys=KeyUse.DESTROY, erases=True),
     "tools": BusAccess(appends=("tools",)),
     "vectors": EVERY_PROCESS,
 }
@@ -140,9 +141,10 @@ _SERVICES = (
         summary="tells which processes the deployment has, and splits calls between versions",
         contracts=(
             registry_service_pb2.DESCRIPTOR.services_by_name["RegistryService"],
+            mesh_service_pb2.DESCRIPTOR.services_by_name["MeshService"],
             traffic_service_pb2.DESCRIPTOR.services_by_name["TrafficService"],
         ),
-        calls=("agents",),
+        calls=("agents", "control"),
         build=_control,
     ),
     ServiceEntry(

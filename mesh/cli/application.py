@@ -13,7 +13,6 @@ from mesh.cli.agents import agents
 from mesh.cli.asking import add_ask
 from mesh.cli.audit import add_audit
 from mesh.cli.batches import batches
-from mesh.cli.bootstrap import instances
 from mesh.cli.calling import add_call
 from mesh.cli.collections import collections
 from mesh.cli.command import silence_stdout, with_shared_options
@@ -25,6 +24,7 @@ from mesh.cli.failures import CommandFailed, ExitCode
 from mesh.cli.identity import add_identity
 from mesh.cli.keys import keys
 from mesh.cli.models import models
+from mesh.cli.operations import instances
 from mesh.cli.output import printable
 from mesh.cli.queues import queues
 from mesh.cli.roles import roles

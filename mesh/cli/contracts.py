@@ -20,6 +20,8 @@ _MODULES = (
     "weft.auth.v1.role_service_pb2",
     "weft.auth.v1.tenant_service_pb2",
     "weft.control.v1.events_pb2",
+    "weft.control.v1.mesh_events_pb2",
+    "weft.control.v1.mesh_service_pb2",
     "weft.control.v1.registry_service_pb2",
     "weft.control.v1.traffic_service_pb2",
     "weft.models.v1.model_service_pb2",

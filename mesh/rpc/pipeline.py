@@ -90,6 +90,11 @@ class Pipeline:
         self._deadlines = Deadlines()
 
     @property
+    def metrics(self) -> RpcMetrics:
+        """What was counted of its calls."""
+        return self._metrics
+
+    @property
     def under_way(self) -> int:
         """Calls and streams from other processes that are being answered."""
         return self._calls.count + self._streams.count

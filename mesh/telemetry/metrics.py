@@ -22,6 +22,10 @@ BUCKETS_SECONDS = (
 )
 
 
+_FAULTS = frozenset({"DATA_LOSS", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE", "UNKNOWN"})
+"""Codes of calls that a server in order would have answered."""
+
+
 def new_registry() -> CollectorRegistry:
     """A registry that already reports the process: memory, CPU, descriptors, version."""
     registry = CollectorRegistry()
@@ -86,6 +90,15 @@ class RpcMetrics(Collector):
                 of_area.calls += sum(method.counts.values())
                 of_area.failures += sum(method.counts.get(code, 0) for code in method.failures)
         return served
+
+    def totals(self) -> tuple[int, int]:
+        """How many calls have ended, and how many by a fault of the server."""
+        calls = faults = 0
+        for method in self._methods.values():
+            for code, count in method.counts.items():
+                calls += count
+                faults += count if code in _FAULTS else 0
+        return calls, faults
 
     def collect(self) -> Iterable[Metric]:
         """What Prometheus scrapes."""

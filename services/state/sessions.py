@@ -13,7 +13,7 @@ from mesh.runtime.requests import request_hash
 from services.state import domain
 from services.state.erasing import Erasures
 from services.state.existing import existing
-from services.state.exporting import export
+from services.state.exporting import export, note_export
 from services.state.importing import Imports
 from services.state.read_model import SessionsReadModel
 from services.state.revisions import Revisions
@@ -125,10 +125,11 @@ class Sessions:
     async def export_session(
         self, request: session_service_pb2.ExportSessionRequest, call: Call
     ) -> AsyncIterator[session_service_pb2.ExportSessionResponse]:
-        """The session's records, opened."""
+        """The session's records, opened; the audit trail has it that they were told."""
         state = session_pb2.SessionState()
         # A copy: others go on with the session meanwhile.
         state.CopyFrom(await self._existing(request.name))
+        await note_export(self._repository, state, call)
         async for record in export(self._repository, state):
             yield session_service_pb2.ExportSessionResponse(record=record)
 

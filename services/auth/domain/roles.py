@@ -22,7 +22,7 @@ _VIEWER = frozenset(
         *("agents.get", "agents.list", "agents.list_stalled", "auth.get_tenant", "models.list"),
         *("control.get_split", "control.list_splits"),
         *("scheduler.get", "scheduler.get_queue", "scheduler.list", "scheduler.list_queues"),
-        *("scheduler.get_schedule", "scheduler.list_schedules"),
+        *("scheduler.get_schedule", "scheduler.list_schedules", "scheduler.list_workers"),
         *("state.get", "state.list", "state.watch", "tools.get", "tools.list"),
         *("vectors.get", "vectors.list", "vectors.search"),
     }
@@ -80,7 +80,8 @@ ADMIN_ONLY = frozenset(
             "auth.rotate_signing_key",
             "auth.rotate_tenant_key",
             "auth.rotate_master_key",
-            "control.list_instances",
+            *("control.drain_instance", "control.dump_instance", "control.get_status"),
+            *("control.list_instances", "control.list_routes"),
             "scheduler.work_shared",
             "state.erase",
         ),
