@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +41,8 @@ class Platform:
     """`python -m tests.support.serve` on `data_dir`; `environment` is added to ours.
 
     With `split` each service has a process of its own; with `configured_models` the models
-    service is as it is, instead of the scripted one.
+    service is as it is, instead of the scripted one. Where `serves` names services, it is a part
+    of a deployment, on a NATS that `environment` names.
     What it logs goes to `data_dir`'s sibling `<name>.log`.
     """
 
@@ -49,6 +50,7 @@ class Platform:
     environment: Mapping[str, str] = field(default_factory=dict)
     configured_models: bool = False
     split: bool = SPLIT
+    serves: Sequence[str] = ()
     addresses: dict[str, str] = field(default_factory=dict)
     process: asyncio.subprocess.Process | None = None
     channel: grpc.aio.Channel | None = None
@@ -69,6 +71,7 @@ class Platform:
                 str(self.data_dir),
                 *(["--configured-models"] if self.configured_models else []),
                 *(["--split"] if self.split else []),
+                *(["--serves", *self.serves] if self.serves else []),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 cwd=ROOT,
