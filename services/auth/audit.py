@@ -211,6 +211,8 @@ def _resource(stream: StreamName) -> str:
     tenant = domain.tenant_name(stream.tenant)
     if stream.area in ("exports", "state") and len(stream.key) == 2:
         return f"{tenant}/agents/{stream.key[0]}/sessions/{stream.key[1]}"
+    if stream.area == "control" and len(stream.key) == 2:
+        return f"{tenant}/{stream.key[0]}/{stream.key[1]}/split"
     if stream.area in _COLLECTIONS and len(stream.key) == 1:
         return f"{tenant}/{_COLLECTIONS[stream.area]}/{stream.key[0]}"
     return tenant

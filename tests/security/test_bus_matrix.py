@@ -12,7 +12,7 @@ from tests.security.bus import STREAMS, USERS, RawClient, bus, logged_in, others
 
 SUBJECT_IS_FULL = 10077
 AREAS = (
-    *("agents", "auth", "exports", "models", "schedules", "scheduler", "state", "tools"),
+    *("agents", "auth", "control", "exports", "models", "schedules", "scheduler", "state", "tools"),
     "vectors",
 )
 API = "$JS.API"
@@ -64,7 +64,7 @@ PROCESS = LOG | LEASES | READ_KEYS
 GRANTED = {
     "agents": writes("agents", "state") | TOKENS | PROCESS,
     "auth": writes("auth") | PROCESS | KEEPS_KEYS | DESTROYS,
-    "control": PROCESS,
+    "control": writes("control") | PROCESS,
     "gateway": writes("auth") | PROCESS,
     "models": PROCESS,
     "scheduler": writes("scheduler", "schedules") | PROCESS,
