@@ -33,6 +33,7 @@ from mesh.cli.session_transfer import sessions
 from mesh.cli.tasks import tasks
 from mesh.cli.tenants import tenants
 from mesh.cli.tools import tools
+from mesh.cli.traffic import add_traffic
 from mesh.cli.turns import turns
 from mesh.cli.verifying import add_verify
 from mesh.cli.workers import workers
@@ -68,6 +69,7 @@ def application() -> typer.Typer:
     app.add_typer(keys, name="key")
     app.add_typer(roles, name="role")
     app.add_typer(tenants, name="tenant")
+    add_traffic(instances)
     app.add_typer(instances, name="mesh")
     app.add_typer(contexts, name="context")
     add_identity(app)

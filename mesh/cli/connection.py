@@ -18,6 +18,7 @@ from mesh.cli.failures import (
     from_rpc_error,
     is_unauthenticated,
     is_unimplemented,
+    is_unreached,
 )
 from mesh.cli.names import DEFAULT_TENANT
 from mesh.cli.output import Output, note
@@ -117,6 +118,11 @@ class Client:
 
     def failure(self, error: "grpc.RpcError") -> CommandFailed:
         """What the error of an RPC is in words."""
+        if is_unreached(error):
+            from mesh.cli.encryption import misunderstood
+
+            if failure := misunderstood(self.address.target, self.ca_file):
+                return failure
         failure = from_rpc_error(error, self.address.target)
         if is_unauthenticated(error):
             failure.notes += key_notes(self.credential, self.address.target)

@@ -98,6 +98,7 @@ class NatsLeases:
         self._predecessor = predecessor
         self._clock = clock
         self._held_until = _NEVER
+        self._problem = "its answers were errors, or none"
         self._bucket: str | None = None
         self._bucket_since = _NEVER
         self._looked = _NEVER
@@ -135,7 +136,7 @@ class NatsLeases:
         while not self.held():
             await self._turn()
             if self._clock.monotonic() > deadline:
-                raise EventStoreUnavailable("NATS didn't grant a lease")
+                raise EventStoreUnavailable(f"NATS didn't grant a lease: {self._problem}")
             if not self.held():
                 await asyncio.sleep(0.05)
         self._loop = asyncio.create_task(self._run(), name="lease renewal")
@@ -187,7 +188,8 @@ class NatsLeases:
                 headers={"Nats-TTL": f"{LEASE_SECONDS:.0f}s"},
                 timeout=_REQUEST_SECONDS_MAX,
             )
-        except EventStoreUnavailable:
+        except EventStoreUnavailable as error:
+            self._problem = error.message
             return
         if "error" not in json.loads(answer.data):
             self._held_until = sent + LEASE_SECONDS

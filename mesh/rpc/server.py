@@ -1,7 +1,7 @@
 """The gRPC server: the endpoints of the pipeline, health and reflection on one port."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, NoReturn
 
@@ -24,6 +24,8 @@ from mesh.sockets import bind_first_free
 _PORT_ATTEMPTS_MAX = 3
 WRITE_SECONDS = 1.0
 """How long a client that doesn't read may still take a message after its stream has ended."""
+CANCEL_TURNS = 4
+"""Turns of the event loop within which a cancelled call is; one was measured."""
 HEALTH_WATCHES_MAX = 128
 HEALTH_WATCH_SECONDS_MAX = 3600.0
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -240,12 +242,23 @@ def _unary_behaviour(
     async def behaviour(request: Any, context: Any) -> Any:
         call = _arrived(endpoint, context, settings.call_seconds_max, load.trailing())
         call.acts_as = transport.acts_as(context)
+        if endpoint.spec.client_streaming:
+            request = _whole(request)
         try:
             return await endpoint.invoke(request, call)
         except WeftError as error:
             _refuse(context, call, error)
 
     return behaviour
+
+
+async def _whole(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """The requests of a call. Where its client cancels it gRPC ends them, and cancels the handler
+    a turn of the event loop later: half of them must not pass for all until then."""
+    async for request in requests:
+        yield request
+    for _ in range(CANCEL_TURNS):
+        await asyncio.sleep(0)
 
 
 def _streaming_behaviour(

@@ -19,11 +19,11 @@ from mesh.control.leases import Leases
 from mesh.control.nats_leases import NatsLeases
 from mesh.control.nats_registry import NatsRegistry
 from mesh.control.xds.control_plane import ControlPlane
-from mesh.errors import DataDamaged, WeftError
+from mesh.errors import WeftError
 from mesh.events.aggregate import Repository
 from mesh.events.codec import Codecs
 from mesh.events.fold import Fold
-from mesh.events.head_ledger import HeadLedger, read_mark
+from mesh.events.head_ledger import HeadLedger
 from mesh.events.jetstream.connection import Login
 from mesh.events.jetstream.key_store import JetStreamKeyStore
 from mesh.events.jetstream.store import JetStreamEventStore, connect_prepared, log_end
@@ -40,12 +40,13 @@ from mesh.runtime.bus_access import union
 from mesh.runtime.call_order import in_call_order, served
 from mesh.runtime.data_dir import DataDirectory, write_addresses
 from mesh.runtime.elsewhere import Elsewhere
-from mesh.runtime.nats_server import EmbeddedNats
+from mesh.runtime.log_check import check_log, heads_folder
+from mesh.runtime.nats_server import EmbeddedNats, is_full
 from mesh.runtime.nats_users import ADMIN, bus_users, external_user, process_user
 from mesh.runtime.operations import Operations
 from mesh.runtime.redis_client import LazyRedis, client_of_url
 from mesh.runtime.registration import LoadMeter, own_instance, targets
-from mesh.runtime.service import Access, Mesh, Service, ServiceEntry, callers_of
+from mesh.runtime.service import Access, Follower, Mesh, Service, ServiceEntry, callers_of
 from mesh.runtime.settings import RuntimeSettings
 from mesh.runtime.valkey_server import EmbeddedValkey
 from mesh.security.keyring import Keyring
@@ -67,7 +68,8 @@ TRACE_FLUSH_SECONDS = 2.0
 
 class Host:
     """Starts those services of `catalogue` in this process that `serves` names, or all; the
-    `Mesh` that they get. `access` makes what knows who may call.
+    `Mesh` that they get. `access` makes what knows who may call, and `splits` what tells the
+    control plane how calls are split between versions.
 
     Raises what the parts raise: a data folder in use or damaged, no nats-server to be
     had, NATS out of reach, a certificate that can't be used, an address beyond this machine
@@ -81,6 +83,7 @@ class Host:
         access: Callable[[Mesh], Access],
         security: SecuritySettings | None = None,
         *,
+        splits: Callable[[Mesh], Follower] | None = None,
         serves: Collection[str] = (),
     ) -> None:
         self.settings = settings
@@ -95,6 +98,7 @@ class Host:
         self.cluster = ""
         """Id of the deployment: that of its event log."""
         self._make_access = access
+        self._make_splits = splits
         self._access: Access
         self._pipeline: Pipeline
         self._catalogue = in_call_order(catalogue)
@@ -263,6 +267,10 @@ class Host:
         self._stack.push_async_callback(self._stop_redis, redis)
         await self._connect(directory.previous_instance)
         await self._open_edge()
+        if self._make_splits is not None:
+            splits = self._make_splits(cast(Mesh, self))
+            self._stack.push_async_callback(splits.stop)
+            await splits.start()
         telemetry = TelemetryServer(self.metrics, self.readiness)
         for entry in self._served:
             await self._start_service(entry)
@@ -326,27 +334,21 @@ class Host:
             connection, replicas=replicas, codecs=codecs, disk_full=self._disk_full
         )
         self._stack.push_async_callback(self._store.close)
-        await self._check_log()
+        self._heads = HeadLedger(self._store, heads_folder(settings) / "heads.sqlite3")
+        self._stack.push_async_callback(self._heads.stop)
+        await check_log(self._store, self._heads, settings, embedded=self._nats is not None)
         self._tokens = JetStreamTokenStream(connection, codecs)
         self._leases = NatsLeases(
             connection, self._instance, predecessor=predecessor, replicas=replicas, clock=self.clock
         )
         own = own_instance(settings, self._instance, list(self._ready))
         own.spiffe_id = self.transport.spiffe_id
-        load = LoadMeter(lambda: self._pipeline.under_way)
+        load = LoadMeter(lambda: self._pipeline.under_way, lambda: self._pipeline.served)
         self.registry = NatsRegistry(connection, self._leases, own, load.read)
         self._stack.push_async_callback(self._leases.stop)
         await self._leases.start()
         await self.registry.start()
-        self._elsewhere = Elsewhere(
-            self._catalogue,
-            self._served,
-            self.registry,
-            self._instance,
-            settings,
-            self.rpc_settings,
-            self.transport,
-        )
+        self._elsewhere = Elsewhere(cast(Mesh, self), self._catalogue, self._served)
         self._stack.push_async_callback(self._elsewhere.stop)
         await self._elsewhere.start()
 
@@ -395,32 +397,11 @@ class Host:
         finally:
             await connection.close()
 
-    async def _check_log(self) -> None:
-        """Raises DataDamaged where commits are gone, unless that is accepted. What is
-        remembered of a log that isn't ours alone may be of another one: that is told, and
-        `weft verify` says it too."""
-        accept_loss = self.settings.accept_loss
-        folder = self.settings.heads_folder or self.settings.data_dir
-        lacking = await self._store.lacking()
-        self._heads = HeadLedger(self._store, folder / "heads.sqlite3")
-        self._stack.push_async_callback(self._heads.stop)
-        mark = folder / "log_mark"
-        await self._heads.start(lacking=lacking, accept_loss=accept_loss, before=read_mark(mark))
-        problem = self._heads.problem
-        if problem:
-            _log.error("event_log_differs", problem=problem)
-        if problem and (lacking or self._nats is not None or self.settings.own_log):
-            raise DataDamaged(
-                f"{problem}: it was damaged or restored from an older backup (data folder"
-                f" {folder}); `weft up --accept-loss` starts on what is there"
-            )
-        mark.unlink(missing_ok=True)
-        if accept_loss:
-            # Those of commits that are gone would pass for the present.
-            await self._store.forget_snapshots()
-
     def _disk_full(self) -> bool:
-        return self._nats is not None and self._nats.disk_full
+        if self._nats is not None:
+            return self._nats.disk_full
+        folder = self.settings.nats_store_folder
+        return folder is not None and is_full(folder)
 
     async def _start_service(self, entry: ServiceEntry) -> None:
         service: Service = entry.build(cast(Mesh, _Seat(self, entry)))

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from mesh.control.nats_registry import COLLECTION
 from mesh.errors import FailedPrecondition
 from mesh.runtime.settings import RuntimeSettings
+from mesh.telemetry.metrics import Served
 from weft.control.v1 import instances_pb2
 
 LOOPBACK = "127.0.0.1"
@@ -26,7 +27,7 @@ def own_instance(
         name=COLLECTION + instance_id,
         services=services,
         zone=settings.zone,
-        version=importlib.metadata.version("weft"),
+        version=settings.version or importlib.metadata.version("weft"),
         weight=settings.weight,
     )
     instance.start_time.GetCurrentTime()
@@ -54,10 +55,14 @@ async def targets(
 
 
 class LoadMeter:
-    """How busy this process was since it was last read; `calls` are those under way."""
+    """How busy this process was since it was last read; `calls` are those under way, `served`
+    those that ended, by service."""
 
-    def __init__(self, calls: Callable[[], int]) -> None:
+    def __init__(
+        self, calls: Callable[[], int], served: Callable[[], Mapping[str, Served]]
+    ) -> None:
         self._calls = calls
+        self._served = served
         self._processors = os.cpu_count() or 1
         self._read_at = time.monotonic()
         self._cpu_seconds = time.process_time()
@@ -68,7 +73,14 @@ class LoadMeter:
         spent = (cpu_seconds - self._cpu_seconds) / max(now - self._read_at, 1e-3)
         self._read_at, self._cpu_seconds = now, cpu_seconds
         return instances_pb2.InstanceLoad(
-            cpu_utilization=spent / self._processors, calls=self._calls()
+            cpu_utilization=spent / self._processors,
+            calls=self._calls(),
+            served=[
+                instances_pb2.ServedCalls(
+                    service=service, calls=served.calls, failures=served.failures
+                )
+                for service, served in self._served().items()
+            ],
         )
 
 

@@ -28,6 +28,9 @@ class RuntimeSettings(Section):
     the one by which it reaches NATS."""
     zone: str = Field(default_factory=lambda: os.environ.get("WEFT_ZONE", ""), max_length=63)
     """Zone that this process runs in, as the registry tells it."""
+    version: str = Field("", pattern=r"^([A-Za-z0-9][A-Za-z0-9._+-]{0,62})?$")
+    """Version of what this process runs, by which the calls of a service are split. By default
+    Weft's own; for builds that differ in less, or in their configuration only."""
     weight: int = Field(100, ge=0, le=10_000)
     """Share of the calls of its zone that it is meant to get beside other instances."""
     mesh_port: int = Field(8440, ge=0, le=65535)
@@ -53,6 +56,9 @@ class RuntimeSettings(Section):
     """Folder where the ends of the log's streams are remembered, outside the log; by default
     the data folder."""
     nats_replicas: int = Field(1, ge=1, le=5)
+    nats_store_folder: Path | None = None
+    """Folder of the store of `nats_url`, where that is on this machine: so it is told where a
+    write fails since its disk is full."""
     nats_port: int = Field(4222, ge=0, le=65535)
     """Port of the embedded nats-server."""
     nats_binary: Path | None = None
