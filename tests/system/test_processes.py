@@ -188,6 +188,9 @@ async def test_every_process_is_operated_through_the_gateway(split: Platform) ->
     for each in status.instances:
         told = await mesh.DumpInstance(mesh_service_pb2.DumpInstanceRequest(name=each.name))
         assert told.instance.name == each.name
+        if "gateway" in each.services:
+            # All else is elsewhere, so it knows where.
+            assert {found.state for found in told.xds_resources} == {"ACKED"}
     drain = mesh_service_pb2.DrainInstanceRequest(name=state.name)
     with pytest.raises(grpc.aio.AioRpcError) as last:
         await mesh.DrainInstance(drain)
