@@ -136,7 +136,19 @@ def _routes(service: RoutedService, planned: Sequence[_Planned]) -> list[route_p
             for name in repeatable_methods(contract)
         ]
         routes.append(route_pb2.Route(match=route_pb2.RouteMatch(prefix=prefix), route=rest))
+    if len(planned) > 1:
+        routes.append(_keeping(service, planned))
     return routes
+
+
+def _keeping(service: RoutedService, planned: Sequence[_Planned]) -> route_pb2.Route:
+    """A route that no call takes, by which a client knows and is connected to each version of
+    a split, those with weight 0 too. grpc-go takes new routes a moment before the clusters
+    that only they name, and fails what is called in between."""
+    action = route_pb2.RouteAction()
+    for plan in planned:
+        action.weighted_clusters.clusters.add(name=plan.name, weight=number(1))
+    return route_pb2.Route(match=route_pb2.RouteMatch(path=f"/kept/{service.name}"), route=action)
 
 
 def repeatable_methods(contract: ServiceDescriptor) -> list[str]:

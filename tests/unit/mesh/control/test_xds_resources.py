@@ -201,6 +201,9 @@ def test_a_version_of_weight_0_gets_no_calls_and_stays_known() -> None:
     action = route_of(resources, "/weft.vectors.v1.VectorService/GetCollection")
     assert action.cluster == "vectors/2/1"
     assert set(statuses(resources, "vectors/1/1")) == {1}
+    # A client knows both before and behind each change: grpc-go fails calls else.
+    kept = route_of(resources, "/kept/vectors").weighted_clusters.clusters
+    assert {each.name for each in kept} == {"vectors/1/1", "vectors/2/1"}
 
 
 @pytest.mark.parametrize("gone", [(), (local("b", 2, version="2", state=DRAINING),)])
