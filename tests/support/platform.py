@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,7 @@ system tests hold in."""
 class Platform:
     """`python -m tests.support.serve` on `data_dir`; `environment` is added to ours.
 
+    `prefix` is a command that becomes the one behind it, such as nsenter.
     With `split` each service has a process of its own; with `configured_models` the models
     service is as it is, instead of the scripted one.
     What it logs goes to `data_dir`'s sibling `<name>.log`.
@@ -49,6 +50,7 @@ class Platform:
     environment: Mapping[str, str] = field(default_factory=dict)
     configured_models: bool = False
     split: bool = SPLIT
+    prefix: Sequence[str] = ()
     addresses: dict[str, str] = field(default_factory=dict)
     process: asyncio.subprocess.Process | None = None
     channel: grpc.aio.Channel | None = None
@@ -62,6 +64,7 @@ class Platform:
         """Starts it, and returns once it serves. AssertionError where it ends before."""
         with self.log_file.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
+                *self.prefix,
                 sys.executable,
                 "-m",
                 "tests.support.serve",
