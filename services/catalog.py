@@ -64,7 +64,7 @@ def _agents(mesh: Mesh) -> Service:
 
 
 def _control(mesh: Mesh) -> Service:
-    return ControlService(mesh.registry)
+    return ControlService(mesh)
 
 
 def _models(mesh: Mesh) -> Service:

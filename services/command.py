@@ -235,7 +235,7 @@ async def _supervise(
     # Not what lies in the present folder under that name (-P).
     command = (sys.executable, "-P", "-m", "services", "serve")
     async with Supervisor(CATALOGUE, settings, groups, command, secrets_dir=secrets_dir) as parts:
-        keys = ("cluster", "api_key", "api_key_file", "ca_file")
+        keys = ("cluster", "api_key", "api_key_file", "ca_file", "xds")
         said = {key: parts.first[key] for key in keys if key in parts.first}
         said |= {**parts.addresses, "notes": [*parts.notes, *parts.first["notes"]]}
         said["processes"] = [
@@ -284,6 +284,7 @@ def _announce(said: Mapping[str, Any], data_dir: Path, output: Output) -> None:
     )
     ca_file = said.get("ca_file")
     mesh = f"  mesh     {said['mesh']}\n" if "mesh" in said else ""
+    mesh += f"  xDS      {said['xds']}\n" if "xds" in said else ""
     how = f"-cacert {ca_file}" if ca_file is not None else "-plaintext"
     grpcurl = f"grpcurl -expand-headers -H 'authorization: Bearer ${{TOKEN}}' {how}"
     weft = f"weft --address {grpc}" + (f" --ca-file {ca_file}" if ca_file is not None else "")

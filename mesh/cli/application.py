@@ -13,6 +13,7 @@ from mesh.cli.agents import agents
 from mesh.cli.asking import add_ask
 from mesh.cli.audit import add_audit
 from mesh.cli.batches import batches
+from mesh.cli.bootstrap import instances
 from mesh.cli.calling import add_call
 from mesh.cli.collections import collections
 from mesh.cli.command import silence_stdout, with_shared_options
@@ -22,7 +23,6 @@ from mesh.cli.doctor import add_doctor
 from mesh.cli.events import events
 from mesh.cli.failures import CommandFailed, ExitCode
 from mesh.cli.identity import add_identity
-from mesh.cli.instances import instances
 from mesh.cli.keys import keys
 from mesh.cli.models import models
 from mesh.cli.output import printable

@@ -4,19 +4,20 @@ gRPC's xDS clients take health from the control plane alone, and ask nobody them
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-CHECK_SECONDS = 0.5
+from weft.control.v1.instances_pb2 import Instance
+
+CHECK_SECONDS = 0.25
 """Between two checks of an instance; more where there are many."""
-DOUBT_SECONDS = 0.1
+DOUBT_SECONDS = 0.05
 """Between two checks where the last one said something new."""
-TIMEOUT_SECONDS = 0.5
+TIMEOUT_SECONDS = 0.3
 CHECKS_PER_SECOND_MAX = 200
 """Of one control plane, which shall not be busy with nothing else."""
 CONCURRENT_MAX = 64
@@ -27,7 +28,28 @@ SUCCESSES_MIN = 2
 """Checks in a row that it has to pass to be healthy again."""
 TARGETS_MAX = 4_096
 
+_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    # Connections that calls share would tell of the calls' health, too.
+    ("grpc.use_local_subchannel_pool", 1),
+)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+class Dialling(Protocol):
+    """How processes reach each other; see `mesh.rpc.transport.Transport`."""
+
+    def held(self) -> object:
+        """The certificate as it is now, the same object until it changes."""
+        ...
+
+    def channel(
+        self, target: str, service: str, options: Sequence[tuple[str, Any]]
+    ) -> grpc.aio.Channel:
+        """A channel to a process in which `service` runs."""
+        ...
 
 
 @dataclass(slots=True)
@@ -51,24 +73,24 @@ class _Health:
 
 
 class HealthChecks:
-    """Checks the instances that `set` named last, and calls `changed` with the names of the
-    unhealthy ones whenever those became others.
-
-    Plain text, without `credentials`. Made, called and closed in one event loop.
+    """Checks the instances that `set` named last, as `dialling` reaches
+    them, and calls `changed` with
+    the names of the unhealthy ones whenever those became others. Made, called and closed in
+    one event loop.
     """
 
     def __init__(
         self,
         changed: Callable[[frozenset[str]], None],
+        dialling: Dialling,
         *,
         check_seconds: float = CHECK_SECONDS,
-        credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         self._changed = changed
         self._check_seconds = check_seconds
-        self._credentials = credentials
+        self._dialling = dialling
         self._free = asyncio.Semaphore(CONCURRENT_MAX)
-        self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._tasks: dict[tuple[str, str, str], asyncio.Task[None]] = {}
         self._unhealthy: frozenset[str] = frozenset()
 
     @property
@@ -76,16 +98,16 @@ class HealthChecks:
         """Names of the instances that are known not to serve."""
         return self._unhealthy
 
-    def set(self, targets: Mapping[str, str]) -> None:
-        """Names the instances to check, with what gRPC dials; what is known of those that
-        stay is kept. Past TARGETS_MAX the last by name aren't checked."""
-        wanted = set(sorted(targets.items())[:TARGETS_MAX])
+    def set(self, instances: Iterable[Instance]) -> None:
+        """Names the instances to check; what is known of those that stay is kept. Past
+        TARGETS_MAX the last by name aren't checked."""
+        known = sorted((each.name, each.target, each.services[0]) for each in instances)
+        wanted = set(known[:TARGETS_MAX])
         for gone in self._tasks.keys() - wanted:
             self._tasks.pop(gone).cancel()
-        for name, target in sorted(wanted - self._tasks.keys()):
-            task = asyncio.create_task(self._check(name, target), name=f"health of {name}")
-            self._tasks[name, target] = task
-        self._tell(self._unhealthy & {name for name, _ in wanted})
+        for key in sorted(wanted - self._tasks.keys()):
+            self._tasks[key] = asyncio.create_task(self._check(*key), name=f"health of {key[0]}")
+        self._tell(self._unhealthy & {name for name, _, _ in wanted})
 
     async def stop(self) -> None:
         """Ends all checks."""
@@ -95,33 +117,24 @@ class HealthChecks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _check(self, name: str, target: str) -> None:
+    async def _check(self, name: str, target: str, service: str) -> None:
         """Until it is cancelled."""
         health = _Health()
         if name in self._unhealthy:
             # It came to another address.
             self._tell(self._unhealthy - {name})
-        async with self._channel(target) as channel:
-            stub: Any = health_pb2_grpc.HealthStub(channel)
-            while True:
-                async with self._free:
-                    passed, certain = await _asked(stub)
-                if health.take(passed, certain=certain):
-                    named = frozenset({name})
-                    self._tell(self._unhealthy - named if passed else self._unhealthy | named)
-                await asyncio.sleep(DOUBT_SECONDS if health.in_row else self._pause_seconds())
-
-    def _channel(self, target: str) -> grpc.aio.Channel:
-        options = [
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 500),
-            # Connections that calls share would tell of the calls' health, too.
-            ("grpc.use_local_subchannel_pool", 1),
-        ]
-        if self._credentials is None:
-            return grpc.aio.insecure_channel(target, options=options)
-        return grpc.aio.secure_channel(target, self._credentials, options=options)
+        while True:
+            held = self._dialling.held()
+            async with self._dialling.channel(target, service, _OPTIONS) as channel:
+                stub: Any = health_pb2_grpc.HealthStub(channel)
+                # A new certificate takes a new connection.
+                while held is self._dialling.held():
+                    async with self._free:
+                        passed, certain = await _asked(stub)
+                    if health.take(passed, certain=certain):
+                        named = frozenset({name})
+                        self._tell(self._unhealthy - named if passed else self._unhealthy | named)
+                    await asyncio.sleep(DOUBT_SECONDS if health.in_row else self._pause_seconds())
 
     def _pause_seconds(self) -> float:
         return max(self._check_seconds, len(self._tasks) / CHECKS_PER_SECOND_MAX)

@@ -74,9 +74,9 @@ class NatsRegistry:
         """See Registry."""
         self._callbacks.append(callback)
 
-    async def register(self, target: str) -> None:
+    async def register(self, target: str, xds_target: str = "") -> None:
         """See Registry."""
-        self._own.target = target
+        self._own.target, self._own.xds_target = target, xds_target
         await self._say(instances_pb2.INSTANCE_STATE_SERVING)
 
     async def drain(self) -> None:

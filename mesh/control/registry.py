@@ -25,8 +25,9 @@ class Registry(Protocol):
         than how busy it is."""
         ...
 
-    async def register(self, target: str) -> None:
-        """Says that this instance takes calls at `target`, as gRPC dials it."""
+    async def register(self, target: str, xds_target: str = "") -> None:
+        """Says that this instance takes calls at `target`, as gRPC dials it, and questions of
+        xDS clients at `xds_target`, where it does."""
         ...
 
     async def drain(self) -> None:

@@ -12,7 +12,7 @@ from google.protobuf import descriptor_pb2
 
 from mesh.call import Call, current_call
 from mesh.control.xds.names import RING_PLACES_MAX, TARGET
-from mesh.errors import NotServing, PermissionDenied, Unavailable
+from mesh.errors import NotServing, PermissionDenied
 from mesh.ids import new_id
 from mesh.principal import Principal, system
 from mesh.rpc.affinity import affinity_of
@@ -26,14 +26,12 @@ from mesh.rpc.propagation import (
     outgoing_call,
     wire_metadata,
 )
-from mesh.rpc.retries import RetryBudget, call_again
+from mesh.rpc.retries import READ_SLOW_SECONDS, WRITE_SLOW_SECONDS, RetryBudget, call_again
 from mesh.rpc.sending import Sending
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.status import from_rpc_error
 from mesh.rpc.transport import PLAIN, Transport
 
-Resolve = Callable[[str], str | None]
-"""Gives the gRPC target of a service, by full name; None while nobody serves it."""
 _UNKNOWN = descriptor_pb2.MethodOptions.IDEMPOTENCY_UNKNOWN
 _NO_SIDE_EFFECTS = descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS
 Sign = Callable[[Principal, str, float], str]
@@ -51,12 +49,14 @@ CHECK_SECONDS = 1.0
 
 class _Connection:
     """A channel of gRPC, with the certificate that there was when it was made. Once it is
-    retired it is closed behind its last call."""
+    retired it is closed behind its last call. With `waits` a call isn't over while nobody
+    can be reached."""
 
-    __slots__ = ("_callables", "calls", "channel", "retired")
+    __slots__ = ("_callables", "calls", "channel", "retired", "waits")
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, *, waits: bool = False) -> None:
         self.channel = channel
+        self.waits = waits or None
         self.calls = 0
         self.retired = False
         self._callables: dict[str, Callable[..., Any]] = {}
@@ -167,10 +167,14 @@ class RemoteChannel(StubChannel):
         affinity = self._affinity(spec)
 
         async def call(
-            request: Any, *, timeout: float | None = None, metadata: Metadata | None = None
+            request: Any,
+            *,
+            timeout: float | None = None,
+            metadata: Metadata | None = None,
+            spread: bool = False,
         ) -> Any:
             made = outgoing_call(spec.path, default_seconds, timeout, metadata, self._caller)
-            sent = (*self._metadata(made), *affinity(request))
+            sent = (*self._metadata(made), *(() if spread else affinity(request)))
             sending = Sending(request) if spec.client_streaming else None
             connection = self._begin()
             try:
@@ -178,6 +182,7 @@ class RemoteChannel(StubChannel):
                     request if sending is None else sending.messages(),
                     timeout=made.remaining_seconds(),
                     metadata=sent,
+                    wait_for_ready=connection.waits,
                 )
                 return await (begun if sending is None else sending.through(begun))
             except grpc.aio.AioRpcError as error:
@@ -207,6 +212,7 @@ class RemoteChannel(StubChannel):
                     request if sending is None else sending.messages(),
                     timeout=made.remaining_seconds(),
                     metadata=sent,
+                    wait_for_ready=connection.waits,
                 )
                 try:
                     async for message in stream if sending is None else sending.through(stream):
@@ -228,82 +234,79 @@ class RemoteChannel(StubChannel):
 
 
 class XdsChannel(RemoteChannel):
-    """Reaches whoever the control plane says: every service by the one target, MESH_TARGET.
+    """Reaches whoever the control plane says, by the process's one `connection` to the mesh.
 
-    Which instance takes a call, and whether one that failed is tried again, gRPC decides by
-    what the control plane told it; calls of one session or queue go to one instance while it
-    lives. Connections are secured as the cluster says, and plain where it says nothing.
-    The process's bootstrap names the control plane (`mesh.control.xds.bootstrap`).
+    Which instance takes a call, gRPC decides by what the control plane told it; calls of one
+    session or queue go to one instance while it lives, but those with `spread`. A call waits
+    for an instance that takes it until its deadline. Connections are secured as the cluster
+    says, and plain where it says nothing.
     """
 
     def __init__(
         self,
+        connection: grpc.aio.Channel,
         settings: RpcSettings,
         *,
         caller: str = "",
         sign: Sign | None = None,
         relays: bool = False,
     ) -> None:
+        self._connection = connection
         super().__init__(MESH_TARGET, settings, caller=caller, sign=sign, relays=relays)
 
+    async def close(self) -> None:
+        """Whose connection it is closes that."""
+
     def _connected(self) -> _Connection:
-        experimental: Any = grpc.experimental
-        plain = experimental.insecure_channel_credentials()
-        credentials = grpc.xds_channel_credentials(plain)
-        options = xds_channel_options(self._settings)
-        return _Connection(grpc.aio.secure_channel(MESH_TARGET, credentials, options=options))
+        return _Connection(self._connection, waits=True)
 
     def _affinity(self, spec: MethodSpec) -> Callable[[Any], Metadata]:
         return affinity_of(spec)
 
 
+def mesh_connection(settings: RpcSettings) -> grpc.aio.Channel:
+    """A process's connection to all services, wherever they run. Its bootstrap names the
+    control plane (`mesh.control.xds.bootstrap`). Made inside a running loop."""
+    experimental: Any = grpc.experimental
+    plain = experimental.insecure_channel_credentials()
+    credentials = grpc.xds_channel_credentials(plain)
+    options = [*channel_options(settings), ("grpc.lb.ring_hash.ring_size_cap", RING_PLACES_MAX)]
+    return grpc.aio.secure_channel(MESH_TARGET, credentials, options=options)
+
+
 class MeshChannel(StubChannel):
-    """Nearest first: the handler in this process where there is one, else the server that
-    `resolve` names, or the mesh where it names MESH_TARGET. Each call decides anew, so
-    services may come and go.
+    """Nearest first: the handler in this process where there is one, else by `elsewhere`.
+    Each call decides anew, so services may come and go.
 
     With `validated` the requests are made of parts that were checked when they came in:
     a handler in this process isn't asked to check them again. `caller` is the service that
-    calls, and `callees` the contracts that it may call, by full name; None for all. Others
-    are reached over `transport`.
+    calls, and `callees` the contracts that it may call, by full name; None for all.
 
     What is in other processes is tried again where its contract allows that, and a call
-    waits a moment where nobody serves the method. Raises NotServing when nobody does then,
-    PermissionDenied for a stub of a contract that isn't among the callees. Connections to a
-    target that `knows` denies are closed; `avoid` is told of one that can't be reached.
+    waits a moment where nobody serves the method, as `is_served` says of a contract. Raises
+    NotServing when nobody does then, PermissionDenied for a stub of a contract that isn't
+    among the callees.
     """
 
     def __init__(
         self,
         endpoints: Mapping[str, Endpoint],
-        resolve: Resolve,
+        elsewhere: RemoteChannel | None,
+        is_served: Callable[[str], bool],
         settings: RpcSettings,
         *,
         validated: bool = False,
         caller: str = "",
         callees: Collection[str] | None = None,
-        sign: Sign | None = None,
-        relays: bool = False,
-        transport: Transport = PLAIN,
-        knows: Callable[[str], bool] = lambda target: True,
-        avoid: Callable[[str], None] = lambda target: None,
     ) -> None:
         self._endpoints = endpoints
+        self._elsewhere = elsewhere
+        self._is_served = is_served
+        self._settings = settings
         self._validated = validated
         self._caller = caller
         self._callees = callees
-        self._sign = sign
-        self._relays = relays
-        self._resolve = resolve
-        self._settings = settings
-        self._transport = transport
-        # By target and service: a server has to prove which services it is.
-        self._channels: dict[tuple[str, str], RemoteChannel] = {}
-        self._remote: dict[tuple[str, str], Callable[..., Any]] = {}
         self._budget = RetryBudget()
-        self._knows = knows
-        self._avoid = avoid
-        self._closing: set[asyncio.Task[None]] = set()
 
     def callable_of(self, method: str) -> Callable[..., Any]:
         endpoints, validated, caller = self._endpoints, self._validated, self._caller
@@ -322,125 +325,80 @@ class MeshChannel(StubChannel):
             return elsewhere(request, timeout, metadata)
 
         spec = method_of(method)
-        elsewhere = self._stream(method) if spec.server_streaming else self._unary(spec)
+        elsewhere = self._stream(spec) if spec.server_streaming else self._unary(spec)
         return call
 
-    async def close(self) -> None:
-        """Closes the connections to other processes."""
-        channels = list(self._channels.values())
-        self._channels.clear()
-        self._remote.clear()
-        for channel in channels:
-            await channel.close()
-        if self._closing:
-            await asyncio.wait(self._closing)
-
     def _unary(self, spec: MethodSpec) -> Callable[..., Any]:
+        if self._elsewhere is None:
+            return self._nowhere(spec)
+        remote = self._elsewhere.callable_of(spec.path)
         may_repeat = spec.idempotency != _UNKNOWN and not spec.client_streaming
-        hedged = spec.idempotency == _NO_SIDE_EFFECTS
+        reads = spec.idempotency == _NO_SIDE_EFFECTS
+        slow_seconds = READ_SLOW_SECONDS if reads else WRITE_SLOW_SECONDS
         has_request_id = "request_id" in spec.request_class.DESCRIPTOR.fields_by_name
+        default_seconds = default_deadline(spec, self._settings)
 
         async def call(request: Any, timeout: float | None, metadata: Metadata | None) -> Any:
-            async def attempt() -> Any:
-                target, reached = await self._reached(spec.path)
-                try:
-                    return await reached(request, timeout=timeout, metadata=metadata)
-                except Unavailable as error:
-                    self._judge(target, error)
-                    raise
-
+            ends = monotonic() + (default_seconds if timeout is None else timeout)
+            await self._until_served(spec, ends)
             if not may_repeat:
-                return await attempt()
+                return await remote(request, timeout=ends - monotonic(), metadata=metadata)
             if has_request_id and not request.request_id:
                 # By it the second attempt is known for the first.
                 named = type(request)()
                 named.CopyFrom(request)
                 named.request_id = new_id()
                 request = named
-            return await call_again(attempt, self._budget, hedged=hedged)
+
+            async def attempt(number: int) -> Any:
+                return await remote(
+                    request, timeout=ends - monotonic(), metadata=metadata, spread=number > 0
+                )
+
+            return await call_again(attempt, self._budget, slow_seconds)
 
         return call
 
-    def _stream(self, method: str) -> Callable[..., Any]:
+    def _stream(self, spec: MethodSpec) -> Callable[..., Any]:
+        if self._elsewhere is None:
+            return self._nowhere(spec)
+        remote = self._elsewhere.callable_of(spec.path)
+        default_seconds = default_deadline(spec, self._settings)
+
         async def call(
             request: Any, timeout: float | None, metadata: Metadata | None
         ) -> AsyncGenerator[Any, None]:
-            target, reached = await self._reached(method)
-            try:
-                async with aclosing(
-                    reached(request, timeout=timeout, metadata=metadata)
-                ) as messages:
-                    async for message in messages:
-                        yield message
-            except Unavailable as error:
-                self._judge(target, error)
-                raise
+            ends = monotonic() + (default_seconds if timeout is None else timeout)
+            await self._until_served(spec, ends)
+            async with aclosing(
+                remote(request, timeout=ends - monotonic(), metadata=metadata)
+            ) as messages:
+                async for message in messages:
+                    yield message
 
         return call
 
-    def _judge(self, target: str, error: Unavailable) -> None:
-        if "grpc_code" in error.metadata:
-            # Nobody of ours said it: the connection is broken, or there is none.
-            self._avoid(target)
+    def _nowhere(self, spec: MethodSpec) -> Callable[..., Any]:
+        async def call(request: Any, timeout: float | None, metadata: Metadata | None) -> Any:
+            raise NotServing(f"nobody serves {spec.service}")
 
-    async def _reached(self, method: str) -> tuple[str, Callable[..., Any]]:
-        """The method where it is served, and where that is; waits a while where it is
-        nowhere: who serves it may be about to start again."""
-        deadline = monotonic() + SERVED_SECONDS
+        async def stream(
+            request: Any, timeout: float | None, metadata: Metadata | None
+        ) -> AsyncGenerator[Any, None]:
+            raise NotServing(f"nobody serves {spec.service}")
+            yield
+
+        return stream if spec.server_streaming else call
+
+    async def _until_served(self, spec: MethodSpec, ends: float) -> None:
+        """Waits a while where nobody serves it: who does may be about to start again."""
+        waits_until = min(ends - POLL_SECONDS, monotonic() + SERVED_SECONDS)
         answered = current_call.get()
-        while True:
-            try:
-                return self._remote_callable(method)
-            except NotServing:
-                left = answered.remaining_seconds() if answered is not None else SERVED_SECONDS
-                if monotonic() > deadline or left < POLL_SECONDS:
-                    raise
+        while not self._is_served(spec.service):
+            left = answered.remaining_seconds() if answered is not None else SERVED_SECONDS
+            if monotonic() > waits_until or left < POLL_SECONDS:
+                raise NotServing(f"nobody serves {spec.service}")
             await asyncio.sleep(POLL_SECONDS)
-
-    def _remote_callable(self, method: str) -> tuple[str, Callable[..., Any]]:
-        service = method[1:].partition("/")[0]
-        target = self._resolve(service)
-        if target is None:
-            raise NotServing(f"nobody serves {service}")
-        found = self._remote.get((target, method))
-        if found is None:
-            wanted = catalogue_name(service) if self._transport.encrypted else ""
-            channel = self._channels.get((target, wanted))
-            if channel is None:
-                # One process has come; others may have gone.
-                self._close_unknown()
-                channel = self._channels[target, wanted] = self._reaching(target, wanted)
-            found = self._remote[target, method] = channel.callable_of(method)
-        return target, found
-
-    def _close_unknown(self) -> None:
-        for key in [key for key in self._channels if not self._knows(key[0])]:
-            closing = asyncio.create_task(self._channels.pop(key).close())
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
-        for key in [key for key in self._remote if not self._knows(key[0])]:
-            del self._remote[key]
-
-    def _reaching(self, target: str, service: str) -> RemoteChannel:
-        if target == MESH_TARGET:
-            return XdsChannel(
-                self._settings, caller=self._caller, sign=self._sign, relays=self._relays
-            )
-        return RemoteChannel(
-            target,
-            self._settings,
-            caller=self._caller,
-            sign=self._sign,
-            relays=self._relays,
-            transport=self._transport,
-            service=service,
-        )
-
-
-def catalogue_name(contract: str) -> str:
-    """The service of the catalogue that serves a contract: `agents` for
-    `weft.agents.v1.TurnService`."""
-    return contract.split(".")[1]
 
 
 def channel_options(settings: RpcSettings) -> list[tuple[str, Any]]:
@@ -459,16 +417,6 @@ def channel_options(settings: RpcSettings) -> list[tuple[str, Any]]:
         ("grpc.absolute_max_metadata_size", settings.metadata_bytes_max),
         # Which calls are repeated is decided by their idempotency, not by the transport.
         ("grpc.enable_retries", 0),
-    ]
-
-
-def xds_channel_options(settings: RpcSettings) -> list[tuple[str, Any]]:
-    """The options of a channel to the mesh."""
-    return [
-        *(option for option in channel_options(settings) if option[0] != "grpc.enable_retries"),
-        # The routes say which methods may be tried again.
-        ("grpc.enable_retries", 1),
-        ("grpc.lb.ring_hash.ring_size_cap", RING_PLACES_MAX),
     ]
 
 

@@ -1,69 +1,93 @@
 """Tries calls to other processes again, and a second process where the first is slow.
 
 Only methods that say they may run twice. How often is bounded by a budget, so that a mesh
-that is overloaded isn't called more for it: retries are a tenth of the calls at most (the
-retry budget of Finagle; gRPC proposal A6 throttles in the same way).
+that is overloaded isn't called more for it: retries are a tenth of the calls of the last ten
+seconds, and some more where there are few (the retry budget of Finagle; gRPC proposal A6
+throttles in the same way). Ten seconds, since an instance that hangs holds its share of the
+calls for about one.
 """
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from mesh.clock import SYSTEM, Clock
 from mesh.errors import Unavailable
 
-TRIES_MAX = 4
+TRIES_MAX = 6
 """Of one call, those included that were begun because another was slow."""
 BUDGET_SHARE = 0.1
-BUDGET_MAX = 20.0
-"""Retries that may come at once, after calls that needed none."""
+BUDGET_SECONDS = 10
+BUDGET_MIN = 20
+"""Retries that may come in that time beside the share, where there are few calls."""
 PAUSE_SECONDS = 0.05
 """The longest pause before the first retry; it doubles with each, and is drawn anew (full
 jitter)."""
-SLOW_SECONDS = 0.3
-"""After so long another process is asked, too: one that hangs says nothing at all."""
+READ_SLOW_SECONDS = (0.25, 0.25, 0.25, 0.5, 1.0)
+"""After so long another process is asked beside those that were: one that hangs says nothing
+at all. By then two of the pauses and the control plane's checks have told who hangs."""
+WRITE_SLOW_SECONDS = (2.0, 2.0)
+"""As for reads, of what has effects but may run twice."""
 
-Attempt = Callable[[], Awaitable[Any]]
-"""Makes the call once, to whichever process has its turn."""
+Attempt = Callable[[int], Awaitable[Any]]
+"""Makes the call for the nth time, from 0, to whichever process has its turn."""
 
 
 class RetryBudget:
     """What retries the calls so far allow."""
 
-    def __init__(self) -> None:
-        self._left = BUDGET_MAX
+    def __init__(self, clock: Clock = SYSTEM) -> None:
+        self._clock = clock
+        # One entry for each second in which there were calls: the second, calls, retries.
+        self._seconds: deque[list[int]] = deque()
+        self._calls = 0
+        self._retries = 0
 
     def earn(self) -> None:
         """A call is made."""
-        self._left = min(BUDGET_MAX, self._left + BUDGET_SHARE)
+        self._present()[1] += 1
+        self._calls += 1
 
     def take(self) -> bool:
         """Whether one more may be tried again."""
-        if self._left < 1:
+        present = self._present()
+        if self._retries + 1 > BUDGET_MIN + BUDGET_SHARE * self._calls:
             return False
-        self._left -= 1
+        present[2] += 1
+        self._retries += 1
         return True
 
+    def _present(self) -> list[int]:
+        second = int(self._clock.monotonic())
+        seconds = self._seconds
+        if not seconds or seconds[-1][0] != second:
+            while seconds and seconds[0][0] <= second - BUDGET_SECONDS:
+                _, calls, retries = seconds.popleft()
+                self._calls -= calls
+                self._retries -= retries
+            seconds.append([second, 0, 0])
+        return seconds[-1]
 
-async def call_again(attempt: Attempt, budget: RetryBudget, *, hedged: bool) -> Any:
+
+async def call_again(attempt: Attempt, budget: RetryBudget, slow_seconds: Sequence[float]) -> Any:
     """The answer of the first attempt that has one. An attempt that fails as Unavailable is
-    made again; with `hedged`, for methods without side effects, another is made beside one
-    that takes long (gRPC proposal A6). Raises what the last attempt raises."""
+    made again, and another is made beside those that take longer than `slow_seconds`, one
+    after the other (hedging, gRPC proposal A6). Raises what the last attempt raises."""
     budget.earn()
-    under_way: set[asyncio.Future[Any]] = {asyncio.ensure_future(attempt())}
-    tries, pause_seconds = 1, PAUSE_SECONDS
+    under_way: set[asyncio.Future[Any]] = {asyncio.ensure_future(attempt(0))}
+    tries, pause_seconds, waits = 1, PAUSE_SECONDS, iter(slow_seconds)
     try:
         while True:
-            wait_seconds = SLOW_SECONDS if hedged and tries < TRIES_MAX else None
+            wait_seconds = next(waits, None) if tries < TRIES_MAX else None
             done, under_way = await asyncio.wait(
                 under_way, timeout=wait_seconds, return_when=asyncio.FIRST_COMPLETED
             )
             if not done:
                 if budget.take():
+                    under_way.add(asyncio.ensure_future(attempt(tries)))
                     tries += 1
-                    under_way.add(asyncio.ensure_future(attempt()))
-                else:
-                    hedged = False
                 continue
             answered = [each for each in done if not _is_unreached(each)]
             if answered:
@@ -72,10 +96,10 @@ async def call_again(attempt: Attempt, budget: RetryBudget, *, hedged: bool) -> 
                 continue
             if tries >= TRIES_MAX or not budget.take():
                 return done.pop().result()
-            tries += 1
             await asyncio.sleep(random.uniform(0, pause_seconds))
             pause_seconds *= 2
-            under_way = {asyncio.ensure_future(attempt())}
+            under_way = {asyncio.ensure_future(attempt(tries))}
+            tries += 1
     finally:
         for each in under_way:
             each.cancel()

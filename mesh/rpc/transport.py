@@ -47,6 +47,16 @@ class Transport:
         return self._files is not None
 
     @property
+    def plain_text(self) -> bool:
+        """Whether it leaves this machine in plain text."""
+        return self._files is None and self._plain_text
+
+    @property
+    def trust_domain(self) -> str:
+        """The one that processes prove themselves in; empty without TLS."""
+        return self._trust_domain
+
+    @property
     def spiffe_id(self) -> str:
         """Who this process is to others; empty without TLS."""
         return str(self._files.held().process) if self._files is not None else ""
@@ -78,8 +88,15 @@ class Transport:
         """Has the server listen on `address`; returns the port. With `processes` those who
         connect must have a certificate of this deployment, else none is asked for: gRPC for
         Python can't ask for one and go on without. RuntimeError where the port is taken."""
-        if self._files is None:
+        credentials = self.server_credentials(processes=processes)
+        if credentials is None:
             return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
+
+    def server_credentials(self, *, processes: bool) -> grpc.ServerCredentials | None:
+        """What `listen` listens with; None for plain text."""
+        if self._files is None:
+            return None
         configured: list[Held] = [self._files.held()]
 
         def renewed() -> grpc.ServerCertificateConfiguration | None:
@@ -90,12 +107,11 @@ class Transport:
             configured[0] = held
             return _configuration(held)
 
-        credentials = grpc.dynamic_ssl_server_credentials(
+        return grpc.dynamic_ssl_server_credentials(
             _configuration(configured[0]),
             renewed,  # type: ignore[arg-type] # None is for what hasn't changed
             require_client_authentication=processes,
         )
-        return server.add_secure_port(address, credentials)
 
     def channel(
         self, target: str, service: str, options: Sequence[tuple[str, Any]]

@@ -18,7 +18,7 @@ from mesh.clock import SYSTEM, Clock
 from mesh.control.leases import Leases
 from mesh.control.nats_leases import NatsLeases
 from mesh.control.nats_registry import NatsRegistry
-from mesh.control.nearest import Nearest
+from mesh.control.xds.control_plane import ControlPlane
 from mesh.errors import DataDamaged, WeftError
 from mesh.events.aggregate import Repository
 from mesh.events.codec import Codecs
@@ -39,6 +39,7 @@ from mesh.rpc.transport import transport_of
 from mesh.runtime.bus_access import union
 from mesh.runtime.call_order import in_call_order, served
 from mesh.runtime.data_dir import DataDirectory, write_addresses
+from mesh.runtime.elsewhere import Elsewhere
 from mesh.runtime.nats_server import EmbeddedNats
 from mesh.runtime.nats_users import ADMIN, bus_users, external_user, process_user
 from mesh.runtime.redis_client import LazyRedis, client_of_url
@@ -110,7 +111,7 @@ class Host:
         self._heads: HeadLedger
         self._leases: NatsLeases
         self.registry: NatsRegistry
-        self._nearest: Nearest
+        self._elsewhere: Elsewhere
         self._tokens: JetStreamTokenStream
         self._ready: dict[str, bool] = {entry.name: False for entry in self._served}
         self._stopping = False
@@ -188,6 +189,11 @@ class Host:
         return self._repositories[id(fold)]
 
     @property
+    def control_plane(self) -> ControlPlane:
+        """See Mesh."""
+        return self._elsewhere.control_plane
+
+    @property
     def pipeline(self) -> Pipeline:
         """See Mesh."""
         return self._pipeline
@@ -210,21 +216,15 @@ class Host:
     def _channel(
         self, caller: str, callees: Collection[str] | None, validated: bool, relays: bool = False
     ) -> MeshChannel:
-        channel = MeshChannel(
+        return MeshChannel(
             self.endpoints,
-            self._nearest,
+            self._elsewhere.channel(caller, self._access.sign, relays=relays),
+            self._elsewhere.is_served,
             self.rpc_settings,
             validated=validated,
             caller=caller,
             callees=callees,
-            sign=self._access.sign,
-            relays=relays,
-            transport=self.transport,
-            knows=self._nearest.knows,
-            avoid=self._nearest.avoid,
         )
-        self._stack.push_async_callback(channel.close)
-        return channel
 
     def forwards(self, entry: ServiceEntry) -> Mapping[str, object]:
         """What answers for the contracts that a service calls and that aren't served here."""
@@ -336,11 +336,20 @@ class Host:
         own.spiffe_id = self.transport.spiffe_id
         load = LoadMeter(lambda: self._pipeline.under_way)
         self.registry = NatsRegistry(connection, self._leases, own, load.read)
-        services = {c.full_name: e.name for e in self._catalogue for c in e.contracts}
-        self._nearest = Nearest(self.registry, settings.zone, services)
         self._stack.push_async_callback(self._leases.stop)
         await self._leases.start()
         await self.registry.start()
+        self._elsewhere = Elsewhere(
+            self._catalogue,
+            self._served,
+            self.registry,
+            self._instance,
+            settings,
+            self.rpc_settings,
+            self.transport,
+        )
+        self._stack.push_async_callback(self._elsewhere.stop)
+        await self._elsewhere.start()
 
     async def _open_edge(self) -> None:
         self._access = self._make_access(cast(Mesh, self))
@@ -443,7 +452,11 @@ class Host:
         if shared:
             # For clients; other instances dial this one's own port.
             self.addresses["grpc"] = f"{settings.host}:{shared}"
-        await self.registry.register(target_of(settings, mesh_port or port))
+        xds_port = int(self.addresses.get("xds", ":0").rpartition(":")[2])
+        await self.registry.register(
+            target_of(settings, mesh_port or port),
+            target_of(settings, xds_port) if xds_port else "",
+        )
 
     async def _stop_server(self, server: RpcServer) -> None:
         """Others learn of it, by health and by the registry, before it takes less."""

@@ -11,6 +11,7 @@ from grpc import aio
 from mesh.clock import Clock
 from mesh.control.leases import Leases
 from mesh.control.registry import Registry
+from mesh.control.xds.control_plane import ControlPlane
 from mesh.events.aggregate import Repository
 from mesh.events.fold import Fold
 from mesh.events.head_ledger import HeadLedger
@@ -114,6 +115,11 @@ class Mesh(Protocol):
     @property
     def registry(self) -> Registry:
         """All instances. A process without leases knows of none."""
+        ...
+
+    @property
+    def control_plane(self) -> ControlPlane:
+        """What this process tells xDS clients of the instances."""
         ...
 
     @property

@@ -32,6 +32,9 @@ class RuntimeSettings(Section):
     mesh_port: int = Field(8440, ge=0, le=65535)
     """Port for other processes of Weft, which prove themselves by certificate; there is none
     without certificates."""
+    xds_port: int = Field(8441, ge=0, le=65535)
+    """Port of the control plane, where the service `control` runs: xDS clients of any language
+    ask there. Who asks needs a certificate where there are any."""
     http_port: int = Field(8080, ge=0, le=65535)
     """Port of `/healthz`, `/readyz` and `/metrics`."""
     nats_url: str = Field(default_factory=lambda: os.environ.get("NATS_URL", ""))

@@ -209,7 +209,10 @@ class Supervisor:
             environment["WEFT_RUNTIME_ACCEPT_LOSS"] = "true"
         # Where it lies for a single process, too.
         environment["WEFT_VECTORS_FOLDER"] = str(self.settings.data_dir.absolute())
-        # Who scrapes it finds it again after a restart.
+        # Who scrapes it, or asks where calls go, finds it again after a restart.
+        first_xds_port = self.settings.xds_port if part.number == 1 else 0
+        xds = str(part.said.get("xds", f":{first_xds_port}"))
+        environment["WEFT_RUNTIME_XDS_PORT"] = xds.rpartition(":")[2]
         http_port = str(part.said.get("http", ":0")).rpartition(":")[2]
         options = ("--port", "0", "--http-port", http_port, "-o", "json")
         level = ("--log-level", self.settings.log_level)
@@ -273,6 +276,7 @@ class Supervisor:
             self.notes.append(f"port {wanted_port} ({name}) is in use; using {port}")
 
     def _write_addresses(self) -> None:
-        shared = {key: self.first[key] for key in ("cluster", "ca_file") if key in self.first}
+        keys = ("cluster", "ca_file", "xds")
+        shared = {key: self.first[key] for key in keys if key in self.first}
         path = write_addresses(self.settings.data_dir, {**self.addresses, **shared})
         self._stack.callback(path.unlink, missing_ok=True)

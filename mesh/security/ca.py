@@ -41,6 +41,9 @@ from mesh.security.spiffe import ProcessId, parse_process_id, server_name, servi
 ROOT_DAYS = 5 * 365.0
 LEAF_DAYS = 30.0
 LOCAL_DNS = ("localhost",)
+MESH_DNS = ("weft",)
+"""What xDS clients call whoever they dial (`xds:///weft`), and tell apart by SPIFFE IDs. gRPC's
+server logs an error for each connection by a name that it hasn't."""
 LOCAL_IP = ("127.0.0.1", "::1")
 
 _KEY_FILE = "ca.key"
@@ -109,7 +112,7 @@ class CertificateAuthority:
                     raise ValueError(f"{name} is a name that only Weft's own services have")
             own = tuple(server_name(each, domain) for each in services_of(role, self._catalogue))
             process = ProcessId(domain, role)
-            called = tuple(dict.fromkeys((*own, *LOCAL_DNS, *dns)))
+            called = tuple(dict.fromkeys((*own, *MESH_DNS, *LOCAL_DNS, *dns)))
             names = Names(str(process), called, tuple(dict.fromkeys((*LOCAL_IP, *ip))))
             return self._issue(root, roots, process, names, days)
 
@@ -123,7 +126,8 @@ class CertificateAuthority:
                 services = services_of(old.process.role, self._catalogue)
                 own = tuple(server_name(each, domain) for each in services)
                 kept = tuple(name for name in old.names.dns if not name.endswith(f".{domain}"))
-                names = Names(old.names.uri, (*own, *kept), old.names.ip)
+                called = tuple(dict.fromkeys((*own, *MESH_DNS, *kept)))
+                names = Names(old.names.uri, called, old.names.ip)
                 renewed.append(self._issue(root, roots, old.process, names, days))
             return renewed
 

@@ -1,10 +1,12 @@
-"""Tells of the registry."""
+"""Tells of the registry, and where calls go: xDS clients of any language ask here."""
 
 from collections.abc import Mapping
 
 from mesh.call import Call
 from mesh.control.registry import Registry
 from mesh.rpc.pages import read_page_token, write_page_token
+from mesh.runtime.service import Mesh
+from mesh.sockets import bind_first_free
 from weft.control.v1 import registry_service_pb2 as pb
 
 PAGE_SIZE = 100
@@ -13,10 +15,11 @@ LIST = "instances"
 
 
 class ControlService:
-    """Lists the instances that this process knows."""
+    """Lists the instances that this process knows, and serves its control plane."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._registry: Registry = mesh.registry
 
     @property
     def handlers(self) -> Mapping[str, object]:
@@ -24,10 +27,19 @@ class ControlService:
         return {"weft.control.v1.RegistryService": self}
 
     async def start(self) -> None:
-        """Nothing is to be made ready."""
+        """Takes the streams of xDS clients from now on: of those with a certificate, where
+        there are any. FailedPrecondition where no port is free."""
+        settings, transport = self._mesh.settings, self._mesh.transport
+        transport.check_listening(settings.host)
+        with bind_first_free(settings.host, settings.xds_port) as probe:
+            free: int = probe.getsockname()[1]
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        credentials = transport.server_credentials(processes=True)
+        port = await self._mesh.control_plane.serve(f"{host}:{free}", credentials)
+        self._mesh.announce("xds", settings.xds_port, port)
 
     async def stop(self) -> None:
-        """Nothing is to be ended."""
+        """The process's control plane ends later: calls that are under way need it."""
 
     async def list_instances(
         self, request: pb.ListInstancesRequest, call: Call

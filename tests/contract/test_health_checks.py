@@ -11,11 +11,19 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from mesh.control.health_checks import FAILURES_MIN, HealthChecks
+from mesh.rpc.transport import PLAIN
 from tests.support.eventually import eventually
+from weft.control.v1.instances_pb2 import Instance
 
 CHECK_SECONDS = 0.02
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def instances(**targets: str) -> list[Instance]:
+    return [
+        Instance(name=name, target=target, services=["state"]) for name, target in targets.items()
+    ]
 
 
 class Health(health.aio.HealthServicer):
@@ -71,7 +79,7 @@ async def told() -> list[frozenset[str]]:
 
 @pytest.fixture
 async def checks(told: list[frozenset[str]]) -> AsyncIterator[HealthChecks]:
-    made = HealthChecks(told.append, check_seconds=CHECK_SECONDS)
+    made = HealthChecks(told.append, PLAIN, check_seconds=CHECK_SECONDS)
     yield made
     await made.stop()
 
@@ -79,7 +87,7 @@ async def checks(told: list[frozenset[str]]) -> AsyncIterator[HealthChecks]:
 async def test_what_a_server_says_counts(
     server: Server, checks: HealthChecks, told: list[frozenset[str]]
 ) -> None:
-    checks.set({"a": server.target})
+    checks.set(instances(a=server.target))
     await asyncio.sleep(5 * CHECK_SECONDS)
     assert told == []
     await server.said.set("", NOT_SERVING)
@@ -91,7 +99,7 @@ async def test_what_a_server_says_counts(
 async def test_a_server_that_is_gone_is_unhealthy_until_it_is_back(
     server: Server, checks: HealthChecks
 ) -> None:
-    checks.set({"a": server.target})
+    checks.set(instances(a=server.target))
     await server.stop()
     await eventually(lambda: checks.unhealthy == {"a"})
     await server.start()
@@ -101,7 +109,7 @@ async def test_a_server_that_is_gone_is_unhealthy_until_it_is_back(
 async def test_a_server_that_hangs_is_unhealthy(server: Server, checks: HealthChecks) -> None:
     # It takes connections, as the kernel does for a stopped process, and says nothing.
     with socket.create_server(("127.0.0.1", 0)) as hung:
-        checks.set({"a": server.target, "b": f"127.0.0.1:{hung.getsockname()[1]}"})
+        checks.set(instances(a=server.target, b=f"127.0.0.1:{hung.getsockname()[1]}"))
         await eventually(lambda: checks.unhealthy == {"b"})
 
 
@@ -109,19 +117,19 @@ async def test_who_is_no_more_checked_is_not_unhealthy(
     server: Server, checks: HealthChecks, told: list[frozenset[str]]
 ) -> None:
     await server.said.set("", NOT_SERVING)
-    checks.set({"a": server.target, "b": server.target})
+    checks.set(instances(a=server.target, b=server.target))
     await eventually(lambda: checks.unhealthy == {"a", "b"})
-    checks.set({"b": server.target})
+    checks.set(instances(b=server.target))
     assert told[-1] == {"b"}
-    checks.set({})
+    checks.set(instances())
     assert told[-1] == frozenset()
 
 
 async def test_who_moved_is_checked_anew(server: Server, checks: HealthChecks) -> None:
     with socket.create_server(("127.0.0.1", 0)) as hung:
-        checks.set({"a": f"127.0.0.1:{hung.getsockname()[1]}"})
+        checks.set(instances(a=f"127.0.0.1:{hung.getsockname()[1]}"))
         await eventually(lambda: checks.unhealthy == {"a"})
-        checks.set({"a": server.target})
+        checks.set(instances(a=server.target))
         await eventually(lambda: not checks.unhealthy)
 
 
@@ -129,7 +137,7 @@ async def test_one_lost_check_is_not_enough(
     server: Server, checks: HealthChecks, told: list[frozenset[str]]
 ) -> None:
     server.said.failing = FAILURES_MIN - 1
-    checks.set({"a": server.target})
+    checks.set(instances(a=server.target))
     await eventually(lambda: server.said.checked > FAILURES_MIN)
     assert told == []
     server.said.failing = FAILURES_MIN

@@ -14,6 +14,7 @@ from mesh import errors
 from mesh.call import Call, current_call
 from mesh.clock import SYSTEM
 from mesh.errors import FieldViolation
+from mesh.rpc import channel as channel_module
 from mesh.rpc.channel import MeshChannel, RemoteChannel
 from mesh.rpc.local import LocalChannel, StubChannel
 from mesh.rpc.pipeline import Endpoint, bind
@@ -293,8 +294,8 @@ async def test_the_nearest_handler_is_taken_and_else_the_server_that_is_named() 
         pipeline(SETTINGS),
         SETTINGS,
     )
-    targets = {"weft.agents.v1.TurnService": target}
-    channel = MeshChannel(local, targets.get, SETTINGS)
+    elsewhere = RemoteChannel(target, SETTINGS)
+    channel = MeshChannel(local, elsewhere, lambda contract: True, SETTINGS)
     path = Path(channel, here, CollectorRegistry())
     await path.create()
     assert list(here.vectors.collections) == [NAME]
@@ -303,17 +304,22 @@ async def test_the_nearest_handler_is_taken_and_else_the_server_that_is_named() 
     assert words == ["a"]
     assert there.turns.calls
     assert not here.turns.calls
-    await channel.close()
+    await elsewhere.close()
     await server.stop()
 
 
-async def test_a_service_that_nobody_serves_is_not_serving() -> None:
-    def nobody(service: str) -> None:
-        return None
-
-    path = Path(MeshChannel({}, nobody, SETTINGS), SmallService(), CollectorRegistry())
+@pytest.mark.parametrize("connected", [False, True])
+async def test_a_service_that_nobody_serves_is_not_serving(
+    connected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_module, "SERVED_SECONDS", 0.1)
+    elsewhere = RemoteChannel("127.0.0.1:1", SETTINGS) if connected else None
+    channel = MeshChannel({}, elsewhere, lambda contract: False, SETTINGS)
+    path = Path(channel, SmallService(), CollectorRegistry())
     with pytest.raises(errors.NotServing, match=r"weft\.vectors\.v1\.VectorService"):
         await path.create()
+    with pytest.raises(errors.NotServing, match=r"weft\.agents\.v1\.TurnService"):
+        await anext(path.turns.RunTurn(turn("a")))
 
 
 async def test_a_local_channel_refuses_what_is_not_here() -> None:

@@ -85,7 +85,9 @@ async def deployed(home: Path) -> AsyncIterator[Deployment]:
     """A deployment with its data and secrets under `home`."""
     configure_logs("warning")
     secrets = {"WEFT_SECURITY_SECRETS_DIR": str(home / "secrets")}
-    settings = RuntimeSettings(data_dir=home / "data", grpc_port=0, http_port=0, nats_port=0)
+    settings = RuntimeSettings(
+        data_dir=home / "data", grpc_port=0, http_port=0, nats_port=0, xds_port=0
+    )
     async with AsyncExitStack() as stack:
         # Read while it starts; what else runs in these tests has an environment of its own.
         with environment(UNBOUNDED | secrets):

@@ -13,7 +13,7 @@ from cryptography import x509
 from structlog.testing import capture_logs
 
 from mesh.errors import FailedPrecondition, Unavailable
-from mesh.rpc.channel import MeshChannel, RemoteChannel
+from mesh.rpc.channel import RemoteChannel
 from mesh.rpc.pipeline import bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
@@ -126,19 +126,6 @@ async def vectors_once(target: str, by: Transport) -> None:
     channel = RemoteChannel(target, SETTINGS, transport=by, service="vectors")
     await vectors(channel)()
     await channel.close()
-
-
-async def test_stubs_demand_the_service_whose_contract_they_call(tmp_path: Path) -> None:
-    ca = authority(tmp_path)
-    client = transport(ca, "gateway")
-    async with served(transport(ca, "vectors")) as (_, target):
-        channel = MeshChannel({}, lambda service: target, SETTINGS, transport=client)
-        stub: Any = VectorServiceStub(cast(Any, channel))
-        await stub.GetCollection(pb.GetCollectionRequest(name=NAME), timeout=20)
-        turns: Any = TurnServiceStub(cast(Any, channel))
-        with pytest.raises(Unavailable):
-            await anext(turns.RunTurn(turn("hello"), timeout=10))
-        await channel.close()
 
 
 def turn(words: str) -> turn_service_pb2.RunTurnRequest:

@@ -81,7 +81,7 @@ async def clocked_weft(
         replace(entry, build=build) if entry.name == "scheduler" else entry for entry in CATALOGUE
     )
     settings = RuntimeSettings(
-        data_dir=data_dir, grpc_port=0, http_port=0, nats_port=0, notice_seconds=0
+        data_dir=data_dir, grpc_port=0, http_port=0, nats_port=0, xds_port=0, notice_seconds=0
     )
     async with AsyncExitStack() as stack:
         # Settings are read while it starts.

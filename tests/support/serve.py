@@ -53,7 +53,7 @@ async def serve(
     data_dir: Path, catalogue: Sequence[ServiceEntry], serves: Sequence[str] = ()
 ) -> None:
     """Serves until SIGTERM."""
-    settings = RuntimeSettings(data_dir=data_dir, grpc_port=0, http_port=0, nats_port=0)
+    settings = RuntimeSettings(data_dir=data_dir, grpc_port=0, http_port=0, nats_port=0, xds_port=0)
     configure_logs(settings.log_level)
     loop = asyncio.get_running_loop()
 
@@ -76,7 +76,7 @@ async def serve(
 
 async def serve_split(data_dir: Path, options: Sequence[str]) -> None:
     """Runs the parts until SIGTERM."""
-    settings = RuntimeSettings(data_dir=data_dir, grpc_port=0, http_port=0, nats_port=0)
+    settings = RuntimeSettings(data_dir=data_dir, grpc_port=0, http_port=0, nats_port=0, xds_port=0)
     configure_logs(settings.log_level)
     stopping = stopping_event()
     command = (sys.executable, "-m", "tests.support.serve", *options, "--serves")

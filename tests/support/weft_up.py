@@ -24,7 +24,11 @@ def environment(**more: str) -> dict[str, str]:
     left and found where XDG_CONFIG_HOME says, which is the test run's own folder."""
     foreign = ("WEFT_", "OPENAI_", "NATS_", "OTEL_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    return kept | {"COLUMNS": "200", "WEFT_RUNTIME_NATS_PORT": "0"} | more
+    return (
+        kept
+        | {"COLUMNS": "200", "WEFT_RUNTIME_NATS_PORT": "0", "WEFT_RUNTIME_XDS_PORT": "0"}
+        | more
+    )
 
 
 def weft(*arguments: str | Path, stdin: str = "", **more: str) -> Ran:

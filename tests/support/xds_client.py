@@ -14,7 +14,8 @@ from typing import Any
 
 from mesh.control.xds.bootstrap import install
 from mesh.errors import WeftError
-from mesh.rpc.channel import XdsChannel
+from mesh.rpc.channel import MeshChannel, XdsChannel, mesh_connection
+from mesh.rpc.local import StubChannel
 from mesh.rpc.settings import RpcSettings
 from tests.support.processes import end_with_parent
 from weft.state.v1 import session_service_pb2
@@ -50,7 +51,7 @@ class Client:
     """Calls by one channel, some of them all the time."""
 
     def __init__(self) -> None:
-        self._channel = XdsChannel(RpcSettings())
+        self._open()
         self._lap = Lap()
         self._loading: asyncio.Task[None] | None = None
         self._under_way: set[asyncio.Task[str]] = set()
@@ -95,9 +96,16 @@ class Client:
         return await self._next_lap(command)
 
     async def _reopen(self, command: dict[str, Any]) -> str:
-        await self._channel.close()
-        self._channel = XdsChannel(RpcSettings())
+        await self._connection.close()
+        self._open()
         return "reopened"
+
+    def _open(self) -> None:
+        """As a service reaches others."""
+        settings = RpcSettings()
+        self._connection = mesh_connection(settings)
+        elsewhere = XdsChannel(self._connection, settings)
+        self._channel = MeshChannel({}, elsewhere, lambda contract: True, settings)
 
     async def _load(self, command: dict[str, Any]) -> None:
         names, began = command["names"], time.monotonic()
@@ -123,7 +131,7 @@ class Client:
         return answer
 
 
-async def answered_by(channel: XdsChannel, method: str, name: str) -> str:
+async def answered_by(channel: StubChannel, method: str, name: str) -> str:
     """Who answered a call for the resource of that name."""
     call = channel.callable_of(method)
     if method == COLLECTIONS:

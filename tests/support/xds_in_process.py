@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 from mesh.control.xds.control_plane import ControlPlane
-from mesh.rpc.channel import XdsChannel
+from mesh.control.xds.mesh_view import MeshView
+from mesh.rpc.channel import XdsChannel, mesh_connection
 from mesh.rpc.settings import RpcSettings
+from mesh.rpc.transport import PLAIN
 from tests.support.processes import end_with_parent
 from tests.support.xds_client import COLLECTIONS, answered_by
 from tests.support.xds_mesh import SERVICES, instance_at
@@ -18,9 +20,10 @@ CALLS = 40
 
 
 async def main(folder: Path, targets: list[str]) -> None:
-    plane = ControlPlane(SERVICES, folder=folder, node="in-process", zone="here")
-    await plane.start()
-    channel = XdsChannel(RpcSettings())
+    plane = ControlPlane(MeshView(SERVICES), PLAIN, own="in-process")
+    await plane.serve_here(folder, zone="here")
+    connection = mesh_connection(RpcSettings())
+    channel = XdsChannel(connection, RpcSettings())
     calls = [
         asyncio.create_task(answered_by(channel, COLLECTIONS, "tenants/t/collections/c"))
         for _ in range(CALLS)
@@ -32,7 +35,7 @@ async def main(folder: Path, targets: list[str]) -> None:
     )
     answers = await asyncio.gather(*calls)
     print(json.dumps({"answers": answers, "sockets": os.listdir(folder)}), flush=True)
-    await channel.close()
+    await connection.close()
     await plane.stop()
 
 

@@ -1,158 +1,92 @@
-"""Clients that nobody here wrote, in Go and in Node, dial `xds:///weft` and follow splits and
-failovers under load: the examples, whose calls are made by gRPC's own xDS clients."""
+"""A client of the mesh that isn't one of Weft's processes: gRPC's own, by what the command
+`weft mesh bootstrap` prints, over plain text and over mutual TLS."""
 
 import asyncio
 import json
 import os
-from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mesh.control.xds.ads import AdsServer
-from mesh.control.xds.bootstrap import VARIABLE, bootstrap
-from mesh.control.xds.mesh_view import MeshView, Portion, RoutedService
-from tests.support.examples import GOOGLE_APIS, go_example, node_example
-from tests.support.processes import ROOT
-from tests.support.xds_mesh import Backend, backends
-from weft.control.v1 import instances_pb2
-from weft.tools.v1 import tool_service_pb2
+from tests.support.processes import line_of, running
+from tests.support.weft_up import WeftUp, weft, weft_up
 
-__all__ = ["go_example", "node_example"]
-
-pytestmark = pytest.mark.timeout(600)
-PARENT = "tenants/acme"
-PER_SECOND = 200
-SECONDS_MAX = 30.0
-TOOLS = RoutedService("tools", (tool_service_pb2.DESCRIPTOR.services_by_name["ToolService"],))
-
-
-class ExampleClient:
-    """An example that calls all the time, and says who answered."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.failed: Counter[str] = Counter()
-        self._process = process
-
-    async def lap(self) -> Counter[str]:
-        """Who answered how often since the lap before; what failed is kept."""
-        assert self._process.stdout is not None
-        line = await asyncio.wait_for(self._process.stdout.readline(), SECONDS_MAX)
-        assert line, "the example ended"
-        said = json.loads(line)
-        self.failed.update(said["failed"])
-        return Counter(said["answered"])
-
-    async def until(self, *wanted: Backend) -> None:
-        """Returns once these have answered all calls of a lap, each of them some."""
-        targets = {backend.target for backend in wanted}
-        seen: Counter[str] = Counter()
-        async with asyncio.timeout(SECONDS_MAX):
-            while set(seen) != targets:
-                seen = await self.lap()
-
-    async def answered(self, calls: int) -> Counter[str]:
-        """Who answered so many calls at least."""
-        seen: Counter[str] = Counter()
-        while seen.total() < calls:
-            seen += await self.lap()
-        return seen
+pytestmark = pytest.mark.timeout(180)
+OPTIONS = ("--processes", "2", "--port", "0", "--http-port", "0", "--data-dir")
+SECONDS_MAX = 60.0
 
 
 @asynccontextmanager
-async def example(command: Sequence[str | Path], bootstrapped: str) -> AsyncIterator[ExampleClient]:
-    """The example that the command runs, asking whom its bootstrap says."""
-    process = await asyncio.create_subprocess_exec(
-        *map(str, command),
-        env={**os.environ, VARIABLE: bootstrapped},
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        yield ExampleClient(process)
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+async def calling(
+    bootstrap: str, up: WeftUp, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A client that calls all the time, started with the bootstrap."""
+    monkeypatch.setenv("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap)
+    async with running("tests.support.mesh_client") as client:
+        assert client.stdin is not None
+        client.stdin.write(f"{up.said['api_key']}\n".encode())
+        yield client
 
 
-class Routing:
-    """A control plane, and an example that asks it."""
-
-    def __init__(self, ads: AdsServer, asks: str, command: Sequence[str | Path]) -> None:
-        self._ads = ads
-        self._asks = asks
-        self._command = command
-
-    def set(self, *instances: instances_pb2.Instance, **fields: object) -> None:
-        """What the control plane knows from now on."""
-        for instance in instances:
-            instance.services[:] = ["tools"]
-        self._ads.set(MeshView((TOOLS,), instances, **fields))  # type: ignore[arg-type]
-
-    def calling(self) -> AbstractAsyncContextManager[ExampleClient]:
-        """The example at work."""
-        return example(self._command, self._asks)
+async def lap(client: asyncio.subprocess.Process, calls_min: int) -> dict[str, int]:
+    """What came of so many calls or more."""
+    counted: dict[str, int] = {}
+    async with asyncio.timeout(SECONDS_MAX):
+        while counted.get("answered", 0) < calls_min:
+            assert client.stdin is not None
+            client.stdin.write(b"\n")
+            for outcome, count in json.loads(await line_of(client)).items():
+                counted[outcome] = counted.get(outcome, 0) + count
+            await asyncio.sleep(0.05)
+    return counted
 
 
-@pytest.fixture(scope="module")
-async def four() -> AsyncIterator[dict[str, Backend]]:
-    async with backends("a", "b", "c", "d") as started:
-        yield started
-
-
-@pytest.fixture(params=["go", "node"])
-async def routing(request: pytest.FixtureRequest) -> AsyncIterator[Routing]:
-    load = (PARENT, str(PER_SECOND))
-    if request.param == "go":
-        command: list[str | Path] = [request.getfixturevalue("go_example"), *load]
-    else:
-        program = request.getfixturevalue("node_example") / "mesh.js"
-        command = ["node", program, ROOT / "proto", GOOGLE_APIS, *load]
-    ads = AdsServer()
-    port = await ads.start("127.0.0.1:0")
-    asks = bootstrap([f"127.0.0.1:{port}"], node=f"a-{request.param}-client", zone="east")
-    yield Routing(ads, asks, command)
-    await ads.stop()
-
-
-async def test_it_follows_a_split(routing: Routing, four: dict[str, Backend]) -> None:
-    blue = [four[name].instance(version="blue") for name in "ab"]
-    green = [four[name].instance(version="green") for name in "cd"]
-
-    def split(blue_weight: int) -> None:
-        portions = (Portion("blue", blue_weight), Portion("green", 100 - blue_weight))
-        routing.set(*blue, *green, splits={"tools": portions})
-
-    split(100)
-    async with routing.calling() as client:
-        await client.until(four["a"], four["b"])
-        for _ in range(3):
-            split(0)
-            await client.until(four["c"], four["d"])
-            split(100)
-            await client.until(four["a"], four["b"])
-        split(90)
-        await client.until(*four.values())
-        answered = await client.answered(1_000)
-    assert client.failed == {}
-    canary = answered[four["c"].target] + answered[four["d"].target]
-    # Five standard deviations.
-    assert 0.05 <= canary / answered.total() <= 0.15
-
-
-async def test_it_goes_to_another_zone_when_its_own_is_lost_and_comes_back(
-    routing: Routing, four: dict[str, Backend]
+async def test_it_reaches_every_service_and_notices_no_process_that_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    zones = {"a": "east", "b": "east", "c": "west"}
-    routing.set(*(four[name].instance(zone=zone) for name, zone in zones.items()))
-    async with routing.calling() as client:
-        await client.until(four["a"], four["b"])
-        await four["a"].kill()
-        await client.until(four["b"])
-        await four["b"].kill()
-        await client.until(four["c"])
-        await asyncio.gather(four["a"].start(), four["b"].start())
-        await client.until(four["a"], four["b"])
-    assert client.failed == {}
+    with weft_up(tmp_path / "log", *OPTIONS, tmp_path / "data") as up:
+        printed = up.weft("mesh", "bootstrap", "--node", "a-client")
+        assert printed.code == 0, printed.err
+        async with calling(printed.out, up, monkeypatch) as client:
+            assert set(await lap(client, 20)) == {"answered"}
+            # The first has the collections, and nobody else while it is gone.
+            second: Any = up.said["processes"]
+            os.kill(second[1]["pid"], signal.SIGKILL)
+            assert set(await lap(client, 200)) == {"answered"}
+
+
+async def test_it_needs_a_certificate_where_there_are_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = tmp_path / "secrets"
+    for arguments in (["init"], ["issue"], ["issue", "gateway"]):
+        assert weft("ca", *arguments, "--secrets-dir", secrets).code == 0
+    certificates = secrets / "ca" / "certificates"
+    variables = {
+        "WEFT_TLS_CERTIFICATE_DIR": str(certificates / "host"),
+        "WEFT_SECURITY_SECRETS_DIR": str(secrets),
+    }
+    with weft_up(tmp_path / "log", *OPTIONS, tmp_path / "data", **variables) as up:
+        by_tls = {"WEFT_CA_FILE": str(certificates / "host" / "bundle.pem")}
+        refused = up.weft("mesh", "bootstrap", **by_tls)
+        assert refused.code == 2
+        assert "--certificates" in refused.err
+        own = ("--certificates", certificates / "gateway")
+        printed = up.weft("mesh", "bootstrap", *own, **by_tls)
+        assert printed.code == 0, printed.err
+        async with calling(printed.out, up, monkeypatch) as client:
+            assert set(await lap(client, 20)) == {"answered"}
+        bare = json.loads(printed.out)
+        for server in bare["xds_servers"]:
+            server["channel_creds"] = [{"type": "insecure"}]
+        async with calling(json.dumps(bare), up, monkeypatch) as client:
+            assert client.stdin is not None
+            await asyncio.sleep(1)
+            client.stdin.write(b"\n")
+            assert "answered" not in json.loads(await line_of(client))
+        # By the name that they dial it by, xDS clients find no other certificate.
+        assert "No match found for server name" not in up.log

@@ -18,7 +18,7 @@ from tests.support.xds_client import COLLECTIONS
 from tests.support.xds_mesh import SERVICES, client, instance_at
 
 DOCS = ["tenants/acme/collections/docs"]
-VECTORS = "spiffe://weft.test/vectors"
+VECTORS = "spiffe://weft.test/process/state.vectors"
 
 
 @asynccontextmanager
@@ -42,7 +42,7 @@ async def serving(files: CertificateFiles) -> AsyncIterator[str]:
     [
         (VECTORS, VECTORS, True, True),
         # Another service of the same authority, in its place.
-        ("spiffe://weft.test/tools", VECTORS, True, False),
+        ("spiffe://weft.test/process/tools", VECTORS, True, False),
         # It has the name of an instance that the registry doesn't know by it.
         (VECTORS, "", True, False),
         # The client's certificate is another authority's.
@@ -53,9 +53,9 @@ async def test_who_answers_is_who_the_registry_says(
     tmp_path: Path, real: str, told: str, known: bool, answered: bool
 ) -> None:
     ours, others = Authority(tmp_path / "ours"), Authority(tmp_path / "others")
-    mine = ours.issue("spiffe://weft.test/agents")
+    mine = ours.issue("spiffe://weft.test/process/agents")
     if not known:
-        theirs = others.issue("spiffe://weft.test/agents")
+        theirs = others.issue("spiffe://weft.test/process/agents")
         mine = CertificateFiles(theirs.certificate, theirs.private_key, mine.authorities)
     ads = AdsServer()
     async with AsyncExitStack() as stack:

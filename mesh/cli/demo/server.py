@@ -41,7 +41,7 @@ class Server:
         # Keys belong to the demo: none of it may stay in the person's home, nor come from it.
         kept = {name: value for name, value in os.environ.items() if name != _SECRETS_DIR}
         own = {"XDG_CONFIG_HOME": str(self._config_dir)}
-        environment = {"WEFT_RUNTIME_NATS_PORT": "0", **kept, **own}
+        environment = {"WEFT_RUNTIME_NATS_PORT": "0", "WEFT_RUNTIME_XDS_PORT": "0", **kept, **own}
         with self._log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=log, env=environment

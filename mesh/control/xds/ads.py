@@ -15,6 +15,7 @@ from mesh.control.xds.messages import ADS_METHOD, ADS_SERVICE
 from mesh.control.xds.resources import Resources, resources_of
 from mesh.control.xds.subscriptions import Subscriptions
 from mesh.errors import FailedPrecondition, LimitExceeded
+from mesh.sockets import stays_here
 from weft.xds.v1 import discovery_pb2
 
 STREAMS_MAX = 2_048
@@ -55,22 +56,27 @@ class AdsServer:
         self._wakes: set[asyncio.Event] = set()
         self._streams = 0
         self._streams_max = streams_max
-        self._server: Any = None
+        self._servers: list[grpc.aio.Server] = []
 
     @property
     def streams(self) -> int:
         """How many clients are connected."""
         return self._streams
 
-    async def start(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
-        """Serves at `unix:/path`, or at an IP address with a port; returns the port.
+    async def start(
+        self,
+        address: str,
+        credentials: grpc.ServerCredentials | None = None,
+        *,
+        plain_text: bool = False,
+    ) -> int:
+        """Serves at `unix:/path`, or at an IP address with a port, beside the addresses that
+        it serves at already; returns the port.
 
-        Plain text, without `credentials`, is for sockets and loopback: ValueError elsewhere.
-        FailedPrecondition where the address can't be had.
+        Plain text, without `credentials`, is for sockets and loopback: ValueError elsewhere,
+        but with `plain_text`. FailedPrecondition where the address can't be had.
         """
-        host = address.rpartition(":")[0]
-        local = address.startswith("unix:") or host in ("127.0.0.1", "[::1]", "localhost")
-        if credentials is None and not local:
+        if credentials is None and not (plain_text or stays_here(address)):
             raise ValueError("a control plane that others reach needs credentials")
         server = grpc.aio.server(
             options=_server_options(),
@@ -92,7 +98,7 @@ class AdsServer:
         except RuntimeError:
             raise FailedPrecondition(f"the control plane can't listen on {address}") from None
         await server.start()
-        self._server = server
+        self._servers.append(server)
         return port
 
     def set(self, view: MeshView) -> None:
@@ -106,8 +112,8 @@ class AdsServer:
         """Ends serving at once. Clients keep what they know, and come back."""
         if self._timer is not None:
             self._timer.cancel()
-        server, self._server = self._server, None
-        if server is not None:
+        servers, self._servers = self._servers, []
+        for server in servers:
             await server.stop(None)
 
     def _push(self) -> None:

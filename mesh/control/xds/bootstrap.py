@@ -28,20 +28,31 @@ class CertificateFiles:
 
 
 def bootstrap(
-    servers: Sequence[str], *, node: str, zone: str, certificates: CertificateFiles | None = None
+    servers: Sequence[str],
+    *,
+    node: str,
+    zone: str,
+    certificates: CertificateFiles | None = None,
+    encrypted: bool = False,
 ) -> str:
     """The bootstrap of a client that asks the first of `servers` that answers.
 
     A server is named as gRPC dials it, such as `unix:/run/weft/ads.sock`. It is dialled in
-    plain text, and so is one on this machine. With `certificates` clusters may ask for TLS.
+    plain text, or with `encrypted` by mutual TLS with the `certificates`. With those
+    clusters may ask for TLS.
     """
+    creds: dict[str, Any] = {"type": "insecure"}
+    if encrypted:
+        if certificates is None:
+            raise ValueError("mutual TLS takes certificates")
+        creds = {"type": "tls", "config": _watched(certificates)["config"]}
     # A control plane that lost its memory takes nothing from running clients.
     features = ["xds_v3", "ignore_resource_deletion"]
     content: dict[str, Any] = {
         "xds_servers": [
             {
                 "server_uri": server,
-                "channel_creds": [{"type": "insecure"}],
+                "channel_creds": [creds],
                 "server_features": features,
             }
             for server in servers

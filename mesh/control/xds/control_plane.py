@@ -1,4 +1,5 @@
-"""The control plane of one process: its own xDS clients ask it over a unix socket.
+"""The control plane of one process: its own xDS clients ask it over a unix socket, and those
+of other languages at a port, where the process serves them.
 
 So no control-plane process can fail for all. Each process knows the registry anyway.
 """
@@ -13,11 +14,11 @@ from urllib.parse import quote
 
 import grpc
 
-from mesh.control.health_checks import HealthChecks
+from mesh.control.health_checks import Dialling, HealthChecks
 from mesh.control.xds.ads import AdsServer
 from mesh.control.xds.bootstrap import CertificateFiles, bootstrap, install
 from mesh.control.xds.endpoints import members_of
-from mesh.control.xds.mesh_view import MeshView, Portion, RoutedService
+from mesh.control.xds.mesh_view import MeshView, Portion
 from mesh.private_files import make_private_folder
 from weft.control.v1 import instances_pb2
 
@@ -26,46 +27,44 @@ SOCKET_PATH_BYTES_MAX = 107
 
 
 class ControlPlane:
-    """Tells this process's xDS clients what `set_instances` and `set_splits` said last, with
-    the health that it checks itself.
+    """Tells xDS clients what `set_instances` and `set_splits` said last, with the health that
+    it checks itself, of all instances but the one of the name `own`, as `dialling` reaches
+    them. `empty` is what is known at first: the services, and how connections are secured.
 
-    `node` is the id of this process's run and `zone` where it runs. The socket lies in
-    `folder`, which is made for its owner only. With a `trust_domain` the mesh is mutual TLS,
-    by `certificates`; `credentials` are for the checks of health.
+    Clients are held until the first `set_instances`. Made, called and stopped in one event
+    loop.
     """
 
-    def __init__(
-        self,
-        services: Iterable[RoutedService],
-        *,
-        folder: Path,
-        node: str,
-        zone: str = "",
-        trust_domain: str = "",
-        certificates: CertificateFiles | None = None,
-        credentials: grpc.ChannelCredentials | None = None,
-    ) -> None:
-        self._folder = folder
-        self._node = node
-        self._zone = zone
-        self._certificates = certificates
+    def __init__(self, empty: MeshView, dialling: Dialling, *, own: str = "") -> None:
+        self._own = own
         self._loaded = False
         self._stack = ExitStack()
         self._ads = AdsServer()
-        self._checks = HealthChecks(self._set_unhealthy, credentials=credentials)
-        self._view = MeshView(tuple(services), trust_domain=trust_domain)
+        self._checks = HealthChecks(self._set_unhealthy, dialling)
+        self._view = empty
 
-    async def start(self) -> None:
-        """Serves, and has gRPC's clients of this process ask here: it must not have made an
-        xDS channel before. They are held until the first `set_instances`.
+    @property
+    def view(self) -> MeshView:
+        """What is known by now."""
+        return self._view
+
+    async def serve_here(
+        self, folder: Path, *, zone: str, certificates: CertificateFiles | None = None
+    ) -> None:
+        """Has gRPC's clients of this process, which runs in `zone`, ask here: it must not have
+        made an xDS channel before. The socket lies in `folder`, which is made for its owner
+        only; `certificates` are what the clients prove themselves with.
 
         Raises OSError, FailedPrecondition where the socket can't be made.
         """
-        address = f"unix:{quote(str(self._socket_path()))}"
+        address = f"unix:{quote(str(self._socket_path(folder)))}"
         await self._ads.start(address)
-        install(
-            bootstrap([address], node=self._node, zone=self._zone, certificates=self._certificates)
-        )
+        install(bootstrap([address], node=self._own, zone=zone, certificates=certificates))
+
+    async def serve(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
+        """Serves clients of other processes at an IP address with a port, by mutual TLS where
+        connections are; returns the port. FailedPrecondition where it can't be had."""
+        return await self._ads.start(address, credentials, plain_text=self._view.plain_text)
 
     def set_instances(self, instances: Iterable[instances_pb2.Instance]) -> None:
         """Replaces what is known of the mesh's instances; they are copied. Their load doesn't
@@ -76,7 +75,7 @@ class ControlPlane:
         self._loaded = True
         self._set(replace(self._view, instances=copies))
         members, _ = members_of(self._view)
-        self._checks.set({each.instance.name: each.instance.target for each in members})
+        self._checks.set(each.instance for each in members if each.instance.name != self._own)
 
     def set_splits(self, splits: Mapping[str, tuple[Portion, ...]]) -> None:
         """Replaces the splits, by service."""
@@ -96,18 +95,18 @@ class ControlPlane:
         if self._loaded:
             self._ads.set(view)
 
-    def _socket_path(self) -> Path:
+    def _socket_path(self, folder: Path) -> Path:
         """In our folder, else, where that is too deep for a socket, in a private one."""
-        make_private_folder(self._folder)
+        make_private_folder(folder)
         # Who can reach the socket learns where everything runs.
-        self._folder.chmod(0o700)
-        path = self._folder.absolute() / "ads.sock"
+        folder.chmod(0o700)
+        path = folder.absolute() / "ads.sock"
         if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
             path.unlink(missing_ok=True)
             return path
         parent = os.environ.get("XDG_RUNTIME_DIR")
-        folder = tempfile.TemporaryDirectory(prefix="weft-", dir=parent)
-        return Path(self._stack.enter_context(folder)) / "ads.sock"
+        shorter = tempfile.TemporaryDirectory(prefix="weft-", dir=parent)
+        return Path(self._stack.enter_context(shorter)) / "ads.sock"
 
 
 def _without_load(instance: instances_pb2.Instance) -> instances_pb2.Instance:

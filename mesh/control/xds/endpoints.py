@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from mesh.control.xds.mesh_view import MeshView
 from mesh.control.xds.messages import number
+from mesh.security.spiffe import parse_process_id
 from weft.control.v1 import instances_pb2
 from weft.xds.v1 import core_pb2, endpoint_pb2
 
@@ -158,9 +159,13 @@ def _is_loopback(address: str) -> bool:
 
 def _insecurity(view: MeshView, instance: instances_pb2.Instance, place: tuple[str, int]) -> str:
     if not view.trust_domain:
-        return "" if _is_loopback(place[0]) else "plain text goes to loopback only"
-    trusted = instance.spiffe_id.startswith(f"spiffe://{view.trust_domain}/")
-    return "" if trusted else "its SPIFFE id isn't of the trust domain"
+        stays = view.plain_text or _is_loopback(place[0])
+        return "" if stays else "plain text goes to loopback only"
+    process = parse_process_id(instance.spiffe_id)
+    if process is None or process.trust_domain != view.trust_domain:
+        return "its SPIFFE id isn't of the trust domain"
+    posing = [each for each in instance.services if not process.may_act_as(each)]
+    return f"its SPIFFE id isn't that of {posing[0]}" if posing else ""
 
 
 def _age(instance: instances_pb2.Instance) -> tuple[int, int, str]:

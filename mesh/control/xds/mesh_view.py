@@ -43,9 +43,9 @@ class MeshView:
 
     `splits` holds portions by service; a service without any sends its calls to all
     versions alike. `unhealthy` are names of instances. With a `trust_domain` every
-    connection is mutual TLS, and an instance whose SPIFFE id isn't of that domain gets
-    no calls; without one everything is plain text, so that only instances on loopback
-    get any.
+    connection is mutual TLS, and an instance gets calls of those services only that its
+    SPIFFE id names in that domain; without one everything is plain text, so that only
+    instances on loopback get any, or all with `plain_text`.
     """
 
     services: tuple[RoutedService, ...] = ()
@@ -53,6 +53,7 @@ class MeshView:
     splits: Mapping[str, tuple[Portion, ...]] = field(default_factory=dict)
     unhealthy: frozenset[str] = frozenset()
     trust_domain: str = ""
+    plain_text: bool = False
 
     @cached_property
     def zones(self) -> frozenset[str]:

@@ -86,6 +86,7 @@ class Instance(_message.Message):
     SPIFFE_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
+    XDS_TARGET_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`instances/{instance}`; each run of a process has an id of its own."""
     target: _builtins.str
@@ -100,6 +101,8 @@ class Instance(_message.Message):
     """Who it is in its certificate: `spiffe://{domain}/...`; empty without TLS."""
     state: Global___InstanceState.ValueType
     """Whether it takes calls."""
+    xds_target: _builtins.str
+    """Where xDS clients ask it where calls go; empty where it has no control plane for others."""
     @_builtins.property
     def services(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Services of the catalogue that it serves, such as `agents`."""
@@ -125,10 +128,11 @@ class Instance(_message.Message):
         spiffe_id: _builtins.str = ...,
         state: Global___InstanceState.ValueType = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
+        xds_target: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "name", b"name", "services", b"services", "spiffe_id", b"spiffe_id", "start_time", b"start_time", "state", b"state", "target", b"target", "version", b"version", "weight", b"weight", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "name", b"name", "services", b"services", "spiffe_id", b"spiffe_id", "start_time", b"start_time", "state", b"state", "target", b"target", "version", b"version", "weight", b"weight", "xds_target", b"xds_target", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -298,7 +298,8 @@ async def test_weft_itself_needs_no_credential_in_its_own_process(edge: Edge) ->
 def test_a_service_has_no_stub_of_what_the_catalogue_does_not_let_it_call(edge: Edge) -> None:
     channel = MeshChannel(
         edge.endpoints,
-        lambda service: None,
+        None,
+        lambda contract: False,
         SETTINGS,
         caller="tools",
         callees={"weft.vectors.v1.VectorService"},

@@ -1,14 +1,18 @@
 """What is tried again, how often, and when a second one is asked beside the first."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from mesh.errors import NotFound, Unavailable
 from mesh.rpc import retries
-from mesh.rpc.retries import BUDGET_MAX, TRIES_MAX, RetryBudget, call_again
+from mesh.rpc.retries import BUDGET_MIN, BUDGET_SECONDS, TRIES_MAX, RetryBudget, call_again
+from tests.support.access import MovedClock
+
+NEVER: Sequence[float] = ()
+SOON = (0.01,) * 9
 
 
 class Served:
@@ -19,7 +23,8 @@ class Served:
         self.begun = 0
         self.cancelled = 0
 
-    async def __call__(self) -> Any:
+    async def __call__(self, number: int) -> Any:
+        assert number == self.begun
         self.begun += 1
         outcome = next(self._outcomes)
         if isinstance(outcome, Exception):
@@ -36,45 +41,49 @@ class Served:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(retries, "SLOW_SECONDS", 0.01)
 
 
 async def test_what_can_not_be_reached_is_tried_again() -> None:
     served = Served(Unavailable("gone"), Unavailable("gone"), "answer")
-    assert await call_again(served, RetryBudget(), hedged=False) == "answer"
+    assert await call_again(served, RetryBudget(), NEVER) == "answer"
     assert served.begun == 3
 
 
 async def test_it_is_given_up_after_a_bound() -> None:
     served = Served(*[Unavailable(f"{n}") for n in range(9)])
     with pytest.raises(Unavailable, match=str(TRIES_MAX - 1)):
-        await call_again(served, RetryBudget(), hedged=False)
+        await call_again(served, RetryBudget(), NEVER)
     assert served.begun == TRIES_MAX
 
 
 async def test_an_answer_that_says_no_is_an_answer() -> None:
     served = Served(NotFound("nothing"), "another")
     with pytest.raises(NotFound):
-        await call_again(served, RetryBudget(), hedged=True)
+        await call_again(served, RetryBudget(), SOON)
     assert served.begun == 1
 
 
 async def test_retries_are_a_tenth_of_the_calls_once_the_reserve_is_used_up() -> None:
-    budget = RetryBudget()
-    retried = 0
-    for _ in range(1_000):
-        served = Served(Unavailable("gone"), "answer")
-        try:
-            await call_again(served, budget, hedged=False)
-            retried += 1
-        except Unavailable:
-            assert served.begun == 1
-    assert retried in range(100, int(100 + BUDGET_MAX) + 2)
+    moved = MovedClock()
+    budget = RetryBudget(moved.clock)
+    allowed = range(99 + BUDGET_MIN, 101 + BUDGET_MIN)
+    for _ in range(2):
+        retried = 0
+        for _ in range(1_000):
+            served = Served(Unavailable("gone"), "answer")
+            try:
+                await call_again(served, budget, NEVER)
+                retried += 1
+            except Unavailable:
+                assert served.begun == 1
+        assert retried in allowed
+        # What was long ago counts no more, neither the calls nor their retries.
+        moved.seconds += BUDGET_SECONDS + 1
 
 
 async def test_a_second_is_asked_beside_one_that_is_slow_and_the_first_answer_counts() -> None:
     served = Served(asyncio.Event(), "answer")
-    assert await call_again(served, RetryBudget(), hedged=True) == "answer"
+    assert await call_again(served, RetryBudget(), SOON) == "answer"
     await asyncio.sleep(0)
     assert (served.begun, served.cancelled) == (2, 1)
 
@@ -83,7 +92,7 @@ async def test_a_slow_one_that_may_have_effects_is_waited_for() -> None:
     slow = asyncio.Event()
     served = Served(slow, "answer")
     asyncio.get_running_loop().call_later(0.05, slow.set)
-    assert await call_again(served, RetryBudget(), hedged=False) is slow
+    assert await call_again(served, RetryBudget(), NEVER) is slow
     assert served.begun == 1
 
 
@@ -94,13 +103,13 @@ async def test_an_empty_budget_asks_nobody_beside() -> None:
     slow = asyncio.Event()
     served = Served(slow, "answer")
     asyncio.get_running_loop().call_later(0.05, slow.set)
-    assert await call_again(served, budget, hedged=True) is slow
+    assert await call_again(served, budget, SOON) is slow
     assert served.begun == 1
 
 
 async def test_who_leaves_takes_all_attempts_along() -> None:
-    served = Served(asyncio.Event(), asyncio.Event(), asyncio.Event(), asyncio.Event())
-    call = asyncio.create_task(call_again(served, RetryBudget(), hedged=True))
+    served = Served(*(asyncio.Event() for _ in range(TRIES_MAX)))
+    call = asyncio.create_task(call_again(served, RetryBudget(), SOON))
     await asyncio.wait({call}, timeout=0.1)
     assert served.begun > 1
     call.cancel()

@@ -58,7 +58,7 @@ def test_a_certificate_is_what_x509_svid_asks_for(ca: CertificateAuthority) -> N
     names = names_of(made)
     assert names.uri == "spiffe://weft.internal/process/agents.tools"
     own = ("agents.weft.internal", "tools.weft.internal")
-    assert names.dns == (*own, "localhost", "a.example.org")
+    assert names.dns == (*own, "weft", "localhost", "a.example.org")
     assert names.ip == ("127.0.0.1", "::1", "10.1.2.3")
     extensions = made.extensions
     assert not extensions.get_extension_for_class(x509.BasicConstraints).value.ca

@@ -35,7 +35,7 @@ class Registered:
     def on_change(self, callback: Callable[[], None]) -> None:
         self._callbacks.append(callback)
 
-    async def register(self, target: str) -> None:
+    async def register(self, target: str, xds_target: str = "") -> None:
         raise NotImplementedError
 
     async def drain(self) -> None:
