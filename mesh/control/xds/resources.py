@@ -57,8 +57,9 @@ class _Planned:
     weight: int
 
 
-def resources_of(view: MeshView, zone: str) -> Resources:
+def resources_of(view: MeshView, zone: str, *, rings: bool = True) -> Resources:
     """All resources for clients in `zone`; "" for those that are nowhere in particular.
+    Without `rings` the calls of a session, too, go to any instance.
 
     Equal arguments give equal bytes, in every process.
     """
@@ -69,7 +70,7 @@ def resources_of(view: MeshView, zone: str) -> Resources:
     for service in view.services:
         serving = [each for each in members if service.name in each.instance.services]
         planned = _planned(service, serving, view.splits.get(service.name, ()))
-        ring = service.name in AFFINITY_KEYS
+        ring = rings and service.name in AFFINITY_KEYS
         for plan in planned:
             failing = believed_unhealthy(plan.members, view.unhealthy)
             places = RING_PLACES * nearest(plan.members, zone, failing) if ring else 0

@@ -114,6 +114,13 @@ def test_sessions_go_by_a_ring_that_grows_with_the_endpoints_of_the_clients_zone
     assert not route_of(resources, "/weft.vectors.v1.VectorService/Search").hash_policy
 
 
+def test_a_client_whose_rings_fail_is_given_none() -> None:
+    resources = resources_of(view(local("a", 1), local("b", 2)), "", rings=False)
+    assert cluster_of(resources, "state").load_balancing_policy == (
+        cluster_of(resources).load_balancing_policy
+    )
+
+
 def test_a_client_that_knows_no_balancing_by_load_takes_turns() -> None:
     [policy] = cluster_of(resources_of(view(local("a", 1)), "")).load_balancing_policy.policies
     by_zone = cluster_pb2.WrrLocality.FromString(policy.typed_extension_config.typed_config.value)
