@@ -40,6 +40,7 @@ system tests hold in."""
 class Platform:
     """`python -m tests.support.serve` on `data_dir`; `environment` is added to ours.
 
+    With `serves` it runs these services alone, and at `port` where that isn't 0.
     `prefix` is a command that becomes the one behind it, such as nsenter.
     With `split` each service has a process of its own; with `configured_models` the models
     service is as it is, instead of the scripted one.
@@ -50,6 +51,8 @@ class Platform:
     environment: Mapping[str, str] = field(default_factory=dict)
     configured_models: bool = False
     split: bool = SPLIT
+    serves: Sequence[str] = ()
+    port: int = 0
     prefix: Sequence[str] = ()
     addresses: dict[str, str] = field(default_factory=dict)
     process: asyncio.subprocess.Process | None = None
@@ -71,7 +74,9 @@ class Platform:
                 "--data-dir",
                 str(self.data_dir),
                 *(["--configured-models"] if self.configured_models else []),
-                *(["--split"] if self.split else []),
+                *(["--split"] if self.split and not self.serves else []),
+                *(["--serves", *self.serves] if self.serves else []),
+                *("--port", str(self.port)),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 cwd=ROOT,

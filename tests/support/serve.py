@@ -50,10 +50,12 @@ SPLIT = [
 
 
 async def serve(
-    data_dir: Path, catalogue: Sequence[ServiceEntry], serves: Sequence[str] = ()
+    data_dir: Path, catalogue: Sequence[ServiceEntry], serves: Sequence[str] = (), port: int = 0
 ) -> None:
     """Serves until SIGTERM."""
-    settings = RuntimeSettings(data_dir=data_dir, grpc_port=0, http_port=0, nats_port=0, xds_port=0)
+    settings = RuntimeSettings(
+        data_dir=data_dir, grpc_port=port, http_port=0, nats_port=0, xds_port=0
+    )
     configure_logs(settings.log_level)
     loop = asyncio.get_running_loop()
 
@@ -106,8 +108,8 @@ if __name__ == "__main__":
     )
     parser.add_argument("--split", action="store_true")
     parser.add_argument("--serves", nargs="+", default=())
+    parser.add_argument("--port", type=int, default=0)
     # What a supervisor gives its parts, and is so here by itself.
-    parser.add_argument("--port")
     parser.add_argument("--http-port")
     parser.add_argument("-o")
     parser.add_argument("--log-level")
@@ -117,4 +119,4 @@ if __name__ == "__main__":
         uvloop.run(serve_split(arguments.data_dir, options))
     else:
         catalogue = CATALOGUE if arguments.configured_models else SCRIPTED_CATALOGUE
-        uvloop.run(serve(arguments.data_dir, catalogue, arguments.serves))
+        uvloop.run(serve(arguments.data_dir, catalogue, arguments.serves, arguments.port))
