@@ -20,6 +20,7 @@ from tests.benchmarks import (
     load,
     memory,
     mesh,
+    replicas,
     scheduler,
     task_poison,
     task_rebuild,
@@ -42,6 +43,7 @@ BENCHMARKS: dict[str, Callable[[], Awaitable[list[Result]]]] = {
     "store-load": load.run,
     "memory": memory.run,
     "mesh": mesh.run,
+    "replicas": replicas.run,
 }
 
 

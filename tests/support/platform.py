@@ -42,8 +42,8 @@ class Platform:
 
     With `serves` it runs these services alone, and at `port` where that isn't 0.
     `prefix` is a command that becomes the one behind it, such as nsenter.
-    With `split` each service has a process of its own; with `configured_models` the models
-    service is as it is, instead of the scripted one.
+    With `split` each service has a process of its own, else `processes` have all of them;
+    with `configured_models` the models service is as it is, instead of the scripted one.
     What it logs goes to `data_dir`'s sibling `<name>.log`.
     """
 
@@ -51,6 +51,7 @@ class Platform:
     environment: Mapping[str, str] = field(default_factory=dict)
     configured_models: bool = False
     split: bool = SPLIT
+    processes: int = 1
     serves: Sequence[str] = ()
     port: int = 0
     prefix: Sequence[str] = ()
@@ -75,6 +76,7 @@ class Platform:
                 str(self.data_dir),
                 *(["--configured-models"] if self.configured_models else []),
                 *(["--split"] if self.split and not self.serves else []),
+                *("--processes", str(self.processes)),
                 *(["--serves", *self.serves] if self.serves else []),
                 *("--port", str(self.port)),
                 stdout=asyncio.subprocess.PIPE,
