@@ -401,7 +401,7 @@ class Host:
         remembered of a log that isn't ours alone may be of another one: that is told, and
         `weft verify` says it too."""
         accept_loss = self.settings.accept_loss
-        folder = self.settings.data_dir
+        folder = self.settings.heads_folder or self.settings.data_dir
         lacking = await self._store.lacking()
         self._heads = HeadLedger(self._store, folder / "heads.sqlite3")
         self._stack.push_async_callback(self._heads.stop)

@@ -48,6 +48,9 @@ class RuntimeSettings(Section):
     own_log: bool = False
     """The event log at `nats_url` is this deployment's alone: a process doesn't start on one
     that lost its end."""
+    heads_folder: Path | None = None
+    """Folder where the ends of the log's streams are remembered, outside the log; by default
+    the data folder."""
     nats_replicas: int = Field(1, ge=1, le=5)
     nats_port: int = Field(4222, ge=0, le=65535)
     """Port of the embedded nats-server."""

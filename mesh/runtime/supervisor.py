@@ -207,8 +207,11 @@ class Supervisor:
         environment = {**self._environment, **self._secrets}
         if self._accept_loss:
             environment["WEFT_RUNTIME_ACCEPT_LOSS"] = "true"
-        # Where it lies for a single process, too.
-        environment["WEFT_VECTORS_FOLDER"] = str(self.settings.data_dir.absolute())
+        # Where they lie for a single process, too.
+        data_dir = str(self.settings.data_dir.absolute())
+        environment["WEFT_VECTORS_FOLDER"] = data_dir
+        if part.number == 1:
+            environment["WEFT_RUNTIME_HEADS_FOLDER"] = data_dir
         # Who scrapes it, or asks where calls go, finds it again after a restart.
         first_xds_port = self.settings.xds_port if part.number == 1 else 0
         xds = str(part.said.get("xds", f":{first_xds_port}"))
