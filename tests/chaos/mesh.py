@@ -15,76 +15,80 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
+from mesh.rpc.channel import MESH_TARGET
+from mesh.rpc.retries import BUDGET_SECONDS
 from tests.chaos.__main__ import faults_of_round
 from tests.chaos.load import Request, new_requests, new_sessions
 from tests.chaos.mesh_world import Load, MeshWorld, calls_of, mesh_world
+from tests.support import stored_session
 from tests.support.config_home import config_home
 from tests.support.platform import Platform
-from tests.support.stored_session import Fault
 from tests.support.weft_up import weft
 
 PER_SECOND = 400.0
 QUIET_SECONDS = 0.5
-WARM_SECONDS = 10.0
 STOPPED_SECONDS = 3.0
 BACK_SECONDS_MAX = 30.0
 TURN_SECONDS_MAX = 60.0
 BACKENDS = ("control", "tools", "work")
 
 Seen = dict[str, Any]
+Fault = Callable[[MeshWorld, Load], Awaitable[Seen]]
 
 
-async def kill_backends(world: MeshWorld, rounds: int, per_second: float = PER_SECOND) -> Seen:
+async def kill_backends(world: MeshWorld, load: Load, rounds: int) -> Seen:
     """SIGKILL of one process after the other; each is started again at once."""
-    async with world.client() as load:
-        await _warm(load, per_second)
-        for _ in range(rounds):
-            for process in chain(*(world.parts[part] for part in BACKENDS)):
-                await process.kill()
-                await asyncio.sleep(QUIET_SECONDS)
-                await process.start()
-        return _seen(await load.stop())
+    await load.lap()
+    for _ in range(rounds):
+        for process in chain(*(world.parts[part] for part in BACKENDS)):
+            await process.kill()
+            await asyncio.sleep(QUIET_SECONDS)
+            await process.start()
+    return await load.lap()
 
 
-async def stop_backend(world: MeshWorld, rounds: int, per_second: float = PER_SECOND) -> Seen:
+async def stop_backend(world: MeshWorld, load: Load, rounds: int) -> Seen:
     """SIGSTOP of one of the processes that answer, for a while."""
-    async with world.client() as load:
-        await _warm(load, per_second)
-        for number in range(rounds):
-            process = world.parts["tools"][number % 2]
-            process.signal(signal.SIGSTOP)
-            await asyncio.sleep(STOPPED_SECONDS)
-            process.signal(signal.SIGCONT)
-            await asyncio.sleep(QUIET_SECONDS)
-        return _seen(await load.stop())
+    seen = _seen()
+    await load.lap()
+    for number in range(rounds):
+        process = world.parts["tools"][number % 2]
+        process.signal(signal.SIGSTOP)
+        await asyncio.sleep(STOPPED_SECONDS)
+        process.signal(signal.SIGCONT)
+        await asyncio.sleep(BUDGET_SECONDS)
+        _add(seen, await load.lap())
+    return seen
 
 
-async def lose_zone(world: MeshWorld, rounds: int, per_second: float = PER_SECOND) -> Seen:
-    """SIGKILL of all that the gateway of a zone calls there, and what becomes of its calls
-    until they are back."""
+async def lose_zone(world: MeshWorld, load: Load, rounds: int) -> Seen:
+    """SIGKILL of all backends of a zone, whose gateway calls them first, and what becomes of
+    the calls until they are back."""
     seen, firsts, backs = _seen(), [], []
-    async with world.client(world.parts["gateway"][0].addresses["grpc"]) as load:
-        await _warm(load, per_second)
+    own = [world.parts[part][0] for part in BACKENDS]
+    async with world.client(world.parts["gateway"][0].addresses["grpc"]) as inside:
+        await inside.start(PER_SECOND / 4)
         for _ in range(rounds):
-            own = [world.parts[part][0] for part in BACKENDS]
             await asyncio.sleep(QUIET_SECONDS)
-            _add(seen, await load.lap())
+            _add(seen, await inside.lap())
             lost = time.monotonic()
             await asyncio.gather(*(process.kill() for process in own))
             await asyncio.sleep(QUIET_SECONDS)
-            lap = await load.lap(since=lost)
+            lap = await inside.lap(since=lost)
             _add(seen, lap)
             assert lap["first_seconds"] is not None, "nobody answered any more"
             firsts.append(lap["first_seconds"])
             await own[0].start()
             await asyncio.gather(*(process.start() for process in own[1:]))
             backs.append(await _called_again(world.parts["tools"][0]))
-        _add(seen, await load.stop())
+        _add(seen, await inside.stop())
+    _add(seen, await load.lap())
     return seen | {"first_answer_seconds": max(firsts), "back_after_seconds": max(backs)}
 
 
@@ -97,30 +101,28 @@ async def _called_again(process: Platform) -> float:
     return time.monotonic() - began
 
 
-async def restart_all(
-    world: MeshWorld, rounds: int, chance: random.Random, per_second: float = PER_SECOND / 2
-) -> Seen:
+async def restart_all(world: MeshWorld, load: Load, rounds: int, chance: random.Random) -> Seen:
     """SIGTERM of every process in turn, each started again before the next, while turns run."""
     seen = _seen()
-    async with world.client() as load:
-        await _warm(load, per_second)
-        for number in range(rounds):
-            for part, processes in world.parts.items():
-                for process in processes:
-                    _add_turns(seen, await _restart(world, process, chance))
-                lap = await load.lap()
-                _add(seen, lap)
-                _tell(f"restarts {number + 1}: {part}; {lap}")
-        _add(seen, await load.stop())
+    await load.lap()
+    for number in range(rounds):
+        for part, processes in world.parts.items():
+            for process in processes:
+                _add_turns(seen, await _restart(world, process, chance))
+            lap = await load.lap()
+            _add(seen, lap)
+            _tell(f"restarts {number + 1}: {part}; {lap}")
     return seen
 
 
-async def kill_with_turns(world: MeshWorld, rounds: int, chance: random.Random) -> Seen:
+async def kill_with_turns(world: MeshWorld, load: Load, rounds: int, chance: random.Random) -> Seen:
     """SIGKILL of the processes that run turns."""
     seen = _seen()
+    await load.lap()
     for number in range(rounds):
         process = world.parts["work"][number % 2]
         _add_turns(seen, await _restart(world, process, chance, kill=True))
+    _add(seen, await load.lap())
     return seen
 
 
@@ -145,7 +147,7 @@ async def _restart(
     for task in running:
         if task not in stuck:
             task.result()
-    faults = [Fault("open", f"{len(stuck)} turns")] if stuck else []
+    faults = [stored_session.Fault("open", f"{len(stuck)} turns")] if stuck else []
     faults += await faults_of_round(world.turns, done)
     return {
         "turns": len(requests),
@@ -162,9 +164,7 @@ def _pause(request: Request, gone: float) -> float:
     )
 
 
-async def lose_control_plane(
-    world: MeshWorld, seconds: float, per_second: float = PER_SECOND
-) -> Seen:
+async def lose_control_plane(world: MeshWorld, load: Load, seconds: float) -> Seen:
     """SIGKILL of the control plane that a client without Weft's code asks; one that comes
     later is served by the other."""
     printed = weft(
@@ -173,38 +173,50 @@ async def lose_control_plane(
     )
     assert printed.code == 0, printed.err
     seen = _seen()
-    async with world.client("xds:///weft", printed.out) as load:
-        await _warm(load, per_second)
+    await load.lap()
+    async with world.client(MESH_TARGET, printed.out) as meshed:
+        await meshed.start(PER_SECOND / 2)
+        await asyncio.sleep(QUIET_SECONDS)
         await world.parts["control"][0].kill()
         await asyncio.sleep(seconds / 2)
-        async with world.client("xds:///weft", printed.out) as fresh:
-            began = time.monotonic()
-            await fresh.start(10)
-            first = None
-            while first is None and time.monotonic() - began < BACK_SECONDS_MAX:
-                await asyncio.sleep(0.05)
-                lap = await fresh.lap(since=began)
-                first = lap["first_seconds"]
-                _add(seen, lap)
-            _add(seen, await fresh.stop())
+        async with world.client(MESH_TARGET, printed.out) as fresh:
+            first = await _first_answer(fresh, seen)
         await asyncio.sleep(seconds / 2)
         await world.parts["control"][0].start()
         await asyncio.sleep(QUIET_SECONDS)
-        _add(seen, await load.stop())
+        _add(seen, await meshed.stop())
+    _add(seen, await load.lap())
     return seen | {"fresh_client_seconds": first}
 
 
-async def _warm(load: Load, per_second: float) -> None:
-    """Begins to call. What the gateways may try again is a share of the calls of the last ten
-    seconds; and who calls first connects first."""
-    await load.start(per_second)
-    await asyncio.sleep(WARM_SECONDS)
-    lap = await load.lap()
-    assert not lap["failed"], lap
+async def _first_answer(fresh: Load, seen: Seen) -> float:
+    """Seconds from a client's first call to its first answer."""
+    began = time.monotonic()
+    await fresh.start(10)
+    async with asyncio.timeout(BACK_SECONDS_MAX):
+        while True:
+            await asyncio.sleep(0.05)
+            lap = await fresh.lap(since=began)
+            _add(seen, lap)
+            if lap["first_seconds"] is not None:
+                _add(seen, await fresh.stop())
+                return float(lap["first_seconds"])
 
 
-def _seen(lap: Seen | None = None) -> Seen:
-    return lap or {"answered": 0, "failed": {}, "slowest_seconds": 0.0}
+@asynccontextmanager
+async def loaded(world: MeshWorld, per_second: float) -> AsyncIterator[Load]:
+    """A client of the gateways that has called for a while. What they may try again is a share
+    of the calls of the last ten seconds; and who calls first connects first."""
+    async with world.client() as load:
+        await load.start(per_second)
+        await asyncio.sleep(BUDGET_SECONDS)
+        lap = await load.lap()
+        assert not lap["failed"], lap
+        yield load
+
+
+def _seen() -> Seen:
+    return {"answered": 0, "failed": {}, "slowest_seconds": 0.0}
 
 
 def _add(seen: Seen, lap: Seen) -> None:
@@ -228,20 +240,31 @@ def _tell(line: str) -> None:
 async def run(rounds: int, seconds: float, only: str, seed: int) -> dict[str, Seen]:
     """All of it in one deployment."""
     chance = random.Random(seed)
-    faults: dict[str, Callable[[MeshWorld], Awaitable[Seen]]] = {
-        "backends killed": lambda world: kill_backends(world, max(1, rounds // 10)),
-        "backend stopped": lambda world: stop_backend(world, max(1, rounds // 10)),
-        "zone lost": lambda world: lose_zone(world, max(1, rounds // 10)),
-        "control plane lost": lambda world: lose_control_plane(world, seconds),
-        "killed with turns": lambda world: kill_with_turns(world, rounds, chance),
-        "rolling restarts": lambda world: restart_all(world, rounds, chance),
+    few = max(1, rounds // 5)
+    faults: dict[str, tuple[float, Fault]] = {
+        "backends killed": (PER_SECOND, lambda world, load: kill_backends(world, load, few)),
+        "backend stopped": (PER_SECOND, lambda world, load: stop_backend(world, load, few)),
+        "zone lost": (PER_SECOND, lambda world, load: lose_zone(world, load, few)),
+        "control plane lost": (
+            PER_SECOND / 2,
+            lambda world, load: lose_control_plane(world, load, seconds),
+        ),
+        "killed with turns": (
+            PER_SECOND / 2,
+            lambda world, load: kill_with_turns(world, load, rounds, chance),
+        ),
+        "rolling restarts": (
+            PER_SECOND / 2,
+            lambda world, load: restart_all(world, load, rounds, chance),
+        ),
     }
     seen = {}
     with tempfile.TemporaryDirectory(prefix="weft-chaos-") as folder:
         async with mesh_world(Path(folder)) as world:
-            for name, fault in faults.items():
+            for name, (per_second, fault) in faults.items():
                 if only in name:
-                    seen[name] = await fault(world)
+                    async with loaded(world, per_second) as load:
+                        seen[name] = await fault(world, load)
                     _tell(f"{name}: {json.dumps(seen[name])}")
     return seen
 

@@ -38,7 +38,8 @@ IN_TURN = {
                 "initialBackoff": "0.01s",
                 "maxBackoff": "0.1s",
                 "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
+                # A server that stops cancels what has come and isn't begun.
+                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
             },
         }
     ],
