@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from mesh.clock import SYSTEM, Clock
-from mesh.errors import Unavailable
+from mesh.errors import NotServing, Unavailable
 
 TRIES_MAX = 6
 """Of one call, those included that were begun because another was slow."""
@@ -106,4 +106,6 @@ async def call_again(attempt: Attempt, budget: RetryBudget, slow_seconds: Sequen
 
 
 def _is_unreached(attempt: "asyncio.Future[Any]") -> bool:
-    return not attempt.cancelled() and isinstance(attempt.exception(), Unavailable)
+    # Of its kinds, those that aren't about the process that was asked were tried there already,
+    # for as long as they should be: another one has the same event store, models and tools.
+    return not attempt.cancelled() and type(attempt.exception()) in (Unavailable, NotServing)

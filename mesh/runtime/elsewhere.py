@@ -6,50 +6,36 @@ from contextlib import AsyncExitStack
 import grpc.aio
 
 from mesh.control.nats_registry import COLLECTION
-from mesh.control.registry import Registry
 from mesh.control.xds.bootstrap import CertificateFiles
 from mesh.control.xds.control_plane import ControlPlane
 from mesh.control.xds.mesh_view import MeshView, RoutedService
 from mesh.rpc.channel import Sign, XdsChannel, mesh_connection
-from mesh.rpc.settings import RpcSettings
-from mesh.rpc.transport import Transport
-from mesh.runtime.service import ServiceEntry
-from mesh.runtime.settings import RuntimeSettings
+from mesh.runtime.service import Mesh, ServiceEntry
 from mesh.security.certificate_files import BUNDLE, CERTIFICATE, KEY
 from weft.control.v1.instances_pb2 import INSTANCE_STATE_SERVING
 
 
 class Elsewhere:
-    """What the rest of the catalogue is to the process with the id `instance`, which serves
-    `served` of it. The control plane is told what the registry knows.
+    """What the rest of the catalogue is to the process of `mesh`, which serves `served` of it.
+    The control plane is told what the registry knows.
 
     Where nothing is elsewhere, nothing is connected; the control plane is there for others.
     """
 
     def __init__(
-        self,
-        catalogue: Sequence[ServiceEntry],
-        served: Collection[ServiceEntry],
-        registry: Registry,
-        instance: str,
-        settings: RuntimeSettings,
-        rpc_settings: RpcSettings,
-        transport: Transport,
+        self, mesh: Mesh, catalogue: Sequence[ServiceEntry], served: Collection[ServiceEntry]
     ) -> None:
-        self._registry = registry
-        self._settings = settings
-        self._rpc_settings = rpc_settings
-        self._transport = transport
+        self._mesh = mesh
         self._services = {c.full_name: each.name for each in catalogue for c in each.contracts}
         self._has_others = any(each not in served for each in catalogue)
         self._connection: grpc.aio.Channel | None = None
         self._stack = AsyncExitStack()
         view = MeshView(
             tuple(RoutedService(each.name, each.contracts) for each in catalogue if each.contracts),
-            trust_domain=transport.trust_domain,
-            plain_text=transport.plain_text,
+            trust_domain=mesh.transport.trust_domain,
+            plain_text=mesh.transport.plain_text,
         )
-        self.control_plane = ControlPlane(view, transport, own=COLLECTION + instance)
+        self.control_plane = ControlPlane(view, mesh.transport, own=COLLECTION + mesh.instance)
 
     async def start(self) -> None:
         """Connects, and follows the registry from now on. OSError or FailedPrecondition where
@@ -58,17 +44,17 @@ class Elsewhere:
         self._stack.push_async_callback(plane.stop)
         if self._has_others:
             certificates = None
-            folder = self._transport.folder
+            folder = self._mesh.transport.folder
             if folder is not None:
                 certificates = CertificateFiles(folder / CERTIFICATE, folder / KEY, folder / BUNDLE)
             await plane.serve_here(
-                self._settings.data_dir / "mesh",
-                zone=self._settings.zone,
+                self._mesh.data_dir / "mesh",
+                zone=self._mesh.settings.zone,
                 certificates=certificates,
             )
-            self._connection = mesh_connection(self._rpc_settings)
+            self._connection = mesh_connection(self._mesh.rpc_settings)
             self._stack.push_async_callback(self._connection.close)
-        self._registry.on_change(self._tell)
+        self._mesh.registry.on_change(self._tell)
         self._tell()
 
     async def stop(self) -> None:
@@ -80,13 +66,13 @@ class Elsewhere:
         if self._connection is None:
             return None
         return XdsChannel(
-            self._connection, self._rpc_settings, caller=caller, sign=sign, relays=relays
+            self._connection, self._mesh.rpc_settings, caller=caller, sign=sign, relays=relays
         )
 
     def is_served(self, contract: str) -> bool:
         """Whether an instance takes calls of the contract."""
-        there = self._registry.instances(self._services.get(contract, contract))
+        there = self._mesh.registry.instances(self._services.get(contract, contract))
         return any(each.state == INSTANCE_STATE_SERVING for each in there)
 
     def _tell(self) -> None:
-        self.control_plane.set_instances(self._registry.instances())
+        self.control_plane.set_instances(self._mesh.registry.instances())

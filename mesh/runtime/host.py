@@ -40,7 +40,7 @@ from mesh.runtime.bus_access import union
 from mesh.runtime.call_order import in_call_order, served
 from mesh.runtime.data_dir import DataDirectory, write_addresses
 from mesh.runtime.elsewhere import Elsewhere
-from mesh.runtime.nats_server import EmbeddedNats
+from mesh.runtime.nats_server import EmbeddedNats, is_full
 from mesh.runtime.nats_users import ADMIN, bus_users, external_user, process_user
 from mesh.runtime.redis_client import LazyRedis, client_of_url
 from mesh.runtime.registration import LoadMeter, own_instance, target_of
@@ -339,15 +339,7 @@ class Host:
         self._stack.push_async_callback(self._leases.stop)
         await self._leases.start()
         await self.registry.start()
-        self._elsewhere = Elsewhere(
-            self._catalogue,
-            self._served,
-            self.registry,
-            self._instance,
-            settings,
-            self.rpc_settings,
-            self.transport,
-        )
+        self._elsewhere = Elsewhere(cast(Mesh, self), self._catalogue, self._served)
         self._stack.push_async_callback(self._elsewhere.stop)
         await self._elsewhere.start()
 
@@ -421,7 +413,10 @@ class Host:
             await self._store.forget_snapshots()
 
     def _disk_full(self) -> bool:
-        return self._nats is not None and self._nats.disk_full
+        if self._nats is not None:
+            return self._nats.disk_full
+        folder = self.settings.nats_store_folder
+        return folder is not None and is_full(folder)
 
     async def _start_service(self, entry: ServiceEntry) -> None:
         service: Service = entry.build(cast(Mesh, _Seat(self, entry)))

@@ -276,6 +276,14 @@ class EmbeddedNats:
             self._room.set()
 
 
+def is_full(folder: Path) -> bool:
+    """Whether a server whose store is there may find no room for what it is told to write."""
+    try:
+        return shutil.disk_usage(folder).free < _FREE_BYTES_MIN
+    except OSError:
+        return False
+
+
 def _longer(pause_seconds: float) -> float:
     return min(max(pause_seconds * 2, _PAUSE_SECONDS_MIN), _PAUSE_SECONDS_MAX)
 

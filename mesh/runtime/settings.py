@@ -52,6 +52,9 @@ class RuntimeSettings(Section):
     """Folder where the ends of the log's streams are remembered, outside the log; by default
     the data folder."""
     nats_replicas: int = Field(1, ge=1, le=5)
+    nats_store_folder: Path | None = None
+    """Folder of the store of `nats_url`, where that is on this machine: so it is told where a
+    write fails since its disk is full."""
     nats_port: int = Field(4222, ge=0, le=65535)
     """Port of the embedded nats-server."""
     nats_binary: Path | None = None

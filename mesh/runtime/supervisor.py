@@ -84,6 +84,7 @@ class Supervisor:
         self.parts = [Part(number, tuple(each)) for number, each in enumerate(groups, start=1)]
         self.addresses: dict[str, str] = {}
         self.notes: list[str] = []
+        self._nats: EmbeddedNats | None = None
         self._catalogue = catalogue
         self._command = command
         self._environment: dict[str, str] = {}
@@ -120,8 +121,9 @@ class Supervisor:
         return self.parts[0].said
 
     def readiness(self) -> Mapping[str, bool]:
-        """Which parts are ready."""
-        return {part.name: part.ready for part in self.parts}
+        """Which parts are ready, and whether what they append has room."""
+        events = self._nats is None or not self._nats.disk_full
+        return {part.name: part.ready for part in self.parts} | {"events": events}
 
     async def _start(self) -> None:
         # Last in, first out: the parts end before what they stand on.
@@ -156,6 +158,7 @@ class Supervisor:
             binary=settings.nats_binary,
             port=settings.nats_port,
         )
+        self._nats = nats
         self._stack.push_async_callback(nats.stop)
         endpoint = await nats.start()
         if endpoint.port_taken is not None:
@@ -168,6 +171,7 @@ class Supervisor:
             endpoint.folder / f"{ADMIN.name}.nkey"
         )
         environment["WEFT_RUNTIME_OWN_LOG"] = "true"
+        environment["WEFT_RUNTIME_NATS_STORE_FOLDER"] = str(endpoint.folder)
 
     async def _start_valkey(self) -> None:
         if self.settings.redis_url:

@@ -180,7 +180,19 @@ class Platform:
 @asynccontextmanager
 async def platform(data_dir: Path, **environment: str) -> AsyncIterator[Platform]:
     """A platform that is started, and killed at the end where it still runs."""
-    running = Platform(data_dir, environment)
+    async with _started(Platform(data_dir, environment)) as running:
+        yield running
+
+
+@asynccontextmanager
+async def one_process(data_dir: Path, **environment: str) -> AsyncIterator[Platform]:
+    """A platform that is one process in both topologies: for tests about that process."""
+    async with _started(Platform(data_dir, environment, split=False)) as running:
+        yield running
+
+
+@asynccontextmanager
+async def _started(running: Platform) -> AsyncIterator[Platform]:
     try:
         # A start that fails leaves a process, too.
         await running.start()

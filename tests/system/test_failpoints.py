@@ -22,7 +22,7 @@ from tests.support.grpc_server import serving
 from tests.support.ledger_server import LEDGER, Ledger, effects_by_key
 from tests.support.ledger_tools import credit, register_credit
 from tests.support.plans import plan
-from tests.support.platform import Platform, platform
+from tests.support.platform import Platform, one_process
 from tests.support.stored_session import (
     fact_of,
     faults_of_session,
@@ -186,7 +186,8 @@ async def lane(folder: Path, kind: Kind, **environment: str) -> AsyncIterator[La
     )
     async with (
         serving({LEDGER: ledger.handlers}) as address,
-        platform(folder, **environment) as running,
+        # It is armed, dies and is started again by the test.
+        one_process(folder, **environment) as running,
     ):
         for tool, effect in EFFECTS.items():
             await register_credit(running, tool, address, effect, TOOL_SECONDS)

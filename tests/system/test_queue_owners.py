@@ -19,7 +19,7 @@ from mesh.worker import WorkerTask
 from services.scheduler.owners import owner_of
 from tests.support.batches import Batches
 from tests.support.nats import NatsServer, running_nats
-from tests.support.platform import TENANT, Platform, platform
+from tests.support.platform import TENANT, Platform, one_process
 from tests.support.scheduling import Echo, Scheduling, spec
 from tests.support.task_log import ends_in_the_log
 from weft.control.v1 import instances_pb2
@@ -103,7 +103,7 @@ async def instances(folder: Path, count: int) -> AsyncIterator[tuple[NatsServer,
     async with AsyncExitStack() as stack:
         nats = await stack.enter_async_context(running_nats(folder))
         started = [
-            stack.enter_async_context(platform(folder / f"p{n}", NATS_URL=nats.url, **SETTINGS))
+            stack.enter_async_context(one_process(folder / f"p{n}", NATS_URL=nats.url, **SETTINGS))
             for n in range(count)
         ]
         platforms = [await each for each in started]
@@ -333,7 +333,7 @@ async def test_an_instance_that_joins_gets_its_queues_with_their_workers(tmp_pat
         for each, name in zip(queues, running, strict=True):
             await each.until(name, lambda task: task.state == RUNNING)
         joined = await stack.enter_async_context(
-            platform(tmp_path / "joined", NATS_URL=nats.url, **SETTINGS)
+            one_process(tmp_path / "joined", NATS_URL=nats.url, **SETTINGS)
         )
         platforms.append(joined)
         await know_each_other(platforms)

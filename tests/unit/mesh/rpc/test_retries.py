@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mesh.errors import NotFound, Unavailable
+from mesh.errors import EventStoreUnavailable, NotFound, Unavailable, WeftError
 from mesh.rpc import retries
 from mesh.rpc.retries import BUDGET_MIN, BUDGET_SECONDS, TRIES_MAX, RetryBudget, call_again
 from tests.support.access import MovedClock
@@ -56,9 +56,10 @@ async def test_it_is_given_up_after_a_bound() -> None:
     assert served.begun == TRIES_MAX
 
 
-async def test_an_answer_that_says_no_is_an_answer() -> None:
-    served = Served(NotFound("nothing"), "another")
-    with pytest.raises(NotFound):
+@pytest.mark.parametrize("error", [NotFound("nothing"), EventStoreUnavailable("no room")])
+async def test_an_answer_that_says_no_is_an_answer(error: WeftError) -> None:
+    served = Served(error, "another")
+    with pytest.raises(type(error)):
         await call_again(served, RetryBudget(), SOON)
     assert served.begun == 1
 
