@@ -31,7 +31,8 @@ from tests.support.config_home import config_home
 from tests.support.platform import Platform
 from tests.support.weft_up import weft
 
-PER_SECOND = 400.0
+CLIENT_PER_SECOND = 100.0
+"""Calls of a client beside the one that loads the gateways."""
 QUIET_SECONDS = 0.5
 STOPPED_SECONDS = 3.0
 BACK_SECONDS_MAX = 30.0
@@ -73,7 +74,7 @@ async def lose_zone(world: MeshWorld, load: Load, rounds: int) -> Seen:
     seen, firsts, backs = _seen(), [], []
     own = [world.parts[part][0] for part in BACKENDS]
     async with world.client(world.parts["gateway"][0].addresses["grpc"]) as inside:
-        await inside.start(PER_SECOND / 4)
+        await inside.start(CLIENT_PER_SECOND)
         for _ in range(rounds):
             await asyncio.sleep(QUIET_SECONDS)
             _add(seen, await inside.lap())
@@ -175,7 +176,7 @@ async def lose_control_plane(world: MeshWorld, load: Load, seconds: float) -> Se
     seen = _seen()
     await load.lap()
     async with world.client(MESH_TARGET, printed.out) as meshed:
-        await meshed.start(PER_SECOND / 2)
+        await meshed.start(CLIENT_PER_SECOND)
         await asyncio.sleep(QUIET_SECONDS)
         await world.parts["control"][0].kill()
         await asyncio.sleep(seconds / 2)
@@ -237,33 +238,35 @@ def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-async def run(rounds: int, seconds: float, only: str, seed: int) -> dict[str, Seen]:
-    """All of it in one deployment."""
+async def run(
+    rounds: int, seconds: float, per_second: float, only: str, seed: int
+) -> dict[str, Seen]:
+    """All of it in one deployment; the restarts at half of the load."""
     chance = random.Random(seed)
     few = max(1, rounds // 5)
     faults: dict[str, tuple[float, Fault]] = {
-        "backends killed": (PER_SECOND, lambda world, load: kill_backends(world, load, few)),
-        "backend stopped": (PER_SECOND, lambda world, load: stop_backend(world, load, few)),
-        "zone lost": (PER_SECOND, lambda world, load: lose_zone(world, load, few)),
+        "backends killed": (1, lambda world, load: kill_backends(world, load, few)),
+        "backend stopped": (1, lambda world, load: stop_backend(world, load, few)),
+        "zone lost": (1, lambda world, load: lose_zone(world, load, few)),
         "control plane lost": (
-            PER_SECOND / 2,
+            1,
             lambda world, load: lose_control_plane(world, load, seconds),
         ),
         "killed with turns": (
-            PER_SECOND / 2,
+            0.5,
             lambda world, load: kill_with_turns(world, load, rounds, chance),
         ),
         "rolling restarts": (
-            PER_SECOND / 2,
+            0.5,
             lambda world, load: restart_all(world, load, rounds, chance),
         ),
     }
     seen = {}
     with tempfile.TemporaryDirectory(prefix="weft-chaos-") as folder:
         async with mesh_world(Path(folder)) as world:
-            for name, (per_second, fault) in faults.items():
+            for name, (share, fault) in faults.items():
                 if only in name:
-                    async with loaded(world, per_second) as load:
+                    async with loaded(world, share * per_second) as load:
                         seen[name] = await fault(world, load)
                     _tell(f"{name}: {json.dumps(seen[name])}")
     return seen
@@ -279,12 +282,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.mesh", description=__doc__)
     parser.add_argument("--rounds", type=int, default=50, help="restarts of each process")
     parser.add_argument("--seconds", type=float, default=30.0, help="without a control plane")
+    parser.add_argument("--per-second", type=float, default=400.0, help="calls of the client")
     parser.add_argument("--only", default="", help="part of the names of the faults")
     parser.add_argument("--seed", type=int, help="a random one where it isn't given")
     options = parser.parse_args()
     seed = secrets.randbits(32) if options.seed is None else options.seed
     with config_home():
-        seen = asyncio.run(run(options.rounds, options.seconds, options.only, seed))
+        seen = asyncio.run(
+            run(options.rounds, options.seconds, options.per_second, options.only, seed)
+        )
     print(json.dumps({**seen, "seed": seed}))
     return 1 if broken(list(seen.values())) else 0
 
