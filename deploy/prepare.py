@@ -1,4 +1,5 @@
-"""Makes `deploy/.env` with fresh credentials for `compose.yaml`; never replaces one."""
+"""Makes `deploy/.env` with fresh credentials for `compose.yaml` and `compose.mesh.yaml`; never
+replaces one. The mesh's certificates are made by `weft ca`, as that file says."""
 
 import base64
 import os
@@ -14,8 +15,10 @@ USERS = ("host", "admin")
 def credentials() -> str:
     nats = "".join(nats_user(user) for user in USERS)
     master_key = base64.b64encode(secrets.token_bytes(32)).decode()
+    # NATS would read one that begins with a digit as a number.
+    routes = f"WEFT_NATS_ROUTES_PASSWORD=r{secrets.token_hex(32)}\n"
     password = secrets.token_urlsafe(32)
-    return f"WEFT_MASTER_KEY={master_key}\n{nats}VALKEY_PASSWORD={password}\n"
+    return f"WEFT_MASTER_KEY={master_key}\n{nats}{routes}VALKEY_PASSWORD={password}\n"
 
 
 def nats_user(name: str) -> str:

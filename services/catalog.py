@@ -13,7 +13,10 @@ from services.agents.service import AgentsService
 from services.agents.settings import AgentsSettings
 from services.auth.directory import AccessDirectory
 from services.auth.service import AuthService
+from services.control.domain import SPLIT_FOLD
 from services.control.service import ControlService
+from services.control.splits import SERVICE_SPLITS, Splits
+from services.control.traffic import Traffic
 from services.gateway.service import GatewayService
 from services.models.service import ModelsService
 from services.models.settings import ModelsSettings
@@ -26,6 +29,7 @@ from services.tools.settings import ToolsSettings
 from services.vectors.service import VectorsService
 from services.vectors.settings import VectorsSettings
 from weft.agents.v1 import agent_service_pb2, stalled_turn_service_pb2, turn_service_pb2
+from weft.agents.v1.agent_service_pb2_grpc import AgentServiceStub
 from weft.auth.v1 import (
     api_key_service_pb2,
     audit_service_pb2,
@@ -33,7 +37,7 @@ from weft.auth.v1 import (
     role_service_pb2,
     tenant_service_pb2,
 )
-from weft.control.v1 import registry_service_pb2
+from weft.control.v1 import mesh_service_pb2, registry_service_pb2, traffic_service_pb2
 from weft.models.v1 import model_service_pb2
 from weft.scheduler.v1 import (
     batch_service_pb2,
@@ -54,6 +58,13 @@ def access(mesh: Mesh) -> Access:
     return AccessDirectory(mesh.events, mesh.keyring, mesh.clock)
 
 
+def splits(mesh: Mesh) -> Splits:
+    """What tells, in every process, its control plane how the calls of services are split."""
+    found = Splits(mesh.events, SERVICE_SPLITS)
+    found.on_change(lambda _: mesh.control_plane.set_splits(found.portions()))
+    return found
+
+
 def _auth(mesh: Mesh) -> Service:
     directory = cast(AccessDirectory, mesh.access)
     return AuthService(mesh.events, directory, mesh.keyring, mesh.clock)
@@ -64,7 +75,16 @@ def _agents(mesh: Mesh) -> Service:
 
 
 def _control(mesh: Mesh) -> Service:
-    return ControlService(mesh)
+    agents = mesh.stub(AgentServiceStub)
+    traffic = Traffic(
+        mesh.events,
+        mesh.repository(SPLIT_FOLD),
+        mesh.registry,
+        agents,
+        [entry.name for entry in CATALOGUE if entry.contracts],
+        mesh.clock,
+    )
+    return ControlService(mesh, traffic)
 
 
 def _models(mesh: Mesh) -> Service:
@@ -90,12 +110,13 @@ def _vectors(mesh: Mesh) -> Service:
 _BUS = {
     "agents": BusAccess(appends=("agents", "state"), tokens=True),
     "auth": BusAccess(appends=("auth",), keys=KeyUse.KEEP),
-    "control": EVERY_PROCESS,
+    # Who had an instance drained is noted by who was asked to.
+    "control": BusAccess(appends=("control", "instances")),
     # It authenticates by what the log says, and notes there who was refused.
-    "gateway": BusAccess(appends=("auth",)),
+    "gateway": BusAccess(appends=("auth", "instances")),
     "models": EVERY_PROCESS,
     "scheduler": BusAccess(appends=("scheduler", "schedules")),
-    "state": BusAccess(appends=("state",), keys=KeyUse.DESTROY, erases=True),
+    "state": BusAccess(appends=("exports", "state"), keys=KeyUse.DESTROY, erases=True),
     "tools": BusAccess(appends=("tools",)),
     "vectors": EVERY_PROCESS,
 }
@@ -117,9 +138,13 @@ _SERVICES = (
     ),
     ServiceEntry(
         name="control",
-        summary="tells which processes the deployment has",
-        contracts=(registry_service_pb2.DESCRIPTOR.services_by_name["RegistryService"],),
-        calls=(),
+        summary="tells which processes the deployment has, and splits calls between versions",
+        contracts=(
+            registry_service_pb2.DESCRIPTOR.services_by_name["RegistryService"],
+            mesh_service_pb2.DESCRIPTOR.services_by_name["MeshService"],
+            traffic_service_pb2.DESCRIPTOR.services_by_name["TrafficService"],
+        ),
+        calls=("agents", "control"),
         build=_control,
     ),
     ServiceEntry(

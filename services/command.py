@@ -186,7 +186,7 @@ async def _serve(
     from mesh.runtime.settings import RuntimeSettings
     from mesh.security.settings import SecuritySettings
     from mesh.telemetry.logs import configure_logs
-    from services.catalog import CATALOGUE, access
+    from services.catalog import CATALOGUE, access, splits
     from services.first_key import admitted, keep
 
     # What is written from here on is nobody else's business.
@@ -197,7 +197,7 @@ async def _serve(
     security = SecuritySettings(secrets_dir=secrets_dir) if secrets_dir else SecuritySettings()
     configure_logs(settings.log_level)
     stopping = _stopping()
-    async with Host(CATALOGUE, settings, access, security, serves=serves) as host:
+    async with Host(CATALOGUE, settings, access, security, splits=splits, serves=serves) as host:
         first_key = None
         if not serves or "auth" in serves:
             # Who has it may write who may call.

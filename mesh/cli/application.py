@@ -13,7 +13,6 @@ from mesh.cli.agents import agents
 from mesh.cli.asking import add_ask
 from mesh.cli.audit import add_audit
 from mesh.cli.batches import batches
-from mesh.cli.bootstrap import instances
 from mesh.cli.calling import add_call
 from mesh.cli.collections import collections
 from mesh.cli.command import silence_stdout, with_shared_options
@@ -25,6 +24,7 @@ from mesh.cli.failures import CommandFailed, ExitCode
 from mesh.cli.identity import add_identity
 from mesh.cli.keys import keys
 from mesh.cli.models import models
+from mesh.cli.operations import instances
 from mesh.cli.output import printable
 from mesh.cli.queues import queues
 from mesh.cli.roles import roles
@@ -33,6 +33,7 @@ from mesh.cli.session_transfer import sessions
 from mesh.cli.tasks import tasks
 from mesh.cli.tenants import tenants
 from mesh.cli.tools import tools
+from mesh.cli.traffic import add_traffic
 from mesh.cli.turns import turns
 from mesh.cli.verifying import add_verify
 from mesh.cli.workers import workers
@@ -68,6 +69,7 @@ def application() -> typer.Typer:
     app.add_typer(keys, name="key")
     app.add_typer(roles, name="role")
     app.add_typer(tenants, name="tenant")
+    add_traffic(instances)
     app.add_typer(instances, name="mesh")
     app.add_typer(contexts, name="context")
     add_identity(app)

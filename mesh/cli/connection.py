@@ -1,6 +1,7 @@
 """The connection of one command to the server."""
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -17,12 +18,15 @@ from mesh.cli.failures import (
     from_rpc_error,
     is_unauthenticated,
     is_unimplemented,
+    is_unreached,
 )
 from mesh.cli.names import DEFAULT_TENANT
 from mesh.cli.output import Output, note
 
 if TYPE_CHECKING:
     import grpc
+
+THREADS_SECONDS_MAX = 1.0
 
 S = TypeVar("S")
 Q_contra = TypeVar("Q_contra", contravariant=True)
@@ -82,6 +86,7 @@ class Client:
         self.named = named or Named()
         self.output = output
         self.timeout_seconds = timeout_seconds
+        self._threads_before = frozenset(threading.enumerate())
         self._end = None if timeout_seconds is None else time.monotonic() + timeout_seconds
 
     def __enter__(self) -> "Client":
@@ -98,12 +103,26 @@ class Client:
         import grpc
 
         self.channel.close()
+        self._end_threads()
         if isinstance(error, grpc.RpcError):
             raise self.failure(error) from error
         return False
 
+    def _end_threads(self) -> None:
+        """Waits for gRPC's threads, which end behind their channel. One that Python stops while
+        it holds the lock of a call leaves that locked, and the process would never end."""
+        deadline = time.monotonic() + THREADS_SECONDS_MAX
+        for thread in threading.enumerate():
+            if thread.daemon and thread not in self._threads_before:
+                thread.join(max(0.0, deadline - time.monotonic()))
+
     def failure(self, error: "grpc.RpcError") -> CommandFailed:
         """What the error of an RPC is in words."""
+        if is_unreached(error):
+            from mesh.cli.encryption import misunderstood
+
+            if failure := misunderstood(self.address.target, self.ca_file):
+                return failure
         failure = from_rpc_error(error, self.address.target)
         if is_unauthenticated(error):
             failure.notes += key_notes(self.credential, self.address.target)

@@ -19,7 +19,11 @@ _MODULES = (
     "weft.auth.v1.events_pb2",
     "weft.auth.v1.role_service_pb2",
     "weft.auth.v1.tenant_service_pb2",
+    "weft.control.v1.events_pb2",
+    "weft.control.v1.mesh_events_pb2",
+    "weft.control.v1.mesh_service_pb2",
     "weft.control.v1.registry_service_pb2",
+    "weft.control.v1.traffic_service_pb2",
     "weft.models.v1.model_service_pb2",
     "weft.scheduler.v1.batch_service_pb2",
     "weft.scheduler.v1.dead_letter_service_pb2",
@@ -38,7 +42,7 @@ _MODULES = (
 )
 _EVENT_PACKAGES = (
     *("weft.state.v1", "weft.agents.v1", "weft.tools.v1", "weft.auth.v1"),
-    "weft.scheduler.v1",
+    *("weft.scheduler.v1", "weft.control.v1"),
 )
 
 

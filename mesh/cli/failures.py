@@ -137,6 +137,11 @@ def was_lost(error: "grpc.RpcError | ServerLeft") -> bool:
     return code in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
+def is_unreached(error: "grpc.RpcError") -> bool:
+    """Whether no server answered: it isn't there, or something else is."""
+    return _code_name(error) == "UNAVAILABLE" and status_of(error) is None
+
+
 def is_exhausted(error: "grpc.RpcError | ServerLeft") -> bool:
     """Whether a bound was reached, so that another try may help later."""
     return _code_name(error) == "RESOURCE_EXHAUSTED"

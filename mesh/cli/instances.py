@@ -13,7 +13,9 @@ from mesh.cli.pages import LIMIT, Limit, fetch
 if TYPE_CHECKING:
     from weft.control.v1.instances_pb2 import Instance, InstanceLoad
 
-instances = typer.Typer(help="See the processes of the deployment.", no_args_is_help=True)
+instances = typer.Typer(
+    help="See and operate the processes of the deployment.", no_args_is_help=True
+)
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 
@@ -33,25 +35,27 @@ def list_instances(
     found = fetch(client, stub.ListInstances, request, lambda page: page.instances, limit)
     columns = {
         "instance": lambda each: each.name.removeprefix("instances/"),
-        "state": _state,
+        "state": state_text,
         "target": lambda each: each.target,
         "zone": lambda each: each.zone or "-",
         "version": lambda each: each.version,
-        "load": lambda each: _load(each.load),
+        "load": lambda each: load_text(each.load),
         "age": _age,
         "services": lambda each: ", ".join(each.services),
     }
     show_list(client.output, found, columns)
 
 
-def _state(instance: "Instance") -> str:
+def state_text(instance: "Instance") -> str:
+    """Whether it takes calls, in a word."""
     from weft.control.v1 import instances_pb2
 
     name: str = instances_pb2.InstanceState.Name(instance.state)
     return name.removeprefix("INSTANCE_STATE_").lower()
 
 
-def _load(load: "InstanceLoad") -> str:
+def load_text(load: "InstanceLoad") -> str:
+    """How busy it is, in a few words."""
     return f"{load.cpu_utilization:.0%} cpu, {load.calls} calls"
 
 

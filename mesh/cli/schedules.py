@@ -12,8 +12,23 @@ from mesh.cli.failures import usage_error
 from mesh.cli.names import DEFAULT_QUEUE, QUEUE, SCHEDULE, check_id, resource_name, short_name
 from mesh.cli.output import Output, moment, note, one_line, show_list, show_message
 from mesh.cli.pages import LIMIT, Limit, fetch
-from mesh.cli.task_display import preview, show_task
-from mesh.cli.task_specs import label_of, payload_of, span_of, time_of
+from mesh.cli.task_display import memory_of, preview, processors, show_task
+from mesh.cli.task_specs import (
+    Backoff,
+    Cost,
+    Cpu,
+    Labels,
+    MaxAttempts,
+    MaxBackoff,
+    Memory,
+    Payload,
+    PayloadFile,
+    Priority,
+    TaskOptions,
+    Zone,
+    span_of,
+    time_of,
+)
 
 if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
@@ -60,24 +75,8 @@ TimeZone = Annotated[
     str | None,
     typer.Option(metavar="ZONE", help="Zone of --cron, as Europe/Berlin; UTC otherwise."),
 ]
-Payload = Annotated[str | None, typer.Option(metavar="TEXT", help="What the worker is handed.")]
-PayloadFile = Annotated[
-    str | None, typer.Option(metavar="FILE", help="The same, from a file as it is; - reads it.")
-]
-Priority = Annotated[
-    int | None, typer.Option(help="9 is the most urgent; 5 otherwise.", min=0, max=9)
-]
-Labels = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--label", metavar="KEY=VALUE", help="A label that the worker must have; repeatable."
-    ),
-]
 AttemptTimeout = Annotated[
     str | None, typer.Option(metavar="SPAN", help="How long one attempt may run; 5m otherwise.")
-]
-MaxAttempts = Annotated[
-    int | None, typer.Option(help="Attempts in all; 3 otherwise.", min=1, max=100)
 ]
 StartWithin = Annotated[
     str | None,
@@ -125,8 +124,14 @@ def create_schedule(
     payload_file: PayloadFile = None,
     priority: Priority = None,
     label: Labels = None,
+    zone: Zone = None,
+    cpu: Cpu = None,
+    memory: Memory = None,
+    cost: Cost = None,
     attempt_timeout: AttemptTimeout = None,
     max_attempts: MaxAttempts = None,
+    backoff: Backoff = None,
+    max_backoff: MaxBackoff = None,
     start_within: StartWithin = None,
     complete_within: CompleteWithin = None,
     missed: MissedOption = None,
@@ -147,8 +152,21 @@ def create_schedule(
         raise usage_error("give one of --cron and --every")
     spec = schedules_pb2.ScheduleSpec(queue=resource_name(queue, QUEUE, client))
     _set_timing(spec, cron, every, time_zone, start, end)
-    _set_task(spec, capability, payload, payload_file, priority, label)
-    _set_bounds(spec, attempt_timeout, max_attempts, start_within, complete_within)
+    TaskOptions(
+        capability=capability,
+        payload=payload,
+        payload_file=payload_file,
+        priority=priority,
+        labels=label,
+        zone=zone,
+        cpu=cpu,
+        memory=memory,
+        cost=cost,
+        max_attempts=max_attempts,
+        backoff=backoff,
+        max_backoff=max_backoff,
+    ).set_in(spec.task)
+    _set_bounds(spec, attempt_timeout, start_within, complete_within)
     _set_policies(spec, missed, overlap)
     request = pb.CreateScheduleRequest(
         parent=client.parent, schedule_id=check_id(schedule, "ID"), spec=spec
@@ -211,8 +229,14 @@ def update_schedule(
     payload_file: PayloadFile = None,
     priority: Priority = None,
     label: Labels = None,
+    zone: Zone = None,
+    cpu: Cpu = None,
+    memory: Memory = None,
+    cost: Cost = None,
     attempt_timeout: AttemptTimeout = None,
     max_attempts: MaxAttempts = None,
+    backoff: Backoff = None,
+    max_backoff: MaxBackoff = None,
     start_within: StartWithin = None,
     complete_within: CompleteWithin = None,
     missed: MissedOption = None,
@@ -234,8 +258,21 @@ def update_schedule(
     if queue is not None:
         spec.queue = resource_name(queue, QUEUE, client)
     _set_timing(spec, cron, every, time_zone, start, end)
-    _set_task(spec, capability, payload, payload_file, priority, label)
-    _set_bounds(spec, attempt_timeout, max_attempts, start_within, complete_within)
+    TaskOptions(
+        capability=capability,
+        payload=payload,
+        payload_file=payload_file,
+        priority=priority,
+        labels=label,
+        zone=zone,
+        cpu=cpu,
+        memory=memory,
+        cost=cost,
+        max_attempts=max_attempts,
+        backoff=backoff,
+        max_backoff=max_backoff,
+    ).set_in(spec.task)
+    _set_bounds(spec, attempt_timeout, start_within, complete_within)
     _set_policies(spec, missed, overlap)
     if spec.SerializeToString(deterministic=True) == before:
         raise usage_error("there is nothing to change", "Name an option; --help lists them.")
@@ -319,37 +356,15 @@ def _set_timing(
         spec.end_time.CopyFrom(_given(time_of(end, "--end")))
 
 
-def _set_task(
-    spec: "schedules_pb2.ScheduleSpec",
-    capability: str | None,
-    payload: str | None,
-    payload_file: str | None,
-    priority: int | None,
-    labels: list[str] | None,
-) -> None:
-    if capability is not None:
-        spec.task.capability = capability
-    if payload is not None or payload_file is not None:
-        spec.task.payload = payload_of(payload, payload_file)
-    if priority is not None:
-        spec.task.priority = priority
-    if labels:
-        del spec.task.labels[:]
-        spec.task.labels.extend(map(label_of, labels))
-
-
 def _set_bounds(
     spec: "schedules_pb2.ScheduleSpec",
     attempt_timeout: str | None,
-    max_attempts: int | None,
     start_within: str | None,
     complete_within: str | None,
 ) -> None:
     if attempt_timeout is not None:
         span = _given(span_of(attempt_timeout, "--attempt-timeout"))
         spec.task.attempt_timeout.CopyFrom(span)
-    if max_attempts is not None:
-        spec.task.retry.max_attempts = max_attempts
     if start_within is not None:
         spec.start_within.CopyFrom(_given(span_of(start_within, "--start-within")))
     if complete_within is not None:
@@ -435,8 +450,14 @@ def _show(
         "payload": preview(task.payload),
         "priority": task.priority if task.HasField("priority") else "",
         "labels": " ".join(f"{label.key}={label.value}" for label in task.labels),
+        "zone": task.preferred_zone,
+        "cpu": processors(task.resources),
+        "memory": memory_of(task.resources),
+        "cost": _span(task.estimated_cost),
         "attempt timeout": _span(task.attempt_timeout),
         "max attempts": task.retry.max_attempts or "",
+        "backoff": _span(task.retry.initial_backoff),
+        "max backoff": _span(task.retry.max_backoff),
         "start within": _span(spec.start_within),
         "complete within": _span(spec.complete_within),
         "missed": missed or "once",

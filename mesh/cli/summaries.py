@@ -1,6 +1,6 @@
 """Events of the log, each in a line."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mesh.cli.contracts import message_class, reason_name
@@ -54,7 +54,15 @@ def _resolved(event: Any) -> str:
     return f"{event.call_id}: {name} {event.content}"
 
 
+def _shares(portions: Sequence[Any]) -> str:
+    shares = (f"{each.version or each.agent_revision}={each.weight}" for each in portions)
+    return " ".join(shares) or "ended"
+
+
 _SUMMARIES: Mapping[str, Callable[[Any], str]] = {
+    "control.v1.SplitSet": lambda e: f"{_shares(e.portions)} {e.reason}",
+    "control.v1.SplitPromoted": lambda e: f"{_shares([e.portion])} {e.reason}",
+    "control.v1.SplitRolledBack": lambda e: f"{_shares(e.portions)} {e.reason}",
     "state.v1.SessionCreated": lambda e: f"{e.session}, agent revision {e.agent_revision}",
     "state.v1.SessionForked": lambda e: (
         f"of {e.origin.session} at {e.origin.revision}" if e.HasField("origin") else "imported"

@@ -89,8 +89,8 @@ def show_task(client: Client, task: "tasks_pb2.Task") -> None:
         "priority": priority_of(task),
         "labels": " ".join(f"{label.key}={label.value}" for label in spec.labels),
         "zone": spec.preferred_zone,
-        "cpu": f"{spec.resources.cpu_millis / 1000:g}" if spec.resources.cpu_millis else "",
-        "memory": shown_bytes(spec.resources.memory_bytes) if spec.resources.memory_bytes else "",
+        "cpu": processors(spec.resources),
+        "memory": memory_of(spec.resources),
         "not before": moment(spec.not_before),
         "start by": moment(spec.start_deadline),
         "done by": moment(spec.deadline),
@@ -107,6 +107,16 @@ def show_task(client: Client, task: "tasks_pb2.Task") -> None:
         "by": task.creator,
     }
     show_message(client.output, task, fields)
+
+
+def processors(resources: "tasks_pb2.Resources") -> str:
+    """Processors, as they are typed; empty where nothing is said of them."""
+    return f"{resources.cpu_millis / 1000:g}" if resources.cpu_millis else ""
+
+
+def memory_of(resources: "tasks_pb2.Resources") -> str:
+    """Memory, as it is typed; empty where nothing is said of it."""
+    return shown_bytes(resources.memory_bytes) if resources.memory_bytes else ""
 
 
 def write_result(result: bytes) -> None:

@@ -1,6 +1,10 @@
-"""What a task is to be, out of what was typed."""
+"""What a task is to be, out of what was typed: the options that all commands have which
+submit some, and what they set."""
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from mesh.cli.failures import usage_error
 from mesh.cli.inputs import (
@@ -21,6 +25,92 @@ if TYPE_CHECKING:
 PAYLOAD_BYTES_MAX = 256 * 1024
 """As in the contract."""
 
+Payload = Annotated[str | None, typer.Option(metavar="TEXT", help="What the worker is handed.")]
+PayloadFile = Annotated[
+    str | None, typer.Option(metavar="FILE", help="The same, from a file as it is; - reads it.")
+]
+Priority = Annotated[
+    int | None, typer.Option(help="9 is the most urgent; 5 otherwise.", min=0, max=9)
+]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label", metavar="KEY=VALUE", help="A label that the worker must have; repeatable."
+    ),
+]
+Zone = Annotated[
+    str | None, typer.Option(help="A worker of this zone gets it, while one has a free slot.")
+]
+Cpu = Annotated[
+    str | None,
+    typer.Option(metavar="CPUS", help="Processors that it takes of a worker: 2, 0.5, 500m."),
+]
+Memory = Annotated[
+    str | None, typer.Option(metavar="BYTES", help="Memory that it takes of a worker: 512MiB.")
+]
+Cost = Annotated[
+    str | None,
+    typer.Option(metavar="SPAN", help="How long it will probably run; 1s otherwise."),
+]
+MaxAttempts = Annotated[
+    int | None, typer.Option(help="Attempts in all; 3 otherwise.", min=1, max=100)
+]
+Backoff = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SPAN",
+        help="Bound of the wait before the second attempt, twice as much before each "
+        "further one: 500ms, 10s; 1s otherwise.",
+    ),
+]
+MaxBackoff = Annotated[
+    str | None, typer.Option(metavar="SPAN", help="Bound of every such wait; 5m otherwise.")
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOptions:
+    """What was typed of a task; None where it wasn't."""
+
+    capability: str | None
+    payload: str | None
+    payload_file: str | None
+    priority: int | None
+    labels: list[str] | None
+    zone: str | None
+    cpu: str | None
+    memory: str | None
+    cost: str | None
+    max_attempts: int | None
+    backoff: str | None
+    max_backoff: str | None
+
+    def set_in(self, spec: "tasks_pb2.TaskSpec") -> None:
+        """Sets what was typed; the rest stays. CommandFailed (usage) where it can't be read."""
+        if self.capability is not None:
+            spec.capability = self.capability
+        if self.payload is not None or self.payload_file is not None:
+            spec.payload = payload_of(self.payload, self.payload_file)
+        if self.priority is not None:
+            spec.priority = self.priority
+        if self.labels:
+            del spec.labels[:]
+            spec.labels.extend(map(label_of, self.labels))
+        if self.zone is not None:
+            spec.preferred_zone = self.zone
+        if self.cpu is not None:
+            spec.resources.cpu_millis = parse_processors(self.cpu, "--cpu")
+        if self.memory is not None:
+            spec.resources.memory_bytes = parse_bytes(self.memory, "--memory")
+        if self.cost is not None:
+            spec.estimated_cost.CopyFrom(parse_span(self.cost, "--cost"))
+        if self.max_attempts is not None:
+            spec.retry.max_attempts = self.max_attempts
+        if self.backoff is not None:
+            spec.retry.initial_backoff.CopyFrom(parse_span(self.backoff, "--backoff"))
+        if self.max_backoff is not None:
+            spec.retry.max_backoff.CopyFrom(parse_span(self.max_backoff, "--max-backoff"))
+
 
 def payload_of(text: str | None, file: str | None) -> bytes:
     """The payload: the text, or what is in the file. CommandFailed (usage) for both, and
@@ -33,35 +123,6 @@ def payload_of(text: str | None, file: str | None) -> bytes:
     if len(payload) > PAYLOAD_BYTES_MAX:
         raise usage_error(f"--payload is larger than {shown_bytes(PAYLOAD_BYTES_MAX)}")
     return payload
-
-
-def resources_of(cpu: str | None, memory: str | None) -> "tasks_pb2.Resources | None":
-    """What a task takes of a worker, or a worker has; None where nothing was typed.
-    CommandFailed (usage) where it can't be read."""
-    from weft.scheduler.v1 import tasks_pb2
-
-    if cpu is None and memory is None:
-        return None
-    return tasks_pb2.Resources(
-        cpu_millis=parse_processors(cpu, "--cpu") if cpu is not None else 0,
-        memory_bytes=parse_bytes(memory, "--memory") if memory is not None else 0,
-    )
-
-
-def retry_of(
-    max_attempts: int | None, backoff: str | None, max_backoff: str | None
-) -> "tasks_pb2.RetryPolicy | None":
-    """What becomes of a task that fails; None where nothing was typed. CommandFailed (usage)
-    where a wait can't be read."""
-    from weft.scheduler.v1 import tasks_pb2
-
-    if max_attempts is None and backoff is None and max_backoff is None:
-        return None
-    return tasks_pb2.RetryPolicy(
-        max_attempts=max_attempts or 0,
-        initial_backoff=span_of(backoff, "--backoff"),
-        max_backoff=span_of(max_backoff, "--max-backoff"),
-    )
 
 
 def label_of(text: str) -> "tasks_pb2.Label":

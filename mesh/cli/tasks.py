@@ -22,7 +22,22 @@ from mesh.cli.names import (
 from mesh.cli.output import Output, moment, note, one_line, show_list
 from mesh.cli.pages import LIMIT, Limit, fetch
 from mesh.cli.task_display import priority_of, progress, show_task, stall, state_word
-from mesh.cli.task_specs import label_of, payload_of, resources_of, retry_of, span_of, time_of
+from mesh.cli.task_specs import (
+    Backoff,
+    Cost,
+    Cpu,
+    Labels,
+    MaxAttempts,
+    MaxBackoff,
+    Memory,
+    Payload,
+    PayloadFile,
+    Priority,
+    TaskOptions,
+    Zone,
+    span_of,
+    time_of,
+)
 from mesh.cli.task_watching import watch
 
 if TYPE_CHECKING:
@@ -38,13 +53,6 @@ QueueOption = Annotated[str, typer.Option(help="The queue: an id or a full name.
 TaskQueueOption = Annotated[
     str | None,
     typer.Option(help="Queue of a task that is named by its id alone; `default` otherwise."),
-]
-Cpu = Annotated[
-    str | None,
-    typer.Option(metavar="CPUS", help="Processors that it takes of a worker: 2, 0.5, 500m."),
-]
-Memory = Annotated[
-    str | None, typer.Option(metavar="BYTES", help="Memory that it takes of a worker: 512MiB.")
 ]
 
 
@@ -65,26 +73,15 @@ def submit_task(
     capability: Annotated[
         str, typer.Argument(metavar="CAPABILITY", help="What a worker must be able to do.")
     ],
-    payload: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What the worker is handed.")
-    ] = None,
-    payload_file: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The same, from a file as it is; - reads it.")
-    ] = None,
+    payload: Payload = None,
+    payload_file: PayloadFile = None,
     queue: QueueOption = DEFAULT_QUEUE,
     task_id: Annotated[
         str, typer.Option("--id", help="The task's id; made by the server otherwise.")
     ] = "",
-    priority: Annotated[
-        int | None, typer.Option(help="9 is the most urgent; 5 otherwise.", min=0, max=9)
-    ] = None,
-    label: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="A label that the worker must have; repeatable."),
-    ] = None,
-    zone: Annotated[
-        str, typer.Option(help="A worker of this zone gets it, while one has a free slot.")
-    ] = "",
+    priority: Priority = None,
+    label: Labels = None,
+    zone: Zone = None,
     cpu: Cpu = None,
     memory: Memory = None,
     not_before: Annotated[
@@ -102,24 +99,10 @@ def submit_task(
         str | None,
         typer.Option(metavar="SPAN", help="How long one attempt may run: 90s, 1h; 5m otherwise."),
     ] = None,
-    cost: Annotated[
-        str | None,
-        typer.Option(metavar="SPAN", help="How long it will probably run; 1s otherwise."),
-    ] = None,
-    max_attempts: Annotated[
-        int | None, typer.Option(help="Attempts in all; 3 otherwise.", min=1, max=100)
-    ] = None,
-    backoff: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SPAN",
-            help="Bound of the wait before the second attempt, twice as much before each "
-            "further one: 500ms, 10s; 1s otherwise.",
-        ),
-    ] = None,
-    max_backoff: Annotated[
-        str | None, typer.Option(metavar="SPAN", help="Bound of every such wait; 5m otherwise.")
-    ] = None,
+    cost: Cost = None,
+    max_attempts: MaxAttempts = None,
+    backoff: Backoff = None,
+    max_backoff: MaxBackoff = None,
     request_id: Annotated[
         str, typer.Option(help="Names this request: the same id finds the same task again.")
     ] = "",
@@ -138,19 +121,25 @@ def submit_task(
     from weft.scheduler.v1 import tasks_pb2
 
     spec = tasks_pb2.TaskSpec(
-        capability=capability,
-        payload=payload_of(payload, payload_file),
-        labels=map(label_of, label or []),
-        preferred_zone=zone,
-        resources=resources_of(cpu, memory),
-        priority=priority,
-        estimated_cost=span_of(cost, "--cost"),
         not_before=time_of(not_before, "--not-before"),
         start_deadline=time_of(start_deadline, "--start-deadline"),
         deadline=time_of(deadline, "--deadline"),
         attempt_timeout=span_of(timeout, "--timeout"),
-        retry=retry_of(max_attempts, backoff, max_backoff),
     )
+    TaskOptions(
+        capability=capability,
+        payload=payload,
+        payload_file=payload_file,
+        priority=priority,
+        labels=label,
+        zone=zone,
+        cpu=cpu,
+        memory=memory,
+        cost=cost,
+        max_attempts=max_attempts,
+        backoff=backoff,
+        max_backoff=max_backoff,
+    ).set_in(spec)
     request = pb.SubmitTaskRequest(
         parent=resource_name(queue, QUEUE, client),
         task_id=check_id(task_id, "--id") if task_id else "",

@@ -1,6 +1,6 @@
-"""`weft worker`: running what runs tasks."""
+"""`weft worker`: running what runs tasks, and seeing what does."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -8,10 +8,19 @@ from mesh.cli.command import command
 from mesh.cli.connection import Client, silence_grpc
 from mesh.cli.health import health
 from mesh.cli.inputs import parse_bytes, parse_processors
-from mesh.cli.names import DEFAULT_QUEUE, QUEUE, check_id, resource_name
+from mesh.cli.names import DEFAULT_QUEUE, QUEUE, check_id, resource_name, short_name
+from mesh.cli.output import moment, note, show_list
+from mesh.cli.pages import LIMIT, Limit, fetch
+from mesh.cli.task_display import memory_of, processors
 from mesh.cli.task_specs import label_of
 
-workers = typer.Typer(help="Run workers.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from weft.scheduler.v1 import workers_pb2
+
+workers = typer.Typer(help="Run workers, and see which are attached.", no_args_is_help=True)
+
+BEFORE_THEIR_FIRST_TASK = (DEFAULT_QUEUE, "turns")
+"""Queues that may have workers, and be in no list yet."""
 
 
 @command(workers, "run", example="weft worker run shop.images --queue images --slots 8")
@@ -98,3 +107,61 @@ def run_worker(
     if memory is not None:
         worker.memory_bytes = parse_bytes(memory, "--memory")
     work(client, worker)
+
+
+@command(workers, "list", example="weft worker list --queue images")
+def list_workers(
+    client: Client,
+    queue: Annotated[
+        str, typer.Option(help="The queue: an id or a full name; all of them otherwise.")
+    ] = "",
+    limit: Limit = LIMIT,
+) -> None:
+    """Lists the workers that are attached, by queue and id, whichever instance has them.
+
+    Those of all tenants are among them, as are Weft's own for the queue `turns`; how many
+    tasks they have counts those of the queue. One that is just attaching isn't there yet.
+    """
+    found: list[workers_pb2.Worker] = []
+    for name in [resource_name(queue, QUEUE, client)] if queue else _queues(client):
+        if len(found) == limit:
+            note(f"There may be more; --limit shows more than {limit}.")
+            break
+        found += _attached(client, name, limit - len(found))
+    columns = {
+        "worker": lambda w: w.worker_id,
+        "queue": lambda w: short_name(w.queue),
+        "capabilities": lambda w: " ".join(w.capabilities),
+        "labels": lambda w: " ".join(f"{label.key}={label.value}" for label in w.labels),
+        "zone": lambda w: w.zone,
+        "slots": lambda w: w.slots,
+        "free": lambda w: w.free_slots,
+        "tasks": lambda w: w.running_tasks,
+        "load": lambda w: f"{w.load:.0%}",
+        "cpu": lambda w: processors(w.resources),
+        "memory": lambda w: memory_of(w.resources),
+        "tenants": lambda w: "all" if w.shared else "",
+        "since": lambda w: moment(w.attach_time),
+        "instance": lambda w: w.instance.removeprefix("instances/"),
+    }
+    show_list(client.output, found, columns)
+
+
+def _queues(client: Client) -> list[str]:
+    from weft.scheduler.v1 import queue_service_pb2 as pb
+    from weft.scheduler.v1.queue_service_pb2_grpc import QueueServiceStub
+
+    stub: QueueServiceStub = client.stub(QueueServiceStub)
+    request = pb.ListQueuesRequest(parent=client.parent)
+    listed = fetch(client, stub.ListQueues, request, lambda page: page.queues)
+    unlisted = (resource_name(name, QUEUE, client) for name in BEFORE_THEIR_FIRST_TASK)
+    return sorted({*unlisted, *(each.name for each in listed)})
+
+
+def _attached(client: Client, queue: str, limit: int) -> "list[workers_pb2.Worker]":
+    from weft.scheduler.v1 import worker_service_pb2 as pb
+    from weft.scheduler.v1.worker_service_pb2_grpc import WorkerServiceStub
+
+    stub: WorkerServiceStub = client.stub(WorkerServiceStub)
+    request = pb.ListWorkersRequest(parent=queue)
+    return fetch(client, stub.ListWorkers, request, lambda page: page.workers, limit)

@@ -79,7 +79,8 @@ class NatsLeases:
     """See the module, and the port `mesh.control.leases.Leases`.
 
     `predecessor` is the run before this one on the same data folder: this process has
-    its lock, so that one is gone as soon as its key is, without watching for a lease.
+    its lock, so that one is gone as soon as its key is, without watching for a lease. The
+    bucket lies on so many `replicas`: nobody could renew while the only one that has it is away.
     """
 
     def __init__(
@@ -88,13 +89,16 @@ class NatsLeases:
         instance: str,
         *,
         predecessor: str | None = None,
+        replicas: int = 1,
         clock: Clock = SYSTEM,
     ) -> None:
+        self._bucket_shape = {**_BUCKET, "num_replicas": replicas}
         self._connection = connection
         self._instance = instance
         self._predecessor = predecessor
         self._clock = clock
         self._held_until = _NEVER
+        self._problem = "its answers were errors, or none"
         self._bucket: str | None = None
         self._bucket_since = _NEVER
         self._looked = _NEVER
@@ -132,7 +136,7 @@ class NatsLeases:
         while not self.held():
             await self._turn()
             if self._clock.monotonic() > deadline:
-                raise EventStoreUnavailable("NATS didn't grant a lease")
+                raise EventStoreUnavailable(f"NATS didn't grant a lease: {self._problem}")
             if not self.held():
                 await asyncio.sleep(0.05)
         self._loop = asyncio.create_task(self._run(), name="lease renewal")
@@ -184,7 +188,8 @@ class NatsLeases:
                 headers={"Nats-TTL": f"{LEASE_SECONDS:.0f}s"},
                 timeout=_REQUEST_SECONDS_MAX,
             )
-        except EventStoreUnavailable:
+        except EventStoreUnavailable as error:
+            self._problem = error.message
             return
         if "error" not in json.loads(answer.data):
             self._held_until = sent + LEASE_SECONDS
@@ -201,7 +206,9 @@ class NatsLeases:
             )
             if found.get("error", {}).get("err_code") == _STREAM_NOT_FOUND:
                 await self._connection.api(
-                    f"STREAM.CREATE.{LEASE_STREAM}", _BUCKET, timeout=_REQUEST_SECONDS_MAX
+                    f"STREAM.CREATE.{LEASE_STREAM}",
+                    self._bucket_shape,
+                    timeout=_REQUEST_SECONDS_MAX,
                 )
         except EventStoreUnavailable:
             await self._forget_bucket()

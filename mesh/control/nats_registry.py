@@ -74,6 +74,11 @@ class NatsRegistry:
         """See Registry."""
         self._callbacks.append(callback)
 
+    @property
+    def draining(self) -> bool:
+        """See Registry."""
+        return self._own.state == instances_pb2.INSTANCE_STATE_DRAINING
+
     async def register(self, target: str, xds_target: str = "") -> None:
         """See Registry."""
         self._own.target, self._own.xds_target = target, xds_target

@@ -25,11 +25,17 @@ class Registry(Protocol):
         than how busy it is."""
         ...
 
+    @property
+    def draining(self) -> bool:
+        """Whether this instance takes nothing new."""
+        ...
+
     async def register(self, target: str, xds_target: str = "") -> None:
         """Says that this instance takes calls at `target`, as gRPC dials it, and questions of
         xDS clients at `xds_target`, where it does."""
         ...
 
     async def drain(self) -> None:
-        """Says that this instance takes nothing new; does nothing where it never took any."""
+        """Says that this instance takes nothing new, until it registers again; does nothing
+        where it never took any."""
         ...

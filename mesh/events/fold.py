@@ -8,7 +8,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from mesh.errors import DataDamaged
-from mesh.events.store import StreamName
+from mesh.events.store import StoredCommit, StreamName
 from weft.events.v1 import events_pb2
 
 S = TypeVar("S")
@@ -62,3 +62,15 @@ class Fold(Generic[S]):
             return event_type.FromString(event.payload.value)
         except DecodeError as error:
             raise DataDamaged(f"event {event.id} of type {event.type} doesn't parse") from error
+
+
+def evolved(fold: Fold[S], state: S, stored: StoredCommit) -> S:
+    """The state after a commit. Takes `state` over. Raises DataDamaged where the commit
+    can't be read."""
+    place = Place(stored.commit.revision - 1, stored.commit.time)
+    for event in stored.commit.events:
+        place.revision += 1
+        message = fold.open(event)
+        if message is not None:
+            state = fold.evolve(state, message, place)
+    return state

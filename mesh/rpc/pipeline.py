@@ -32,7 +32,7 @@ from mesh.rpc.stages.validate import validate
 from mesh.rpc.status import code_of
 from mesh.security.authenticator import Authenticator
 from mesh.telemetry import traces
-from mesh.telemetry.metrics import RpcMetrics
+from mesh.telemetry.metrics import RpcMetrics, Served
 from weft.options.v1 import options_pb2
 
 
@@ -90,9 +90,19 @@ class Pipeline:
         self._deadlines = Deadlines()
 
     @property
+    def metrics(self) -> RpcMetrics:
+        """What was counted of its calls."""
+        return self._metrics
+
+    @property
     def under_way(self) -> int:
         """Calls and streams from other processes that are being answered."""
         return self._calls.count + self._streams.count
+
+    @property
+    def served(self) -> Mapping[str, Served]:
+        """Calls that ended here, by the service that their contract is of."""
+        return self._metrics.served()
 
     def around(self, spec: MethodSpec, handler: Handler) -> Handler:
         """The handler of a method with everything around it.
@@ -212,7 +222,7 @@ class Pipeline:
     def _stream(
         self, spec: MethodSpec, handler: Handler, admit: Callable[[Any, Call], Any]
     ) -> Handler:
-        metrics = self._metrics.method(spec.service, spec.name)
+        metrics = self._metrics.method(spec.service, spec.name, streams=True)
         under_way, new_alarm = self._streams, self._deadlines.alarm
         response_class = spec.response_class
         caught_up = self._edge.authenticator.caught_up

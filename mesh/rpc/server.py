@@ -1,7 +1,7 @@
 """The gRPC server: the endpoints of the pipeline, health and reflection on one port."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -12,6 +12,7 @@ from grpc_health.v1 import health, health_pb2
 
 from mesh.call import Call
 from mesh.errors import FailedPrecondition, WeftError
+from mesh.rpc.load_report import LoadReport
 from mesh.rpc.pipeline import Endpoint, Pipeline
 from mesh.rpc.propagation import REQUEST_ID_KEY, incoming_call
 from mesh.rpc.reflection import reflection_endpoints
@@ -23,9 +24,12 @@ from mesh.sockets import bind_first_free
 _PORT_ATTEMPTS_MAX = 3
 WRITE_SECONDS = 1.0
 """How long a client that doesn't read may still take a message after its stream has ended."""
+CANCEL_TURNS = 4
+"""Turns of the event loop within which a cancelled call is; one was measured."""
 HEALTH_WATCHES_MAX = 128
 HEALTH_WATCH_SECONDS_MAX = 3600.0
 _SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class RpcServer:
@@ -34,8 +38,8 @@ class RpcServer:
 
     Methods that aren't among them answer UNIMPLEMENTED, bytes that don't parse
     INVALID_ARGUMENT. With a `transport` of certificates it speaks TLS only. The request id
-    comes back in the trailing metadata. When a client goes away, its handler is cancelled
-    where it waits, and a generator is closed.
+    comes back in the trailing metadata, and of unary calls the server's load. When a client
+    goes away, its handler is cancelled where it waits, and a generator is closed.
     """
 
     def __init__(
@@ -58,8 +62,10 @@ class RpcServer:
         self._health = _Health()
         named = [*self._services, health.SERVICE_NAME]
         served = {**endpoints, **reflection_endpoints(named, pipeline, settings)}
+        load = LoadReport(pipeline.metrics.totals)
         handlers = {
-            path: _wire_handler(endpoint, settings, transport) for path, endpoint in served.items()
+            path: _wire_handler(endpoint, settings, transport, load)
+            for path, endpoint in served.items()
         }
         self._server.add_generic_rpc_handlers((_Endpoints(handlers),))
         self._server.add_generic_rpc_handlers((_health_handlers(self._health),))
@@ -91,6 +97,12 @@ class RpcServer:
     async def refuse(self) -> None:
         """Says NOT_SERVING from now on, and goes on serving."""
         await self._health.enter_graceful_shutdown()
+
+    async def say_serving(self, serving: bool) -> None:
+        """Says SERVING from now on, or NOT_SERVING, and goes on serving either way."""
+        status = _SERVING if serving else _NOT_SERVING
+        for service in ("", *self._services):
+            await self._health.set(service, status)
 
     async def drain(self, notice_seconds: float, grace_seconds: float) -> None:
         """Ends serving in order: NOT_SERVING, and `notice_seconds` for the balancers to see
@@ -175,6 +187,10 @@ class _Endpoints(grpc.GenericRpcHandler):
 
 def server_options(settings: RpcSettings, *, shares: bool = False) -> list[tuple[str, Any]]:
     """The options of the server; mesh.md of the design says what each was needed for."""
+    aged = [
+        ("grpc.max_connection_age_ms", int(settings.connection_age_seconds * 1000)),
+        ("grpc.max_connection_age_grace_ms", int(settings.connection_grace_seconds * 1000)),
+    ]
     return [
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -188,12 +204,15 @@ def server_options(settings: RpcSettings, *, shares: bool = False) -> list[tuple
         ("grpc.max_allowed_incoming_connections", settings.connections_max),
         # Who only holds a place loses it.
         ("grpc.max_connection_idle_ms", int(settings.connection_idle_seconds * 1000)),
+        *(aged if settings.connection_age_seconds else ()),
         # Two servers on one port would share its calls unnoticed, unless they are meant to.
         ("grpc.so_reuseport", int(shares)),
     ]
 
 
-def _wire_handler(endpoint: Endpoint, settings: RpcSettings, transport: Transport) -> Any:
+def _wire_handler(
+    endpoint: Endpoint, settings: RpcSettings, transport: Transport, load: LoadReport
+) -> Any:
     spec = endpoint.spec
     if spec.server_streaming:
         make = (
@@ -208,7 +227,7 @@ def _wire_handler(endpoint: Endpoint, settings: RpcSettings, transport: Transpor
             if spec.client_streaming
             else grpc.unary_unary_rpc_method_handler
         )
-        behaviour = _unary_behaviour(endpoint, settings, transport)
+        behaviour = _unary_behaviour(endpoint, settings, transport, load)
     return make(
         behaviour,
         # Whom nobody knows makes no message: the interceptor Decode parses the bytes.
@@ -218,17 +237,28 @@ def _wire_handler(endpoint: Endpoint, settings: RpcSettings, transport: Transpor
 
 
 def _unary_behaviour(
-    endpoint: Endpoint, settings: RpcSettings, transport: Transport
+    endpoint: Endpoint, settings: RpcSettings, transport: Transport, load: LoadReport
 ) -> Callable[[Any, Any], Awaitable[Any]]:
     async def behaviour(request: Any, context: Any) -> Any:
-        call = _arrived(endpoint, context, settings.call_seconds_max)
+        call = _arrived(endpoint, context, settings.call_seconds_max, load.trailer())
         call.acts_as = transport.acts_as(context)
+        if endpoint.spec.client_streaming:
+            request = _whole(request)
         try:
             return await endpoint.invoke(request, call)
         except WeftError as error:
             await _refuse(context, call, error)
 
     return behaviour
+
+
+async def _whole(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """The requests of a call. Where its client cancels it gRPC ends them, and cancels the handler
+    a turn of the event loop later: half of them must not pass for all until then."""
+    async for request in requests:
+        yield request
+    for _ in range(CANCEL_TURNS):
+        await asyncio.sleep(0)
 
 
 def _streaming_behaviour(
@@ -258,7 +288,9 @@ def _streaming_behaviour(
     return behaviour
 
 
-def _arrived(endpoint: Endpoint, context: Any, seconds_max: float) -> Call:
+def _arrived(
+    endpoint: Endpoint, context: Any, seconds_max: float, *trailing: tuple[str, bytes]
+) -> Call:
     call = incoming_call(
         endpoint.spec.path,
         endpoint.deadline_seconds,
@@ -267,7 +299,7 @@ def _arrived(endpoint: Endpoint, context: Any, seconds_max: float) -> Call:
         context.peer(),
         seconds_max,
     )
-    context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
+    context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id), *trailing))
     return call
 
 

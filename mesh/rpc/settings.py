@@ -30,6 +30,12 @@ class RpcSettings(Section, area="rpc"):
     """Connections to the server."""
     connection_idle_seconds: float = Field(300, gt=0, le=86400)
     """How long a connection stays on which no call is under way."""
+    connection_age_seconds: float = Field(3600, ge=0, le=7 * 86400)
+    """How long a connection takes new calls, a tenth more or less; then its client makes another,
+    which DNS or a balancer may bring to another gateway. 0 for as long as it is there."""
+    connection_grace_seconds: float = Field(3600, gt=0, le=7 * 86400)
+    """How long what was under way on it has to end after that. What then is still open ends
+    with UNAVAILABLE, and its client goes on elsewhere."""
     peer_failures_max: int = Field(100, ge=1)
     """Credentials of one address that weren't valid, before it has to wait."""
     peer_failures_per_second: float = Field(10, gt=0)

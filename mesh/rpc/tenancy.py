@@ -14,6 +14,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from mesh.ids import RESOURCE_ID
+from mesh.rpc.validation import resource_expression
 from weft.options.v1 import options_pb2
 
 Collect = Callable[[Any, list[str]], None]
@@ -178,6 +179,19 @@ def resource_reader(message_type: Any, path: str) -> Callable[[Message], str]:
         raise LookupError(f"{path} of {message_type.full_name} isn't a string")
 
     return attrgetter(path)
+
+
+def platform_names(message_type: Any, path: str) -> re.Pattern[str] | None:
+    """What the field at a path may name that is in no tenant, and so the platform's; None
+    where it may not. LookupError where there is no such field."""
+    *outer, last = path.split(".")
+    descriptor: Any = message_type
+    for part in outer:
+        descriptor = _field(descriptor, part).message_type
+    extensions: Any = _field(descriptor, last).GetOptions()
+    patterns = extensions.Extensions[options_pb2.bounds].resource.split("|")
+    of_platform = [each for each in patterns if each and not each.startswith("tenants/")]
+    return resource_expression("|".join(of_platform)) if of_platform else None
 
 
 def _field(descriptor: Descriptor | None, name: str) -> FieldDescriptor:

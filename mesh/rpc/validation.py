@@ -290,7 +290,7 @@ def _string_problem(bounds: Any) -> Problem | None:
         forms.append((re.compile(bounds.pattern).fullmatch, f"must match {bounds.pattern}"))
     if bounds.resource:
         form = bounds.resource.replace("|", " or ")
-        forms.append((_resource_expression(bounds.resource).fullmatch, f"must be named {form}"))
+        forms.append((resource_expression(bounds.resource).fullmatch, f"must be named {form}"))
     if bounds.resource_pattern:
         forms.append((_resource_pattern, "must be a pattern such as tenants/acme/agents/*"))
     if not length_max and not forms:
@@ -314,7 +314,8 @@ def _filled(problem: Problem) -> Problem:
     return lambda value: problem(value) if value else "must not be empty"
 
 
-def _resource_expression(pattern: str) -> re.Pattern[str]:
+def resource_expression(pattern: str) -> re.Pattern[str]:
+    """What a name must match as a whole that is of the resource pattern."""
     alternatives = (
         "/".join(_RESOURCE_ID if part == "*" else re.escape(part) for part in one.split("/"))
         for one in pattern.split("|")

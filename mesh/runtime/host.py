@@ -19,11 +19,11 @@ from mesh.control.leases import Leases
 from mesh.control.nats_leases import NatsLeases
 from mesh.control.nats_registry import NatsRegistry
 from mesh.control.xds.control_plane import ControlPlane
-from mesh.errors import DataDamaged, WeftError
+from mesh.errors import WeftError
 from mesh.events.aggregate import Repository
 from mesh.events.codec import Codecs
 from mesh.events.fold import Fold
-from mesh.events.head_ledger import HeadLedger, read_mark
+from mesh.events.head_ledger import HeadLedger
 from mesh.events.jetstream.connection import Login
 from mesh.events.jetstream.key_store import JetStreamKeyStore
 from mesh.events.jetstream.store import JetStreamEventStore, connect_prepared, log_end
@@ -40,11 +40,20 @@ from mesh.runtime.bus_access import union
 from mesh.runtime.call_order import in_call_order, served
 from mesh.runtime.data_dir import DataDirectory, write_addresses
 from mesh.runtime.elsewhere import Elsewhere
+from mesh.runtime.log_check import check_log, heads_folder
 from mesh.runtime.nats_server import EmbeddedNats, is_full
 from mesh.runtime.nats_users import ADMIN, bus_users, external_user, process_user
+from mesh.runtime.operations import Operations
 from mesh.runtime.redis_client import LazyRedis, client_of_url
-from mesh.runtime.registration import LoadMeter, own_instance, target_of
-from mesh.runtime.service import Access, Mesh, Service, ServiceEntry, callers_of
+from mesh.runtime.registration import LoadMeter, own_instance, targets
+from mesh.runtime.service import (
+    Access,
+    Follower,
+    Mesh,
+    Service,
+    ServiceEntry,
+    callers_of,
+)
 from mesh.runtime.settings import RuntimeSettings
 from mesh.runtime.valkey_server import EmbeddedValkey
 from mesh.security.keyring import Keyring
@@ -66,7 +75,8 @@ TRACE_FLUSH_SECONDS = 2.0
 
 class Host:
     """Starts those services of `catalogue` in this process that `serves` names, or all; the
-    `Mesh` that they get. `access` makes what knows who may call.
+    `Mesh` that they get. `access` makes what knows who may call, and `splits` what tells the
+    control plane how calls are split between versions.
 
     Raises what the parts raise: a data folder in use or damaged, no nats-server to be
     had, NATS out of reach, a certificate that can't be used, an address beyond this machine
@@ -80,6 +90,7 @@ class Host:
         access: Callable[[Mesh], Access],
         security: SecuritySettings | None = None,
         *,
+        splits: Callable[[Mesh], Follower] | None = None,
         serves: Collection[str] = (),
     ) -> None:
         self.settings = settings
@@ -94,6 +105,7 @@ class Host:
         self.cluster = ""
         """Id of the deployment: that of its event log."""
         self._make_access = access
+        self._make_splits = splits
         self._access: Access
         self._pipeline: Pipeline
         self._catalogue = in_call_order(catalogue)
@@ -249,6 +261,7 @@ class Host:
             **self._ready,
             "events": self._store.connection.connected and not self._disk_full(),
             "access": self._access.ready,
+            "calls": not self.registry.draining,
             "lease": self._leases.held(),
         }
 
@@ -261,6 +274,10 @@ class Host:
         self._stack.push_async_callback(self._stop_redis, redis)
         await self._connect(directory.previous_instance)
         await self._open_edge()
+        if self._make_splits is not None:
+            splits = self._make_splits(cast(Mesh, self))
+            self._stack.push_async_callback(splits.stop)
+            await splits.start()
         telemetry = TelemetryServer(self.metrics, self.readiness)
         for entry in self._served:
             await self._start_service(entry)
@@ -279,19 +296,19 @@ class Host:
         if settings.redis_url:
             url, password_file = settings.redis_url, settings.redis_password_file
             self._redis = LazyRedis(lambda: client_of_url(url, password_file))
-            # Before the first call asks for it.
-            self._redis.client()
-            return
-        self._valkey = EmbeddedValkey(settings.data_dir, binary=settings.valkey_binary)
-        try:
-            await self._valkey.start()
-        except (WeftError, OSError) as error:
-            _log.warning("valkey_missing", error=type(error).__name__)
-            fault = error.message if isinstance(error, WeftError) else "valkey-server can't start"
-            self.notes.append(f"{fault}; limits are counted in this process alone")
         else:
+            self._valkey = EmbeddedValkey(settings.data_dir, binary=settings.valkey_binary)
+            try:
+                await self._valkey.start()
+            except (WeftError, OSError) as error:
+                _log.warning("valkey_missing", error=type(error).__name__)
+                fault = "valkey-server can't start"
+                fault = error.message if isinstance(error, WeftError) else fault
+                self.notes.append(f"{fault}; limits are counted in this process alone")
+                return
             self._redis = LazyRedis(self._valkey.client)
-            self._redis.client()
+        # Before the first call asks for it.
+        self._redis.client()
 
     async def _stop_redis(self, starting: asyncio.Task[None]) -> None:
         starting.cancel()
@@ -303,7 +320,7 @@ class Host:
             await self._valkey.stop()
 
     async def _connect(self, predecessor: str | None) -> None:
-        settings = self.settings
+        settings, replicas = self.settings, self.settings.nats_replicas
         url, admin, login = await self._find_nats()
         self.addresses["nats"] = url.rpartition("@")[2].removeprefix("nats://")
         await self._prepare(url, admin)
@@ -311,7 +328,7 @@ class Host:
             url,
             name=f"weft-{self._instance}",
             login=login,
-            replicas=settings.nats_replicas,
+            replicas=replicas,
             makes_streams=False,
             uses_tokens=self._bus.tokens,
         )
@@ -321,20 +338,19 @@ class Host:
         sealed_after = await self._keyring.sealed_after(await log_end(connection))
         codecs = Codecs(SealedCodec(self._keyring), sealed_after=sealed_after)
         self._store = JetStreamEventStore(
-            connection,
-            replicas=settings.nats_replicas,
-            codecs=codecs,
-            disk_full=self._disk_full,
+            connection, replicas=replicas, codecs=codecs, disk_full=self._disk_full
         )
         self._stack.push_async_callback(self._store.close)
-        await self._check_log()
+        self._heads = HeadLedger(self._store, heads_folder(settings) / "heads.sqlite3")
+        self._stack.push_async_callback(self._heads.stop)
+        await check_log(self._store, self._heads, settings, embedded=self._nats is not None)
         self._tokens = JetStreamTokenStream(connection, codecs)
         self._leases = NatsLeases(
-            connection, self._instance, predecessor=predecessor, clock=self.clock
+            connection, self._instance, predecessor=predecessor, replicas=replicas, clock=self.clock
         )
         own = own_instance(settings, self._instance, list(self._ready))
         own.spiffe_id = self.transport.spiffe_id
-        load = LoadMeter(lambda: self._pipeline.under_way)
+        load = LoadMeter(lambda: self._pipeline.under_way, lambda: self._pipeline.served)
         self.registry = NatsRegistry(connection, self._leases, own, load.read)
         self._stack.push_async_callback(self._leases.stop)
         await self._leases.start()
@@ -388,30 +404,6 @@ class Host:
         finally:
             await connection.close()
 
-    async def _check_log(self) -> None:
-        """Raises DataDamaged where commits are gone, unless that is accepted. What is
-        remembered of a log that isn't ours alone may be of another one: that is told, and
-        `weft verify` says it too."""
-        accept_loss = self.settings.accept_loss
-        folder = self.settings.heads_folder or self.settings.data_dir
-        lacking = await self._store.lacking()
-        self._heads = HeadLedger(self._store, folder / "heads.sqlite3")
-        self._stack.push_async_callback(self._heads.stop)
-        mark = folder / "log_mark"
-        await self._heads.start(lacking=lacking, accept_loss=accept_loss, before=read_mark(mark))
-        problem = self._heads.problem
-        if problem:
-            _log.error("event_log_differs", problem=problem)
-        if problem and (lacking or self._nats is not None or self.settings.own_log):
-            raise DataDamaged(
-                f"{problem}: it was damaged or restored from an older backup (data folder"
-                f" {folder}); `weft up --accept-loss` starts on what is there"
-            )
-        mark.unlink(missing_ok=True)
-        if accept_loss:
-            # Those of commits that are gone would pass for the present.
-            await self._store.forget_snapshots()
-
     def _disk_full(self) -> bool:
         if self._nats is not None:
             return self._nats.disk_full
@@ -429,7 +421,10 @@ class Host:
 
     async def _start_server(self) -> None:
         """Takes calls once all that is served here is ready, and ends with that first."""
-        endpoints = {**self.endpoints, **self._forwarded}
+        operations = Operations(cast(Mesh, self), self._catalogue, self.readiness)
+        # Of itself each process tells itself.
+        self.endpoints.update(bind(operations.handlers, self._pipeline, self.rpc_settings))
+        endpoints = {**self._forwarded, **self.endpoints}
         settings = self.settings
         # Clients come to who answers for all, and has no contract of its own.
         answers_for_all = not all(each.contracts for each in self._served)
@@ -437,6 +432,7 @@ class Host:
         server = RpcServer(
             endpoints, self.rpc_settings, self._pipeline, self.transport, shares=shared > 0
         )
+        operations.serve(server)
         self._stack.push_async_callback(self._stop_server, server)
         mesh_port = 0
         if self.transport.encrypted:
@@ -447,11 +443,7 @@ class Host:
         if shared:
             # For clients; other instances dial this one's own port.
             self.addresses["grpc"] = f"{settings.host}:{shared}"
-        xds_port = int(self.addresses.get("xds", ":0").rpartition(":")[2])
-        await self.registry.register(
-            target_of(settings, mesh_port or port),
-            target_of(settings, xds_port) if xds_port else "",
-        )
+        await self.registry.register(*await targets(settings, mesh_port or port, self.addresses))
 
     async def _stop_server(self, server: RpcServer) -> None:
         """Others learn of it, by health and by the registry, before it takes less."""

@@ -52,13 +52,8 @@ class Service(Protocol):
         ...
 
 
-class Access(Authenticator, Identities, Protocol):
-    """Who may call, as every process knows it: it follows the log in memory."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether it can say who calls; False once it is out of touch with the log."""
-        ...
+class Follower(Protocol):
+    """What a process knows from the log, in memory."""
 
     async def start(self) -> None:
         """Returns once it knows all that is in the log by now."""
@@ -66,6 +61,15 @@ class Access(Authenticator, Identities, Protocol):
 
     async def stop(self) -> None:
         """Ends following."""
+        ...
+
+
+class Access(Authenticator, Identities, Follower, Protocol):
+    """Who may call, as every process knows it: it follows the log in memory."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can say who calls; False once it is out of touch with the log."""
         ...
 
     def sign(self, principal: Principal, caller: str, seconds: float) -> str:

@@ -23,10 +23,14 @@ class RuntimeSettings(Section):
     """Another port, at which the replicas on one machine listen together (SO_REUSEPORT):
     the system spreads connections over them. None where it is 0."""
     advertised_host: str = Field("", max_length=253)
-    """Where other instances of the deployment find this one, as a name or an address. By
-    default `host`, or the machine's name where that stands for all interfaces."""
+    """Where other instances of the deployment find this one: an address, or a name, which is
+    looked up once. By default `host`, or where that stands for all of the machine's addresses
+    the one by which it reaches NATS."""
     zone: str = Field(default_factory=lambda: os.environ.get("WEFT_ZONE", ""), max_length=63)
     """Zone that this process runs in, as the registry tells it."""
+    version: str = Field("", pattern=r"^([A-Za-z0-9][A-Za-z0-9._+-]{0,62})?$")
+    """Version of what this process runs, by which the calls of a service are split. By default
+    Weft's own; for builds that differ in less, or in their configuration only."""
     weight: int = Field(100, ge=0, le=10_000)
     """Share of the calls of its zone that it is meant to get beside other instances."""
     mesh_port: int = Field(8440, ge=0, le=65535)

@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
@@ -21,6 +22,10 @@ BUCKETS_SECONDS = (
 )
 
 
+_FAULTS = frozenset({"DATA_LOSS", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE", "UNKNOWN"})
+"""Codes of calls that a server in order would have answered."""
+
+
 def new_registry() -> CollectorRegistry:
     """A registry that already reports the process: memory, CPU, descriptors, version."""
     registry = CollectorRegistry()
@@ -29,13 +34,28 @@ def new_registry() -> CollectorRegistry:
     return registry
 
 
+FAILURES = ("INTERNAL", "UNKNOWN", "UNAVAILABLE", "DATA_LOSS", "DEADLINE_EXCEEDED")
+"""Codes of calls that failed by no fault of their caller."""
+_PACKAGE = "weft."
+
+
+@dataclass(slots=True)
+class Served:
+    """Calls that ended, and those of them that failed by no fault of their caller."""
+
+    calls: int = 0
+    failures: int = 0
+
+
 class MethodMetrics:
     """The metrics of one method: plain numbers, for one event loop. Prometheus' own objects
     lock for each of the five changes that a call makes, and cost as much as a whole layer."""
 
-    __slots__ = ("counts", "in_bucket", "in_flight", "seconds")
+    __slots__ = ("counts", "failures", "in_bucket", "in_flight", "seconds")
 
-    def __init__(self) -> None:
+    def __init__(self, *, streams: bool = False) -> None:
+        # At its deadline a stream that watches something just ends.
+        self.failures = FAILURES[:-1] if streams else FAILURES
         self.in_flight = 0
         self.counts: dict[str, int] = {}
         self.in_bucket = [0] * (len(BUCKETS_SECONDS) + 1)
@@ -56,9 +76,29 @@ class RpcMetrics(Collector):
         self._methods: dict[tuple[str, str], MethodMetrics] = {}
         registry.register(self)
 
-    def method(self, service: str, name: str) -> MethodMetrics:
-        """The metrics of one method of a contract."""
-        return self._methods.setdefault((service, name), MethodMetrics())
+    def method(self, service: str, name: str, *, streams: bool = False) -> MethodMetrics:
+        """The metrics of one method of a contract; `streams` says that it sends a stream."""
+        return self._methods.setdefault((service, name), MethodMetrics(streams=streams))
+
+    def served(self) -> dict[str, Served]:
+        """Calls of Weft's own contracts that ended, by area, which is the service's name; areas
+        without any left out."""
+        served: dict[str, Served] = {}
+        for (contract, _), method in self._methods.items():
+            if method.counts and contract.startswith(_PACKAGE):
+                of_area = served.setdefault(contract.split(".", 2)[1], Served())
+                of_area.calls += sum(method.counts.values())
+                of_area.failures += sum(method.counts.get(code, 0) for code in method.failures)
+        return served
+
+    def totals(self) -> tuple[int, int]:
+        """How many calls have ended, and how many by a fault of the server."""
+        calls = faults = 0
+        for method in self._methods.values():
+            for code, count in method.counts.items():
+                calls += count
+                faults += count if code in _FAULTS else 0
+        return calls, faults
 
     def collect(self) -> Iterable[Metric]:
         """What Prometheus scrapes."""

@@ -116,6 +116,7 @@ class Worker:
     _outbox: "asyncio.Queue[pb.AttachRequest | None]" = field(default_factory=asyncio.Queue)
     _processes: Processes = field(default_factory=Processes)
     _stopping: bool = False
+    _paused: bool = False
     _heartbeat_seconds: float = 1.0
     attached: bool = False
 
@@ -163,11 +164,21 @@ class Worker:
         finally:
             await self._end_all()
 
+    def pause(self, paused: bool) -> None:
+        """Takes no new tasks while it is paused; what runs goes on."""
+        if paused != self._paused:
+            self._paused = paused
+            self._say(pb.AttachRequest(slots=pb.WorkerSlots(slots=self._slots_said)))
+
     def stop(self) -> None:
         """Takes no more tasks, and ends when those that run are done and reported."""
         self._stopping = True
-        self._say(pb.AttachRequest(slots=pb.WorkerSlots(slots=0)))
+        self._say(pb.AttachRequest(slots=pb.WorkerSlots(slots=self._slots_said)))
         self._leave_if_done()
+
+    @property
+    def _slots_said(self) -> int:
+        return 0 if self._stopping or self._paused else self.slots
 
     @property
     def _done(self) -> bool:
@@ -220,7 +231,7 @@ class Worker:
         hello = pb.WorkerHello(
             worker_id=self.worker_id,
             capabilities=sorted(self._handlers),
-            slots=0 if self._stopping else self.slots,
+            slots=self._slots_said,
             takes_bundles=True,
             zone=self.zone,
             running=(

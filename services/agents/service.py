@@ -81,6 +81,8 @@ class AgentsService:
             mesh.clock,
             lambda: mesh.stopping,
         )
+        # An instance that was drained takes no background turns either.
+        mesh.registry.on_change(lambda: self._worker.pause(mesh.registry.draining))
         self._stalled = StalledTurns(
             self._sessions,
             self._read_model,

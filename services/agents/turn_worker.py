@@ -73,6 +73,10 @@ class TurnWorker:
         """Takes turns from now on."""
         self._working = asyncio.create_task(self._work())
 
+    def pause(self, paused: bool) -> None:
+        """Takes no turns while it is paused; those that run go on."""
+        self._worker.pause(paused)
+
     async def stop(self) -> None:
         """Takes no more. Turns that run go on or are resumed by others; their tasks are
         given to other workers."""

@@ -40,6 +40,7 @@ _DAMAGED = "damaged"
 _DENIED = facts.AccessDenied.DESCRIPTOR.full_name
 _COLLECTIONS = {
     "agents": "agents",
+    "instances": "instances",
     "schedules": "schedules",
     "scheduler": "queues",
     "tools": "tools",
@@ -209,8 +210,10 @@ def _is_of_access(stored: StoredCommit) -> bool:
 def _resource(stream: StreamName) -> str:
     """Name of the resource that a stream holds; of the tenant where it is no resource's."""
     tenant = domain.tenant_name(stream.tenant)
-    if stream.area == "state" and len(stream.key) == 2:
+    if stream.area in ("exports", "state") and len(stream.key) == 2:
         return f"{tenant}/agents/{stream.key[0]}/sessions/{stream.key[1]}"
+    if stream.area == "control" and len(stream.key) == 2:
+        return f"{tenant}/{stream.key[0]}/{stream.key[1]}/split"
     if stream.area in _COLLECTIONS and len(stream.key) == 1:
         return f"{tenant}/{_COLLECTIONS[stream.area]}/{stream.key[0]}"
     return tenant

@@ -3,8 +3,8 @@
 from collections import Counter
 
 from mesh.clock import Clock
-from mesh.errors import Conflict
-from mesh.events.store import CommitDraft, EventStore, HeadConflict, NewEvent, StreamName
+from mesh.events.appending import append_behind
+from mesh.events.store import CommitDraft, EventStore, NewEvent
 from mesh.principal import Principal
 from services.auth.background import Background
 from services.auth.domain import denied_stream
@@ -12,10 +12,7 @@ from weft.auth.v1 import events_pb2 as facts
 
 COUNTED_MAX = 1_024
 COMMIT_EVENTS_MAX = 256
-CONFLICTS_MAX = 16
 _LENGTH_MAX = 256
-_FAR_NS = 2**63 - 1
-"""A time that every commit is stored before."""
 
 
 class Denials:
@@ -58,22 +55,10 @@ class Denials:
                 NewEvent(facts.AccessDenied(principal=principal, method=key[2], count=count))
                 for key, count in taken.items()
             ]
-            await self._commit(denied_stream(tenant), principal, events[:COMMIT_EVENTS_MAX])
+            draft = CommitDraft(events[:COMMIT_EVENTS_MAX], self._clock.now_ns(), actor=principal)
+            await append_behind(self._events, denied_stream(tenant), draft)
             # Some may have come while these were committed.
             self._counts.subtract(dict(list(taken.items())[:COMMIT_EVENTS_MAX]))
         self._counts = +self._counts
         if self._counts:
             self._background.wake()
-
-    async def _commit(self, stream: StreamName, principal: str, events: list[NewEvent]) -> None:
-        """One commit, of which the principal is the actor. Whoever else writes to the
-        stream may come first a few times."""
-        for _ in range(CONFLICTS_MAX):
-            head = await self._events.head_at(stream, _FAR_NS)
-            draft = CommitDraft(events, self._clock.now_ns(), actor=principal)
-            try:
-                await self._events.append(stream, draft, head)
-            except HeadConflict:
-                continue
-            return
-        raise Conflict(f"{stream}: {CONFLICTS_MAX} other commits came first")

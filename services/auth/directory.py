@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from mesh.clock import NANOSECONDS, SYSTEM, Clock
 from mesh.errors import NotFound, Unavailable
 from mesh.events.aggregate import Aggregate, Repository
+from mesh.events.fold import evolved
 from mesh.events.store import EventStore, StoredCommit, StreamName
 from mesh.principal import Principal
 from mesh.security import api_keys
@@ -30,7 +31,7 @@ from services.auth.access import KeyAccess, SecretAccess, TenantAccess, Use
 from services.auth.background import Background
 from services.auth.checkpoint import CHECKPOINT_COMMITS, load_checkpoint, save_checkpoint
 from services.auth.denials import Denials
-from services.auth.following import ACCESS, Following, evolved
+from services.auth.following import ACCESS, Following
 from services.auth.settings import AuthSettings
 from services.auth.signing import SigningKeys
 from weft.auth.v1 import access_pb2

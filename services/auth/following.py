@@ -3,18 +3,15 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 import structlog
 
 from mesh.clock import Clock
 from mesh.errors import EventStoreUnavailable, Internal, WeftError
-from mesh.events.fold import Fold, Place
 from mesh.events.store import EventStore, Selection, StoredCommit
 from services.auth.domain.names import AREA
 from services.auth.settings import AuthSettings
 
-S = TypeVar("S")
 RETRY_SECONDS = 0.5
 ACCESS = Selection(AREA)
 
@@ -131,15 +128,3 @@ class Following:
         except TimeoutError:
             return False
         return True
-
-
-def evolved(fold: Fold[S], state: S, stored: StoredCommit) -> S:
-    """The state after a commit. Takes `state` over. Raises DataDamaged where the commit
-    can't be read."""
-    place = Place(stored.commit.revision - 1, stored.commit.time)
-    for event in stored.commit.events:
-        place.revision += 1
-        message = fold.open(event)
-        if message is not None:
-            state = fold.evolve(state, message, place)
-    return state

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from mesh.clock import NANOSECONDS, Clock
 from mesh.errors import EventStoreUnavailable, Unavailable, WeftError
 from mesh.events.aggregate import Aggregate, Repository
+from mesh.events.fold import evolved
 from mesh.events.store import EventStore, StoredCommit
 from mesh.ids import new_id
 from mesh.security.identity import IDENTITY_SECONDS_MAX
@@ -18,7 +19,6 @@ from mesh.security.secrets import Secrets
 from mesh.security.tokens import LEEWAY_SECONDS, SigningKey
 from services.auth import domain
 from services.auth.domain import SigningState
-from services.auth.following import evolved
 from services.auth.settings import AuthSettings
 from weft.auth.v1 import access_pb2
 

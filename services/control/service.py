@@ -7,6 +7,7 @@ from mesh.control.registry import Registry
 from mesh.rpc.pages import read_page_token, write_page_token
 from mesh.runtime.service import Mesh
 from mesh.sockets import bind_first_free
+from services.control.traffic import Traffic
 from weft.control.v1 import registry_service_pb2 as pb
 
 PAGE_SIZE = 100
@@ -15,20 +16,27 @@ LIST = "instances"
 
 
 class ControlService:
-    """Lists the instances that this process knows, and serves its control plane."""
+    """Lists the instances that this process knows, serves its control plane, and keeps the
+    splits."""
 
-    def __init__(self, mesh: Mesh) -> None:
+    def __init__(self, mesh: Mesh, traffic: Traffic) -> None:
         self._mesh = mesh
         self._registry: Registry = mesh.registry
+        self._traffic = traffic
 
     @property
     def handlers(self) -> Mapping[str, object]:
         """What implements each contract."""
-        return {"weft.control.v1.RegistryService": self}
+        return {
+            "weft.control.v1.RegistryService": self,
+            "weft.control.v1.TrafficService": self._traffic,
+        }
 
     async def start(self) -> None:
-        """Takes the streams of xDS clients from now on: of those with a certificate, where
-        there are any. FailedPrecondition where no port is free."""
+        """Reads the splits, and takes the streams of xDS clients from now on: of those with a
+        certificate, where there are any. FailedPrecondition where no port is free,
+        EventStoreUnavailable, DataDamaged."""
+        await self._traffic.start()
         settings, transport = self._mesh.settings, self._mesh.transport
         transport.check_listening(settings.host)
         with bind_first_free(settings.host, settings.xds_port) as probe:
@@ -39,7 +47,9 @@ class ControlService:
         self._mesh.announce("xds", settings.xds_port, port)
 
     async def stop(self) -> None:
-        """The process's control plane ends later: calls that are under way need it."""
+        """Takes no split back any more. The process's control plane ends later: calls that are
+        under way need it."""
+        await self._traffic.stop()
 
     async def list_instances(
         self, request: pb.ListInstancesRequest, call: Call

@@ -13,8 +13,10 @@ from mesh.errors import (
     LimitExceeded,
     NotFound,
     NotServing,
+    Unavailable,
     WeftError,
 )
+from mesh.events.store import EventStore
 from mesh.ids import new_id
 from mesh.rpc.pages import read_page_number, write_page_token
 from mesh.rpc.status import code_of
@@ -26,7 +28,7 @@ from services.scheduler.queues import Queues
 from services.scheduler.submitting import Submitter
 from services.scheduler.task_service import NUMBER_MAX, PAGE_SIZE
 from services.scheduler.tenant_queue import TenantQueue
-from services.scheduler.turn_tasks import check_turn_task
+from services.scheduler.turn_tasks import check_turn_task, refuse_absent_session
 from weft.scheduler.v1 import batch_service_pb2 as pb
 from weft.scheduler.v1 import batches_pb2
 
@@ -43,9 +45,10 @@ OF_THE_ITEM = (AlreadyExists, FailedPrecondition, InvalidArgument, LimitExceeded
 class BatchService:
     """Takes many tasks at once and tells what became of them."""
 
-    def __init__(self, queues: Queues, submitter: Submitter) -> None:
+    def __init__(self, queues: Queues, submitter: Submitter, store: EventStore) -> None:
         self._queues = queues
         self._submitter = submitter
+        self._store = store
 
     async def submit_batch(
         self, request: pb.SubmitBatchRequest, call: Call
@@ -62,7 +65,7 @@ class BatchService:
         queue = await self._submitter.queue(request.parent)
         name = names.batch_name(queue.stream, request.batch_id)
         await self._begin(queue, name, request, call)
-        submission = _Submission(self._queues, queue, name, request, call)
+        submission = _Submission(self._queues, queue, name, request, call, self._store)
         errors = await submission.errors()
         later = any(isinstance(error, LimitExceeded) for error in errors.values())
         if not request.open and not later and request.batch_id in queue.state.batches:
@@ -178,7 +181,9 @@ class _Submission:
         name: str,
         request: pb.SubmitBatchRequest,
         call: Call,
+        store: EventStore,
     ) -> None:
+        self._store = store
         self._queues = queues
         self._queue = queue
         self._name = name
@@ -190,7 +195,7 @@ class _Submission:
         items = dict(enumerate(self._request.items, self._request.first_index))
         if not items:
             return {}
-        errors = self._refused_at_once(items) | await self._refused_ids(items)
+        errors = await self._refused_at_once(items) | await self._refused_ids(items)
         wanted = {index: item for index, item in items.items() if index not in errors}
         stored = await self._stored(wanted)
         known = {}
@@ -203,12 +208,21 @@ class _Submission:
                 known[index] = item
         return errors | await self._changed_items(known)
 
-    def _refused_at_once(self, items: dict[int, batches_pb2.BatchItem]) -> dict[int, WeftError]:
+    async def _refused_at_once(
+        self, items: dict[int, batches_pb2.BatchItem]
+    ) -> dict[int, WeftError]:
         errors: dict[int, WeftError] = {}
+        there = {""}
         for index, item in items.items():
             try:
-                check_turn_task(self._queue.stream, item.spec, self._call)
+                session = check_turn_task(self._queue.stream, item.spec, self._call)
+                if session not in there:
+                    await refuse_absent_session(self._store, session)
+                    there.add(session)
                 self._queue.refuse_shape(item.spec)
+            except Unavailable:
+                # The log's, and so of the whole request.
+                raise
             except WeftError as error:
                 errors[index] = error
         return errors

@@ -3,7 +3,9 @@
 It stands around the handlers, so none of them knows of other instances. A call goes one hop
 at most, on behalf of its caller, whom both pipelines look at; where the owner can't be
 reached it is answered here, which is correct too, since the log's expected revision fences
-every writer. Watches stay here: they follow the log.
+every writer. A watch of a task goes there too, since only the owner hears how far its worker
+is; should the owner go, it is shown from here on. Watches of batches stay here: they follow
+the log.
 """
 
 import asyncio
@@ -30,6 +32,9 @@ MOVES_SECONDS = 1.0
 STAYS_SECONDS = 10.0
 """How long a worker stays here whose queue's owner couldn't be reached; then it attaches
 again, to find it reachable or not."""
+
+WATCHES = ("WatchTask",)
+"""Methods that show what only the owner knows, for as long as it goes on."""
 
 _log = structlog.get_logger(__name__)
 
@@ -68,6 +73,8 @@ class Forwarding:
             handler: Handler = getattr(implementation, spec.attribute)
             if spec.client_streaming:
                 handler = self._stream(spec, handler)
+            elif spec.name in WATCHES:
+                handler = self._watch(spec, handler)
             elif not spec.server_streaming:
                 handler = self._unary(spec, handler)
             handlers[spec.attribute] = handler
@@ -109,6 +116,24 @@ class Forwarding:
                 return await owner.unary(spec.path, request)
             except Unreached:
                 return await handler(request, call)
+
+        return routed
+
+    def _watch(self, spec: MethodSpec, handler: Handler) -> Handler:
+        async def routed(request: Any, call: Call) -> AsyncGenerator[Any, None]:
+            owner = self._peer(request.name.split("/")[3], call)
+            if owner is not None and not owner.avoided:
+                try:
+                    async with aclosing(owner.watch(spec.path, request)) as messages:
+                        async for message in messages:
+                            yield message
+                    return
+                except Unreached:
+                    # It begins anew with the task as it is, as every watch does.
+                    pass
+            async with aclosing(handler(request, call)) as messages:
+                async for message in messages:
+                    yield message
 
         return routed
 

@@ -14,6 +14,8 @@ from mesh.rpc.channel import RemoteChannel
 AVOIDED_SECONDS = 1.0
 """How long an instance isn't tried again that couldn't be reached: about as long as it takes
 the registry to tell that it is gone."""
+WATCHES_MAX = 512
+"""Watches under way with an instance: with more, the connection would have no room for calls."""
 
 
 _log = structlog.get_logger(__name__)
@@ -33,6 +35,7 @@ class Peer:
         self._monotonic = monotonic
         self._callables: dict[str, Callable[..., Any]] = {}
         self._under_way: set[asyncio.Task[Any]] = set()
+        self._watches = 0
         self._gone = False
         self._avoided_until = float("-inf")
 
@@ -59,6 +62,26 @@ class Peer:
             raise
         except WeftError as error:
             raise self._judged(error) from None
+
+    async def watch(self, path: str, request: Message) -> AsyncGenerator[Any, None]:
+        """Calls a method that answers with a stream, as `unary`. Unreached where too many are
+        under way."""
+        if self._gone or self._watches >= WATCHES_MAX:
+            raise Unreached
+        self._watches += 1
+        try:
+            async with aclosing(self._callable(path)(request)) as messages:
+                async for message in messages:
+                    yield message
+        except asyncio.CancelledError:
+            present = asyncio.current_task()
+            if self._gone and (present is None or not present.cancelling()):
+                raise Unreached from None
+            raise
+        except WeftError as error:
+            raise self._judged(error) from None
+        finally:
+            self._watches -= 1
 
     async def stream(
         self, path: str, requests: AsyncIterator[Message]

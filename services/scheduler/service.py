@@ -91,13 +91,19 @@ class SchedulerService:
 
     def _implementations(self) -> Mapping[str, object]:
         return {
-            "weft.scheduler.v1.TaskService": TaskService(self._queues, self._submitter),
-            "weft.scheduler.v1.BatchService": BatchService(self._queues, self._submitter),
+            "weft.scheduler.v1.TaskService": TaskService(
+                self._queues, self._submitter, self._mesh.events
+            ),
+            "weft.scheduler.v1.BatchService": BatchService(
+                self._queues, self._submitter, self._mesh.events
+            ),
             "weft.scheduler.v1.QueueService": QueueService(
                 self._queues, self._settings, self._queue_view
             ),
             "weft.scheduler.v1.DeadLetterService": DeadLetterService(self._queues),
-            "weft.scheduler.v1.WorkerService": WorkerService(self._queues, self._settings),
+            "weft.scheduler.v1.WorkerService": WorkerService(
+                self._queues, self._settings, f"instances/{self._mesh.instance}"
+            ),
             "weft.scheduler.v1.ScheduleService": ScheduleService(
                 self._mesh.events,
                 self._repository,

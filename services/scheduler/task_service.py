@@ -8,6 +8,7 @@ from functools import partial
 
 from mesh.call import Call
 from mesh.errors import FailedPrecondition, InvalidArgument, NotFound, NotServing
+from mesh.events.store import EventStore
 from mesh.ids import new_id
 from mesh.rpc.pages import read_page_number, write_page_token
 from services.scheduler.domain import decide, names, stalls
@@ -16,7 +17,7 @@ from services.scheduler.journal import Facts
 from services.scheduler.queues import Queues
 from services.scheduler.read_model import Filter
 from services.scheduler.submitting import Submitter
-from services.scheduler.turn_tasks import check_turn_task
+from services.scheduler.turn_tasks import check_turn_task, refuse_absent_session
 from weft.scheduler.v1 import task_service_pb2 as pb
 from weft.scheduler.v1 import tasks_pb2
 
@@ -30,9 +31,10 @@ OPEN_STATES = (QUEUED, RUNNING)
 class TaskService:
     """Takes tasks and tells what became of them."""
 
-    def __init__(self, queues: Queues, submitter: Submitter) -> None:
+    def __init__(self, queues: Queues, submitter: Submitter, store: EventStore) -> None:
         self._queues = queues
         self._submitter = submitter
+        self._store = store
 
     async def submit_task(self, request: pb.SubmitTaskRequest, call: Call) -> pb.SubmitTaskResponse:
         """Returns once the task is stored.
@@ -40,12 +42,14 @@ class TaskService:
         Raises NotFound for a queue that wasn't made, InvalidArgument for a capability that
         the queue doesn't take and times that can't be kept, AlreadyExists for an id that
         is in use, LimitExceeded where the queue is full; for a turn also what
-        `check_turn_task` raises.
+        `check_turn_task` raises, and NotFound where its session isn't there.
         """
         digest = b""
         if request.request_id:
             digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
-        check_turn_task(names.queue_stream(request.parent), request.spec, call)
+        session = check_turn_task(names.queue_stream(request.parent), request.spec, call)
+        if session:
+            await refuse_absent_session(self._store, session)
         submission = decide.Submission(
             request.task_id or new_id(), request.spec, request.request_id, digest, call.actor
         )
@@ -60,9 +64,11 @@ class TaskService:
 
     async def list_tasks(self, request: pb.ListTasksRequest, call: Call) -> pb.ListTasksResponse:
         """Newest first. InvalidArgument for what can't be a state, and for a batch of another
-        queue."""
+        queue; NotFound for one that isn't there."""
         wanted = _filter_of(request)
         queue = await self._queues.existing(request.parent)
+        if request.batch and await self._queues.read_model.batch(request.batch) is None:
+            raise NotFound.of("batch", request.batch)
         before = read_page_number(request.page_token, request.parent, NUMBER_MAX)
         size = request.page_size or PAGE_SIZE
         rows = await self._queues.read_model.tasks(request.parent, wanted, before, size + 1)

@@ -10,6 +10,7 @@ from mesh.call import Call
 from mesh.errors import InvalidArgument, PermissionDenied, Unavailable
 from mesh.events.store import StreamName
 from mesh.ids import new_id
+from mesh.rpc.pages import read_page_token, write_page_token
 from services.scheduler.dispatcher import Dispatcher
 from services.scheduler.domain import names
 from services.scheduler.forwarding import first_message
@@ -17,16 +18,21 @@ from services.scheduler.pace import Pace, entries_of
 from services.scheduler.queues import Queues
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.workers import Worker, failure_of
+from weft.scheduler.v1 import tasks_pb2, workers_pb2
 from weft.scheduler.v1 import worker_service_pb2 as pb
 
+PAGE_SIZE = 100
+PAGE_BYTES_MAX = 2_000_000
+"""Whose last worker makes it larger is cut: clients receive 4 MiB where they aren't told else."""
 _Request = pb.AttachRequest | pb.AttachSharedRequest
 _R = TypeVar("_R", pb.AttachRequest, pb.AttachSharedRequest)
 
 
 class WorkerService:
-    """Attaches workers."""
+    """Attaches workers, and tells which are. `instance` is this one's name."""
 
-    def __init__(self, queues: Queues, settings: SchedulerSettings) -> None:
+    def __init__(self, queues: Queues, settings: SchedulerSettings, instance: str) -> None:
+        self._instance = instance
         self._queues = queues
         self._settings = settings
 
@@ -75,6 +81,49 @@ class WorkerService:
                 # The fields of both are the same.
                 yield pb.AttachSharedResponse.FromString(message.SerializeToString())
 
+    async def list_workers(
+        self, request: pb.ListWorkersRequest, call: Call
+    ) -> pb.ListWorkersResponse:
+        """By id. NotFound for a queue that wasn't made."""
+        after = read_page_token(request.page_token, request.parent)
+        queue = await self._queues.existing(request.parent)
+        dispatcher = self._queues.dispatcher(queue.stream.key[0])
+        attached = {each.key: each for each in dispatcher.workers_of(queue.tenant)}
+        keys = sorted(key for key in attached if key > after)
+        response = pb.ListWorkersResponse()
+        size_bytes = 0
+        for count, key in enumerate(keys, 1):
+            view = self._view(attached[key], request.parent)
+            response.workers.append(view)
+            size_bytes += view.ByteSize()
+            full = count >= (request.page_size or PAGE_SIZE) or size_bytes >= PAGE_BYTES_MAX
+            if full and count < len(keys):
+                response.next_page_token = write_page_token(key, request.parent)
+            if full:
+                break
+        return response
+
+    def _view(self, worker: Worker, queue: str) -> workers_pb2.Worker:
+        """What a tenant may know: of a worker of all tenants' not whose its other tasks are."""
+        view = workers_pb2.Worker(
+            worker_id=worker.id,
+            queue=queue,
+            capabilities=sorted(worker.capabilities),
+            labels=[tasks_pb2.Label(key=key, value=value) for key, value in sorted(worker.labels)],
+            zone=worker.zone,
+            slots=worker.slots,
+            free_slots=worker.free_slots,
+            running_tasks=sum(task.startswith(f"{queue}/tasks/") for task, _ in worker.held),
+            load=worker.load,
+            shared=not worker.tenant,
+            instance=self._instance,
+        )
+        if worker.cpu_millis or worker.memory_bytes:
+            view.resources.cpu_millis = worker.cpu_millis
+            view.resources.memory_bytes = worker.memory_bytes
+        view.attach_time.FromNanoseconds(worker.attach_ns)
+        return view
+
     async def _serve(
         self,
         dispatcher: Dispatcher,
@@ -84,6 +133,7 @@ class WorkerService:
     ) -> AsyncGenerator[pb.AttachResponse, None]:
         await self._catch_up(dispatcher, first.hello)
         worker = dispatcher.attach(first.hello, first.hello.worker_id or new_id(), tenant)
+        worker.attach_ns = self._queues.clock.now_ns()
         reader = asyncio.create_task(self._read(dispatcher, worker, later))
         try:
             async with aclosing(worker.messages()) as messages:

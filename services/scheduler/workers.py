@@ -79,7 +79,8 @@ class Held:
 @dataclass(slots=True, eq=False)
 class Worker:
     """A worker. `held` is by the task's name and attempt. `seen` is when it was last heard
-    of, on the monotonic clock. `outbox` is what is to be sent to it; None ends its stream."""
+    of, on the monotonic clock; `attach_ns` when its stream began, in Unix nanoseconds. `outbox`
+    is what is to be sent to it; None ends its stream."""
 
     id: str
     tenant: str
@@ -93,6 +94,7 @@ class Worker:
     takes_bundles: bool = False
     load: float = 0.0
     attached: bool = True
+    attach_ns: int = 0
     held: dict[Attempt, Held] = field(default_factory=dict)
     outbox: "asyncio.Queue[pb.AttachResponse | None]" = field(default_factory=asyncio.Queue)
 
@@ -114,6 +116,11 @@ class Worker:
             hello.zone,
             hello.takes_bundles,
         )
+
+    @property
+    def key(self) -> str:
+        """What tells it from all others that serve a tenant."""
+        return f"{self.id}/{'own' if self.tenant else 'shared'}"
 
     @property
     def free_slots(self) -> int:

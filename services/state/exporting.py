@@ -1,15 +1,36 @@
-"""A session as records that an import takes."""
+"""A session as records that an import takes, and who was told them."""
 
 from collections.abc import AsyncIterator
 
+from mesh.call import Call
 from mesh.events.aggregate import Repository
+from mesh.events.appending import append_behind
 from mesh.events.lineage import lineage
+from mesh.events.store import CommitDraft, NewEvent
 from services.state import domain
 from services.state.records import recorded
 from weft.state.v1 import events_pb2, session_pb2, session_service_pb2
 
 FORMAT = 1
 _IMPORTED = events_pb2.SessionImported.DESCRIPTOR.full_name
+
+
+async def note_export(
+    repository: Repository[session_pb2.SessionState],
+    state: session_pb2.SessionState,
+    call: Call,
+) -> None:
+    """Stores for the audit trail who exports what `state` holds; before any of it is told, so
+    that nothing is told where this can't be stored."""
+    fact = events_pb2.SessionExported(session=state.name, revision=state.revision)
+    draft = CommitDraft(
+        [NewEvent(fact)],
+        repository.clock.now_ns(),
+        call.actor,
+        call.request_id,
+        traceparent=call.traceparent,
+    )
+    await append_behind(repository.store, domain.exports_stream(state.name), draft)
 
 
 async def export(

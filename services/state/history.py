@@ -16,7 +16,7 @@ from services.state.records import recorded
 from weft.state.v1 import session_pb2, state_service_pb2
 
 PAGE_SIZE = 100
-ACCESS_AREA = "auth."
+UNTOLD_AREAS = ("auth.", "exports.")
 PAGE_BYTES_MAX = 2_000_000
 """A page ends before it has more: gRPC's clients read 4 MiB where they aren't told else."""
 Events = AsyncIterator[state_service_pb2.WatchEventsResponse]
@@ -92,8 +92,9 @@ class StateHistory:
                 position = None
         types = frozenset(request.types)
         async for stored in self._repository.store.watch(selection, position):
-            if stored.commit.stream.startswith(ACCESS_AREA):
-                # Who may do what is told by the audit, to those who may see that.
+            if stored.commit.stream.startswith(UNTOLD_AREAS):
+                # Who may do what, and who took a session along, is told by the audit, to
+                # those who may see that.
                 continue
             for event in recorded([stored], types):
                 if event.revision > after_revision:

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -26,13 +25,10 @@ from mesh.rpc.tenancy import tenant_of
 from mesh.rpc.validation import violations_of
 from services.state import domain
 from services.state.exporting import FORMAT
+from services.state.revisions import Revisions
 from services.state.settings import StateSettings
-from weft.agents.v1 import agent_service_pb2
 from weft.events.v1 import events_pb2 as envelope_pb2
 from weft.state.v1 import session_pb2, session_service_pb2
-
-if TYPE_CHECKING:
-    from weft.agents.v1.agent_service_pb2_grpc import AgentServiceAsyncStub
 
 COMMIT_EVENTS_MAX = 512
 COMMIT_BYTES_MAX = 500_000
@@ -176,12 +172,12 @@ class Imports:
     def __init__(
         self,
         repository: Repository[session_pb2.SessionState],
-        agents: "AgentServiceAsyncStub",
+        revisions: Revisions,
         settings: StateSettings,
         clock: Clock,
     ) -> None:
         self._repository = repository
-        self._agents = agents
+        self._revisions = revisions
         self._settings = settings
         self._clock = clock
         self._coming: Counter[str] = Counter()
@@ -242,12 +238,8 @@ class Imports:
             ) from None
 
     async def _begin(self, request: session_service_pb2.ImportSessionRequest) -> _Incoming:
-        wanted = agent_service_pb2.GetAgentRequest(name=request.parent)
-        revision = (await self._agents.GetAgent(wanted)).agent.revision
-        if request.agent_revision and request.agent_revision != revision:
-            wanted.revision = revision = request.agent_revision
-            await self._agents.GetAgent(wanted)
         name = f"{request.parent}/sessions/{request.session_id or new_id()}"
+        revision = await self._revisions.of_new(name, request.agent_revision)
         return _Incoming(name, revision, self._settings)
 
     async def _store(self, incoming: _Incoming, call: Call) -> None:

@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 
 from mesh.events.store import StoredCommit, StreamName
 from mesh.runtime.service import Mesh
+from services.control.domain import SPLIT_FOLD
 from services.state.domain import SESSION_FOLD
 from services.state.erasing import Erasures, Sweeper
 from services.state.history import StateHistory
 from services.state.importing import Imports
 from services.state.read_model import SessionsReadModel, erases
+from services.state.revisions import Revisions
 from services.state.sessions import Sessions
 from services.state.settings import StateSettings
 from weft.agents.v1.agent_service_pb2_grpc import AgentServiceStub
@@ -26,11 +28,11 @@ class StateService:
             self._observe,
             mesh.clock,
         )
-        agents = mesh.stub(AgentServiceStub)
+        revisions = Revisions(mesh.stub(AgentServiceStub), mesh.repository(SPLIT_FOLD))
         erasures = Erasures(self._repository, self._read_model, mesh.keyring, mesh.tokens)
-        imports = Imports(self._repository, agents, settings, mesh.clock)
+        imports = Imports(self._repository, revisions, settings, mesh.clock)
         self._sweeper = Sweeper(erasures, settings, mesh.clock)
-        self._sessions = Sessions(self._repository, self._read_model, agents, erasures, imports)
+        self._sessions = Sessions(self._repository, self._read_model, revisions, erasures, imports)
         self._history = StateHistory(self._repository, mesh.heads)
 
     @property

@@ -1,7 +1,6 @@
 """The RPCs of sessions."""
 
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
 
 from mesh.call import Call
 from mesh.errors import AlreadyExists, DataErased, LimitExceeded, NotFound, RequestIdReused
@@ -14,14 +13,11 @@ from mesh.runtime.requests import request_hash
 from services.state import domain
 from services.state.erasing import Erasures
 from services.state.existing import existing
-from services.state.exporting import export
+from services.state.exporting import export, note_export
 from services.state.importing import Imports
 from services.state.read_model import SessionsReadModel
-from weft.agents.v1 import agent_service_pb2
+from services.state.revisions import Revisions
 from weft.state.v1 import events_pb2, session_pb2, session_service_pb2
-
-if TYPE_CHECKING:
-    from weft.agents.v1.agent_service_pb2_grpc import AgentServiceAsyncStub
 
 PAGE_SIZE = 100
 POSITION_MAX = 2**63 - 1
@@ -35,13 +31,13 @@ class Sessions:
         self,
         repository: Repository[session_pb2.SessionState],
         read_model: SessionsReadModel,
-        agents: "AgentServiceAsyncStub",
+        revisions: Revisions,
         erasures: Erasures,
         imports: Imports,
     ) -> None:
         self._repository = repository
         self._read_model = read_model
-        self._agents = agents
+        self._revisions = revisions
         self._erasures = erasures
         self._imports = imports
 
@@ -54,13 +50,7 @@ class Sessions:
         known = await self._made_before(name, digest, request.request_id)
         if known is not None:
             return session_service_pb2.CreateSessionResponse(session=known)
-        # The latest revision is asked for first: a deleted agent has none.
-        latest = await self._agents.GetAgent(agent_service_pb2.GetAgentRequest(name=request.parent))
-        revision = request.agent_revision or latest.agent.revision
-        if revision != latest.agent.revision:
-            await self._agents.GetAgent(
-                agent_service_pb2.GetAgentRequest(name=request.parent, revision=revision)
-            )
+        revision = await self._revisions.of_new(name, request.agent_revision)
         policy = request.submit_policy or session_pb2.SUBMIT_POLICY_REJECT
         command = domain.CreateSession(name, revision, policy, digest)
         aggregate = self._repository.open(domain.session_stream(name))
@@ -135,10 +125,11 @@ class Sessions:
     async def export_session(
         self, request: session_service_pb2.ExportSessionRequest, call: Call
     ) -> AsyncIterator[session_service_pb2.ExportSessionResponse]:
-        """The session's records, opened."""
+        """The session's records, opened; the audit trail has it that they were told."""
         state = session_pb2.SessionState()
         # A copy: others go on with the session meanwhile.
         state.CopyFrom(await self._existing(request.name))
+        await note_export(self._repository, state, call)
         async for record in export(self._repository, state):
             yield session_service_pb2.ExportSessionResponse(record=record)
 

@@ -16,7 +16,9 @@ from weft.xds.v1 import (
     discovery_pb2,
     endpoint_pb2,
     listener_pb2,
+    load_pb2,
     route_pb2,
+    status_pb2,
     tls_pb2,
 )
 
@@ -27,8 +29,8 @@ PINNED = (
 )
 INSTALL_SECONDS_MAX = 150
 FILES = (
-    *(cluster_pb2, core_pb2, discovery_pb2, endpoint_pb2),
-    *(listener_pb2, route_pb2, tls_pb2),
+    *(cluster_pb2, core_pb2, discovery_pb2, endpoint_pb2, listener_pb2),
+    *(load_pb2, route_pb2, status_pb2, tls_pb2),
 )
 # What pip says where it can't reach a registry, and where it reaches one that lacks the package.
 OFFLINE = (

@@ -127,6 +127,32 @@ async def test_what_a_client_streams_ends_when_its_credential_is_revoked(method:
     await server.stop()
 
 
+async def test_half_of_what_a_client_streams_is_cancelled_not_taken_for_all() -> None:
+    around, heard = pipeline(SETTINGS), asyncio.Event()
+
+    class Three:
+        async def sum(self, requests: AsyncIterator[Any], call: Call) -> Any:
+            async for _ in requests:
+                heard.set()
+            raise errors.InvalidArgument.of("values", "must be three")
+
+    server = RpcServer(bind({SERVICE: Three()}, around, SETTINGS), SETTINGS, around)
+    channel = RemoteChannel(f"127.0.0.1:{await server.start('127.0.0.1', 0)}", SETTINGS)
+
+    async def slowly() -> AsyncIterator[Any]:
+        yield Number(value=1)
+        await asyncio.Event().wait()
+
+    call = asyncio.ensure_future(channel.callable_of(f"/{SERVICE}/Sum")(slowly()))
+    await asyncio.wait_for(heard.wait(), 5)
+    call.cancel()
+    counts = around._metrics.method(SERVICE, "Sum").counts
+    await eventually(lambda: bool(counts))
+    assert counts == {"CANCELLED": 1}
+    await channel.close()
+    await server.stop()
+
+
 async def _of(call: Any) -> Any:
     return await call
 

@@ -17,6 +17,7 @@ import yaml
 
 from mesh.runtime import valkey_files
 from mesh.runtime.valkey_files import RULES
+from services.catalog import CATALOGUE
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -40,8 +41,17 @@ def credentials(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
-    return loaded
+    return loaded("compose.yaml")
+
+
+@pytest.fixture(scope="module")
+def mesh() -> dict[str, Any]:
+    return loaded("compose.mesh.yaml")
+
+
+def loaded(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((DEPLOY / name).read_text())
+    return content
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -118,7 +128,7 @@ def test_compose_names_only_what_is_there(
     text = (DEPLOY / "compose.yaml").read_text()
     asked = set(re.findall(r"(?<!\$)\$\{(\w+)", text))
     asked |= {secret["environment"] for secret in compose["secrets"].values()}
-    assert asked == set(credentials)
+    assert asked == set(credentials) - {"WEFT_NATS_ROUTES_PASSWORD"}
     for service in compose["services"].values():
         for secret in service.get("secrets", ()):
             assert secret["source"] in compose["secrets"]
@@ -133,7 +143,8 @@ def test_secrets_are_files_of_one_user_and_never_variables(
     compose: dict[str, Any], credentials: dict[str, str]
 ) -> None:
     secret = {secret["environment"] for secret in compose["secrets"].values()}
-    assert secret == {name for name in credentials if not name.endswith("_USER")}
+    configuration = {name for name in credentials if name.endswith("_USER")}
+    assert secret == set(credentials) - configuration - {"WEFT_NATS_ROUTES_PASSWORD"}
     assert len(base64.b64decode(credentials["WEFT_MASTER_KEY"], validate=True)) == 32
     for service in compose["services"].values():
         assert not any(name in str(service.get("environment", "")) for name in secret)
@@ -142,9 +153,63 @@ def test_secrets_are_files_of_one_user_and_never_variables(
             assert mounted["uid"] == str(service.get("user", "10001")).split(":")[0]
 
 
-def check_nats(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def test_mesh_publishes_on_loopback_only_and_bounds_every_service(mesh: dict[str, Any]) -> None:
+    published = [port for each in mesh["services"].values() for port in each.get("ports", ())]
+    assert len(published) == 2
+    assert all(port.startswith("127.0.0.1:") for port in published)
+    for service in mesh["services"].values():
+        if "extends" in service:
+            assert service["extends"] == {"file": "compose.yaml", "service": "valkey"}
+            continue
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["mem_limit"]
+        check = service["healthcheck"]
+        assert check.get("test") or check == {"disable": True}
+
+
+def test_mesh_names_only_what_is_there(mesh: dict[str, Any], credentials: dict[str, str]) -> None:
+    asked = set(re.findall(r"(?<!\$)\$\{(\w+)", (DEPLOY / "compose.mesh.yaml").read_text()))
+    asked |= {secret["environment"] for secret in mesh["secrets"].values()}
+    assert asked == set(credentials)
+    for service in mesh["services"].values():
+        assert set(service.get("depends_on", ())) <= set(mesh["services"])
+        for secret in service.get("secrets", ()):
+            assert secret["source"] in mesh["secrets"]
+        for volume in service.get("volumes", ()):
+            source = volume["source"] if isinstance(volume, dict) else volume.split(":")[0]
+            assert (DEPLOY / source).exists() if "/" in source else source in mesh["volumes"]
+
+
+def test_mesh_has_every_service_in_both_zones_but_those_that_are_single(
+    mesh: dict[str, Any],
+) -> None:
+    served: dict[str, list[str]] = {"north": [], "south": []}
+    for service in mesh["services"].values():
+        if service.get("command", [""])[0] == "serve":
+            names = service["command"][1 : service["command"].index("--data-dir")]
+            served[service["environment"]["WEFT_ZONE"]] += names
+    single = [entry.name for entry in CATALOGUE if entry.single]
+    assert sorted(served["north"]) == sorted(entry.name for entry in CATALOGUE)
+    assert sorted(served["south"] + single) == sorted(served["north"])
+
+
+def test_each_process_of_the_mesh_has_the_certificate_of_its_services(mesh: dict[str, Any]) -> None:
+    script = mesh["services"]["certificates"]["command"][0]
+    issued = {role: set(names.split()) for role, names in re.findall(r"issue (\w+) (.+)", script)}
+    for service in mesh["services"].values():
+        if service.get("command", [""])[0] == "serve":
+            (mount,) = (each for each in service["volumes"] if isinstance(each, dict))
+            assert mount["read_only"]
+            names = service["command"][1 : service["command"].index("--data-dir")]
+            assert issued[mount["volume"]["subpath"]] == set(names)
+
+
+def check_nats(
+    environment: dict[str, str], name: str = "nats.conf"
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [Path(sys.executable).with_name("nats-server"), "-t", "-c", DEPLOY / "nats" / "nats.conf"],
+        [Path(sys.executable).with_name("nats-server"), "-t", "-c", DEPLOY / "nats" / name],
         env={"PATH": os.environ["PATH"], **environment},
         capture_output=True,
         text=True,
@@ -159,10 +224,24 @@ def test_nats_server_takes_its_configuration(credentials: dict[str, str]) -> Non
     assert checked.returncode == 0, checked.stderr
 
 
-def test_nats_server_refuses_to_be_open() -> None:
-    refused = check_nats({})
+def test_nats_servers_of_the_mesh_take_their_configuration(
+    mesh: dict[str, Any], credentials: dict[str, str]
+) -> None:
+    for number in (1, 2, 3):
+        given = mesh["services"][f"nats-{number}"]["environment"]
+        variables = {
+            name: re.sub(r"\$\{(\w+)[^}]*\}", lambda found: credentials[found[1]], value)
+            for name, value in given.items()
+        }
+        checked = check_nats(variables, "cluster.conf")
+        assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.parametrize("name", ["nats.conf", "cluster.conf"])
+def test_nats_server_refuses_to_be_open(name: str) -> None:
+    refused = check_nats({"WEFT_NATS_NAME": "nats-1"}, name)
     assert refused.returncode != 0
-    assert "WEFT_NATS_ADMIN_USER" in refused.stderr
+    assert "WEFT_NATS_" in refused.stderr
 
 
 def test_nats_users_are_those_of_the_catalogue() -> None:

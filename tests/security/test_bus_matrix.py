@@ -11,7 +11,10 @@ from services.catalog import CATALOGUE
 from tests.security.bus import STREAMS, USERS, RawClient, bus, logged_in, others
 
 SUBJECT_IS_FULL = 10077
-AREAS = (*("agents", "auth", "models", "schedules", "scheduler", "state", "tools", "vectors"),)
+AREAS = (
+    *("agents", "auth", "control", "exports", "instances", "models", "schedules", "scheduler"),
+    *("state", "tools", "vectors"),
+)
 API = "$JS.API"
 
 # Written by hand, so that a wrong rule doesn't prove itself: a short name for each group
@@ -61,11 +64,11 @@ PROCESS = LOG | LEASES | READ_KEYS
 GRANTED = {
     "agents": writes("agents", "state") | TOKENS | PROCESS,
     "auth": writes("auth") | PROCESS | KEEPS_KEYS | DESTROYS,
-    "control": PROCESS,
-    "gateway": writes("auth") | PROCESS,
+    "control": writes("control", "instances") | PROCESS,
+    "gateway": writes("auth", "instances") | PROCESS,
     "models": PROCESS,
     "scheduler": writes("scheduler", "schedules") | PROCESS,
-    "state": writes("state") | PROCESS | DESTROYS | ERASES,
+    "state": writes("exports", "state") | PROCESS | DESTROYS | ERASES,
     "tools": writes("tools") | PROCESS,
     "vectors": PROCESS,
     "admin": {

@@ -5,7 +5,9 @@ import json
 import re
 import stat
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nats
 import nats.errors
@@ -20,7 +22,7 @@ from mesh.runtime.host import Host
 from mesh.runtime.nats_access import Subscriber
 from mesh.runtime.nats_credentials import NatsCredentials, ensure_seed, reload_server
 from mesh.runtime.nats_server import EmbeddedNats, NatsEndpoint
-from mesh.runtime.nats_users import ADMIN, HOST
+from mesh.runtime.nats_users import ADMIN, HOST, BusUser
 from mesh.runtime.settings import RuntimeSettings
 from services.catalog import CATALOGUE, access
 from tests.security.bus import USERS, RawClient, bus, logged_in
@@ -250,6 +252,47 @@ async def test_giving_up_on_a_server_that_refuses_takes_no_longer_than_was_said(
         async with asyncio.timeout(5):
             answers = await asyncio.gather(*asked, return_exceptions=True)
         assert all(isinstance(answer, EventStoreUnavailable) for answer in answers)
+
+
+def lacking(kind: str, subject: str) -> BusUser:
+    """The user `host` without one of its rights."""
+    less: Any = {kind: tuple(each for each in getattr(USERS[HOST], kind) if each != subject)}
+    return replace(USERS[HOST], **less)
+
+
+@pytest.mark.parametrize(
+    ("right", "wanted"),
+    [
+        (("hears", "$KV.LEASES.>"), "subscribe to $KV.LEASES.>"),
+        (("sends", "$KV.LEASES.*"), "publish to $KV.LEASES."),
+        (("calls", "STREAM.MSG.GET.EVENTS"), "publish to $JS.API.STREAM.MSG.GET.EVENTS"),
+        (("gets", "DIRECT.GET.EVENTS"), "publish to $JS.API.DIRECT.GET.EVENTS"),
+    ],
+    ids=["hear", "send", "call", "get"],
+)
+async def test_a_right_that_an_older_access_conf_lacks_is_named_at_the_start(
+    tmp_path: Path, right: tuple[str, str], wanted: str
+) -> None:
+    user = lacking(*right)
+    assert user != USERS[HOST]
+    server = EmbeddedNats(tmp_path / "nats", (ADMIN, user), port=0)
+    try:
+        endpoint = await server.start()
+        settings = RuntimeSettings(
+            data_dir=tmp_path / "data",
+            grpc_port=0,
+            http_port=0,
+            nats_url=endpoint.url,
+            nats_seed_file=endpoint.login(USERS[HOST]).seed_file,
+            nats_admin_seed_file=endpoint.login(ADMIN).seed_file,
+        )
+        with pytest.raises(EventStoreUnavailable) as refused:
+            async with Host(CATALOGUE, settings, access):
+                pass
+    finally:
+        await server.stop()
+    assert wanted in refused.value.message
+    assert "`weft credentials configuration`" in refused.value.message
 
 
 @pytest.mark.parametrize("held", [None, b"", b"\xff\xfe", b"SUnonsense"])

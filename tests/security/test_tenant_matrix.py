@@ -98,7 +98,7 @@ async def held(weft: Deployment, tenant: str) -> Any:
     for stored in access.api_keys:
         stored.api_key.ClearField("last_used_time")
     access.ClearField("revision")
-    areas = ("agents", "scheduler", "schedules", "state", "tools", "vectors")
+    areas = ("agents", "control", "scheduler", "schedules", "state", "tools", "vectors")
     ends = [await weft.host.events.last_position(Selection(f"{area}.{tenant}")) for area in areas]
     return ends, access
 
@@ -151,6 +151,27 @@ async def test_who_has_no_part_in_the_platform_may_do_nothing_to_it(weft: Deploy
                 weft.channel, spec, filled(spec, "acme"), [weft.credential("acme")]
             )
             assert code is Code.PERMISSION_DENIED, spec.path
+
+
+async def test_what_is_the_platforms_by_name_needs_a_part_in_it(weft: Deployment) -> None:
+    """A field may name what is in a tenant or the platform's: the permission is for either."""
+    seen = []
+    for spec in METHODS:
+        path = tuple(spec.policy.resource.split("."))
+        for name in platform_examples(spec, path) if spec.policy.resource else ():
+            request = with_resource(spec, path, name)
+            for tenant in ("acme", "default"):
+                credential = [weft.credential(tenant)]
+                seen.append((name, tenant, await outcome(weft.channel, spec, request, credential)))
+    assert len(seen) >= 12
+    for name, tenant, code in seen:
+        assert (code is Code.PERMISSION_DENIED) == (tenant == "acme"), (name, tenant, code)
+
+
+def platform_examples(spec: MethodSpec, path: tuple[str, ...]) -> list[str]:
+    """A name of each kind that is in no tenant."""
+    patterns = bounds_of(field_at(spec.request_class.DESCRIPTOR, path)).resource.split("|")
+    return [each.replace("*", "x1") for each in patterns if not each.startswith("tenants/")]
 
 
 async def test_what_a_tenant_lists_is_its_own(weft: Deployment, theirs: str) -> None:

@@ -27,6 +27,8 @@ MODULES = (
     "envoy.config.cluster.v3.cluster_pb2",
     "envoy.config.endpoint.v3.endpoint_pb2",
     "envoy.extensions.transport_sockets.tls.v3.tls_pb2",
+    "envoy.service.status.v3.csds_pb2",
+    "xds.data.orca.v3.orca_load_report_pb2",
     "envoy.extensions.load_balancing_policies.wrr_locality.v3.wrr_locality_pb2",
     "envoy.extensions.load_balancing_policies.round_robin.v3.round_robin_pb2",
     "envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3"

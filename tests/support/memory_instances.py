@@ -1,5 +1,7 @@
 """A registry in memory: just what a client sees of it."""
 
+from collections.abc import Sequence
+
 from mesh.call import Call
 from tests.support.memory_catalogues import page_of
 from weft.control.v1 import instances_pb2
@@ -16,10 +18,13 @@ class MemoryInstances:
         """Has it in the registry from now on."""
         self._instances.append(instance)
 
+    def instances(self, service: str = "") -> Sequence[instances_pb2.Instance]:
+        """As `mesh.control.registry.Registry` has it."""
+        return [each for each in self._instances if not service or service in each.services]
+
     async def list_instances(
         self, request: pb.ListInstancesRequest, _: Call
     ) -> pb.ListInstancesResponse:
-        wanted = request.service
-        found = [each for each in self._instances if not wanted or wanted in each.services]
+        found = list(self.instances(request.service))
         page, token = page_of(found, request.page_size, request.page_token)
         return pb.ListInstancesResponse(instances=page, next_page_token=token)

@@ -5,8 +5,9 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+from mesh.control.registry import Registry
 from mesh.rpc.pipeline import bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
@@ -23,6 +24,7 @@ from tests.support.memory_instances import MemoryInstances
 from tests.support.memory_schedules import MemorySchedules
 from tests.support.memory_sessions import MemorySessions
 from tests.support.memory_tasks import MemoryTasks
+from tests.support.memory_traffic import memory_traffic
 from tests.support.memory_turns import MemoryTurns
 
 T = TypeVar("T")
@@ -45,6 +47,7 @@ class MemoryPlatform:
         self.collections = MemoryCollections()
         self.models = MemoryModels()
         self.instances = MemoryInstances()
+        self.traffic = memory_traffic(self.agents, cast(Registry, self.instances))
         self.tasks = MemoryTasks()
         self.batches = MemoryBatches(self.tasks)
         self.schedules = MemorySchedules()
@@ -62,11 +65,13 @@ class MemoryPlatform:
     def start(self) -> None:
         """Serves from here on."""
         self._thread.start()
+        self._run(self.traffic.start())
         self._run(self._listen())
 
     def stop(self) -> None:
         """Ends serving and the thread."""
         self._run(self._cut())
+        self._run(self.traffic.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(STEP_SECONDS_MAX)
 
@@ -107,7 +112,9 @@ class MemoryPlatform:
             "weft.auth.v1.AuthService": self.access,
             "weft.auth.v1.RoleService": self.access,
             "weft.auth.v1.TenantService": self.access,
+            "weft.control.v1.MeshService": self.instances,
             "weft.control.v1.RegistryService": self.instances,
+            "weft.control.v1.TrafficService": self.traffic,
             "weft.models.v1.ModelService": self.models,
             "weft.scheduler.v1.BatchService": self.batches,
             "weft.scheduler.v1.DeadLetterService": self.tasks,

@@ -11,7 +11,7 @@ from mesh.ids import new_id
 from tests.support.memory_catalogues import page_of
 from weft.scheduler.v1 import dead_letter_service_pb2 as dead_letters
 from weft.scheduler.v1 import queue_service_pb2 as queues
-from weft.scheduler.v1 import queues_pb2, tasks_pb2
+from weft.scheduler.v1 import queues_pb2, tasks_pb2, workers_pb2
 from weft.scheduler.v1 import task_service_pb2 as pb
 from weft.scheduler.v1 import worker_service_pb2 as workers
 
@@ -42,6 +42,7 @@ class MemoryTasks:
         self.listed: list[pb.ListTasksRequest] = []
         self.watches = 0
         self.hellos: list[workers.AttachRequest] = []
+        self.workers: list[workers_pb2.Worker] = []
         self._queues: dict[str, queues_pb2.Queue] = {}
         self._tasks: dict[str, tasks_pb2.Task] = {}
         self._requests: dict[str, str] = {}
@@ -170,6 +171,15 @@ class MemoryTasks:
     ) -> queues.ResumeQueueResponse:
         self._queue(request.name).paused = False
         return queues.ResumeQueueResponse(queue=self._queue(request.name))
+
+    async def list_workers(
+        self, request: workers.ListWorkersRequest, _: Call
+    ) -> workers.ListWorkersResponse:
+        if request.parent != "tenants/default/queues/turns":
+            self._queue(request.parent)
+        found = [each for each in self.workers if each.queue == request.parent]
+        page, token = page_of(found, request.page_size, request.page_token)
+        return workers.ListWorkersResponse(workers=page, next_page_token=token)
 
     async def list_dead_letters(
         self, request: dead_letters.ListDeadLettersRequest, _: Call

@@ -13,7 +13,7 @@ from mesh.rpc.methods import MethodSpec
 from weft.options.v1 import options_pb2
 
 CALL_SECONDS = 20.0
-TEXTS = ("x1", "agents.get", "agents.*", "text", "builtin/extractive", "{}")
+TEXTS = ("x1", "agents.get", "agents.*", "text", "builtin/extractive", "{}", "instances/x1")
 """One of them matches every pattern that a required field has."""
 
 

@@ -28,7 +28,7 @@ from mesh.runtime.service import ServiceEntry
 from mesh.runtime.settings import RuntimeSettings
 from mesh.runtime.supervisor import Supervisor
 from mesh.telemetry.logs import configure_logs
-from services.catalog import CATALOGUE, access
+from services.catalog import CATALOGUE, access, splits
 from services.first_key import admitted, keep
 from tests.support.processes import end_with_parent
 from tests.support.scripted_models import ScriptedModels
@@ -66,7 +66,7 @@ async def serve(
 
     loop.add_signal_handler(signal.SIGUSR1, arm)
     stopping = stopping_event()
-    async with Host(catalogue, settings, access, serves=serves) as host:
+    async with Host(catalogue, settings, access, splits=splits, serves=serves) as host:
         if not serves or "auth" in serves:
             await admitted(host)
         elif "gateway" in serves:

@@ -9,6 +9,7 @@ from mesh.ids import new_id
 from weft.agents.v1 import agent_pb2, agent_service_pb2, turn_service_pb2
 from weft.agents.v1.agent_service_pb2_grpc import AgentServiceStub
 from weft.agents.v1.turn_service_pb2_grpc import TurnServiceStub
+from weft.auth.v1.audit_service_pb2_grpc import AuditServiceStub
 from weft.state.v1 import session_service_pb2, state_service_pb2
 from weft.state.v1.session_service_pb2_grpc import SessionServiceStub
 from weft.state.v1.state_service_pb2_grpc import StateServiceStub
@@ -26,6 +27,7 @@ class SessionCalls:
         self.agents: Any = AgentServiceStub(channel)
         self.turns: Any = TurnServiceStub(channel)
         self.sessions: Any = SessionServiceStub(channel)
+        self.audit: Any = AuditServiceStub(channel)
         self.state: Any = StateServiceStub(channel)
 
     async def agent(self, name: str = "bot") -> str:

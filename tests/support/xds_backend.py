@@ -1,5 +1,6 @@
-"""`python -m tests.support.xds_backend NAME PORT`: answers three methods with its NAME.
+"""`python -m tests.support.xds_backend NAME PORT COST`: answers three methods with its NAME.
 
+It says of its load what it would be, did each call cost COST seconds of a processor.
 `GetCollection` of vectors, `GetSession` of state, `ListTools` of tools, and health. Each call
 takes a few milliseconds, so that some are always under way. Prints its address, then serves
 until it is told to end (SIGTERM: it stops taking calls, and finishes those that it has).
@@ -14,6 +15,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from mesh.rpc.load_report import LoadReport
 from mesh.rpc.server import server_options
 from mesh.rpc.settings import RpcSettings
 from tests.support.processes import end_with_parent
@@ -25,7 +27,22 @@ CALL_SECONDS = 0.005
 GRACE_SECONDS = 5.0
 
 
-def handlers(name: str) -> dict[str, Any]:
+class Load:
+    """What it says of its load."""
+
+    def __init__(self, call_cpu_seconds: float) -> None:
+        self.calls = 0
+        self._report = LoadReport(
+            lambda: (self.calls, 0), cpu_seconds=lambda: self.calls * call_cpu_seconds
+        )
+
+    def answered(self) -> tuple[str, bytes]:
+        """Counts an answer, and gives what to send with it."""
+        self.calls += 1
+        return self._report.trailer()
+
+
+def handlers(name: str, load: Load) -> dict[str, Any]:
     """By service; what a call gets is who answered it."""
     collection = vector_service_pb2.GetCollectionResponse(
         collection=collections_pb2.Collection(name=name)
@@ -33,25 +50,26 @@ def handlers(name: str) -> dict[str, Any]:
     session = session_service_pb2.GetSessionResponse(session=session_pb2.Session(name=name))
     tools = tool_service_pb2.ListToolsResponse(tools=[tools_pb2.Tool(name=name)])
     return {
-        "weft.vectors.v1.VectorService": {"GetCollection": answering(collection)},
-        "weft.state.v1.SessionService": {"GetSession": answering(session)},
-        "weft.tools.v1.ToolService": {"ListTools": answering(tools)},
+        "weft.vectors.v1.VectorService": {"GetCollection": answering(collection, load)},
+        "weft.state.v1.SessionService": {"GetSession": answering(session, load)},
+        "weft.tools.v1.ToolService": {"ListTools": answering(tools, load)},
     }
 
 
-def answering(response: Any) -> Any:
+def answering(response: Any, load: Load) -> Any:
     data = response.SerializeToString()
 
     async def answer(request: bytes, context: Any) -> bytes:
         await asyncio.sleep(CALL_SECONDS)
+        context.set_trailing_metadata((load.answered(),))
         return bytes(data)
 
     return grpc.unary_unary_rpc_method_handler(answer)
 
 
-async def main(name: str, port: int) -> None:
+async def main(name: str, port: int, call_cpu_seconds: float) -> None:
     server = grpc.aio.server(options=server_options(RpcSettings()))
-    for service, methods in handlers(name).items():
+    for service, methods in handlers(name, Load(call_cpu_seconds)).items():
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
     healthy = health.aio.HealthServicer()
     await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -67,4 +85,4 @@ async def main(name: str, port: int) -> None:
 
 if __name__ == "__main__":
     end_with_parent()
-    asyncio.run(main(sys.argv[1], int(sys.argv[2])))
+    asyncio.run(main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3])))

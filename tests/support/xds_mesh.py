@@ -34,10 +34,12 @@ def instance_at(
 
 
 class Backend:
-    """A backend by its name; it keeps its port when it is started again."""
+    """A backend by its name; it keeps its port when it is started again. It says that each
+    call costs it so much of a processor."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, call_cpu_seconds: float = 0.0) -> None:
         self.name = name
+        self._call_cpu_seconds = call_cpu_seconds
         self.target = ""
         self._process: asyncio.subprocess.Process | None = None
         self._stack = AsyncExitStack()
@@ -46,7 +48,9 @@ class Backend:
         """Returns once it listens."""
         port = self.target.rpartition(":")[2] or 0
         module = "tests.support.xds_backend"
-        self._process = await self._stack.enter_async_context(running(module, self.name, port))
+        self._process = await self._stack.enter_async_context(
+            running(module, self.name, port, self._call_cpu_seconds)
+        )
         self.target = await line_of(self._process)
         assert self.target, "it ended at its start"
 
@@ -109,9 +113,9 @@ async def client(bootstrap: str) -> AsyncIterator[Client]:
 
 
 @asynccontextmanager
-async def backends(*names: str) -> AsyncIterator[dict[str, Backend]]:
-    """Backends by name, killed at the end."""
-    made = {name: Backend(name) for name in names}
+async def backends(*names: str, **costs: float) -> AsyncIterator[dict[str, Backend]]:
+    """Backends by name, killed at the end; `costs` are what a call costs some of them."""
+    made = {name: Backend(name, costs.get(name, 0.0)) for name in (*names, *costs)}
     try:
         await asyncio.gather(*(backend.start() for backend in made.values()))
         yield made

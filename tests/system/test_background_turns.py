@@ -13,15 +13,16 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from mesh.ids import new_id
+from tests.support.batches import Batches
 from tests.support.plans import plan, writing
 from tests.support.platform import TENANT, Platform, platform
 from tests.support.scheduling import Scheduling, spec
 from tests.support.turn_client import events_of, kind_of
 from weft.agents.v1 import agent_pb2
 from weft.agents.v1 import turn_service_pb2 as pb
+from weft.scheduler.v1 import batches_pb2, schedules_pb2, tasks_pb2
 from weft.scheduler.v1 import queue_service_pb2 as queue_pb
 from weft.scheduler.v1 import schedule_service_pb2 as schedule_pb
-from weft.scheduler.v1 import schedules_pb2, tasks_pb2
 from weft.scheduler.v1 import task_service_pb2 as task_pb
 from weft.scheduler.v1 import worker_service_pb2 as worker_pb
 from weft.scheduler.v1.schedule_service_pb2_grpc import ScheduleServiceStub
@@ -263,6 +264,22 @@ async def test_a_turn_may_be_submitted_as_a_task(weft: Platform) -> None:
     queue = Scheduling(weft, QUEUE)
     task = await queue.done((await queue.submit(spec("agent-turn", payload))).name)
     assert await status_of(weft, told(task)["turn"]) == DONE
+
+
+async def test_a_turn_of_no_session_is_refused_as_a_task_and_in_a_batch(weft: Platform) -> None:
+    session = await new_session(weft)
+    queue = Scheduling(weft, QUEUE)
+    asked = {"session": f"{session}x", "input": plan({"text": "42"})}
+    absent = spec("agent-turn", json.dumps(asked).encode())
+    there = spec("agent-turn", json.dumps({**asked, "session": session}).encode())
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await queue.submit(absent)
+    assert refused.value.code() == grpc.StatusCode.NOT_FOUND
+    assert refused.value.details() == f"no session {session}x"
+    items = [batches_pb2.BatchItem(spec=each) for each in (absent, there, absent)]
+    answer = await Batches(queue).submit("turns", items)
+    assert [(each.index, each.code) for each in answer.errors] == [(0, 5), (2, 5)]
+    assert answer.batch.counts.items == 1
 
 
 async def test_a_schedule_runs_turns_that_its_maker_may_run(weft: Platform) -> None:

@@ -307,3 +307,19 @@ async def test_a_backend_that_ends_in_order_loses_no_call(
     await four["c"].kill()
     await four["c"].start()
     assert lap["failed"] == {}
+
+
+async def test_who_is_busier_for_each_call_gets_fewer(routing: Routing) -> None:
+    async with backends(idle=0.0005, busy=0.002) as started:
+        routing.set(*(backend.instance() for backend in started.values()))
+        caller = await routing.client()
+        await caller.start(COLLECTIONS, DOCS, per_second=200)
+        for _ in range(TRIES_MAX):
+            # A client waits a second before it believes what it hears.
+            await asyncio.sleep(0.2)
+            answered = (await caller.lap())["answered"]
+            if answered.get("idle", 0) > 2 * answered.get("busy", 0) > 0:
+                break
+        else:
+            raise AssertionError(f"calls are given without regard to load: {answered}")
+        assert (await caller.stop())["failed"] == {}

@@ -13,7 +13,7 @@ from mesh.control.xds.ads import AdsServer
 from mesh.control.xds.bootstrap import CertificateFiles, bootstrap
 from mesh.control.xds.mesh_view import MeshView
 from tests.support.spiffe_authority import Authority
-from tests.support.xds_backend import handlers
+from tests.support.xds_backend import Load, handlers
 from tests.support.xds_client import COLLECTIONS
 from tests.support.xds_mesh import SERVICES, client, instance_at
 
@@ -25,7 +25,7 @@ VECTORS = "spiffe://weft.test/process/state.vectors"
 async def serving(files: CertificateFiles) -> AsyncIterator[str]:
     """A backend that wants its clients' certificates."""
     server = grpc.aio.server()
-    for service, methods in handlers("a").items():
+    for service, methods in handlers("a", Load(0.0)).items():
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
     pair = (files.private_key.read_bytes(), files.certificate.read_bytes())
     credentials = grpc.ssl_server_credentials(

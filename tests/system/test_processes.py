@@ -23,7 +23,8 @@ from tests.support.turn_client import TurnClient, kind_of
 from tests.support.weft_up import WeftUp, weft, weft_up
 from weft.agents.v1 import agent_pb2, agent_service_pb2
 from weft.agents.v1.agent_service_pb2_grpc import AgentServiceStub
-from weft.control.v1 import registry_service_pb2
+from weft.control.v1 import instances_pb2, mesh_service_pb2, registry_service_pb2
+from weft.control.v1.mesh_service_pb2_grpc import MeshServiceStub
 from weft.control.v1.registry_service_pb2_grpc import RegistryServiceStub
 from weft.scheduler.v1 import tasks_pb2
 
@@ -176,6 +177,26 @@ async def test_tasks_and_their_workers_come_through_the_gateway(split: Platform)
         tasks = await asyncio.gather(*(queue.submit(spec(payload=b"x")) for _ in range(50)))
         for task in tasks:
             assert (await queue.done(task.name)).state == tasks_pb2.TASK_STATE_SUCCEEDED
+
+
+async def test_every_process_is_operated_through_the_gateway(split: Platform) -> None:
+    mesh = MeshServiceStub(split.open_channel)
+    status = await mesh.GetMeshStatus(mesh_service_pb2.GetMeshStatusRequest())
+    assert len(status.instances) > 5
+    (state,) = (each for each in status.instances if list(each.services) == ["state"])
+    for each in status.instances:
+        told = await mesh.DumpInstance(mesh_service_pb2.DumpInstanceRequest(name=each.name))
+        assert told.instance.name == each.name
+    drain = mesh_service_pb2.DrainInstanceRequest(name=state.name)
+    with pytest.raises(grpc.aio.AioRpcError) as last:
+        await mesh.DrainInstance(drain)
+    assert last.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    drain.force = True
+    drained = await mesh.DrainInstance(drain)
+    assert drained.instance.state == instances_pb2.INSTANCE_STATE_DRAINING
+    undrain = mesh_service_pb2.UndrainInstanceRequest(name=state.name)
+    undrained = await mesh.UndrainInstance(undrain)
+    assert undrained.instance.state == instances_pb2.INSTANCE_STATE_SERVING
 
 
 async def test_a_process_that_dies_costs_no_call_that_may_run_twice(split: Platform) -> None:

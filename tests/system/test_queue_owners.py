@@ -25,7 +25,7 @@ from tests.support.task_log import ends_in_the_log
 from weft.control.v1 import instances_pb2
 from weft.control.v1 import registry_service_pb2 as registry_pb
 from weft.control.v1.registry_service_pb2_grpc import RegistryServiceStub
-from weft.scheduler.v1 import batches_pb2, queues_pb2, tasks_pb2
+from weft.scheduler.v1 import batches_pb2, queues_pb2, tasks_pb2, workers_pb2
 from weft.scheduler.v1 import queue_service_pb2 as queue_pb
 from weft.scheduler.v1 import task_service_pb2 as task_pb
 from weft.scheduler.v1 import worker_service_pb2 as worker_pb
@@ -191,6 +191,94 @@ async def test_both_tell_the_same_of_a_queue(two: list[Scheduling]) -> None:
             waiting = await scheduling.submit(spec("nobody-can"))
             found = await scheduling.get(waiting.name)
             assert found.state == tasks_pb2.TASK_STATE_UNSCHEDULABLE
+
+
+async def test_both_list_the_workers_of_a_queue(two: list[Scheduling]) -> None:
+    mine, other = two
+    held = Held()
+    fields = {"slots": 7, "zone": "north", "labels": {"gpu": "a100"}, "cpu_millis": 500}
+    async with (
+        mine.working({"echo": Echo()}, worker_id="w2"),
+        other.working({"held": held, "echo": Echo()}, worker_id="w1", **fields),
+    ):
+        task = await other.submit(spec("held"))
+        await other.until(task.name, lambda each: each.state == RUNNING)
+        pages = []
+        for scheduling in two:
+            first, second = await _worker_pages(scheduling)
+            assert (first.worker_id, second.worker_id) == ("w1", "w2")
+            pages.append((first, second))
+        assert pages[0] == pages[1]
+        found = pages[0][0]
+        assert found.queue == mine.queue
+        assert found.instance == name_of(mine.platform)
+        assert list(found.capabilities) == ["echo", "held"]
+        assert {each.key: each.value for each in found.labels} == {"gpu": "a100", "zone": "north"}
+        assert (found.resources.cpu_millis, found.zone, found.shared) == (500, "north", False)
+        assert (found.slots, found.free_slots, found.running_tasks) == (7, 6, 1)
+        assert found.attach_time.seconds >= task.create_time.seconds - 60
+        await held.instance(other, task.name)
+        await other.done(task.name)
+    with pytest.raises(grpc.aio.AioRpcError) as absent:
+        await other.workers.ListWorkers(worker_pb.ListWorkersRequest(parent=f"{other.queue}x"))
+    assert absent.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def _worker_pages(scheduling: Scheduling) -> list[workers_pb2.Worker]:
+    """The workers of a queue, from a page each."""
+    found: list[workers_pb2.Worker] = []
+    request = worker_pb.ListWorkersRequest(parent=scheduling.queue, page_size=1)
+    while True:
+        page = await scheduling.workers.ListWorkers(request)
+        assert len(page.workers) == 1
+        found.extend(page.workers)
+        request.page_token = page.next_page_token
+        if not request.page_token:
+            return found
+
+
+async def test_a_watch_shows_progress_at_any_instance(two: list[Scheduling]) -> None:
+    """How far a task is only the owner knows, who has its worker."""
+    other = two[1]
+    go = asyncio.Event()
+
+    async def half(task: WorkerTask) -> bytes:
+        task.progress(0.5, "half")
+        await go.wait()
+        return b"done"
+
+    async with other.working({"half": half}):
+        task = await other.submit(spec("half"))
+        told = []
+        watch = other.tasks.WatchTask(task_pb.WatchTaskRequest(name=task.name), timeout=SECONDS_MAX)
+        async for message in watch:
+            told.append(message.task)
+            if message.task.progress == 0.5:
+                go.set()
+    assert ("half", 0.5) in [(each.progress_note, each.progress) for each in told]
+    assert (told[-1].state, told[-1].result) == (SUCCEEDED, b"done")
+
+
+async def test_a_watch_goes_on_where_it_is_when_the_owner_is_killed(tmp_path: Path) -> None:
+    async with instances(tmp_path, 2) as (_, platforms):
+        other = (await made(queue_of(platforms[0], platforms), platforms))[1]
+        go = asyncio.Event()
+
+        async def half(task: WorkerTask) -> bytes:
+            task.progress(0.5)
+            await go.wait()
+            return b"done"
+
+        async with other.working({"half": half}):
+            task = await other.submit(spec("half"))
+            watch = other.tasks.WatchTask(
+                task_pb.WatchTaskRequest(name=task.name), timeout=SECONDS_MAX
+            )
+            async for message in watch:
+                if message.task.progress == 0.5 and not go.is_set():
+                    await platforms[0].kill()
+                    go.set()
+            assert (message.task.state, message.task.result) == (SUCCEEDED, b"done")
 
 
 async def test_who_writes_at_one_instance_reads_it_there(two: list[Scheduling]) -> None:

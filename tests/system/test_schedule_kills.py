@@ -14,7 +14,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from tests.support.nats import running_nats
-from tests.support.platform import TENANT, Platform, platform
+from tests.support.platform import TENANT, Platform, one_process, platform
 from tests.support.scheduling import DEFAULT, SECONDS_MAX
 from weft.scheduler.v1 import events_pb2, schedule_events_pb2, schedules_pb2, tasks_pb2
 from weft.scheduler.v1 import schedule_service_pb2 as pb
@@ -138,7 +138,7 @@ def check_one_task_for_each_tick(found: Told, name: str) -> None:
 )
 async def test_who_dies_between_task_and_record_leaves_one_task(tmp_path: Path, place: str) -> None:
     name = f"{TENANT}/schedules/all"
-    async with platform(tmp_path / "weft", **SETTINGS) as weft:
+    async with one_process(tmp_path / "weft", **SETTINGS) as weft:
         await create(weft, "all")
         await until(weft, "all", lambda found: found.submitted_count >= 1)
         await weft.arm(f"{place}@1")

@@ -14,12 +14,13 @@ from tests.support.keyed import KeyedChannel
 from tests.support.platform import Platform, platform
 from tests.support.session_calls import SessionCalls
 from weft.agents.v1 import agent_pb2, agent_service_pb2
-from weft.auth.v1 import tenant_service_pb2
+from weft.auth.v1 import audit_service_pb2, tenant_service_pb2
 from weft.auth.v1.tenant_service_pb2_grpc import TenantServiceStub
 from weft.state.v1 import session_service_pb2, state_service_pb2
 
 BIG = "\N{MUSICAL SYMBOL G CLEF}" * 65_000
 OTHER_TENANT = "tenants/other"
+EXPORTED = "weft.state.v1.SessionExported"
 
 
 def essence(records: list[session_service_pb2.SessionRecord]) -> list[tuple[str, int, bytes]]:
@@ -37,11 +38,32 @@ async def other_calls(running: Platform) -> SessionCalls:
     return SessionCalls(cast(grpc.aio.Channel, KeyedChannel(channel.bare, key)))
 
 
-async def other_agent(calls: SessionCalls) -> str:
+async def other_agent(calls: SessionCalls, agent_id: str = "elsewhere") -> str:
     request = agent_service_pb2.CreateAgentRequest(
-        parent=OTHER_TENANT, agent_id="elsewhere", spec=agent_pb2.AgentSpec()
+        parent=OTHER_TENANT, agent_id=agent_id, spec=agent_pb2.AgentSpec()
     )
     return str((await calls.agents.CreateAgent(request, timeout=10)).agent.name)
+
+
+async def exported_by(calls: SessionCalls, session: str) -> list[str]:
+    """Who exported the session, as the audit trail has it."""
+    request = audit_service_pb2.ListAuditEntriesRequest(
+        parent=session.partition("/agents/")[0], resource=session
+    )
+    entries = (await calls.audit.ListAuditEntries(request, timeout=10)).entries
+    return [each.actor for each in entries if EXPORTED in each.actions]
+
+
+async def watched_until(calls: SessionCalls, stream: str) -> set[str]:
+    """The types of the other tenant's events, as who watches all of them sees them, up to the
+    first of that stream."""
+    watch = state_service_pb2.WatchEventsRequest(name=OTHER_TENANT, after_position=0)
+    seen = set()
+    async for response in calls.state.WatchEvents(watch, timeout=20):
+        seen.add(response.event.type)
+        if response.event.stream == stream:
+            break
+    return seen
 
 
 async def test_a_session_moves_to_another_tenant_and_goes_on_there(tmp_path: Path) -> None:
@@ -60,7 +82,12 @@ async def test_a_session_moves_to_another_tenant_and_goes_on_there(tmp_path: Pat
         assert session not in str(again[1].event.payload.value)
         verify = state_service_pb2.VerifyReplayRequest(name=imported)
         assert (await others.state.VerifyReplay(verify)).matches
+        assert await exported_by(others, imported) == [f"{OTHER_TENANT}/apiKeys/admin"]
         assert await others.run(imported, "and now?")
+        await other_agent(others, "later")
+        seen = await watched_until(others, "agents.other.later")
+        assert "weft.state.v1.SessionImported" in seen
+        assert EXPORTED not in seen
         assert await calls.listed() == [session]
         assert await others.listed(f"{OTHER_TENANT}/agents/-") == [imported]
 

@@ -70,10 +70,14 @@ async def test_tasks_are_listed_by_their_batch(queue: Scheduling) -> None:
     await batches.submit("two", items([b"4"]))
     assert len(await listed(queue, batch=batches.name("one"))) == 3
     assert len(await listed(queue, batch=batches.name("two"))) == 1
-    assert await listed(queue, batch=batches.name("none")) == []
-    with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await listed(queue, batch=f"{TENANT}/queues/elsewhere/batches/one")
-    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    for absent, code, said in (
+        (batches.name("none"), "NOT_FOUND", f"no batch {batches.name('none')}"),
+        (f"{TENANT}/queues/elsewhere/batches/one", "INVALID_ARGUMENT", "isn't of the queue"),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await listed(queue, batch=absent)
+        assert raised.value.code().name == code
+        assert said in (raised.value.details() or "")
 
 
 async def test_tasks_are_listed_by_when_they_were_accepted(queue: Scheduling) -> None:

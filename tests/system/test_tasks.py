@@ -451,6 +451,25 @@ def hello(queue: Scheduling, **fields: Any) -> worker_pb.AttachRequest:
     return worker_pb.AttachRequest(queue=queue.queue, hello=said)
 
 
+async def test_a_worker_that_is_paused_takes_nothing_new(queue: Scheduling) -> None:
+    async def who(task: WorkerTask) -> str:
+        return "paused"
+
+    async def other(task: WorkerTask) -> str:
+        return "other"
+
+    async with queue.working({"echo": who}, worker_id="w1") as worker:
+        first = await queue.submit(spec("echo"))
+        assert (await queue.done(first.name)).result == b"paused"
+        worker.pause(True)
+        async with queue.working({"echo": other}, worker_id="w2"):
+            tasks = [await queue.submit(spec("echo")) for _ in range(8)]
+            assert {(await queue.done(task.name)).result for task in tasks} == {b"other"}
+        waiting = await queue.submit(spec("echo"))
+        worker.pause(False)
+        assert (await queue.done(waiting.name)).result == b"paused"
+
+
 async def test_tasks_of_a_worker_that_vanishes_are_given_to_another(queue: Scheduling) -> None:
     stream = queue.workers.Attach()
     await stream.write(hello(queue, worker_id="gone"))

@@ -56,6 +56,14 @@ def test_commands_and_keys_over_tls(tmp_path: Path) -> None:
         assert weft("--data-dir", data, "doctor", **key).out.count("ok   certificate") == 1
         plain = weft("--address", address, "whoami", **key)
         assert plain.code == 5, "TLS isn't spoken with who doesn't ask for it"
+        assert f"{address} speaks TLS" in plain.err
+        assert "--ca-file" in plain.err
+        ca(tmp_path / "theirs", "init")
+        others = tmp_path / "theirs" / "secrets" / "ca" / "bundle.pem"
+        assert others.exists()
+        strange = weft("--address", address, "--ca-file", others, "whoami", **key)
+        assert strange.code == 5
+        assert f"a certificate of others than {others}" in strange.err
         ca(tmp_path, "rotate")
         ca(tmp_path, "issue", "--all")
         ca(tmp_path, "rotate", "--finish")

@@ -9,7 +9,16 @@ from typing import Any
 from google.protobuf import any_pb2, duration_pb2, wrappers_pb2
 from google.protobuf.message import Message
 
-from weft.xds.v1 import cluster_pb2, discovery_pb2, endpoint_pb2, listener_pb2, route_pb2, tls_pb2
+from weft.xds.v1 import (
+    cluster_pb2,
+    discovery_pb2,
+    endpoint_pb2,
+    listener_pb2,
+    load_pb2,
+    route_pb2,
+    status_pb2,
+    tls_pb2,
+)
 
 _EXTENSIONS = "envoy.extensions"
 _BALANCING = f"{_EXTENSIONS}.load_balancing_policies"
@@ -28,10 +37,12 @@ ENVOY_NAMES: dict[type[Message], str] = {
     cluster_pb2.RoundRobin: f"{_BALANCING}.round_robin.v3.RoundRobin",
     endpoint_pb2.ClusterLoadAssignment: "envoy.config.endpoint.v3.ClusterLoadAssignment",
     tls_pb2.UpstreamTlsContext: f"{_EXTENSIONS}.transport_sockets.tls.v3.UpstreamTlsContext",
+    load_pb2.OrcaLoadReport: "xds.data.orca.v3.OrcaLoadReport",
+    status_pb2.ClientStatusResponse: "envoy.service.status.v3.ClientStatusResponse",
     discovery_pb2.DiscoveryRequest: "envoy.service.discovery.v3.DiscoveryRequest",
     discovery_pb2.DiscoveryResponse: "envoy.service.discovery.v3.DiscoveryResponse",
 }
-"""Of all messages that are sent by themselves or in `Any`."""
+"""Of all messages that are sent or read by themselves, or in `Any`."""
 
 ADS_SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 ADS_METHOD = "StreamAggregatedResources"

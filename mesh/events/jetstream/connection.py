@@ -44,6 +44,8 @@ _RECONNECT_WAIT_SECONDS = 0.1
 _PING_SECONDS = 2
 _CANCELS_MAX = 20
 _SEED = re.compile(rb"SU[A-Z2-7]{56}")
+_VIOLATION = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"')
+_UNHEARD_MAX = 1_000
 _PENDING_MESSAGES_MAX = 8192
 _PENDING_BYTES_MAX = 32_000_000
 
@@ -52,6 +54,19 @@ _log = structlog.get_logger(__name__)
 
 class NotSent(EventStoreUnavailable):
     """NATS did nothing: there is no connection, or nobody answers that subject yet."""
+
+
+class NotPermitted(EventStoreUnavailable):
+    """NATS refuses it for good: our user lacks a right, as where its configuration was written
+    by an older version."""
+
+    @classmethod
+    def to(cls, verb: str, subject: str) -> "NotPermitted":
+        """For what may not be published, or subscribed, to the subject."""
+        return cls(
+            f"NATS doesn't let its user {verb} to {subject}: where its access.conf is of an"
+            " older version of Weft, write it anew with `weft credentials configuration`"
+        )
 
 
 class NoReply(EventStoreUnavailable):
@@ -78,7 +93,8 @@ class BareBatch:
 class Connection:
     """See the module; `connect` makes one.
 
-    Whatever talks to NATS raises NotSent or NoReply, both EventStoreUnavailable.
+    Whatever talks to NATS raises NotSent or NoReply, or NotPermitted, for which nothing is
+    tried again here; all are EventStoreUnavailable.
     """
 
     def __init__(self, name: str, inbox_prefix: str = "", api_prefix: str = JETSTREAM_API) -> None:
@@ -89,6 +105,7 @@ class Connection:
         self._api_prefix = api_prefix
         self._connected = asyncio.Event()
         self._tokens = itertools.count(1)
+        self._unheard: set[str] = set()
         self._reconnect_callbacks: list[Callable[[], Awaitable[None]]] = []
 
     async def open(self, url: str, seed_file: Path | None) -> None:
@@ -229,9 +246,11 @@ class Connection:
     ) -> Subscription:
         """Awaits `callback` for each message from now on, also after a reconnect.
 
-        What it is too slow for is dropped, beyond 8,192 messages or 32 MB.
+        What it is too slow for is dropped, beyond 8,192 messages or 32 MB. NotPermitted where
+        our user may not hear it.
         """
         await self.wait_connected(READ_ATTEMPT_SECONDS)
+        self._unheard.discard(subject.lower())
         subscription = await self._client.subscribe(
             subject,
             cb=callback,
@@ -244,6 +263,9 @@ class Connection:
         except TimeoutError:
             await subscription.unsubscribe()
             raise NoReply("NATS didn't confirm a subscription") from None
+        if subject.lower() in self._unheard:
+            await subscription.unsubscribe()
+            raise NotPermitted.to("subscribe", subject)
         return subscription
 
     async def follow_stored(
@@ -266,7 +288,7 @@ class Connection:
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         inbox = f"{self._inbox}.{next(self._tokens)}"
         key = inbox.encode()
-        self._client.expected[key] = Expected(reply, take)
+        self._client.expected[key] = Expected(subject, reply, take)
         try:
             async with asyncio.timeout(timeout):
                 await self.publish(subject, data, headers, inbox)
@@ -302,7 +324,19 @@ class Connection:
     async def _on_close(self) -> None:
         _log.debug("nats_closed", connection=self._name)
 
+    def _refused(self, verb: str, subject: str) -> None:
+        """NATS lets us not publish, or subscribe, there, which it says in small letters."""
+        if verb == "subscription":
+            if len(self._unheard) < _UNHEARD_MAX:
+                self._unheard.add(subject)
+            return
+        for expected in self._client.expected.values():
+            if expected.subject.lower() == subject and not expected.reply.done():
+                expected.reply.set_exception(NotPermitted.to("publish", expected.subject))
+
     async def _on_error(self, error: Exception) -> None:
+        if violation := _VIOLATION.search(str(error)):
+            self._refused(violation[1], violation[2])
         # A refused connection is tried again ten times a second.
         report = _log.debug if isinstance(error, OSError) else _log.warning
         report("nats_error", connection=self._name, error=repr(error))

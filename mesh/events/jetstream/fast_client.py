@@ -42,9 +42,10 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Somebody waits for `reply`. Of a batch, `take` gets the data and headers of each
-    message before it."""
+    """Somebody waits for `reply` to what was sent to `subject`. Of a batch, `take` gets the data
+    and headers of each message before it."""
 
+    subject: str
     reply: asyncio.Future[Reply]
     take: Callable[[bytes, bytes], None] | None
 

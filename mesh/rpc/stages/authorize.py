@@ -8,7 +8,14 @@ from mesh.errors import CredentialInvalid, NotFound, PermissionDenied
 from mesh.principal import CACHED_NAME_LENGTH_MAX, Principal
 from mesh.rpc.methods import MALFORMED, MethodSpec
 from mesh.rpc.open_methods import FOR_EVERY_CALLER, PUBLIC
-from mesh.rpc.tenancy import foreign, name_count, names_in, resource_reader, tenant_of
+from mesh.rpc.tenancy import (
+    foreign,
+    name_count,
+    names_in,
+    platform_names,
+    resource_reader,
+    tenant_of,
+)
 from mesh.security.authenticator import Authenticator
 
 ALLOWED_MAX = 1_000
@@ -18,7 +25,8 @@ Callers = Mapping[str, frozenset[str]]
 
 class Authorize:
     """Checks the tenant of every resource that a request names, then the permission that
-    the method's contract asks for, on the resource that it acts upon.
+    the method's contract asks for, on the resource that it acts upon. Where that is in no
+    tenant, it is the permission for the platform.
 
     Another tenant's resource is NotFound, as if it weren't there. A call from a service
     needs no permission of its principal, but the catalogue's leave; the tenant is checked
@@ -125,11 +133,16 @@ def _permission_check(spec: MethodSpec) -> Callable[[Principal, Any], bool]:
     if spec.policy.platform:
         return lambda principal, request: principal.allows_platform(permission)
     read = resource_reader(spec.request_class.DESCRIPTOR, path)
+    of_platform = platform_names(spec.request_class.DESCRIPTOR, path)
 
     def permitted(principal: Principal, request: Any) -> bool:
         resource = read(request)
-        # What names no resource of a tenant is refused by its bounds, which come next.
-        return tenant_of(resource) is None or principal.allows(permission, resource)
+        if tenant_of(resource) is not None:
+            return principal.allows(permission, resource)
+        if of_platform is not None and of_platform.fullmatch(resource):
+            return principal.allows_platform(permission)
+        # What names nothing is refused by its bounds, which come next.
+        return True
 
     return permitted
 

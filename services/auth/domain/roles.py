@@ -20,8 +20,9 @@ ADMIN = "admin"
 _VIEWER = frozenset(
     {
         *("agents.get", "agents.list", "agents.list_stalled", "auth.get_tenant", "models.list"),
+        *("control.get_split", "control.list_splits"),
         *("scheduler.get", "scheduler.get_queue", "scheduler.list", "scheduler.list_queues"),
-        *("scheduler.get_schedule", "scheduler.list_schedules"),
+        *("scheduler.get_schedule", "scheduler.list_schedules", "scheduler.list_workers"),
         *("state.get", "state.list", "state.watch", "tools.get", "tools.list"),
         *("vectors.get", "vectors.list", "vectors.search"),
     }
@@ -40,10 +41,12 @@ _OPERATOR = _VIEWER | {
     *("scheduler.cancel", "scheduler.create_queue", "scheduler.discard", "scheduler.pause"),
     *("scheduler.redrive", "scheduler.retry", "scheduler.submit", "scheduler.update_queue"),
     *("agents.fail", "agents.skip", "scheduler.fail", "scheduler.skip"),
+    "control.set_split",
     *_SCHEDULES,
 }
 _DEVELOPER = _VIEWER | {
     *("agents.create", "agents.delete", "agents.run", "agents.update", "auth.list_roles"),
+    "control.set_split",
     *("models.generate", "state.create", "state.export", "state.fork", "state.import"),
     *("scheduler.cancel", "scheduler.create_queue", "scheduler.retry", "scheduler.submit"),
     *_SCHEDULES,
@@ -77,7 +80,8 @@ ADMIN_ONLY = frozenset(
             "auth.rotate_signing_key",
             "auth.rotate_tenant_key",
             "auth.rotate_master_key",
-            "control.list_instances",
+            *("control.drain_instance", "control.dump_instance", "control.get_status"),
+            *("control.list_instances", "control.list_routes"),
             "scheduler.work_shared",
             "state.erase",
         ),

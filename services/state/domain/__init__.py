@@ -43,7 +43,7 @@ from services.state.domain.evolve import (
     state_hash,
 )
 from services.state.domain.importing import abandon_open_turns, check_follows, renamed
-from services.state.domain.names import session_name, session_stream, turn_name
+from services.state.domain.names import exports_stream, session_name, session_stream, turn_name
 from services.state.domain.stalls import RUNNING_CALLS, fail_turn, skip_call, stall
 
 __all__ = [
@@ -78,6 +78,7 @@ __all__ = [
     "estimate_tokens",
     "evolve",
     "exists",
+    "exports_stream",
     "fail_turn",
     "find_request",
     "refuse_absent",

@@ -9,6 +9,13 @@ def session_stream(name: str) -> StreamName:
     return StreamName("state", tenant, (agent, session))
 
 
+def exports_stream(name: str) -> StreamName:
+    """Stream that says who exported the session of that name; of an area of its own, so that
+    who follows sessions isn't told, and left by what erases the session."""
+    session = session_stream(name)
+    return StreamName("exports", session.tenant, session.key)
+
+
 def session_name(stream: StreamName | str) -> str:
     """Resource name of a session's stream."""
     _, tenant, agent, session = str(stream).split(".")

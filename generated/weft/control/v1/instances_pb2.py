@@ -23,19 +23,26 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from weft.options.v1 import options_pb2 as weft_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fweft/control/v1/instances.proto\x12\x0fweft.control.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"6\n\x0cInstanceLoad\x12\x17\n\x0f\x63pu_utilization\x18\x01 \x01(\x01\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\x05\"\x9c\x02\n\x08Instance\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08services\x18\x02 \x03(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x0c\n\x04zone\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x0e\n\x06weight\x18\x06 \x01(\r\x12+\n\x04load\x18\x07 \x01(\x0b\x32\x1d.weft.control.v1.InstanceLoad\x12\x11\n\tspiffe_id\x18\x08 \x01(\t\x12-\n\x05state\x18\t \x01(\x0e\x32\x1e.weft.control.v1.InstanceState\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nxds_target\x18\x0b \x01(\t*h\n\rInstanceState\x12\x1e\n\x1aINSTANCE_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16INSTANCE_STATE_SERVING\x10\x01\x12\x1b\n\x17INSTANCE_STATE_DRAINING\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fweft/control/v1/instances.proto\x12\x0fweft.control.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dweft/options/v1/options.proto\"l\n\x0cInstanceLoad\x12\x17\n\x0f\x63pu_utilization\x18\x01 \x01(\x01\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\x05\x12\x34\n\x06served\x18\x03 \x03(\x0b\x32\x1c.weft.control.v1.ServedCallsB\x06\xaa\xbb\x18\x02 @\"G\n\x0bServedCalls\x12\x17\n\x07service\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\x04\x12\x10\n\x08\x66\x61ilures\x18\x03 \x01(\x04\"\x9c\x02\n\x08Instance\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08services\x18\x02 \x03(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x0c\n\x04zone\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x0e\n\x06weight\x18\x06 \x01(\r\x12+\n\x04load\x18\x07 \x01(\x0b\x32\x1d.weft.control.v1.InstanceLoad\x12\x11\n\tspiffe_id\x18\x08 \x01(\t\x12-\n\x05state\x18\t \x01(\x0e\x32\x1e.weft.control.v1.InstanceState\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nxds_target\x18\x0b \x01(\t*h\n\rInstanceState\x12\x1e\n\x1aINSTANCE_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16INSTANCE_STATE_SERVING\x10\x01\x12\x1b\n\x17INSTANCE_STATE_DRAINING\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weft.control.v1.instances_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_INSTANCESTATE']._serialized_start=428
-  _globals['_INSTANCESTATE']._serialized_end=532
-  _globals['_INSTANCELOAD']._serialized_start=85
-  _globals['_INSTANCELOAD']._serialized_end=139
-  _globals['_INSTANCE']._serialized_start=142
-  _globals['_INSTANCE']._serialized_end=426
+  _globals['_INSTANCELOAD'].fields_by_name['served']._loaded_options = None
+  _globals['_INSTANCELOAD'].fields_by_name['served']._serialized_options = b'\252\273\030\002 @'
+  _globals['_SERVEDCALLS'].fields_by_name['service']._loaded_options = None
+  _globals['_SERVEDCALLS'].fields_by_name['service']._serialized_options = b'\252\273\030\002\020?'
+  _globals['_INSTANCESTATE']._serialized_start=586
+  _globals['_INSTANCESTATE']._serialized_end=690
+  _globals['_INSTANCELOAD']._serialized_start=116
+  _globals['_INSTANCELOAD']._serialized_end=224
+  _globals['_SERVEDCALLS']._serialized_start=226
+  _globals['_SERVEDCALLS']._serialized_end=297
+  _globals['_INSTANCE']._serialized_start=300
+  _globals['_INSTANCE']._serialized_end=584
 # @@protoc_insertion_point(module_scope)

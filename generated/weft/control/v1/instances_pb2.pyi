@@ -52,23 +52,61 @@ class InstanceLoad(_message.Message):
 
     CPU_UTILIZATION_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
+    SERVED_FIELD_NUMBER: _builtins.int
     cpu_utilization: _builtins.float
     """Share of the processors that it may use, 0 to 1 and beyond."""
     calls: _builtins.int
     """Calls under way."""
+    @_builtins.property
+    def served(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServedCalls]:
+        """Calls that ended since it started, by service; those without any left out."""
+
     def __init__(
         self,
         *,
         cpu_utilization: _builtins.float = ...,
         calls: _builtins.int = ...,
+        served: _abc.Iterable[Global___ServedCalls] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "cpu_utilization", b"cpu_utilization"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "cpu_utilization", b"cpu_utilization", "served", b"served"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InstanceLoad: _TypeAlias = InstanceLoad  # noqa: Y015
+
+@_typing.final
+class ServedCalls(_message.Message):
+    """Calls of a service that an instance answered since it started."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    service: _builtins.str
+    """The service, such as `agents`."""
+    calls: _builtins.int
+    """How many ended."""
+    failures: _builtins.int
+    """Those of them that ended with INTERNAL, UNKNOWN, UNAVAILABLE, DATA_LOSS or, but
+    for streams, DEADLINE_EXCEEDED: it isn't the caller that is at fault.
+    """
+    def __init__(
+        self,
+        *,
+        service: _builtins.str = ...,
+        calls: _builtins.int = ...,
+        failures: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "failures", b"failures", "service", b"service"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServedCalls: _TypeAlias = ServedCalls  # noqa: Y015
 
 @_typing.final
 class Instance(_message.Message):

@@ -27,15 +27,26 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from weft.options.v1 import options_pb2 as weft_dot_options_dot_v1_dot_options__pb2
 from weft.scheduler.v1 import tasks_pb2 as weft_dot_scheduler_dot_v1_dot_tasks__pb2
+from weft.scheduler.v1 import workers_pb2 as weft_dot_scheduler_dot_v1_dot_workers__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&weft/scheduler/v1/worker_service.proto\x12\x11weft.scheduler.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dweft/options/v1/options.proto\x1a\x1dweft/scheduler/v1/tasks.proto\"\x84\x03\n\rAttachRequest\x12,\n\x05queue\x18\x01 \x01(\tB\x1d\xaa\xbb\x18\x19\x08\x01\x10\x8f\x01\x32\x12tenants/*/queues/*\x12/\n\x05hello\x18\x02 \x01(\x0b\x32\x1e.weft.scheduler.v1.WorkerHelloH\x00\x12\x37\n\theartbeat\x18\x03 \x01(\x0b\x32\".weft.scheduler.v1.WorkerHeartbeatH\x00\x12\x37\n\tsucceeded\x18\x04 \x01(\x0b\x32\".weft.scheduler.v1.WorkerSucceededH\x00\x12\x31\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x1f.weft.scheduler.v1.WorkerFailedH\x00\x12/\n\x05slots\x18\x06 \x01(\x0b\x32\x1e.weft.scheduler.v1.WorkerSlotsH\x00\x12\x33\n\x07reports\x18\x07 \x01(\x0b\x32 .weft.scheduler.v1.WorkerReportsH\x00\x42\t\n\x07message\"\xd9\x02\n\x0e\x41ttachResponse\x12\x33\n\x07welcome\x18\x01 \x01(\x0b\x32 .weft.scheduler.v1.WorkerWelcomeH\x00\x12\x39\n\nassignment\x18\x02 \x01(\x0b\x32#.weft.scheduler.v1.WorkerAssignmentH\x00\x12\x31\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1f.weft.scheduler.v1.WorkerCancelH\x00\x12\x35\n\x08recorded\x18\x04 \x01(\x0b\x32!.weft.scheduler.v1.WorkerRecordedH\x00\x12/\n\x05\x64rain\x18\x05 \x01(\x0b\x32\x1e.weft.scheduler.v1.WorkerDrainH\x00\x12\x31\n\x06\x62undle\x18\x06 \x01(\x0b\x32\x1f.weft.scheduler.v1.WorkerBundleH\x00\x42\t\n\x07message\"\x91\x03\n\x13\x41ttachSharedRequest\x12\x33\n\x08queue_id\x18\x01 \x01(\tB!\xaa\xbb\x18\x1d\x08\x01\x10?*\x17[a-z0-9][a-z0-9-]{0,62}\x12/\n\x05hello\x18\x02 \x01(\x0b\x32\x1e.weft.scheduler.v1.WorkerHelloH\x00\x12\x37\n\theartbeat\x18\x03 \x01(\x0b\x32\".weft.scheduler.v1.WorkerHeartbeatH\x00\x12\x37\n\tsucceeded\x18\x04 \x01(\x0b\x32\".weft.scheduler.v1.WorkerSucceededH\x00\x12\x31\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x1f.weft.scheduler.v1.WorkerFailedH\x00\x12/\n\x05slots\x18\x06 \x01(\x0b\x32\x1e.weft.scheduler.v1.WorkerSlotsH\x00\x12\x33\n\x07reports\x18\x07 \x01(\x0b\x32 .weft.scheduler.v1.WorkerReportsH\x00\x42\t\n\x07message\"\xdf\x02\n\x14\x41ttachSharedResponse\x12\x33\n\x07welcome\x18\x01 \x01(\x0b\x32 .weft.scheduler.v1.WorkerWelcomeH\x00\x12\x39\n\nassignment\x18\x02 \x01(\x0b\x32#.weft.scheduler.v1.WorkerAssignmentH\x00\x12\x31\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1f.weft.scheduler.v1.WorkerCancelH\x00\x12\x35\n\x08recorded\x18\x04 \x01(\x0b\x32!.weft.scheduler.v1.WorkerRecordedH\x00\x12/\n\x05\x64rain\x18\x05 \x01(\x0b\x32\x1e.weft.scheduler.v1.WorkerDrainH\x00\x12\x31\n\x06\x62undle\x18\x06 \x01(\x0b\x32\x1f.weft.scheduler.v1.WorkerBundleH\x00\x42\t\n\x07message\"\xde\x02\n\x0bWorkerHello\x12,\n\tworker_id\x18\x01 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\x12<\n\x0c\x63\x61pabilities\x18\x02 \x03(\tB&\xaa\xbb\x18\"\x08\x01\x10? \x80\x02*\x19[a-z0-9][a-z0-9._-]{0,62}\x12\x30\n\x06labels\x18\x03 \x03(\x0b\x32\x18.weft.scheduler.v1.LabelB\x06\xaa\xbb\x18\x02 @\x12/\n\tresources\x18\x04 \x01(\x0b\x32\x1c.weft.scheduler.v1.Resources\x12\x18\n\x05slots\x18\x05 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\x90N\x12\x14\n\x04zone\x18\x06 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x39\n\x07running\x18\x07 \x03(\x0b\x32\x1f.weft.scheduler.v1.TaskProgressB\x07\xaa\xbb\x18\x03 \x90N\x12\x15\n\rtakes_bundles\x18\x08 \x01(\x08\"m\n\x0cTaskProgress\x12\x17\n\x04task\x18\x01 \x01(\tB\t\xaa\xbb\x18\x05\x08\x01\x10\xd4\x01\x12\x1b\n\x07\x61ttempt\x18\x02 \x01(\x05\x42\n\xaa\xbb\x18\x06\x38\x01@\xc0\x84=\x12\x10\n\x08progress\x18\x03 \x01(\x01\x12\x15\n\x04note\x18\x04 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\"Z\n\x0fWorkerHeartbeat\x12\x0c\n\x04load\x18\x01 \x01(\x01\x12\x39\n\x07running\x18\x02 \x03(\x0b\x32\x1f.weft.scheduler.v1.TaskProgressB\x07\xaa\xbb\x18\x03 \xe8\x07\"a\n\x0fWorkerSucceeded\x12\x17\n\x04task\x18\x01 \x01(\tB\t\xaa\xbb\x18\x05\x08\x01\x10\xd4\x01\x12\x1b\n\x07\x61ttempt\x18\x02 \x01(\x05\x42\n\xaa\xbb\x18\x06\x38\x01@\xc0\x84=\x12\x18\n\x06result\x18\x03 \x01(\x0c\x42\x08\xaa\xbb\x18\x04\x18\x80\x80\x10\"\x88\x01\n\x0cWorkerFailed\x12\x17\n\x04task\x18\x01 \x01(\tB\t\xaa\xbb\x18\x05\x08\x01\x10\xd4\x01\x12\x1b\n\x07\x61ttempt\x18\x02 \x01(\x05\x42\n\xaa\xbb\x18\x06\x38\x01@\xc0\x84=\x12\x16\n\x04\x63ode\x18\x03 \x01(\x05\x42\x08\xaa\xbb\x18\x04\x38\x01@\x10\x12\x18\n\x07message\x18\x04 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80 \x12\x10\n\x08released\x18\x05 \x01(\x08\"K\n\rWorkerReports\x12:\n\x07reports\x18\x01 \x03(\x0b\x32\x1f.weft.scheduler.v1.WorkerReportB\x08\xaa\xbb\x18\x04\x08\x01 @\"\x84\x01\n\x0cWorkerReport\x12\x37\n\tsucceeded\x18\x01 \x01(\x0b\x32\".weft.scheduler.v1.WorkerSucceededH\x00\x12\x31\n\x06\x66\x61iled\x18\x02 \x01(\x0b\x32\x1f.weft.scheduler.v1.WorkerFailedH\x00\x42\x08\n\x06report\"\'\n\x0bWorkerSlots\x12\x18\n\x05slots\x18\x01 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\x90N\"\xa6\x01\n\rWorkerWelcome\x12\x1a\n\tworker_id\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x35\n\x12heartbeat_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x04lost\x18\x04 \x03(\tB\n\xaa\xbb\x18\x06\x10\xd4\x01 \x90N\"\xdb\x01\n\x10WorkerAssignment\x12\x15\n\x04task\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xd4\x01\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x1a\n\ncapability\x18\x03 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x19\n\x07payload\x18\x04 \x01(\x0c\x42\x08\xaa\xbb\x18\x04\x18\x80\x80\x10\x12 \n\x0fidempotency_key\x18\x05 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x02\x12,\n\x08\x64\x65\x61\x64line\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x07\x63reator\x18\x07 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x02\"O\n\x0cWorkerCancel\x12\x15\n\x04task\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xd4\x01\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x17\n\x06reason\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\"G\n\x0eWorkerRecorded\x12\x15\n\x04task\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xd4\x01\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05stale\x18\x03 \x01(\x08\"C\n\x0cWorkerBundle\x12\x33\n\x04news\x18\x01 \x03(\x0b\x32\x1d.weft.scheduler.v1.WorkerNewsB\x06\xaa\xbb\x18\x02 @\"\xbc\x01\n\nWorkerNews\x12\x39\n\nassignment\x18\x02 \x01(\x0b\x32#.weft.scheduler.v1.WorkerAssignmentH\x00\x12\x31\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1f.weft.scheduler.v1.WorkerCancelH\x00\x12\x35\n\x08recorded\x18\x04 \x01(\x0b\x32!.weft.scheduler.v1.WorkerRecordedH\x00\x42\t\n\x07message\"\r\n\x0bWorkerDrain2\xec\x02\n\rWorkerService\x12\xa3\x01\n\x06\x41ttach\x12 .weft.scheduler.v1.AttachRequest\x1a!.weft.scheduler.v1.AttachResponse\"P\x90\x02\x00\xaa\xbb\x18\x19\n\x0escheduler.work\x10\x03\x1a\x05queue\x82\xd3\xe4\x93\x02*\"%/v1/{queue=tenants/*/queues/*}:attach:\x01*(\x01\x30\x01\x12\xb4\x01\n\x0c\x41ttachShared\x12&.weft.scheduler.v1.AttachSharedRequest\x1a\'.weft.scheduler.v1.AttachSharedResponse\"O\x90\x02\x00\xaa\xbb\x18\x1b\n\x15scheduler.work_shared\x10\x03 \x01\x82\xd3\xe4\x93\x02\'\"\"/v1/sharedQueues/{queue_id}:attach:\x01*(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&weft/scheduler/v1/worker_service.proto\x12\x11weft.scheduler.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dweft/options/v1/options.proto\x1a\x1dweft/scheduler/v1/tasks.proto\x1a\x1fweft/scheduler/v1/workers.proto\"~\n\x12ListWorkersRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xaa\xbb\x18\x19\x08\x01\x10\x8f\x01\x32\x12tenants/*/queues/*\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\xe8\x07\x12\x1b\n\npage_token\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"l\n\x13ListWorkersResponse\x12\x33\n\x07workers\x18\x01 \x03(\x0b\x32\x19.weft.scheduler.v1.WorkerB\x07\xaa\xbb\x18\x03 \xe8\x07\x12 \n\x0fnext_page_token\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"\x84\x03\n\rAttachRequest\x12,\n\x05queue\x18\x01 \x01(\tB\x1d\xaa\xbb\x18\x19\x08\x01\x10\x8f\x01\x32\x12tenants/*/queues/*\x12/\n\x05hello\x18\x02 \x01(\x0b\x32\x1e.weft.scheduler.v1.WorkerHelloH\x00\x12\x37\n\theartbeat\x18\x03 \x01(\x0b\x32\".weft.scheduler.v1.WorkerHeartbeatH\x00\x12\x37\n\tsucceeded\x18\x04 \x01(\x0b\x32\".weft.scheduler.v1.WorkerSucceededH\x00\x12\x31\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x1f.weft.scheduler.v1.WorkerFailedH\x00\x12/\n\x05slots\x18\x06 \x01(\x0b\x32\x1e.weft.scheduler.v1.WorkerSlotsH\x00\x12\x33\n\x07reports\x18\x07 \x01(\x0b\x32 .weft.scheduler.v1.WorkerReportsH\x00\x42\t\n\x07message\"\xd9\x02\n\x0e\x41ttachResponse\x12\x33\n\x07welcome\x18\x01 \x01(\x0b\x32 .weft.scheduler.v1.WorkerWelcomeH\x00\x12\x39\n\nassignment\x18\x02 \x01(\x0b\x32#.weft.scheduler.v1.WorkerAssignmentH\x00\x12\x31\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1f.weft.scheduler.v1.WorkerCancelH\x00\x12\x35\n\x08recorded\x18\x04 \x01(\x0b\x32!.weft.scheduler.v1.WorkerRecordedH\x00\x12/\n\x05\x64rain\x18\x05 \x01(\x0b\x32\x1e.weft.scheduler.v1.WorkerDrainH\x00\x12\x31\n\x06\x62undle\x18\x06 \x01(\x0b\x32\x1f.weft.scheduler.v1.WorkerBundleH\x00\x42\t\n\x07message\"\x91\x03\n\x13\x41ttachSharedRequest\x12\x33\n\x08queue_id\x18\x01 \x01(\tB!\xaa\xbb\x18\x1d\x08\x01\x10?*\x17[a-z0-9][a-z0-9-]{0,62}\x12/\n\x05hello\x18\x02 \x01(\x0b\x32\x1e.weft.scheduler.v1.WorkerHelloH\x00\x12\x37\n\theartbeat\x18\x03 \x01(\x0b\x32\".weft.scheduler.v1.WorkerHeartbeatH\x00\x12\x37\n\tsucceeded\x18\x04 \x01(\x0b\x32\".weft.scheduler.v1.WorkerSucceededH\x00\x12\x31\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x1f.weft.scheduler.v1.WorkerFailedH\x00\x12/\n\x05slots\x18\x06 \x01(\x0b\x32\x1e.weft.scheduler.v1.WorkerSlotsH\x00\x12\x33\n\x07reports\x18\x07 \x01(\x0b\x32 .weft.scheduler.v1.WorkerReportsH\x00\x42\t\n\x07message\"\xdf\x02\n\x14\x41ttachSharedResponse\x12\x33\n\x07welcome\x18\x01 \x01(\x0b\x32 .weft.scheduler.v1.WorkerWelcomeH\x00\x12\x39\n\nassignment\x18\x02 \x01(\x0b\x32#.weft.scheduler.v1.WorkerAssignmentH\x00\x12\x31\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1f.weft.scheduler.v1.WorkerCancelH\x00\x12\x35\n\x08recorded\x18\x04 \x01(\x0b\x32!.weft.scheduler.v1.WorkerRecordedH\x00\x12/\n\x05\x64rain\x18\x05 \x01(\x0b\x32\x1e.weft.scheduler.v1.WorkerDrainH\x00\x12\x31\n\x06\x62undle\x18\x06 \x01(\x0b\x32\x1f.weft.scheduler.v1.WorkerBundleH\x00\x42\t\n\x07message\"\xde\x02\n\x0bWorkerHello\x12,\n\tworker_id\x18\x01 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\x12<\n\x0c\x63\x61pabilities\x18\x02 \x03(\tB&\xaa\xbb\x18\"\x08\x01\x10? \x80\x02*\x19[a-z0-9][a-z0-9._-]{0,62}\x12\x30\n\x06labels\x18\x03 \x03(\x0b\x32\x18.weft.scheduler.v1.LabelB\x06\xaa\xbb\x18\x02 @\x12/\n\tresources\x18\x04 \x01(\x0b\x32\x1c.weft.scheduler.v1.Resources\x12\x18\n\x05slots\x18\x05 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\x90N\x12\x14\n\x04zone\x18\x06 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x39\n\x07running\x18\x07 \x03(\x0b\x32\x1f.weft.scheduler.v1.TaskProgressB\x07\xaa\xbb\x18\x03 \x90N\x12\x15\n\rtakes_bundles\x18\x08 \x01(\x08\"m\n\x0cTaskProgress\x12\x17\n\x04task\x18\x01 \x01(\tB\t\xaa\xbb\x18\x05\x08\x01\x10\xd4\x01\x12\x1b\n\x07\x61ttempt\x18\x02 \x01(\x05\x42\n\xaa\xbb\x18\x06\x38\x01@\xc0\x84=\x12\x10\n\x08progress\x18\x03 \x01(\x01\x12\x15\n\x04note\x18\x04 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\"Z\n\x0fWorkerHeartbeat\x12\x0c\n\x04load\x18\x01 \x01(\x01\x12\x39\n\x07running\x18\x02 \x03(\x0b\x32\x1f.weft.scheduler.v1.TaskProgressB\x07\xaa\xbb\x18\x03 \xe8\x07\"a\n\x0fWorkerSucceeded\x12\x17\n\x04task\x18\x01 \x01(\tB\t\xaa\xbb\x18\x05\x08\x01\x10\xd4\x01\x12\x1b\n\x07\x61ttempt\x18\x02 \x01(\x05\x42\n\xaa\xbb\x18\x06\x38\x01@\xc0\x84=\x12\x18\n\x06result\x18\x03 \x01(\x0c\x42\x08\xaa\xbb\x18\x04\x18\x80\x80\x10\"\x88\x01\n\x0cWorkerFailed\x12\x17\n\x04task\x18\x01 \x01(\tB\t\xaa\xbb\x18\x05\x08\x01\x10\xd4\x01\x12\x1b\n\x07\x61ttempt\x18\x02 \x01(\x05\x42\n\xaa\xbb\x18\x06\x38\x01@\xc0\x84=\x12\x16\n\x04\x63ode\x18\x03 \x01(\x05\x42\x08\xaa\xbb\x18\x04\x38\x01@\x10\x12\x18\n\x07message\x18\x04 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80 \x12\x10\n\x08released\x18\x05 \x01(\x08\"K\n\rWorkerReports\x12:\n\x07reports\x18\x01 \x03(\x0b\x32\x1f.weft.scheduler.v1.WorkerReportB\x08\xaa\xbb\x18\x04\x08\x01 @\"\x84\x01\n\x0cWorkerReport\x12\x37\n\tsucceeded\x18\x01 \x01(\x0b\x32\".weft.scheduler.v1.WorkerSucceededH\x00\x12\x31\n\x06\x66\x61iled\x18\x02 \x01(\x0b\x32\x1f.weft.scheduler.v1.WorkerFailedH\x00\x42\x08\n\x06report\"\'\n\x0bWorkerSlots\x12\x18\n\x05slots\x18\x01 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\x90N\"\xa6\x01\n\rWorkerWelcome\x12\x1a\n\tworker_id\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x35\n\x12heartbeat_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x04lost\x18\x04 \x03(\tB\n\xaa\xbb\x18\x06\x10\xd4\x01 \x90N\"\xdb\x01\n\x10WorkerAssignment\x12\x15\n\x04task\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xd4\x01\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x1a\n\ncapability\x18\x03 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\x19\n\x07payload\x18\x04 \x01(\x0c\x42\x08\xaa\xbb\x18\x04\x18\x80\x80\x10\x12 \n\x0fidempotency_key\x18\x05 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x02\x12,\n\x08\x64\x65\x61\x64line\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x07\x63reator\x18\x07 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x02\"O\n\x0cWorkerCancel\x12\x15\n\x04task\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xd4\x01\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x17\n\x06reason\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\"G\n\x0eWorkerRecorded\x12\x15\n\x04task\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xd4\x01\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05stale\x18\x03 \x01(\x08\"C\n\x0cWorkerBundle\x12\x33\n\x04news\x18\x01 \x03(\x0b\x32\x1d.weft.scheduler.v1.WorkerNewsB\x06\xaa\xbb\x18\x02 @\"\xbc\x01\n\nWorkerNews\x12\x39\n\nassignment\x18\x02 \x01(\x0b\x32#.weft.scheduler.v1.WorkerAssignmentH\x00\x12\x31\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1f.weft.scheduler.v1.WorkerCancelH\x00\x12\x35\n\x08recorded\x18\x04 \x01(\x0b\x32!.weft.scheduler.v1.WorkerRecordedH\x00\x42\t\n\x07message\"\r\n\x0bWorkerDrain2\xa5\x04\n\rWorkerService\x12\xa3\x01\n\x06\x41ttach\x12 .weft.scheduler.v1.AttachRequest\x1a!.weft.scheduler.v1.AttachResponse\"P\x90\x02\x00\xaa\xbb\x18\x19\n\x0escheduler.work\x10\x03\x1a\x05queue\x82\xd3\xe4\x93\x02*\"%/v1/{queue=tenants/*/queues/*}:attach:\x01*(\x01\x30\x01\x12\xb4\x01\n\x0c\x41ttachShared\x12&.weft.scheduler.v1.AttachSharedRequest\x1a\'.weft.scheduler.v1.AttachSharedResponse\"O\x90\x02\x00\xaa\xbb\x18\x1b\n\x15scheduler.work_shared\x10\x03 \x01\x82\xd3\xe4\x93\x02\'\"\"/v1/sharedQueues/{queue_id}:attach:\x01*(\x01\x30\x01\x12\xb6\x01\n\x0bListWorkers\x12%.weft.scheduler.v1.ListWorkersRequest\x1a&.weft.scheduler.v1.ListWorkersResponse\"X\x90\x02\x01\xaa\xbb\x18\"\n\x16scheduler.list_workers\x10\x01\x1a\x06parent\x82\xd3\xe4\x93\x02)\x12\'/v1/{parent=tenants/*/queues/*}/workersb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weft.scheduler.v1.worker_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_LISTWORKERSREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_LISTWORKERSREQUEST'].fields_by_name['parent']._serialized_options = b'\252\273\030\031\010\001\020\217\0012\022tenants/*/queues/*'
+  _globals['_LISTWORKERSREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTWORKERSREQUEST'].fields_by_name['page_size']._serialized_options = b'\252\273\030\0058\000@\350\007'
+  _globals['_LISTWORKERSREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTWORKERSREQUEST'].fields_by_name['page_token']._serialized_options = b'\252\273\030\003\020\200\010'
+  _globals['_LISTWORKERSRESPONSE'].fields_by_name['workers']._loaded_options = None
+  _globals['_LISTWORKERSRESPONSE'].fields_by_name['workers']._serialized_options = b'\252\273\030\003 \350\007'
+  _globals['_LISTWORKERSRESPONSE'].fields_by_name['next_page_token']._loaded_options = None
+  _globals['_LISTWORKERSRESPONSE'].fields_by_name['next_page_token']._serialized_options = b'\252\273\030\003\020\200\010'
   _globals['_ATTACHREQUEST'].fields_by_name['queue']._loaded_options = None
   _globals['_ATTACHREQUEST'].fields_by_name['queue']._serialized_options = b'\252\273\030\031\010\001\020\217\0012\022tenants/*/queues/*'
   _globals['_ATTACHSHAREDREQUEST'].fields_by_name['queue_id']._loaded_options = None
@@ -104,44 +115,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERSERVICE'].methods_by_name['Attach']._serialized_options = b'\220\002\000\252\273\030\031\n\016scheduler.work\020\003\032\005queue\202\323\344\223\002*\"%/v1/{queue=tenants/*/queues/*}:attach:\001*'
   _globals['_WORKERSERVICE'].methods_by_name['AttachShared']._loaded_options = None
   _globals['_WORKERSERVICE'].methods_by_name['AttachShared']._serialized_options = b'\220\002\000\252\273\030\033\n\025scheduler.work_shared\020\003 \001\202\323\344\223\002\'\"\"/v1/sharedQueues/{queue_id}:attach:\001*'
-  _globals['_ATTACHREQUEST']._serialized_start=219
-  _globals['_ATTACHREQUEST']._serialized_end=607
-  _globals['_ATTACHRESPONSE']._serialized_start=610
-  _globals['_ATTACHRESPONSE']._serialized_end=955
-  _globals['_ATTACHSHAREDREQUEST']._serialized_start=958
-  _globals['_ATTACHSHAREDREQUEST']._serialized_end=1359
-  _globals['_ATTACHSHAREDRESPONSE']._serialized_start=1362
-  _globals['_ATTACHSHAREDRESPONSE']._serialized_end=1713
-  _globals['_WORKERHELLO']._serialized_start=1716
-  _globals['_WORKERHELLO']._serialized_end=2066
-  _globals['_TASKPROGRESS']._serialized_start=2068
-  _globals['_TASKPROGRESS']._serialized_end=2177
-  _globals['_WORKERHEARTBEAT']._serialized_start=2179
-  _globals['_WORKERHEARTBEAT']._serialized_end=2269
-  _globals['_WORKERSUCCEEDED']._serialized_start=2271
-  _globals['_WORKERSUCCEEDED']._serialized_end=2368
-  _globals['_WORKERFAILED']._serialized_start=2371
-  _globals['_WORKERFAILED']._serialized_end=2507
-  _globals['_WORKERREPORTS']._serialized_start=2509
-  _globals['_WORKERREPORTS']._serialized_end=2584
-  _globals['_WORKERREPORT']._serialized_start=2587
-  _globals['_WORKERREPORT']._serialized_end=2719
-  _globals['_WORKERSLOTS']._serialized_start=2721
-  _globals['_WORKERSLOTS']._serialized_end=2760
-  _globals['_WORKERWELCOME']._serialized_start=2763
-  _globals['_WORKERWELCOME']._serialized_end=2929
-  _globals['_WORKERASSIGNMENT']._serialized_start=2932
-  _globals['_WORKERASSIGNMENT']._serialized_end=3151
-  _globals['_WORKERCANCEL']._serialized_start=3153
-  _globals['_WORKERCANCEL']._serialized_end=3232
-  _globals['_WORKERRECORDED']._serialized_start=3234
-  _globals['_WORKERRECORDED']._serialized_end=3305
-  _globals['_WORKERBUNDLE']._serialized_start=3307
-  _globals['_WORKERBUNDLE']._serialized_end=3374
-  _globals['_WORKERNEWS']._serialized_start=3377
-  _globals['_WORKERNEWS']._serialized_end=3565
-  _globals['_WORKERDRAIN']._serialized_start=3567
-  _globals['_WORKERDRAIN']._serialized_end=3580
-  _globals['_WORKERSERVICE']._serialized_start=3583
-  _globals['_WORKERSERVICE']._serialized_end=3947
+  _globals['_WORKERSERVICE'].methods_by_name['ListWorkers']._loaded_options = None
+  _globals['_WORKERSERVICE'].methods_by_name['ListWorkers']._serialized_options = b'\220\002\001\252\273\030\"\n\026scheduler.list_workers\020\001\032\006parent\202\323\344\223\002)\022\'/v1/{parent=tenants/*/queues/*}/workers'
+  _globals['_LISTWORKERSREQUEST']._serialized_start=251
+  _globals['_LISTWORKERSREQUEST']._serialized_end=377
+  _globals['_LISTWORKERSRESPONSE']._serialized_start=379
+  _globals['_LISTWORKERSRESPONSE']._serialized_end=487
+  _globals['_ATTACHREQUEST']._serialized_start=490
+  _globals['_ATTACHREQUEST']._serialized_end=878
+  _globals['_ATTACHRESPONSE']._serialized_start=881
+  _globals['_ATTACHRESPONSE']._serialized_end=1226
+  _globals['_ATTACHSHAREDREQUEST']._serialized_start=1229
+  _globals['_ATTACHSHAREDREQUEST']._serialized_end=1630
+  _globals['_ATTACHSHAREDRESPONSE']._serialized_start=1633
+  _globals['_ATTACHSHAREDRESPONSE']._serialized_end=1984
+  _globals['_WORKERHELLO']._serialized_start=1987
+  _globals['_WORKERHELLO']._serialized_end=2337
+  _globals['_TASKPROGRESS']._serialized_start=2339
+  _globals['_TASKPROGRESS']._serialized_end=2448
+  _globals['_WORKERHEARTBEAT']._serialized_start=2450
+  _globals['_WORKERHEARTBEAT']._serialized_end=2540
+  _globals['_WORKERSUCCEEDED']._serialized_start=2542
+  _globals['_WORKERSUCCEEDED']._serialized_end=2639
+  _globals['_WORKERFAILED']._serialized_start=2642
+  _globals['_WORKERFAILED']._serialized_end=2778
+  _globals['_WORKERREPORTS']._serialized_start=2780
+  _globals['_WORKERREPORTS']._serialized_end=2855
+  _globals['_WORKERREPORT']._serialized_start=2858
+  _globals['_WORKERREPORT']._serialized_end=2990
+  _globals['_WORKERSLOTS']._serialized_start=2992
+  _globals['_WORKERSLOTS']._serialized_end=3031
+  _globals['_WORKERWELCOME']._serialized_start=3034
+  _globals['_WORKERWELCOME']._serialized_end=3200
+  _globals['_WORKERASSIGNMENT']._serialized_start=3203
+  _globals['_WORKERASSIGNMENT']._serialized_end=3422
+  _globals['_WORKERCANCEL']._serialized_start=3424
+  _globals['_WORKERCANCEL']._serialized_end=3503
+  _globals['_WORKERRECORDED']._serialized_start=3505
+  _globals['_WORKERRECORDED']._serialized_end=3576
+  _globals['_WORKERBUNDLE']._serialized_start=3578
+  _globals['_WORKERBUNDLE']._serialized_end=3645
+  _globals['_WORKERNEWS']._serialized_start=3648
+  _globals['_WORKERNEWS']._serialized_end=3836
+  _globals['_WORKERDRAIN']._serialized_start=3838
+  _globals['_WORKERDRAIN']._serialized_end=3851
+  _globals['_WORKERSERVICE']._serialized_start=3854
+  _globals['_WORKERSERVICE']._serialized_end=4403
 # @@protoc_insertion_point(module_scope)

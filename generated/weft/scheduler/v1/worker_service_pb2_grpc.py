@@ -46,6 +46,11 @@ class WorkerServiceStub(object):
                 request_serializer=weft_dot_scheduler_dot_v1_dot_worker__service__pb2.AttachSharedRequest.SerializeToString,
                 response_deserializer=weft_dot_scheduler_dot_v1_dot_worker__service__pb2.AttachSharedResponse.FromString,
                 _registered_method=True)
+        self.ListWorkers = channel.unary_unary(
+                '/weft.scheduler.v1.WorkerService/ListWorkers',
+                request_serializer=weft_dot_scheduler_dot_v1_dot_worker__service__pb2.ListWorkersRequest.SerializeToString,
+                response_deserializer=weft_dot_scheduler_dot_v1_dot_worker__service__pb2.ListWorkersResponse.FromString,
+                _registered_method=True)
 
 
 class WorkerServiceServicer(object):
@@ -70,6 +75,15 @@ class WorkerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListWorkers(self, request, context):
+        """Lists the workers that are attached to a queue by id, those of all tenants
+        among them: what the queue's owner has at this moment. A worker that is on
+        its way there isn't in it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -82,6 +96,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.AttachShared,
                     request_deserializer=weft_dot_scheduler_dot_v1_dot_worker__service__pb2.AttachSharedRequest.FromString,
                     response_serializer=weft_dot_scheduler_dot_v1_dot_worker__service__pb2.AttachSharedResponse.SerializeToString,
+            ),
+            'ListWorkers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWorkers,
+                    request_deserializer=weft_dot_scheduler_dot_v1_dot_worker__service__pb2.ListWorkersRequest.FromString,
+                    response_serializer=weft_dot_scheduler_dot_v1_dot_worker__service__pb2.ListWorkersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -140,6 +159,33 @@ class WorkerService(object):
             '/weft.scheduler.v1.WorkerService/AttachShared',
             weft_dot_scheduler_dot_v1_dot_worker__service__pb2.AttachSharedRequest.SerializeToString,
             weft_dot_scheduler_dot_v1_dot_worker__service__pb2.AttachSharedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWorkers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.scheduler.v1.WorkerService/ListWorkers',
+            weft_dot_scheduler_dot_v1_dot_worker__service__pb2.ListWorkersRequest.SerializeToString,
+            weft_dot_scheduler_dot_v1_dot_worker__service__pb2.ListWorkersResponse.FromString,
             options,
             channel_credentials,
             insecure,

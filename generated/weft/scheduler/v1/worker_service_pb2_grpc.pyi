@@ -44,6 +44,11 @@ class WorkerServiceStub:
     """Attaches a worker to the queues of one id, whichever tenant's they are. Its
     slots are shared among the tenants by the weights of their queues.
     """
+    ListWorkers: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.ListWorkersRequest, _worker_service_pb2.ListWorkersResponse]
+    """Lists the workers that are attached to a queue by id, those of all tenants
+    among them: what the queue's owner has at this moment. A worker that is on
+    its way there isn't in it.
+    """
 
 @_typing.type_check_only
 class WorkerServiceAsyncStub(WorkerServiceStub):
@@ -60,6 +65,11 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     AttachShared: _aio.StreamStreamMultiCallable[_worker_service_pb2.AttachSharedRequest, _worker_service_pb2.AttachSharedResponse]  # type: ignore[assignment]
     """Attaches a worker to the queues of one id, whichever tenant's they are. Its
     slots are shared among the tenants by the weights of their queues.
+    """
+    ListWorkers: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.ListWorkersRequest, _worker_service_pb2.ListWorkersResponse]  # type: ignore[assignment]
+    """Lists the workers that are attached to a queue by id, those of all tenants
+    among them: what the queue's owner has at this moment. A worker that is on
+    its way there isn't in it.
     """
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -86,6 +96,17 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_worker_service_pb2.AttachSharedResponse], _abc.AsyncIterator[_worker_service_pb2.AttachSharedResponse]]:
         """Attaches a worker to the queues of one id, whichever tenant's they are. Its
         slots are shared among the tenants by the weights of their queues.
+        """
+
+    @_abc_1.abstractmethod
+    def ListWorkers(
+        self,
+        request: _worker_service_pb2.ListWorkersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_service_pb2.ListWorkersResponse, _abc.Awaitable[_worker_service_pb2.ListWorkersResponse]]:
+        """Lists the workers that are attached to a queue by id, those of all tenants
+        among them: what the queue's owner has at this moment. A worker that is on
+        its way there isn't in it.
         """
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -14,6 +14,7 @@ import typer.main
 import yaml
 
 from mesh.cli.application import application, run
+from tests.support.certificates import authority
 from tests.support.command_line import ROOT, Weft, command_line, environment_for
 from tests.support.memory_platform import MemoryPlatform
 from tests.support.memory_turns import Event, Script, call_of, completed, model_step, token
@@ -37,7 +38,7 @@ COMMANDS = [
     *(["task", verb] for verb in ("skip", "fail")),
     *(["queue", verb] for verb in ("create", "list", "show", "update", "pause", "resume")),
     *(["deadletter", verb] for verb in ("list", "show", "redrive", "discard")),
-    ["worker", "run"],
+    *(["worker", verb] for verb in ("run", "list")),
     ["events", "tail"],
     *(["collection", verb] for verb in ("create", "list", "show", "delete", "ingest", "search")),
     ["model", "list"],
@@ -110,6 +111,17 @@ def test_an_unreachable_server_is_told_with_what_to_do(weft: Weft) -> None:
     assert ran.err == (
         "weft: can't reach Weft at 127.0.0.1:1\n"
         "  Start it with `weft up`, or name another server with --address.\n"
+    )
+
+
+def test_a_server_in_plain_text_that_is_called_with_tls_is_told_so(
+    platform: MemoryPlatform, weft: Weft, tmp_path: Path
+) -> None:
+    roots = authority(tmp_path / "ca").folder / "bundle.pem"
+    ran = weft("agent", "list", "--ca-file", str(roots))
+    assert ran.code == 5
+    assert ran.err.startswith(
+        f"weft: {platform.address} speaks plain text, and was called with TLS\n"
     )
 
 

@@ -17,6 +17,8 @@ def test_a_schedule_is_made_with_all_that_was_said(platform: MemoryPlatform, wef
     made = weft(
         *DAILY,
         *("--queue", "images", "--payload", "grün", "--priority", "0", "--label", "gpu=a100"),
+        *("--zone", "north", "--cpu", "0.5", "--memory", "512MiB", "--cost", "10s"),
+        *("--backoff", "1s500ms", "--max-backoff", "1m"),
         *("--attempt-timeout", "2m", "--max-attempts", "7", "--start-within", "10m"),
         *("--complete-within", "1h", "--missed", "all", "--overlap", "skip"),
         *("--start", "2090-01-01T00:00:00Z", "--end", "2091-01-01T00:00:00+02:00", "-o", "json"),
@@ -31,8 +33,15 @@ def test_a_schedule_is_made_with_all_that_was_said(platform: MemoryPlatform, wef
             payload="grün".encode(),
             priority=0,
             labels=[tasks_pb2.Label(key="gpu", value="a100")],
+            preferred_zone="north",
+            resources=tasks_pb2.Resources(cpu_millis=500, memory_bytes=512 * 1024**2),
+            estimated_cost=Duration(seconds=10),
             attempt_timeout=Duration(seconds=120),
-            retry=tasks_pb2.RetryPolicy(max_attempts=7),
+            retry=tasks_pb2.RetryPolicy(
+                max_attempts=7,
+                initial_backoff=Duration(seconds=1, nanos=500_000_000),
+                max_backoff=Duration(seconds=60),
+            ),
         ),
         start_within=Duration(seconds=600),
         complete_within=Duration(seconds=3600),
@@ -59,6 +68,8 @@ def test_what_wasnt_said_is_left_to_the_server(platform: MemoryPlatform, weft: W
         (*CREATE, "--every", "often"),
         (*CREATE, "--every", "5m", "--start", "soon"),
         (*CREATE, "--every", "5m", "--label", "gpu"),
+        (*CREATE, "--every", "5m", "--cpu", "many"),
+        (*CREATE, "--every", "5m", "--backoff", "often"),
         (*CREATE, "--every", "5m", "--missed", "some"),
         (*CREATE, "--every", "5m", "--payload", "a", "--payload-file", "b"),
         ("schedule", "create", "Not An Id", "x", "--every", "5m"),
@@ -94,9 +105,12 @@ def test_schedules_are_listed_with_why_they_fail(platform: MemoryPlatform, weft:
 
 
 def test_a_change_keeps_what_isnt_named(platform: MemoryPlatform, weft: Weft) -> None:
-    weft(*DAILY, "--payload", "x", "--missed", "all")
-    assert weft("schedule", "update", "report", "--every", "5m", "--missed", "skip").code == 0
+    weft(*DAILY, "--payload", "x", "--missed", "all", "--cpu", "2", "--memory", "1GiB")
+    changes = ("--every", "5m", "--missed", "skip", "--cpu", "500m", "--backoff", "3s")
+    assert weft("schedule", "update", "report", *changes).code == 0
     spec = platform.schedules.kept[REPORT].spec
+    assert spec.task.resources == tasks_pb2.Resources(cpu_millis=500, memory_bytes=1024**3)
+    assert spec.task.retry.initial_backoff == Duration(seconds=3)
     assert (spec.WhichOneof("timing"), spec.interval.seconds) == ("interval", 300)
     assert (spec.task.payload, spec.missed_ticks) == (
         b"x",

@@ -9,9 +9,10 @@ import pytest
 
 from mesh.cli.failures import CommandFailed
 from mesh.cli.worker_module import find_worker
-from tests.support.command_line import Ran, command_line, environment_for
+from tests.support.command_line import Ran, Weft, command_line, environment_for
 from tests.support.memory_access import new_secret
 from tests.support.memory_platform import MemoryPlatform
+from weft.scheduler.v1 import tasks_pb2, workers_pb2
 
 WORKER = 'from mesh.worker import Worker\nworker = other = Worker("images")\n'
 WITH_TASK = f'{WORKER}@worker.task("crop")\nasync def crop(task):\n    return b""\n'
@@ -192,3 +193,37 @@ def test_a_worker_needs_a_key_that_is_let_in(
 def test_a_key_isnt_sent_where_others_could_read_it(run_worker: RunWorker) -> None:
     ran = run_worker("--address", "192.0.2.1:50051", WEFT_API_KEY=new_secret())
     assert (ran.code, "that connection isn't encrypted" in ran.err) == (4, True)
+
+
+def test_attached_workers_are_listed_of_all_queues_or_one(
+    platform: MemoryPlatform, weft: Weft
+) -> None:
+    queues = [f"tenants/default/queues/{each}" for each in ("default", "images", "turns")]
+    platform.tasks.make_queue(queues[1])
+    platform.tasks.workers += [
+        workers_pb2.Worker(
+            worker_id=f"w{number}",
+            queue=queue,
+            capabilities=["crop", "resize"],
+            labels=[tasks_pb2.Label(key="gpu", value="a100")],
+            resources=tasks_pb2.Resources(cpu_millis=500),
+            slots=8,
+            free_slots=5,
+            running_tasks=3,
+            load=0.25,
+            shared=number == 2,
+            instance="instances/i1",
+        )
+        for number, queue in enumerate(queues)
+    ]
+    _, default, images, turns = weft("worker", "list").out.splitlines()
+    assert default.split()[:2] == ["w0", "default"]
+    shown = ["w1", "images", "crop", "resize", "gpu=a100", "8", "5", "3", "25%", "0.5"]
+    assert images.split()[: len(shown)] == shown
+    assert (images.split()[-1], "all" in images, "all" in turns) == ("i1", False, True)
+    one = weft("worker", "list", "--queue", "images", "-o", "json").data
+    assert [each["worker_id"] for each in one] == ["w1"]
+    few = weft("worker", "list", "--limit", "2")
+    assert len(few.out.splitlines()) == 3
+    assert "--limit shows more than 2" in few.err
+    assert weft("worker", "list", "--queue", "none").code == 3

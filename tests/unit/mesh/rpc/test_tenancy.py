@@ -7,7 +7,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from mesh.principal import covers, holds
 from mesh.rpc.methods import methods_of
-from mesh.rpc.tenancy import foreign, names_in, tenant_of
+from mesh.rpc.tenancy import foreign, names_in, platform_names, tenant_of
 from tests.contract.test_contracts import services
 from weft.agents.v1 import agent_service_pb2
 from weft.auth.v1 import role_service_pb2
@@ -68,15 +68,27 @@ def test_what_is_not_in_a_tenant_has_none(name: str) -> None:
     assert not tenant_of(name)
 
 
-def test_every_resource_bound_of_a_request_is_in_a_tenant() -> None:
-    """What isn't a name in a tenant is refused by its bound: so no other form may be allowed."""
+PLATFORM_FORMS = {"services/*/split", "services/-"}
+"""What may be named that is in no tenant: written by hand, so that none comes unseen."""
+
+
+def test_every_resource_bound_of_a_request_is_in_a_tenant_or_asks_for_the_platform() -> None:
+    """What isn't a name in a tenant is refused by its bound: so no other form may be allowed,
+    but where the method acts upon it, and the permission for the platform is asked for."""
     for service in services():
         for spec in methods_of(service):
             for field in spec.request_class.DESCRIPTOR.fields:
                 options: Any = field.GetOptions()
                 resource = options.Extensions[options_pb2.bounds].resource
-                for form in resource.split("|") if resource else ():
-                    assert form.startswith("tenants/*"), (spec.path, field.name)
+                forms = set(resource.split("|")) if resource else set()
+                outside = {form for form in forms if not form.startswith("tenants/*")}
+                assert not outside or spec.policy.resource == field.name, (spec.path, field.name)
+                assert outside <= PLATFORM_FORMS, (spec.path, field.name)
+                for form in outside:
+                    names = platform_names(spec.request_class.DESCRIPTOR, field.name)
+                    assert names is not None
+                    assert names.fullmatch(form.replace("*", "x1"))
+                    assert not names.fullmatch("tenants/acme")
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,14 @@ async def test_every_commit_is_listed_with_who_did_what_to_what(made: Access) ->
     assert (turn.position, turn.hash) == (head.position, head.hash)
 
 
+async def test_what_was_done_to_an_agents_split_is_among_what_was_done_to_the_agent(
+    made: Access,
+) -> None:
+    await commit(made, StreamName("control", "default", ("agents", "bot")), ADMIN, 5)
+    (entry,) = (await listed(made, resource=f"{PARENT}/agents/bot")).entries
+    assert entry.resource == f"{PARENT}/agents/bot/split"
+
+
 async def test_entries_are_filtered(made: Access) -> None:
     for second, (name, actor) in enumerate([("s1", "a"), ("s2", "a"), ("s1", "b"), ("s3", "b")]):
         await commit(made, session(name), f"{PARENT}/apiKeys/{actor}", 10 + second)

@@ -35,6 +35,10 @@ class Registered:
     def on_change(self, callback: Callable[[], None]) -> None:
         self._callbacks.append(callback)
 
+    @property
+    def draining(self) -> bool:
+        return False
+
     async def register(self, target: str, xds_target: str = "") -> None:
         raise NotImplementedError
 

@@ -18,10 +18,12 @@ from mesh.errors import AlreadyExists, InvalidArgument, LimitExceeded, NotFound
 from mesh.events.aggregate import Repository
 from mesh.events.memory import MemoryEventStore
 from mesh.events.store import START, CommitDraft, NewEvent
+from services.control.domain import SPLIT_FOLD
 from services.state import domain
 from services.state.exporting import export
 from services.state.importing import Imports
 from services.state.read_model import SessionsReadModel
+from services.state.revisions import Revisions
 from services.state.settings import StateSettings
 from tests.support.keys import memory_keyring
 from tests.support.session_log import SESSION, SessionLog
@@ -51,7 +53,8 @@ class Agents:
 def imports_of(store: MemoryEventStore, **bounds: Any) -> Imports:
     agents: Any = Agents()
     repository = Repository(store, domain.SESSION_FOLD)
-    return Imports(repository, agents, StateSettings(**bounds), SYSTEM)
+    revisions = Revisions(agents, Repository(store, SPLIT_FOLD))
+    return Imports(repository, revisions, StateSettings(**bounds), SYSTEM)
 
 
 def a_call() -> Call:

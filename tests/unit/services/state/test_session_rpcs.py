@@ -16,11 +16,13 @@ from mesh.events.head_ledger import HeadLedger
 from mesh.events.memory import MemoryEventStore
 from mesh.rpc.local import LocalChannel
 from mesh.rpc.pages import write_page_token
+from services.control.domain import SPLIT_FOLD
 from services.state import domain
 from services.state.erasing import Erasures
 from services.state.history import PAGE_BYTES_MAX, StateHistory
 from services.state.importing import Imports
 from services.state.read_model import SessionsReadModel
+from services.state.revisions import Revisions
 from services.state.sessions import Sessions
 from services.state.settings import StateSettings
 from tests.support.keys import memory_keyring
@@ -63,8 +65,9 @@ async def sessions(repository: Repo, tmp_path: Path) -> AsyncIterator[Sessions]:
     channel: Any = LocalChannel({})
     agents = AgentServiceStub(channel)
     erasures = Erasures(repository, read_model, memory_keyring(), MemoryTokens())
-    imports = Imports(repository, agents, StateSettings(), SYSTEM)
-    yield Sessions(repository, read_model, agents, erasures, imports)
+    revisions = Revisions(agents, Repository(repository.store, SPLIT_FOLD))
+    imports = Imports(repository, revisions, StateSettings(), SYSTEM)
+    yield Sessions(repository, read_model, revisions, erasures, imports)
     await read_model.stop()
 
 

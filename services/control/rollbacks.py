@@ -1,0 +1,129 @@
+"""Takes splits back whose calls fail too often, by what instances say with their leases.
+
+Each instance of this service looks; the log lets one of them take a split back, once.
+"""
+
+import asyncio
+from collections.abc import Mapping
+
+import structlog
+
+from mesh.clock import Clock
+from mesh.control.registry import Registry
+from mesh.errors import FailedPrecondition, WeftError
+from mesh.events.aggregate import Repository
+from services.control import domain
+from services.control.splits import Splits
+from weft.control.v1 import instances_pb2
+
+LOOK_SECONDS = 1.0
+"""How often it looks; instances say three times as often how many calls failed."""
+COMMIT_SECONDS_MAX = 10.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Rollbacks:
+    """Looks at all splits of services with a policy."""
+
+    def __init__(
+        self,
+        splits: Splits,
+        repository: Repository[domain.State],
+        registry: Registry,
+        clock: Clock,
+    ) -> None:
+        self._splits = splits
+        self._repository = repository
+        self._registry = registry
+        self._clock = clock
+        self._windows: dict[str, _Watched] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Looks from here on."""
+        self._task = asyncio.create_task(self._run(), name="rollbacks")
+
+    async def stop(self) -> None:
+        """Ends looking."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                async with asyncio.timeout(COMMIT_SECONDS_MAX):
+                    await self._look()
+            except (WeftError, TimeoutError) as error:
+                _log.warning("splits_not_looked_at", error=str(error))
+            except Exception:  # noqa: BLE001 - nobody awaits this task; the log has the fault
+                _log.exception("splits_not_looked_at")
+
+    async def _look(self) -> None:
+        looked_at = [state for state in self._splits if state.split.HasField("rollback_policy")]
+        names = {state.split.name for state in looked_at}
+        self._windows = {name: each for name, each in self._windows.items() if name in names}
+        for state in looked_at:
+            watched = self._windows.get(state.split.name)
+            if watched is None or watched.revision != state.revision:
+                # What was before the split's last change says nothing of it.
+                watched = self._windows[state.split.name] = _Watched(state)
+            await self._judge(state, watched)
+
+    async def _judge(self, state: domain.State, watched: "_Watched") -> None:
+        service = domain.service_of(state.split.name)
+        watched.window.observe(self._clock.monotonic(), served(self._registry, service))
+        failures = domain.failing(state.split, watched.window.totals)
+        if failures is None:
+            return
+        command = domain.RollBackFailing(
+            state.split.name, state.revision, failures, running_versions(self._registry, service)
+        )
+        aggregate = self._repository.open(domain.split_stream(state.split.name))
+        try:
+            stored = await aggregate.execute(lambda present: domain.decide(present, command))
+        except FailedPrecondition as error:
+            # Another version may come to run; it is said once all the same.
+            if not watched.complained:
+                watched.complained = True
+                _log.error("split_not_rolled_back", split=state.split.name, error=error.message)
+            return
+        if stored is not None:
+            _log.warning(
+                "split_rolled_back",
+                split=state.split.name,
+                version=failures.version,
+                calls=failures.calls,
+                failures=failures.failures,
+            )
+
+
+class _Watched:
+    """A split at one revision, and what its versions did since."""
+
+    def __init__(self, state: domain.State) -> None:
+        self.revision = state.revision
+        self.window = domain.FailureWindow(domain.window_seconds(state.split.rollback_policy))
+        self.complained = False
+
+
+def served(registry: Registry, service: str) -> Mapping[str, tuple[str, domain.Served]]:
+    """The version of each instance of the service, and the calls that it answered."""
+    said = {}
+    for instance in registry.instances(service):
+        calls = next((each for each in instance.load.served if each.service == service), None)
+        count = domain.Served(calls.calls, calls.failures) if calls else domain.Served()
+        said[instance.name] = (instance.version, count)
+    return said
+
+
+def running_versions(registry: Registry, service: str) -> frozenset[str]:
+    """Versions of the instances that take calls of the service."""
+    return frozenset(
+        instance.version
+        for instance in registry.instances(service)
+        if instance.state == instances_pb2.INSTANCE_STATE_SERVING
+    )
