@@ -71,9 +71,10 @@ breaking: .venv/development $(GOOGLE_API) ## Compare the contracts with those of
 bench: .venv/development ## Measure; ONLY= chooses, results also in .bench/results.json
 	@$(BIN)/python -m tests.benchmarks $(ONLY)
 
-chaos: .venv/development ## Kill Weft, its servers and workers at random, ROUNDS= times (200)
+chaos: .venv/development ## Kill Weft, its servers and workers at random, ROUNDS= times (200); restart a mesh under load, RESTARTS= times (50)
 	@$(BIN)/python -m tests.chaos --rounds $(or $(ROUNDS),200)
 	@$(BIN)/python -m tests.chaos.tasks --rounds $(or $(ROUNDS),200)
+	@$(BIN)/python -m tests.chaos.mesh --rounds $(or $(RESTARTS),50)
 
 fuzz: .venv/development ## Send random requests to every RPC, MESSAGES= to each (100000)
 	@WEFT_FUZZ_MESSAGES=$(or $(MESSAGES),100000) $(BIN)/pytest -q tests/security/test_fuzz.py

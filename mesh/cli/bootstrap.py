@@ -66,12 +66,14 @@ def write_bootstrap(
 
 
 def _together(serving: "list[Instance]") -> list[str]:
-    """One server with several addresses, which any client falls back through; where they
-    aren't addresses of one kind, a server each."""
+    """Each of them, behind one server with all their addresses: some clients (Node) ask the
+    first server only, and others (Go, Java) can't dial several addresses, and take the next."""
     targets = [each.xds_target for each in serving]
     hosts = [target.rpartition(":")[0] for target in targets]
+    if len(targets) == 1:
+        return targets
     if all(host.startswith("[") for host in hosts):
-        return ["ipv6:" + ",".join(targets)]
+        return ["ipv6:" + ",".join(targets), *targets]
     if all(host.replace(".", "").isdigit() for host in hosts):
-        return ["ipv4:" + ",".join(targets)]
+        return ["ipv4:" + ",".join(targets), *targets]
     return targets

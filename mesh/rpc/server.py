@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -247,7 +247,7 @@ def _unary_behaviour(
         try:
             return await endpoint.invoke(request, call)
         except WeftError as error:
-            _refuse(context, call, error)
+            await _refuse(context, call, error)
 
     return behaviour
 
@@ -283,8 +283,7 @@ def _streaming_behaviour(
             if writing:
                 # gRPC sends no status while a message is on its way.
                 await asyncio.sleep(WRITE_SECONDS)
-                await _abort(context, call, error)
-            _refuse(context, call, error)
+            await _refuse(context, call, error)
 
     return behaviour
 
@@ -304,24 +303,20 @@ def _arrived(
     return call
 
 
-def _refuse(context: Any, call: Call, error: WeftError) -> None:
-    """Has the call end with the error, once its handler returns. `abort` would raise what gRPC
-    keeps with the call, which knows the frames it went through, and they the call: its place
-    on the connection would stay taken until garbage is looked for."""
-    message, trailing = _status(call, error)
-    context.set_trailing_metadata(trailing)
-    context.set_details(message)
-    context.set_code(code_of(error))
-
-
-async def _abort(context: Any, call: Call, error: WeftError) -> NoReturn:
+async def _refuse(context: Any, call: Call, error: WeftError) -> None:
+    """Ends the call with the error, as the one thing that is sent: behind headers or a message
+    of their own no client's gRPC would try the call again."""
     message, trailing = _status(call, error)
     try:
         await context.abort(code_of(error), message, trailing)
+    except grpc.aio.AbortError as aborted:
+        # gRPC keeps it with the call and raises it again. It would keep the frames that it
+        # went through, and they the call: its place on the connection would stay taken until
+        # garbage is looked for.
+        aborted.__traceback__ = aborted.__context__ = None
     except grpc.aio.InternalError:
         # A message is on its way to a client that doesn't read: it hears of no status.
         raise asyncio.CancelledError from None
-    raise AssertionError("abort raises")
 
 
 def _status(call: Call, error: WeftError) -> tuple[str, tuple[tuple[str, str | bytes], ...]]:

@@ -16,9 +16,11 @@ from tests.benchmarks import (
     append,
     authenticate,
     edge,
+    hops,
     load,
     memory,
     mesh,
+    replicas,
     scheduler,
     task_poison,
     task_rebuild,
@@ -36,10 +38,12 @@ BENCHMARKS: dict[str, Callable[[], Awaitable[list[Result]]]] = {
     "task-tenants": task_tenants.run,
     "authenticate": authenticate.run,
     "edge": edge.run,
+    "hops": hops.run,
     "store-append": append.run,
     "store-load": load.run,
     "memory": memory.run,
     "mesh": mesh.run,
+    "replicas": replicas.run,
 }
 
 

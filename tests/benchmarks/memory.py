@@ -1,18 +1,23 @@
-"""Resident memory of Weft's process at rest, as `weft up` starts it, offline."""
+"""Resident memory of Weft's processes at rest, offline: of the one that `weft up` starts, of
+replicas, and of those of a deployment in parts."""
 
 import asyncio
 import contextlib
 import json
 import os
+import statistics
 import sys
 import tempfile
 from collections.abc import AsyncIterator
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from tests.benchmarks.measure import alternate
 from tests.benchmarks.results import Baseline, Goal, Result
+from tests.support.platform import Platform
 from tests.support.processes import ROOT, line_of, running
 
 ROUNDS = 3
@@ -69,10 +74,40 @@ def _resident_megabytes(pid: int) -> float:
     return resident / 1e6
 
 
+async def parts_megabytes(**fields: Any) -> dict[str, float]:
+    """Of each process of a fresh deployment that is one in several: by what it runs, where
+    each runs something else."""
+    with tempfile.TemporaryDirectory() as folder:
+        weft = Platform(Path(folder) / "weft", **fields)
+        try:
+            await weft.start()
+            await asyncio.sleep(REST_SECONDS)
+            assert weft.process is not None
+            found = {"supervisor": _resident_megabytes(weft.process.pid)}
+            for child in psutil.Process(weft.process.pid).children():
+                command = child.cmdline()
+                if "--serves" in command:
+                    behind = command[command.index("--serves") + 1 :]
+                    services = list(takewhile(lambda each: not each.startswith("-"), behind))
+                    name = "+".join(services) if weft.split else f"replica of {len(services)}"
+                    found[name] = _resident_megabytes(child.pid)
+            return found
+        finally:
+            if weft.process is not None:
+                await weft.stop()
+
+
 async def run() -> list[Result]:
     """The results of the rounds."""
     values = await alternate(ROUNDS, {"echo": echo_megabytes, "weft": weft_megabytes})
     baseline = Baseline("MB, bare grpc.aio server", values["echo"])
-    return [
+    results = [
         Result("memory at rest", "MB", values["weft"], baseline, Goal(150, at_most=True)),
     ]
+    whole = Baseline("MB, one process", [statistics.median(values["weft"])])
+    for kind, fields in (("2 processes", {"processes": 2}), ("in parts", {"split": True})):
+        found = await parts_megabytes(**{"split": False, **fields})
+        found["all together"] = sum(found.values())
+        for name, megabytes in found.items():
+            results.append(Result(f"memory at rest, {kind}: {name}", "MB", [megabytes], whole))
+    return results

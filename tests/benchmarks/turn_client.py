@@ -1,4 +1,5 @@
-"""A client of turns in a process of its own: `python -m tests.benchmarks.turn_client ADDRESS`.
+"""A client of turns in a process of its own:
+`python -m tests.benchmarks.turn_client ADDRESS [CONNECTIONS]`.
 
 Its first line of input is the API key. It does the jobs that come as lines of JSON behind
 it, and answers each with one line. Messages are
@@ -6,6 +7,7 @@ sent and taken as bytes, so that the client costs the machine little.
 """
 
 import asyncio
+import contextlib
 import json
 import sys
 import time
@@ -20,23 +22,31 @@ from weft.agents.v1 import turn_service_pb2
 PATH = "/weft.agents.v1.TurnService/RunTurn"
 
 
-async def serve(address: str) -> None:
-    """Does jobs until the end of its input.
+async def serve(address: str, connections: int) -> None:
+    """Does jobs until the end of its input, over so many connections.
 
     A job has `workers`, lists of sessions: each worker takes its sessions in rotation, one
     turn after the other, all workers at the same time; `question`; `turns_max` per worker,
     `seconds_max`; and `until`, `token` or `completed`: the event at which a turn's time
     ends. The answer has `seconds`, and by worker the `times` of its turns in seconds.
     """
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with contextlib.AsyncExitStack() as stack:
         key = await asyncio.to_thread(sys.stdin.readline)
-        keyed: Any = KeyedChannel(channel, key.strip())
-        run_turn: Any = keyed.unary_stream(PATH)
+        run_turns = []
+        for _ in range(connections):
+            # Else they would be one.
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            channel = grpc.aio.insecure_channel(address, options=options)
+            keyed: Any = KeyedChannel(await stack.enter_async_context(channel), key.strip())
+            run_turns.append(keyed.unary_stream(PATH))
         while line := await asyncio.to_thread(sys.stdin.readline):
             job = json.loads(line)
             started = time.perf_counter()
             times = await asyncio.gather(
-                *(work(run_turn, sessions, job, started) for sessions in job["workers"])
+                *(
+                    work(run_turns[number % connections], sessions, job, started)
+                    for number, sessions in enumerate(job["workers"])
+                )
             )
             seconds = time.perf_counter() - started
             print(json.dumps({"seconds": seconds, "times": times}), flush=True)
@@ -75,4 +85,4 @@ def kinds(message: bytes) -> list[str | None]:
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(sys.argv[1]))
+    uvloop.run(serve(sys.argv[1], int(sys.argv[2]) if sys.argv[2:] else 1))

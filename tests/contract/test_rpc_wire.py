@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -205,6 +206,26 @@ async def test_calls_that_ended_keep_no_place_on_their_connection(service: Small
             await anext(aiter(stream))
             stream.cancel()
     await server.stop()
+
+
+async def test_a_client_that_tries_refused_calls_again_may(
+    server: RpcServer, service: SmallService
+) -> None:
+    port = await server.start("127.0.0.1", 0)
+    again = {
+        "maxAttempts": 3,
+        "initialBackoff": "0.01s",
+        "maxBackoff": "0.01s",
+        "backoffMultiplier": 1,
+        "retryableStatusCodes": ["NOT_FOUND"],
+    }
+    configuration = {"methodConfig": [{"name": [{}], "retryPolicy": again}]}
+    options = [("grpc.service_config", json.dumps(configuration))]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+        get: Any = channel.unary_unary(GET)
+        error = await refusal(get(REQUEST, timeout=5))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+    assert len(service.vectors.calls) == 3
 
 
 async def test_too_many_entries_of_metadata_are_an_invalid_argument(channel: Any) -> None:

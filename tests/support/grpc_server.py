@@ -29,7 +29,11 @@ def add_service(server: grpc.aio.Server, service: str, handlers: Mapping[str, Ha
 
 @asynccontextmanager
 async def serving(
-    services: Mapping[str, Mapping[str, Handler]], *, port: int = 0, reflects: bool = True
+    services: Mapping[str, Mapping[str, Handler]],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    reflects: bool = True,
 ) -> AsyncIterator[str]:
     """Serves until the block ends; gives the address."""
     server = grpc.aio.server()
@@ -38,9 +42,9 @@ async def serving(
     if reflects:
         names = (*services, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server, pool=contract_pool())
-    bound = server.add_insecure_port(f"127.0.0.1:{port}")
+    bound = server.add_insecure_port(f"{host}:{port}")
     await server.start()
     try:
-        yield f"127.0.0.1:{bound}"
+        yield f"{host}:{bound}"
     finally:
         await server.stop(grace=None)

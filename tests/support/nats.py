@@ -24,13 +24,16 @@ UNBOUND_USERS = (ADMIN, UNBOUND)
 class NatsServer:
     """One server on a folder and a port of its own, every acknowledged write on the disk."""
 
-    def __init__(self, folder: Path, *, file_bytes_max: int = 1_000_000_000) -> None:
+    def __init__(
+        self, folder: Path, *, host: str = "127.0.0.1", file_bytes_max: int = 1_000_000_000
+    ) -> None:
+        self.host = host
         self.port = _free_port()
         self._configuration = folder / "nats.conf"
         self._process: asyncio.subprocess.Process | None = None
         self._configuration.write_text(
             f"""
-            listen: "127.0.0.1:{self.port}"
+            listen: "{host}:{self.port}"
             logfile: "{folder / "nats.log"}"
             jetstream {{
               store_dir: "{folder / "jetstream"}"
@@ -43,7 +46,7 @@ class NatsServer:
 
     @property
     def url(self) -> str:
-        return f"nats://127.0.0.1:{self.port}"
+        return f"nats://{self.host}:{self.port}"
 
     async def start(self) -> None:
         """Starts it, and returns once it takes connections."""
@@ -52,7 +55,7 @@ class NatsServer:
         async with asyncio.timeout(START_SECONDS_MAX):
             while True:
                 try:
-                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                    _, writer = await asyncio.open_connection(self.host, self.port)
                 except OSError:
                     await asyncio.sleep(0.02)
                 else:
@@ -137,10 +140,10 @@ class LossyProxy:
 
 @contextlib.asynccontextmanager
 async def running_nats(
-    folder: Path, *, file_bytes_max: int = 1_000_000_000
+    folder: Path, *, host: str = "127.0.0.1", file_bytes_max: int = 1_000_000_000
 ) -> AsyncIterator[NatsServer]:
     """A server that is gone at the end, however it was treated in between."""
-    server = NatsServer(folder, file_bytes_max=file_bytes_max)
+    server = NatsServer(folder, host=host, file_bytes_max=file_bytes_max)
     await server.start()
     try:
         yield server

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from weft.tools.v1.tool_service_pb2_grpc import ToolServiceAsyncStub
 
 TENANT = "tenants/default"
-START_SECONDS_MAX = 30.0
+START_SECONDS_MAX = 60.0
 POLL_SECONDS = 0.02
 SPLIT = os.environ.get("WEFT_TEST_TOPOLOGY") == "split"
 """Whether each service runs in a process of its own, which is the other topology that all
@@ -40,9 +40,10 @@ system tests hold in."""
 class Platform:
     """`python -m tests.support.serve` on `data_dir`; `environment` is added to ours.
 
-    With `split` each service has a process of its own; with `configured_models` the models
-    service is as it is, instead of the scripted one. Where `serves` names services, it is a part
-    of a deployment, on a NATS that `environment` names.
+    With `serves` it runs these services alone, and at `port` where that isn't 0.
+    `prefix` is a command that becomes the one behind it, such as nsenter.
+    With `split` each service has a process of its own, else `processes` have all of them;
+    with `configured_models` the models service is as it is, instead of the scripted one.
     What it logs goes to `data_dir`'s sibling `<name>.log`.
     """
 
@@ -50,7 +51,10 @@ class Platform:
     environment: Mapping[str, str] = field(default_factory=dict)
     configured_models: bool = False
     split: bool = SPLIT
+    processes: int = 1
     serves: Sequence[str] = ()
+    port: int = 0
+    prefix: Sequence[str] = ()
     addresses: dict[str, str] = field(default_factory=dict)
     process: asyncio.subprocess.Process | None = None
     channel: grpc.aio.Channel | None = None
@@ -64,14 +68,17 @@ class Platform:
         """Starts it, and returns once it serves. AssertionError where it ends before."""
         with self.log_file.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
+                *self.prefix,
                 sys.executable,
                 "-m",
                 "tests.support.serve",
                 "--data-dir",
                 str(self.data_dir),
                 *(["--configured-models"] if self.configured_models else []),
-                *(["--split"] if self.split else []),
+                *(["--split"] if self.split and not self.serves else []),
+                *("--processes", str(self.processes)),
                 *(["--serves", *self.serves] if self.serves else []),
+                *("--port", str(self.port)),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 cwd=ROOT,

@@ -26,9 +26,13 @@ def end_with_parent() -> None:
 
 
 @contextlib.asynccontextmanager
-async def running(module: str, *arguments: object) -> AsyncIterator[asyncio.subprocess.Process]:
-    """`python -m MODULE ARGUMENTS` with both ends piped; killed where it still runs at the end."""
+async def running(
+    module: str, *arguments: object, prefix: Sequence[str] = ()
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`python -m MODULE ARGUMENTS` with both ends piped; killed where it still runs at the end.
+    `prefix` is a command that becomes the one behind it, such as nsenter."""
     process = await asyncio.create_subprocess_exec(
+        *prefix,
         sys.executable,
         "-m",
         module,

@@ -5,8 +5,9 @@ writes its addresses where `weft up` does, prints one line of JSON once it is re
 drains at SIGTERM. `NATS_URL`, `WEFT_*` and `WEFT_FAILPOINTS` work as for `weft up`. At
 SIGUSR1 it takes the failpoints in FOLDER's sibling `<name>.failpoints`, and says so.
 
-With `--split` each service has a process of its own, as `weft up --processes` starts them;
-with `--serves` it is one of those, as `weft serve` is.
+With `--split` each service has a process of its own, with `--processes` there are replicas of
+the whole, as `weft up --processes` starts them; with `--serves` it is one of those, as
+`weft serve` is.
 """
 
 import argparse
@@ -50,10 +51,12 @@ SPLIT = [
 
 
 async def serve(
-    data_dir: Path, catalogue: Sequence[ServiceEntry], serves: Sequence[str] = ()
+    data_dir: Path, catalogue: Sequence[ServiceEntry], serves: Sequence[str] = (), port: int = 0
 ) -> None:
     """Serves until SIGTERM."""
-    settings = RuntimeSettings(data_dir=data_dir, grpc_port=0, http_port=0, nats_port=0, xds_port=0)
+    settings = RuntimeSettings(
+        data_dir=data_dir, grpc_port=port, http_port=0, nats_port=0, xds_port=0
+    )
     configure_logs(settings.log_level)
     loop = asyncio.get_running_loop()
 
@@ -74,13 +77,22 @@ async def serve(
         await stopping.wait()
 
 
-async def serve_split(data_dir: Path, options: Sequence[str]) -> None:
+def replicas(count: int) -> list[list[str]]:
+    """The services of so many replicas, as those of `weft up --processes`."""
+    whole = [entry.name for entry in CATALOGUE]
+    replica = [entry.name for entry in CATALOGUE if not entry.single]
+    return [whole, *[replica] * (count - 1)]
+
+
+async def serve_in_parts(
+    data_dir: Path, options: Sequence[str], groups: Sequence[Sequence[str]]
+) -> None:
     """Runs the parts until SIGTERM."""
     settings = RuntimeSettings(data_dir=data_dir, grpc_port=0, http_port=0, nats_port=0, xds_port=0)
     configure_logs(settings.log_level)
     stopping = stopping_event()
     command = (sys.executable, "-m", "tests.support.serve", *options, "--serves")
-    async with Supervisor(CATALOGUE, settings, SPLIT, command) as parts:
+    async with Supervisor(CATALOGUE, settings, groups, command) as parts:
         agents = next(part for part in parts.parts if "agents" in part.services)
         said = {"instance": agents.said["instance"], "cluster": parts.first["cluster"]}
         print(json.dumps({**parts.addresses, **said}), flush=True)
@@ -105,16 +117,18 @@ if __name__ == "__main__":
         help="the models service as it is, instead of the scripted model",
     )
     parser.add_argument("--split", action="store_true")
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--serves", nargs="+", default=())
+    parser.add_argument("--port", type=int, default=0)
     # What a supervisor gives its parts, and is so here by itself.
-    parser.add_argument("--port")
     parser.add_argument("--http-port")
     parser.add_argument("-o")
     parser.add_argument("--log-level")
     arguments = parser.parse_args()
-    if arguments.split:
+    if arguments.split or arguments.processes > 1:
         options = ["--configured-models"] if arguments.configured_models else []
-        uvloop.run(serve_split(arguments.data_dir, options))
+        groups = SPLIT if arguments.split else replicas(arguments.processes)
+        uvloop.run(serve_in_parts(arguments.data_dir, options, groups))
     else:
         catalogue = CATALOGUE if arguments.configured_models else SCRIPTED_CATALOGUE
-        uvloop.run(serve(arguments.data_dir, catalogue, arguments.serves))
+        uvloop.run(serve(arguments.data_dir, catalogue, arguments.serves, arguments.port))

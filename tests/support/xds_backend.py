@@ -1,9 +1,9 @@
-"""`python -m tests.support.xds_backend NAME PORT COST`: answers two methods with its NAME.
+"""`python -m tests.support.xds_backend NAME PORT COST`: answers three methods with its NAME.
 
 It says of its load what it would be, did each call cost COST seconds of a processor.
-`GetCollection` of vectors, `GetSession` of state, and health. Each call takes a few
-milliseconds, so that some are always under way. Prints its address, then serves until it
-is told to end (SIGTERM: it stops taking calls, and finishes those that it has).
+`GetCollection` of vectors, `GetSession` of state, `ListTools` of tools, and health. Each call
+takes a few milliseconds, so that some are always under way. Prints its address, then serves
+until it is told to end (SIGTERM: it stops taking calls, and finishes those that it has).
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from mesh.rpc.server import server_options
 from mesh.rpc.settings import RpcSettings
 from tests.support.processes import end_with_parent
 from weft.state.v1 import session_pb2, session_service_pb2
+from weft.tools.v1 import tool_service_pb2, tools_pb2
 from weft.vectors.v1 import collections_pb2, vector_service_pb2
 
 CALL_SECONDS = 0.005
@@ -48,9 +49,11 @@ def handlers(name: str, load: Load) -> dict[str, Any]:
         collection=collections_pb2.Collection(name=name)
     )
     session = session_service_pb2.GetSessionResponse(session=session_pb2.Session(name=name))
+    tools = tool_service_pb2.ListToolsResponse(tools=[tools_pb2.Tool(name=name)])
     return {
         "weft.vectors.v1.VectorService": {"GetCollection": answering(collection, load)},
         "weft.state.v1.SessionService": {"GetSession": answering(session, load)},
+        "weft.tools.v1.ToolService": {"ListTools": answering(tools, load)},
     }
 
 

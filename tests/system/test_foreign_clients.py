@@ -4,8 +4,6 @@ buf curl by reflection. Each does its work against a real platform."""
 import asyncio
 import json
 import os
-import shutil
-import subprocess
 import sysconfig
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.examples import EXAMPLES, GOOGLE_APIS, grpcurl, node_example
 from tests.support.platform import TENANT, Platform, platform
 from tests.support.processes import ROOT, finished, until
 from tests.support.scheduling import DEFAULT, Scheduling, spec
@@ -20,15 +19,12 @@ from weft.agents.v1 import agent_pb2
 from weft.scheduler.v1 import task_service_pb2 as task_pb
 from weft.scheduler.v1 import tasks_pb2
 
-GRPCURL = "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4"
-GRPCURL_BINARY = ROOT / "build" / "grpcurl" / "v1.9.4" / "grpcurl"
+__all__ = ["grpcurl", "node_example"]
+
 BUF = Path(sysconfig.get_path("scripts")) / "buf"
-EXAMPLE = ROOT / "tests" / "examples" / "node"
 SUCCEEDED = tasks_pb2.TASK_STATE_SUCCEEDED
 FAILED = tasks_pb2.TASK_STATE_FAILED
 CANCELLED = tasks_pb2.TASK_STATE_CANCELLED
-OFFLINE = ("ENOTFOUND", "ECONNREFUSED", "ETIMEDOUT", "EAI_AGAIN", "ENETUNREACH", "ECONNRESET")
-INSTALL_SECONDS_MAX = 500
 SERVICES = {
     "grpc.health.v1.Health",
     "weft.agents.v1.AgentService",
@@ -108,48 +104,12 @@ def kinds_of(answers: list[dict[str, object]]) -> list[str]:
     return [next(kind for kind in event if kind not in ("offset", "time")) for event in events]
 
 
-@pytest.fixture(scope="session")
-def grpcurl() -> Path:
-    """The tool, built once from its sources; skips where that isn't possible."""
-    if GRPCURL_BINARY.exists():
-        return GRPCURL_BINARY
-    go = shutil.which("go")
-    if go is None:
-        pytest.skip("grpcurl is built with Go, which isn't installed")
-    done = subprocess.run(
-        [go, "install", GRPCURL],
-        env={**os.environ, "GOBIN": str(GRPCURL_BINARY.parent)},
-        capture_output=True,
-        text=True,
-        timeout=INSTALL_SECONDS_MAX,
-        check=False,
-    )
-    if done.returncode:
-        pytest.skip(f"grpcurl can't be built here: {done.stderr.strip()[-300:]}")
-    return GRPCURL_BINARY
-
-
-@pytest.fixture(scope="session")
-def node_client(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example with its packages; skips without node or a registry."""
-    npm = shutil.which("npm")
-    if npm is None or shutil.which("node") is None:
-        pytest.skip("node and npm aren't installed")
-    folder = tmp_path_factory.mktemp("node") / "client"
-    shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("node_modules"))
-    done = finished([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=folder)
-    if any(word in done.stderr for word in OFFLINE):
-        pytest.skip("npm can't reach its registry")
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
 class TestNode:
     def test_it_makes_an_agent_runs_a_turn_and_watches_its_events(
-        self, node_client: Path, address: str
+        self, node_example: Path, address: str
     ) -> None:
-        google_apis = sysconfig.get_path("purelib")
-        said = ran("node", "client.js", address, ROOT / "proto", google_apis, PLAN, cwd=node_client)
+        command = ("node", "client.js", address, ROOT / "proto", GOOGLE_APIS, PLAN)
+        said = ran(*command, cwd=node_example)
         lines = documents(said)
         assert lines[0] == {"agent": f"{TENANT}/agents/from-node", "revision": "1"}
         events = [line["turn_event"] for line in lines if "turn_event" in line]
@@ -168,7 +128,7 @@ class TestNode:
         assert lines[-1] == {"error": "NOT_FOUND"}
 
     def test_its_packages_are_pinned_without_an_address(self) -> None:
-        text = (EXAMPLE / "package-lock.json").read_text()
+        text = (EXAMPLES / "node" / "package-lock.json").read_text()
         assert "://" not in text
         packages = json.loads(text)["packages"]
         assert all(package["integrity"] for name, package in packages.items() if name)
@@ -189,7 +149,7 @@ class NodeWorker:
         """Starts it."""
         self._process = await asyncio.create_subprocess_exec(
             *("node", "worker.js", str(self._address_file), str(ROOT / "proto")),
-            *(sysconfig.get_path("purelib"), DEFAULT, "node-1"),
+            *(GOOGLE_APIS, DEFAULT, "node-1"),
             cwd=self._folder,
             env={**os.environ, "WEFT_API_KEY": self._key},
             stdout=asyncio.subprocess.PIPE,
@@ -243,11 +203,11 @@ class TestNodeWorker:
 
     @pytest.fixture
     async def worker(
-        self, node_client: Path, scheduling: Scheduling, tmp_path: Path
+        self, node_example: Path, scheduling: Scheduling, tmp_path: Path
     ) -> AsyncIterator[NodeWorker]:
         self.address_file = tmp_path / "address"
         self.tell_address(scheduling)
-        worker = NodeWorker(node_client, self.address_file, scheduling.platform.key)
+        worker = NodeWorker(node_example, self.address_file, scheduling.platform.key)
         try:
             await worker.start()
             await worker.until_said(welcome="node-1")

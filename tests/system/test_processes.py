@@ -1,6 +1,7 @@
 """A deployment in many processes: replicas behind one port, and services each in its own."""
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -12,8 +13,11 @@ import grpc
 import grpc.aio
 import pytest
 
+from services.catalog import CATALOGUE
+from tests.support.examples import grpcurl
 from tests.support.plans import plan, writing
 from tests.support.platform import TENANT, Platform
+from tests.support.processes import finished
 from tests.support.scheduling import Scheduling, spec
 from tests.support.turn_client import TurnClient, kind_of
 from tests.support.weft_up import WeftUp, weft, weft_up
@@ -32,6 +36,8 @@ from weft.control.v1.traffic_service_pb2_grpc import TrafficServiceStub
 from weft.scheduler.v1 import tasks_pb2
 from weft.state.v1 import session_service_pb2
 from weft.state.v1.session_service_pb2_grpc import SessionServiceStub
+
+__all__ = ["grpcurl"]
 
 pytestmark = pytest.mark.timeout(180)
 SECONDS_MAX = 60.0
@@ -135,6 +141,27 @@ async def test_a_turn_goes_through_all_of_them(split: Platform) -> None:
     client = TurnClient(await split.session(agent), plan(SUM, writing(seconds=0.2)))
     await client.run(split)
     assert kind_of(client.events[-1]) == "completed"
+
+
+def test_grpcurl_lists_describes_and_calls_through_the_gateway(
+    split: Platform, grpcurl: Path
+) -> None:
+    def said(*arguments: str) -> str:
+        # The key is in the environment: everybody sees arguments.
+        keyed = (grpcurl, "-expand-headers", "-H", "authorization: Bearer ${WEFT_API_KEY}")
+        key = {**os.environ, "WEFT_API_KEY": split.key}
+        done = finished([*keyed, "-plaintext", *arguments], environment=key)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    address = split.addresses["grpc"]
+    contracts = {each.full_name for entry in CATALOGUE for each in entry.contracts}
+    assert set(said(address, "list").split()) >= contracts
+    method = "weft.tools.v1.ToolService.ListTools"
+    assert "rpc ListTools" in said(address, "describe", method)
+    request = json.dumps({"parent": TENANT})
+    listed = json.loads(said("-d", request, address, method))
+    assert "tenants/default/tools/calculator" in {tool["name"] for tool in listed["tools"]}
 
 
 async def test_a_caller_is_judged_where_the_call_is_handed_to(split: Platform) -> None:

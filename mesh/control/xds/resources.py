@@ -57,8 +57,9 @@ class _Planned:
     weight: int
 
 
-def resources_of(view: MeshView, zone: str) -> Resources:
+def resources_of(view: MeshView, zone: str, *, rings: bool = True) -> Resources:
     """All resources for clients in `zone`; "" for those that are nowhere in particular.
+    Without `rings` the calls of a session, too, go to any instance.
 
     Equal arguments give equal bytes, in every process.
     """
@@ -69,7 +70,7 @@ def resources_of(view: MeshView, zone: str) -> Resources:
     for service in view.services:
         serving = [each for each in members if service.name in each.instance.services]
         planned = _planned(service, serving, view.splits.get(service.name, ()))
-        ring = service.name in AFFINITY_KEYS
+        ring = rings and service.name in AFFINITY_KEYS
         for plan in planned:
             failing = believed_unhealthy(plan.members, view.unhealthy)
             places = RING_PLACES * nearest(plan.members, zone, failing) if ring else 0
@@ -91,9 +92,11 @@ def _planned(
     service: RoutedService, members: Sequence[Member], portions: Sequence[Portion]
 ) -> list[_Planned]:
     """One cluster, or one per version of a split. A version without an instance that serves
-    takes no part: its calls go to the others."""
+    takes no part: its calls go to the others, and to whoever there is where those have none
+    either, as when the last instance of an old version ends after an upgrade."""
+    whole = [_Planned(service.name, tuple(members), 1)]
     if not portions:
-        return [_Planned(service.name, tuple(members), 1)]
+        return whole
     planned = [
         _Planned(
             f"{service.name}/{portion.version}/{portion.revision}",
@@ -102,7 +105,7 @@ def _planned(
         )
         for portion in portions
     ]
-    return [plan for plan in planned if nearest(plan.members, "", ())] or planned[:1]
+    return [plan for plan in planned if nearest(plan.members, "", ())] or whole
 
 
 def _listener() -> listener_pb2.Listener:
@@ -136,7 +139,19 @@ def _routes(service: RoutedService, planned: Sequence[_Planned]) -> list[route_p
             for name in repeatable_methods(contract)
         ]
         routes.append(route_pb2.Route(match=route_pb2.RouteMatch(prefix=prefix), route=rest))
+    if len(planned) > 1:
+        routes.append(_keeping(service, planned))
     return routes
+
+
+def _keeping(service: RoutedService, planned: Sequence[_Planned]) -> route_pb2.Route:
+    """A route that no call takes, by which a client knows and is connected to each version of
+    a split, those with weight 0 too. grpc-go takes new routes a moment before the clusters
+    that only they name, and fails what is called in between."""
+    action = route_pb2.RouteAction()
+    for plan in planned:
+        action.weighted_clusters.clusters.add(name=plan.name, weight=number(1))
+    return route_pb2.Route(match=route_pb2.RouteMatch(path=f"/kept/{service.name}"), route=action)
 
 
 def repeatable_methods(contract: ServiceDescriptor) -> list[str]:

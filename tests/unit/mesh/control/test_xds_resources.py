@@ -114,6 +114,13 @@ def test_sessions_go_by_a_ring_that_grows_with_the_endpoints_of_the_clients_zone
     assert not route_of(resources, "/weft.vectors.v1.VectorService/Search").hash_policy
 
 
+def test_a_client_whose_rings_fail_is_given_none() -> None:
+    resources = resources_of(view(local("a", 1), local("b", 2)), "", rings=False)
+    assert cluster_of(resources, "state").load_balancing_policy == (
+        cluster_of(resources).load_balancing_policy
+    )
+
+
 def test_a_client_that_knows_no_balancing_by_load_takes_turns() -> None:
     [policy] = cluster_of(resources_of(view(local("a", 1)), "")).load_balancing_policy.policies
     by_zone = cluster_pb2.WrrLocality.FromString(policy.typed_extension_config.typed_config.value)
@@ -201,6 +208,9 @@ def test_a_version_of_weight_0_gets_no_calls_and_stays_known() -> None:
     action = route_of(resources, "/weft.vectors.v1.VectorService/GetCollection")
     assert action.cluster == "vectors/2/1"
     assert set(statuses(resources, "vectors/1/1")) == {1}
+    # A client knows both before and behind each change: grpc-go fails calls else.
+    kept = route_of(resources, "/kept/vectors").weighted_clusters.clusters
+    assert {each.name for each in kept} == {"vectors/1/1", "vectors/2/1"}
 
 
 @pytest.mark.parametrize("gone", [(), (local("b", 2, version="2", state=DRAINING),)])
@@ -213,12 +223,20 @@ def test_calls_of_a_version_that_nobody_serves_go_to_the_others(
     assert action.cluster == "vectors/1/1"
 
 
+def test_where_no_version_of_a_split_is_served_calls_go_to_whoever_there_is() -> None:
+    split = {"vectors": (Portion("1", 10), Portion("2", 90))}
+    instances = (local("a", 1, version="3"), local("b", 2, version="2", state=DRAINING))
+    resources = resources_of(view(*instances, splits=split), "")
+    assert route_of(resources, "/weft.vectors.v1.VectorService/GetCollection").cluster == "vectors"
+    assert len(statuses(resources)) == 2
+
+
 def test_a_service_that_nobody_serves_has_a_route_all_the_same() -> None:
     split = {"state": (Portion("1", 10), Portion("2", 90))}
     resources = resources_of(view(splits=split), "")
     for path, cluster in (
         ("/weft.vectors.v1.VectorService/GetCollection", "vectors"),
-        ("/weft.state.v1.SessionService/GetSession", "state/1/1"),
+        ("/weft.state.v1.SessionService/GetSession", "state"),
     ):
         assert route_of(resources, path).cluster == cluster
         assert not endpoints_of(resources, cluster).endpoints
