@@ -112,8 +112,9 @@ class Client:
         """Waits for gRPC's threads, which end behind their channel. One that Python stops while
         it holds the lock of a call leaves that locked, and the process would never end."""
         deadline = time.monotonic() + THREADS_SECONDS_MAX
+        mine = {*self._threads_before, threading.current_thread()}
         for thread in threading.enumerate():
-            if thread.daemon and thread not in self._threads_before:
+            if thread.daemon and thread not in mine:
                 thread.join(max(0.0, deadline - time.monotonic()))
 
     def failure(self, error: "grpc.RpcError") -> CommandFailed:

@@ -1,7 +1,7 @@
 """The gRPC server: the endpoints of the pipeline, health and reflection on one port."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -38,7 +38,7 @@ class RpcServer:
 
     Methods that aren't among them answer UNIMPLEMENTED, bytes that don't parse
     INVALID_ARGUMENT. With a `transport` of certificates it speaks TLS only. The request id
-    comes back in the trailing metadata, and of unary calls the server's load. When a client
+    comes back in the trailing metadata, and now and then with it the server's load. When a client
     goes away, its handler is cancelled where it waits, and a generator is closed.
     """
 
@@ -240,7 +240,7 @@ def _unary_behaviour(
     endpoint: Endpoint, settings: RpcSettings, transport: Transport, load: LoadReport
 ) -> Callable[[Any, Any], Awaitable[Any]]:
     async def behaviour(request: Any, context: Any) -> Any:
-        call = _arrived(endpoint, context, settings.call_seconds_max, load.trailer())
+        call = _arrived(endpoint, context, settings.call_seconds_max, load.trailing())
         call.acts_as = transport.acts_as(context)
         if endpoint.spec.client_streaming:
             request = _whole(request)
@@ -289,7 +289,7 @@ def _streaming_behaviour(
 
 
 def _arrived(
-    endpoint: Endpoint, context: Any, seconds_max: float, *trailing: tuple[str, bytes]
+    endpoint: Endpoint, context: Any, seconds_max: float, trailing: Sequence[tuple[str, bytes]] = ()
 ) -> Call:
     call = incoming_call(
         endpoint.spec.path,

@@ -46,14 +46,7 @@ from mesh.runtime.nats_users import ADMIN, bus_users, external_user, process_use
 from mesh.runtime.operations import Operations
 from mesh.runtime.redis_client import LazyRedis, client_of_url
 from mesh.runtime.registration import LoadMeter, own_instance, targets
-from mesh.runtime.service import (
-    Access,
-    Follower,
-    Mesh,
-    Service,
-    ServiceEntry,
-    callers_of,
-)
+from mesh.runtime.service import Access, Follower, Mesh, Service, ServiceEntry, callers_of
 from mesh.runtime.settings import RuntimeSettings
 from mesh.runtime.valkey_server import EmbeddedValkey
 from mesh.security.keyring import Keyring

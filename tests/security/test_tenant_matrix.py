@@ -98,7 +98,9 @@ async def held(weft: Deployment, tenant: str) -> Any:
     for stored in access.api_keys:
         stored.api_key.ClearField("last_used_time")
     access.ClearField("revision")
-    areas = ("agents", "control", "scheduler", "schedules", "state", "tools", "vectors")
+    areas = (
+        *("agents", "control", "exports", "scheduler", "schedules", "state", "tools", "vectors"),
+    )
     ends = [await weft.host.events.last_position(Selection(f"{area}.{tenant}")) for area in areas]
     return ends, access
 

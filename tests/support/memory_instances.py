@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from mesh.call import Call
+from mesh.control.mesh_status import status_of
 from tests.support.memory_catalogues import page_of
-from weft.control.v1 import instances_pb2
+from weft.control.v1 import instances_pb2, mesh_service_pb2
 from weft.control.v1 import registry_service_pb2 as pb
 
 
@@ -28,3 +29,14 @@ class MemoryInstances:
         found = list(self.instances(request.service))
         page, token = page_of(found, request.page_size, request.page_token)
         return pb.ListInstancesResponse(instances=page, next_page_token=token)
+
+    async def get_mesh_status(
+        self, request: mesh_service_pb2.GetMeshStatusRequest, _: Call
+    ) -> mesh_service_pb2.GetMeshStatusResponse:
+        """Of the services that an instance has, and of agents."""
+        services = {"agents", *(name for each in self._instances for name in each.services)}
+        return mesh_service_pb2.GetMeshStatusResponse(
+            services=[status_of(service, self._instances) for service in sorted(services)],
+            instances=self._instances,
+            control_planes=[each.name for each in self._instances if each.xds_target],
+        )

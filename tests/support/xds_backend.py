@@ -9,6 +9,7 @@ until it is told to end (SIGTERM: it stops taking calls, and finishes those that
 import asyncio
 import signal
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -36,10 +37,10 @@ class Load:
             lambda: (self.calls, 0), cpu_seconds=lambda: self.calls * call_cpu_seconds
         )
 
-    def answered(self) -> tuple[str, bytes]:
+    def answered(self) -> Sequence[tuple[str, bytes]]:
         """Counts an answer, and gives what to send with it."""
         self.calls += 1
-        return self._report.trailer()
+        return self._report.trailing()
 
 
 def handlers(name: str, load: Load) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def answering(response: Any, load: Load) -> Any:
 
     async def answer(request: bytes, context: Any) -> bytes:
         await asyncio.sleep(CALL_SECONDS)
-        context.set_trailing_metadata((load.answered(),))
+        context.set_trailing_metadata(load.answered())
         return bytes(data)
 
     return grpc.unary_unary_rpc_method_handler(answer)

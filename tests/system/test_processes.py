@@ -23,10 +23,19 @@ from tests.support.turn_client import TurnClient, kind_of
 from tests.support.weft_up import WeftUp, weft, weft_up
 from weft.agents.v1 import agent_pb2, agent_service_pb2
 from weft.agents.v1.agent_service_pb2_grpc import AgentServiceStub
-from weft.control.v1 import instances_pb2, mesh_service_pb2, registry_service_pb2
+from weft.control.v1 import (
+    instances_pb2,
+    mesh_service_pb2,
+    registry_service_pb2,
+    splits_pb2,
+    traffic_service_pb2,
+)
 from weft.control.v1.mesh_service_pb2_grpc import MeshServiceStub
 from weft.control.v1.registry_service_pb2_grpc import RegistryServiceStub
+from weft.control.v1.traffic_service_pb2_grpc import TrafficServiceStub
 from weft.scheduler.v1 import tasks_pb2
+from weft.state.v1 import session_service_pb2
+from weft.state.v1.session_service_pb2_grpc import SessionServiceStub
 
 __all__ = ["grpcurl"]
 
@@ -167,6 +176,25 @@ async def test_a_caller_is_judged_where_the_call_is_handed_to(split: Platform) -
     assert foreign.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+async def test_the_split_of_an_agent_is_followed_where_its_sessions_are_made(
+    split: Platform,
+) -> None:
+    agent = await split.apply("drawn", agent_pb2.AgentSpec(instructions="1"))
+    agents: Any = AgentServiceStub(split.open_channel)
+    second = agent_pb2.Agent(name=agent, spec=agent_pb2.AgentSpec(instructions="2"))
+    await agents.UpdateAgent(agent_service_pb2.UpdateAgentRequest(agent=second), timeout=20)
+    traffic: Any = TrafficServiceStub(split.open_channel)
+    name, sessions = f"{agent}/split", SessionServiceStub(split.open_channel)
+    for revision in (1, 2):
+        portions = [splits_pb2.Portion(agent_revision=revision, weight=1)]
+        request = traffic_service_pb2.SetSplitRequest(name=name, portions=portions)
+        await traffic.SetSplit(request, timeout=20)
+        made = await sessions.CreateSession(
+            session_service_pb2.CreateSessionRequest(parent=agent), timeout=20
+        )
+        assert made.session.agent_revision == revision
+
+
 async def test_tasks_and_their_workers_come_through_the_gateway(split: Platform) -> None:
     queue = Scheduling(split, f"{TENANT}/queues/default")
 
@@ -187,6 +215,9 @@ async def test_every_process_is_operated_through_the_gateway(split: Platform) ->
     for each in status.instances:
         told = await mesh.DumpInstance(mesh_service_pb2.DumpInstanceRequest(name=each.name))
         assert told.instance.name == each.name
+        if "gateway" in each.services:
+            # All else is elsewhere, so it knows where.
+            assert {found.state for found in told.xds_resources} == {"ACKED"}
     drain = mesh_service_pb2.DrainInstanceRequest(name=state.name)
     with pytest.raises(grpc.aio.AioRpcError) as last:
         await mesh.DrainInstance(drain)

@@ -41,3 +41,15 @@ def test_instances_of_one_service_as_data(weft: Weft, platform: MemoryPlatform) 
     found = weft("mesh", "instances", "--service", "vectors", "-o", "json").data
     assert [each["name"] for each in found] == ["instances/two"]
     assert found[0]["load"] == {"cpu_utilization": 0.25, "calls": 3, "served": []}
+
+
+def test_the_status_names_what_nobody_serves(weft: Weft, platform: MemoryPlatform) -> None:
+    platform.instances.add(instance("one", "scheduler", zone="here", xds_target="127.0.0.1:2"))
+    ran = weft("mesh", "status")
+    assert ran.code == 1
+    assert "nobody takes calls of agents" in ran.err
+    lines = [" ".join(line.split()) for line in ran.out.splitlines()]
+    assert lines[1:3] == ["agents NOBODY 0", "scheduler 1 0 here 1.2"]
+    assert lines[-1] == "one here 1.2 serving 25% cpu, 3 calls scheduler (control plane)"
+    platform.instances.add(instance("two", "agents"))
+    assert weft("mesh", "status").code == 0
