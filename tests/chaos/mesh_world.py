@@ -43,12 +43,12 @@ class Load:
         """Begins to call."""
         await self._do(do="start", per_second=per_second)
 
-    async def lap(self, since: float = 0.0) -> dict[str, Any]:
+    async def lap(self, since: float | None = None) -> dict[str, Any]:
         """What became of the calls that ended since the last lap."""
         lap: dict[str, Any] = await self._do(do="lap", since=since)
         return lap
 
-    async def stop(self, since: float = 0.0) -> dict[str, Any]:
+    async def stop(self, since: float | None = None) -> dict[str, Any]:
         """Ends the load, once all of its calls have; its last lap."""
         lap: dict[str, Any] = await self._do(do="stop", since=since)
         return lap

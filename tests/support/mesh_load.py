@@ -54,14 +54,15 @@ class Lap:
         self.answered: list[tuple[float, float]] = []
         """When each began and ended, by the monotonic clock."""
 
-    def as_json(self, since: float) -> dict[str, Any]:
-        """`first_seconds` is from `since` to the first answer to what was begun later."""
-        first = min((ended for began, ended in self.answered if began >= since), default=None)
+    def as_json(self, since: float | None) -> dict[str, Any]:
+        """With `since`, `first_seconds` is from there to the first answer to what was begun
+        later."""
+        later = [ended for began, ended in self.answered if since is not None and began >= since]
         return {
             "answered": len(self.answered),
             "failed": dict(self.failed),
             "slowest_seconds": max((end - began for began, end in self.answered), default=0.0),
-            "first_seconds": None if first is None else first - since,
+            "first_seconds": min(later) - since if since is not None and later else None,
         }
 
 
@@ -87,7 +88,7 @@ class Load:
                 self._loading.cancel()
                 await asyncio.wait([self._loading, *self._under_way])
         lap, self._lap = self._lap, Lap()
-        return lap.as_json(command.get("since", 0.0))
+        return lap.as_json(command.get("since"))
 
     async def _call_always(self, per_second: float) -> None:
         """So many calls a second, whether those before have ended or not."""

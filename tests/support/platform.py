@@ -40,8 +40,9 @@ system tests hold in."""
 class Platform:
     """`python -m tests.support.serve` on `data_dir`; `environment` is added to ours.
 
-    With `serves` it runs these services alone, and at `port` where that isn't 0.
-    `prefix` is a command that becomes the one behind it, such as nsenter.
+    Where `serves` names services, it is a part of a deployment, on a NATS that `environment`
+    names, and listens at `port` where that isn't 0. `prefix` is a command that becomes the one
+    behind it, such as nsenter.
     With `split` each service has a process of its own, else `processes` have all of them;
     with `configured_models` the models service is as it is, instead of the scripted one.
     What it logs goes to `data_dir`'s sibling `<name>.log`.
