@@ -13,11 +13,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from weft.control.v1.instances_pb2 import Instance
 
-CHECK_SECONDS = 0.25
+CHECK_SECONDS = 0.2
 """Between two checks of an instance; more where there are many."""
-DOUBT_SECONDS = 0.05
+DOUBT_SECONDS = 0.03
 """Between two checks where the last one said something new."""
-TIMEOUT_SECONDS = 0.3
+TIMEOUT_SECONDS = 0.25
 CHECKS_PER_SECOND_MAX = 200
 """Of one control plane, which shall not be busy with nothing else."""
 CONCURRENT_MAX = 64

@@ -26,7 +26,13 @@ from mesh.rpc.propagation import (
     outgoing_call,
     wire_metadata,
 )
-from mesh.rpc.retries import READ_SLOW_SECONDS, WRITE_SLOW_SECONDS, RetryBudget, call_again
+from mesh.rpc.retries import (
+    READ_SLOW_SECONDS,
+    WRITE_SLOW_SECONDS,
+    Losses,
+    Retries,
+    call_again,
+)
 from mesh.rpc.sending import Sending
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.status import from_rpc_error
@@ -285,7 +291,7 @@ class MeshChannel(StubChannel):
     What is in other processes is tried again where its contract allows that, and a call
     waits a moment where nobody serves the method, as `is_served` says of a contract. Raises
     NotServing when nobody does then, PermissionDenied for a stub of a contract that isn't
-    among the callees.
+    among the callees. `losses` tells of instances that are lost.
     """
 
     def __init__(
@@ -298,6 +304,7 @@ class MeshChannel(StubChannel):
         validated: bool = False,
         caller: str = "",
         callees: Collection[str] | None = None,
+        losses: Losses | None = None,
     ) -> None:
         self._endpoints = endpoints
         self._elsewhere = elsewhere
@@ -306,7 +313,7 @@ class MeshChannel(StubChannel):
         self._validated = validated
         self._caller = caller
         self._callees = callees
-        self._budget = RetryBudget()
+        self._retries = Retries(losses or Losses())
 
     def callable_of(self, method: str) -> Callable[..., Any]:
         endpoints, validated, caller = self._endpoints, self._validated, self._caller
@@ -355,7 +362,7 @@ class MeshChannel(StubChannel):
                     request, timeout=ends - monotonic(), metadata=metadata, spread=number > 0
                 )
 
-            return await call_again(attempt, self._budget, slow_seconds)
+            return await call_again(attempt, self._retries, slow_seconds)
 
         return call
 

@@ -1,16 +1,20 @@
 """Tries calls to other processes again, and a second process where the first is slow.
 
-Only methods that say they may run twice. How often is bounded by a budget, so that a mesh
-that is overloaded isn't called more for it: retries are a tenth of the calls of the last ten
-seconds, and some more where there are few (the retry budget of Finagle; gRPC proposal A6
-throttles in the same way). Ten seconds, since an instance that hangs holds its share of the
-calls for about one.
+Only methods that say they may run twice. How often is bounded by budgets, so that a mesh
+that is overloaded isn't called more for it: calls that are made again are a tenth of the calls
+of the last ten seconds, and some more where there are few (the retry budget of Finagle; gRPC
+proposal A6 throttles in the same way); those that are made beside slow ones are as many at
+most. Ten seconds, since an instance that hangs holds its share of the calls for about one.
+
+Where an instance is lost, known to hang or gone without a word, each call that is under way is
+made once more by then, in case it is there: gRPC doesn't tell which it went to.
 """
 
 import asyncio
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from mesh.clock import SYSTEM, Clock
@@ -30,6 +34,10 @@ READ_SLOW_SECONDS = (0.25, 0.25, 0.25, 0.5, 1.0)
 at all. By then two of the pauses and the control plane's checks have told who hangs."""
 WRITE_SLOW_SECONDS = (2.0, 2.0)
 """As for reads, of what has effects but may run twice."""
+LOST_SECONDS = 0.03
+"""After so long gRPC has heard what the control plane knows of a lost instance."""
+LOSSES_MAX = 3
+"""Losses for which one call is made once more."""
 
 Attempt = Callable[[int], Awaitable[Any]]
 """Makes the call for the nth time, from 0, to whichever process has its turn."""
@@ -71,36 +79,84 @@ class RetryBudget:
         return seconds[-1]
 
 
-async def call_again(attempt: Attempt, budget: RetryBudget, slow_seconds: Sequence[float]) -> Any:
+class Losses:
+    """Wakes calls under way when an instance is lost. Made and told in the event loop."""
+
+    def __init__(self) -> None:
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    def tell(self) -> None:
+        """An instance is lost."""
+        asyncio.get_running_loop().call_later(LOST_SECONDS, self._wake)
+
+    def wait(self) -> "asyncio.Future[None]":
+        """Done with the next loss; `forget` it where the call is over before."""
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(waiting)
+        return waiting
+
+    def forget(self, waiting: "asyncio.Future[None]") -> None:
+        """The call isn't under way any more."""
+        self._waiting.discard(waiting)
+
+    def _wake(self) -> None:
+        woken, self._waiting = self._waiting, set()
+        for waiting in woken:
+            waiting.set_result(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """What the calls of one caller have together: a budget for those that are made again, one
+    for those beside slow ones, and the losses that they hear of."""
+
+    losses: Losses
+    again: RetryBudget = field(default_factory=RetryBudget)
+    beside: RetryBudget = field(default_factory=RetryBudget)
+
+
+async def call_again(attempt: Attempt, retries: Retries, slow_seconds: Sequence[float]) -> Any:
     """The answer of the first attempt that has one. An attempt that fails as Unavailable is
     made again, and another is made beside those that take longer than `slow_seconds`, one
-    after the other (hedging, gRPC proposal A6). Raises what the last attempt raises."""
-    budget.earn()
+    after the other (hedging, gRPC proposal A6), or when an instance is lost. Raises what the
+    last attempt raises."""
+    retries.again.earn()
+    retries.beside.earn()
     under_way: set[asyncio.Future[Any]] = {asyncio.ensure_future(attempt(0))}
-    tries, pause_seconds, waits = 1, PAUSE_SECONDS, iter(slow_seconds)
+    tries, losses, pause_seconds, waits = 1, 0, PAUSE_SECONDS, iter(slow_seconds)
+    lost = retries.losses.wait()
     try:
         while True:
             wait_seconds = next(waits, None) if tries < TRIES_MAX else None
-            done, under_way = await asyncio.wait(
-                under_way, timeout=wait_seconds, return_when=asyncio.FIRST_COMPLETED
+            done, _ = await asyncio.wait(
+                {*under_way, lost}, timeout=wait_seconds, return_when=asyncio.FIRST_COMPLETED
             )
-            if not done:
-                if budget.take():
+            under_way -= done
+            if lost in done:
+                done.discard(lost)
+                lost = retries.losses.wait()
+                losses += 1
+                if not done and losses <= LOSSES_MAX:
                     under_way.add(asyncio.ensure_future(attempt(tries)))
                     tries += 1
+            elif not done and retries.beside.take():
+                under_way.add(asyncio.ensure_future(attempt(tries)))
+                tries += 1
+            if not done:
                 continue
             answered = [each for each in done if not _is_unreached(each)]
             if answered:
                 return answered[0].result()
             if under_way:
                 continue
-            if tries >= TRIES_MAX or not budget.take():
+            if tries >= TRIES_MAX or not retries.again.take():
                 return done.pop().result()
             await asyncio.sleep(random.uniform(0, pause_seconds))
             pause_seconds *= 2
             under_way = {asyncio.ensure_future(attempt(tries))}
             tries += 1
     finally:
+        retries.losses.forget(lost)
         for each in under_way:
             each.cancel()
 

@@ -10,6 +10,7 @@ from mesh.control.xds.bootstrap import CertificateFiles
 from mesh.control.xds.control_plane import ControlPlane
 from mesh.control.xds.mesh_view import MeshView, RoutedService
 from mesh.rpc.channel import Sign, XdsChannel, mesh_connection
+from mesh.rpc.retries import Losses
 from mesh.runtime.service import Mesh, ServiceEntry
 from mesh.security.certificate_files import BUNDLE, CERTIFICATE, KEY
 from weft.control.v1.instances_pb2 import INSTANCE_STATE_SERVING
@@ -35,7 +36,9 @@ class Elsewhere:
             trust_domain=mesh.transport.trust_domain,
             plain_text=mesh.transport.plain_text,
         )
-        self.control_plane = ControlPlane(view, mesh.transport, own=COLLECTION + mesh.instance)
+        self.losses = Losses()
+        own = COLLECTION + mesh.instance
+        self.control_plane = ControlPlane(view, mesh.transport, own=own, lost=self.losses.tell)
 
     async def start(self) -> None:
         """Connects, and follows the registry from now on. OSError or FailedPrecondition where

@@ -229,6 +229,7 @@ class Host:
             validated=validated,
             caller=caller,
             callees=callees,
+            losses=self._elsewhere.losses,
         )
 
     def forwards(self, entry: ServiceEntry) -> Mapping[str, object]:

@@ -6,7 +6,7 @@ So no control-plane process can fail for all. Each process knows the registry an
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from mesh.control.xds.endpoints import members_of
 from mesh.control.xds.mesh_view import MeshView, Portion
 from mesh.private_files import make_private_folder
 from weft.control.v1 import instances_pb2
+from weft.control.v1.instances_pb2 import INSTANCE_STATE_SERVING
 
 SOCKET_PATH_BYTES_MAX = 107
 """Bound on the path of a unix socket, without its final zero (unix(7))."""
@@ -30,13 +31,22 @@ class ControlPlane:
     """Tells xDS clients what `set_instances` and `set_splits` said last, with the health that
     it checks itself, of all instances but the one of the name `own`, as `dialling` reaches
     them. `empty` is what is known at first: the services, and how connections are secured.
+    `lost` is called when an instance is found to hang, or is gone that took calls.
 
     Clients are held until the first `set_instances`. Made, called and stopped in one event
     loop.
     """
 
-    def __init__(self, empty: MeshView, dialling: Dialling, *, own: str = "") -> None:
+    def __init__(
+        self,
+        empty: MeshView,
+        dialling: Dialling,
+        *,
+        own: str = "",
+        lost: Callable[[], None] = lambda: None,
+    ) -> None:
         self._own = own
+        self._lost = lost
         self._loaded = False
         self._stack = ExitStack()
         self._ads = AdsServer()
@@ -73,7 +83,12 @@ class ControlPlane:
         if self._loaded and copies == self._view.instances:
             return
         self._loaded = True
+        there = {each.name for each in copies}
+        serving = (each for each in self._view.instances if each.state == INSTANCE_STATE_SERVING)
+        gone = any(each.name not in there for each in serving)
         self._set(replace(self._view, instances=copies))
+        if gone:
+            self._lost()
         members, _ = members_of(self._view)
         self._checks.set(each.instance for each in members if each.instance.name != self._own)
 
@@ -88,7 +103,10 @@ class ControlPlane:
         self._stack.close()
 
     def _set_unhealthy(self, unhealthy: frozenset[str]) -> None:
+        found = unhealthy - self._view.unhealthy
         self._set(replace(self._view, unhealthy=unhealthy))
+        if found:
+            self._lost()
 
     def _set(self, view: MeshView) -> None:
         self._view = view
