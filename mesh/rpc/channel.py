@@ -12,7 +12,7 @@ from google.protobuf import descriptor_pb2
 
 from mesh.call import Call, current_call
 from mesh.control.xds.names import RING_PLACES_MAX, TARGET
-from mesh.errors import NotServing, PermissionDenied
+from mesh.errors import NotServing, PermissionDenied, Unavailable
 from mesh.ids import new_id
 from mesh.principal import Principal, system
 from mesh.rpc.affinity import affinity_of
@@ -190,7 +190,12 @@ class RemoteChannel(StubChannel):
                     metadata=sent,
                     wait_for_ready=connection.waits,
                 )
-                return await (begun if sending is None else sending.through(begun))
+                answer = await (begun if sending is None else sending.through(begun))
+                if answer is None:
+                    # gRPC's word for one that doesn't parse, or that isn't there behind an OK
+                    # (seen where a call ended in the moment of its deadline).
+                    raise Unavailable("the server's answer can't be read")
+                return answer
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error) from None
             except asyncio.CancelledError:

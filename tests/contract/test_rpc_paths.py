@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
@@ -339,3 +341,21 @@ async def test_a_server_that_is_gone_is_unavailable() -> None:
 async def test_an_xds_target_is_not_dialled_in_the_clear() -> None:
     with pytest.raises(ValueError, match="xds"):
         RemoteChannel("xds:///weft", SETTINGS)
+
+
+async def test_an_answer_that_does_not_parse_is_an_error() -> None:
+    async def answer(request: bytes, context: Any) -> bytes:
+        return b"\xff\xff\xff"
+
+    handler = grpc.unary_unary_rpc_method_handler(answer)
+    service = "weft.vectors.v1.VectorService"
+    server = grpc.aio.server()
+    methods = grpc.method_handlers_generic_handler(service, {"CreateCollection": handler})
+    server.add_generic_rpc_handlers((methods,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    channel = RemoteChannel(f"127.0.0.1:{port}", SETTINGS)
+    with pytest.raises(errors.Unavailable, match="can't be read"):
+        await Path(channel, SmallService(), CollectorRegistry()).create()
+    await channel.close()
+    await server.stop(None)

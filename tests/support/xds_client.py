@@ -73,7 +73,9 @@ class Client:
 
         async def one(name: str) -> str:
             async with free:
-                return await self._asked(command["method"], name)
+                method = command["method"]
+                channel = self._once if method == SESSIONS else self._channel
+                return await self._asked(channel, method, name)
 
         return list(await asyncio.gather(*map(one, command["names"])))
 
@@ -104,8 +106,9 @@ class Client:
         """As a service reaches others."""
         settings = RpcSettings()
         self._connection = mesh_connection(settings)
-        elsewhere = XdsChannel(self._connection, settings)
-        self._channel = MeshChannel({}, elsewhere, lambda contract: True, settings)
+        # Where a session's call goes: what is tried again goes to any instance.
+        self._once = XdsChannel(self._connection, settings)
+        self._channel = MeshChannel({}, self._once, lambda contract: True, settings)
 
     async def _load(self, command: dict[str, Any]) -> None:
         names, began = command["names"], time.monotonic()
@@ -113,14 +116,15 @@ class Client:
             pause = began + number / command["per_second"] - time.monotonic()
             if pause > 0:
                 await asyncio.sleep(pause)
-            call = asyncio.create_task(self._asked(command["method"], names[number % len(names)]))
+            name = names[number % len(names)]
+            call = asyncio.create_task(self._asked(self._channel, command["method"], name))
             self._under_way.add(call)
             call.add_done_callback(self._under_way.discard)
 
-    async def _asked(self, method: str, name: str) -> str:
+    async def _asked(self, channel: StubChannel, method: str, name: str) -> str:
         started = time.monotonic()
         try:
-            answer = await answered_by(self._channel, method, name)
+            answer = await answered_by(channel, method, name)
         except WeftError as error:
             self._lap.failed[f"{type(error).__name__}: {error.message}"] += 1
             return f"failed: {error.message}"

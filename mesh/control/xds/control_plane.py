@@ -4,6 +4,7 @@ of other languages at a port, where the process serves them.
 So no control-plane process can fail for all. Each process knows the registry anyway.
 """
 
+import asyncio
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -23,6 +24,11 @@ from mesh.private_files import make_private_folder
 from weft.control.v1 import instances_pb2
 from weft.control.v1.instances_pb2 import INSTANCE_STATE_SERVING
 
+ANNOUNCED_SECONDS = 0.3
+"""How long clients know of versions before calls go there: some take new routes a moment
+before the clusters that these name."""
+KEPT_SECONDS = 5.0
+"""How long they know of those before, whose calls may still be on their way."""
 SOCKET_PATH_BYTES_MAX = 107
 """Bound on the path of a unix socket, without its final zero (unix(7))."""
 
@@ -48,6 +54,9 @@ class ControlPlane:
         self._own = own
         self._lost = lost
         self._loaded = False
+        self._wanted: dict[str, tuple[Portion, ...]] = {}
+        self._announcing: asyncio.TimerHandle | None = None
+        self._forgetting: asyncio.TimerHandle | None = None
         self._stack = ExitStack()
         self._ads = AdsServer()
         self._checks = HealthChecks(self._set_unhealthy, dialling)
@@ -93,11 +102,48 @@ class ControlPlane:
         self._checks.set(each.instance for each in members if each.instance.name != self._own)
 
     def set_splits(self, splits: Mapping[str, tuple[Portion, ...]]) -> None:
-        """Replaces the splits, by service."""
-        self._set(replace(self._view, splits=dict(splits)))
+        """Replaces the splits, by service. Clients get to know the versions first, and
+        ANNOUNCED_SECONDS later send them calls."""
+        self._wanted = dict(splits)
+        if not self._loaded:
+            self._set(replace(self._view, splits=self._wanted))
+        elif self._announcing is None:
+            self._announce()
+
+    def _announce(self) -> None:
+        before, coming = self._view.splits, self._wanted
+        changed = [
+            service
+            for service in before.keys() | coming.keys()
+            if before.get(service) != coming.get(service)
+        ]
+        if not changed:
+            return
+        if self._forgetting is not None:
+            self._forgetting.cancel()
+        self._set(replace(self._view, kept={each: coming.get(each, ()) for each in changed}))
+        kept = {each: before.get(each, ()) for each in changed}
+        loop = asyncio.get_running_loop()
+        self._announcing = loop.call_later(ANNOUNCED_SECONDS, self._split, coming, kept)
+
+    def _split(
+        self, splits: dict[str, tuple[Portion, ...]], kept: dict[str, tuple[Portion, ...]]
+    ) -> None:
+        self._announcing = None
+        self._set(replace(self._view, splits=splits, kept=kept))
+        loop = asyncio.get_running_loop()
+        self._forgetting = loop.call_later(KEPT_SECONDS, self._forget)
+        # What was wanted meanwhile.
+        self._announce()
+
+    def _forget(self) -> None:
+        self._set(replace(self._view, kept={}))
 
     async def stop(self) -> None:
         """Ends checking and serving; clients go on with what they know."""
+        for timer in (self._announcing, self._forgetting):
+            if timer is not None:
+                timer.cancel()
         await self._checks.stop()
         await self._ads.stop()
         self._stack.close()

@@ -42,15 +42,18 @@ class MeshView:
     """All that resources are made of; never changed, but replaced by the next one.
 
     `splits` holds portions by service; a service without any sends its calls to all
-    versions alike. `unhealthy` are names of instances. With a `trust_domain` every
-    connection is mutual TLS, and an instance gets calls of those services only that its
-    SPIFFE id names in that domain; without one everything is plain text, so that only
-    instances on loopback get any, or all with `plain_text`.
+    versions alike. `kept` holds other portions that clients shall know: those before, and those
+    to come; empty ones are a service that isn't split. `unhealthy` are names of instances.
+
+    With a `trust_domain` every connection is mutual TLS, and an instance gets calls of those
+    services only that its SPIFFE id names in that domain; without one everything is plain
+    text, so that only instances on loopback get any, or all with `plain_text`.
     """
 
     services: tuple[RoutedService, ...] = ()
     instances: tuple[instances_pb2.Instance, ...] = ()
     splits: Mapping[str, tuple[Portion, ...]] = field(default_factory=dict)
+    kept: Mapping[str, tuple[Portion, ...]] = field(default_factory=dict)
     unhealthy: frozenset[str] = frozenset()
     trust_domain: str = ""
     plain_text: bool = False

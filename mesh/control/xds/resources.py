@@ -70,8 +70,12 @@ def resources_of(view: MeshView, zone: str, *, rings: bool = True) -> Resources:
     for service in view.services:
         serving = [each for each in members if service.name in each.instance.services]
         planned = _planned(service, serving, view.splits.get(service.name, ()))
+        known = {plan.name: plan for plan in planned}
+        if service.name in view.kept:
+            kept = _planned(service, serving, view.kept[service.name])
+            known = {plan.name: plan for plan in kept} | known
         ring = rings and service.name in AFFINITY_KEYS
-        for plan in planned:
+        for plan in known.values():
             failing = believed_unhealthy(plan.members, view.unhealthy)
             places = RING_PLACES * nearest(plan.members, zone, failing) if ring else 0
             clusters[plan.name] = encoded(_cluster(plan, places, view.trust_domain))
@@ -79,6 +83,8 @@ def resources_of(view: MeshView, zone: str, *, rings: bool = True) -> Resources:
                 assignment(plan.name, plan.members, zone, failing, ring=ring)
             )
         routes += _routes(service, planned)
+        if len(known) > 1:
+            routes.append(_keeping(service, known))
     by_type = {
         CLUSTER_TYPE: clusters,
         ENDPOINT_TYPE: endpoints,
@@ -139,18 +145,17 @@ def _routes(service: RoutedService, planned: Sequence[_Planned]) -> list[route_p
             for name in repeatable_methods(contract)
         ]
         routes.append(route_pb2.Route(match=route_pb2.RouteMatch(prefix=prefix), route=rest))
-    if len(planned) > 1:
-        routes.append(_keeping(service, planned))
     return routes
 
 
-def _keeping(service: RoutedService, planned: Sequence[_Planned]) -> route_pb2.Route:
+def _keeping(service: RoutedService, names: Iterable[str]) -> route_pb2.Route:
     """A route that no call takes, by which a client knows and is connected to each version of
-    a split, those with weight 0 too. grpc-go takes new routes a moment before the clusters
-    that only they name, and fails what is called in between."""
+    a split, those with weight 0 too, and of those before it and to come. grpc-go takes new
+    routes a moment before the clusters that only they name, and fails what is called in
+    between."""
     action = route_pb2.RouteAction()
-    for plan in planned:
-        action.weighted_clusters.clusters.add(name=plan.name, weight=number(1))
+    for name in sorted(names):
+        action.weighted_clusters.clusters.add(name=name, weight=number(1))
     return route_pb2.Route(match=route_pb2.RouteMatch(path=f"/kept/{service.name}"), route=action)
 
 
