@@ -347,7 +347,7 @@ async def test_an_answer_that_does_not_parse_is_an_error() -> None:
     async def answer(request: bytes, context: Any) -> bytes:
         return b"\xff\xff\xff"
 
-    handler = grpc.unary_unary_rpc_method_handler(answer)
+    handler: Any = grpc.unary_unary_rpc_method_handler(answer)
     service = "weft.vectors.v1.VectorService"
     server = grpc.aio.server()
     methods = grpc.method_handlers_generic_handler(service, {"CreateCollection": handler})
