@@ -108,7 +108,7 @@ class NatsRegistry:
             # Itself, or one that holds a lease and takes no calls yet.
             return
         said = _parsed(data)
-        if said is None or said.name != COLLECTION + instance_id:
+        if said is None or said.name != COLLECTION + instance_id or not said.services:
             _log.warning("instance_unreadable", instance=instance_id)
             return
         before = self._known.get(instance_id)

@@ -87,7 +87,9 @@ class Operations:
         self, request: pb.DrainInstanceRequest, call: Call
     ) -> pb.DrainInstanceResponse:
         """Drained already, it stays so; `stop` ends it all the same."""
-        self._known(request.name)
+        lost = left_without(self._known(request.name), self._mesh.registry.instances())
+        if lost and not request.force:
+            raise FailedPrecondition(f"nobody else takes calls of {', '.join(lost)}")
         drained = facts.InstanceDrained(
             instance=request.name, stops=request.stop, forced=request.force
         )
@@ -95,10 +97,6 @@ class Operations:
         if request.name != self._own_name:
             response: pb.DrainInstanceResponse = await self._handed_on(request, call)
             return response
-        own = self._own()
-        lost = left_without(own, self._mesh.registry.instances())
-        if lost and not request.force:
-            raise FailedPrecondition(f"nobody else takes calls of {', '.join(lost)}")
         await self._say_serving(False)
         await self._mesh.registry.drain()
         if request.stop:

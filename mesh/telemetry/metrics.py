@@ -1,7 +1,7 @@
 """Prometheus metrics of calls."""
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -36,6 +36,10 @@ def new_registry() -> CollectorRegistry:
 
 FAILURES = ("INTERNAL", "UNKNOWN", "UNAVAILABLE", "DATA_LOSS", "DEADLINE_EXCEEDED")
 """Codes of calls that failed by no fault of their caller."""
+_DEADLINE = "DEADLINE_EXCEEDED"
+HASTY_SECONDS = 1.0
+"""A call that ended by its deadline before that says nothing of who served it: any caller may
+set one that nobody can keep."""
 _PACKAGE = "weft."
 
 
@@ -51,20 +55,28 @@ class MethodMetrics:
     """The metrics of one method: plain numbers, for one event loop. Prometheus' own objects
     lock for each of the five changes that a call makes, and cost as much as a whole layer."""
 
-    __slots__ = ("counts", "failures", "in_bucket", "in_flight", "seconds")
+    __slots__ = ("counts", "failures", "hasty", "in_bucket", "in_flight", "seconds")
 
     def __init__(self, *, streams: bool = False) -> None:
         # At its deadline a stream that watches something just ends.
         self.failures = FAILURES[:-1] if streams else FAILURES
         self.in_flight = 0
+        self.hasty = 0
         self.counts: dict[str, int] = {}
         self.in_bucket = [0] * (len(BUCKETS_SECONDS) + 1)
         self.seconds = 0.0
+
+    def failed(self, codes: Collection[str]) -> int:
+        """How many calls ended with one of the codes, but for those that had no time."""
+        count = sum(self.counts.get(code, 0) for code in codes)
+        return count - self.hasty if _DEADLINE in codes else count
 
     def ended(self, code: str, seconds: float) -> None:
         """Counts the end of a call that was counted as in flight."""
         self.in_flight -= 1
         self.counts[code] = self.counts.get(code, 0) + 1
+        if code == _DEADLINE and seconds < HASTY_SECONDS:
+            self.hasty += 1
         self.in_bucket[bisect_left(BUCKETS_SECONDS, seconds)] += 1
         self.seconds += seconds
 
@@ -88,16 +100,15 @@ class RpcMetrics(Collector):
             if method.counts and contract.startswith(_PACKAGE):
                 of_area = served.setdefault(contract.split(".", 2)[1], Served())
                 of_area.calls += sum(method.counts.values())
-                of_area.failures += sum(method.counts.get(code, 0) for code in method.failures)
+                of_area.failures += method.failed(method.failures)
         return served
 
     def totals(self) -> tuple[int, int]:
         """How many calls have ended, and how many by a fault of the server."""
         calls = faults = 0
         for method in self._methods.values():
-            for code, count in method.counts.items():
-                calls += count
-                faults += count if code in _FAULTS else 0
+            calls += sum(method.counts.values())
+            faults += method.failed(_FAULTS)
         return calls, faults
 
     def collect(self) -> Iterable[Metric]:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -10,6 +11,7 @@ import grpc.aio
 import pytest
 from structlog.testing import capture_logs
 
+from mesh.control.xds import ads as ads_module
 from mesh.control.xds.ads import AdsServer
 from mesh.control.xds.mesh_view import MeshView
 from mesh.control.xds.messages import ADS_METHOD, ADS_SERVICE, CLUSTER_TYPE, ENDPOINT_TYPE
@@ -162,6 +164,41 @@ async def test_streams_and_names_are_bounded(ads: AdsServer) -> None:
         stream = Stream(channel, "east")
         await stream.ask(ENDPOINT_TYPE, "vectors")
         assert await stream.ports() == {1: 0}
+
+
+async def test_the_process_itself_is_never_one_too_many(ads: AdsServer, tmp_path: Path) -> None:
+    ads.set(view(1))
+    async with serving(ads) as channel:
+        streams = [Stream(channel, "east") for _ in range(2)]
+        for stream in streams:
+            await stream.ask(ENDPOINT_TYPE, "vectors")
+            assert await stream.ports() == {1: 0}
+        await ads.start(f"unix:{tmp_path}/ads.sock")
+        async with grpc.aio.insecure_channel(f"unix:{tmp_path}/ads.sock") as own:
+            for _ in range(2):
+                stream = Stream(own, "east")
+                await stream.ask(ENDPOINT_TYPE, "vectors")
+                assert await stream.ports() == {1: 0}
+
+
+async def test_who_says_nothing_is_let_go(ads: AdsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ads_module, "REQUEST_SECONDS_MAX", 0.1)
+    ads.set(view(1))
+    async with serving(ads) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await Stream(channel, "east").told()
+        assert ended.value.code() == grpc.StatusCode.UNAVAILABLE
+        await eventually(lambda: ads.streams == 0)
+
+
+async def test_what_does_not_parse_is_an_invalid_argument(ads: AdsServer) -> None:
+    ads.set(view(1))
+    async with serving(ads) as channel:
+        call: Any = channel.stream_stream(f"/{ADS_SERVICE}/{ADS_METHOD}")()
+        await call.write(b"\xff\xff\xff")
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call.read()
+        assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_who_cannot_be_told_is_told_to_the_log_once(ads: AdsServer) -> None:

@@ -44,7 +44,7 @@ async def member(
     leases = NatsLeases(connection, instance)
     await leases.start()
     calls = itertools.count(1)
-    own = Instance(name=f"instances/{instance}", services=services, zone="here")
+    own = Instance(name=f"instances/{instance}", services=services or ("state",), zone="here")
     registry = NatsRegistry(connection, leases, own, lambda: InstanceLoad(calls=next(calls)))
     await registry.start()
     try:
@@ -144,15 +144,18 @@ async def test_what_isnt_an_instances_own_word_is_not_believed(endpoint: NatsEnd
         for subject, data in (
             ("liar", claim.SerializeToString()),
             ("liar", b"\xff\xff"),
+            # It would be dialled as one of its services.
+            ("liar", Instance(name="instances/liar", target="there:1").SerializeToString()),
             (one_id, claim.SerializeToString()),
         ):
             await connection.publish(LEASE_PREFIX + subject, data)
-        said = Instance(name="instances/liar", target="there:1")
+        said = Instance(name="instances/liar", target="there:2", services=["tools"])
         await connection.publish(LEASE_PREFIX + "liar", said.SerializeToString())
         await until(lambda: found(one, "liar") is not None)
-        own = found(one, one_id)
+        liar, own = found(one, "liar"), found(one, one_id)
+        assert liar is not None
         assert own is not None
-        assert own.target == "127.0.0.1:1"
+        assert (liar.target, own.target) == ("there:2", "127.0.0.1:1")
     await connection.close()
 
 

@@ -3,18 +3,20 @@
 import asyncio
 import random
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
 import structlog
+from google.protobuf.message import DecodeError
 
 from mesh.control.xds.mesh_view import MeshView
 from mesh.control.xds.messages import ADS_METHOD, ADS_SERVICE
 from mesh.control.xds.resources import Resources, resources_of
-from mesh.control.xds.subscriptions import Subscriptions
-from mesh.errors import FailedPrecondition, LimitExceeded
+from mesh.control.xds.subscriptions import Refusal, Subscriptions
+from mesh.errors import FailedPrecondition, InvalidArgument, LimitExceeded
 from mesh.sockets import stays_here
 from weft.xds.v1 import discovery_pb2
 
@@ -24,6 +26,12 @@ STREAM_SECONDS_MAX = 3_600.0
 """Then a client asks anew, of any control plane that is there."""
 LOADED_SECONDS_MAX = 30.0
 """How long a client is held while nothing is known yet, before it may ask elsewhere."""
+REQUEST_SECONDS_MAX = 10.0
+"""How long a client may take to say what it wants."""
+CONNECTION_STREAMS_MAX = 16
+"""Streams of one connection: a process of gRPC's has one."""
+REFUSALS_SECONDS = 1.0
+"""The least time between two lines about refusals: who can ask can refuse."""
 WRITE_SECONDS_MAX = 10.0
 """How long a client may take to read one response."""
 PUSH_SECONDS = 0.01
@@ -44,13 +52,15 @@ class AdsServer:
 
     Until the first `set` clients are held: an empty answer would take from them what they
     know. A client that refuses a response is logged, and told nothing until something
-    changes. Made, called and closed in one event loop.
+    changes. Those at a unix socket, which are this process, are never too many. Made, called
+    and closed in one event loop.
     """
 
     def __init__(self, *, streams_max: int = STREAMS_MAX) -> None:
         self._view: MeshView | None = None
         self._next: MeshView | None = None
         self._pushed = 0.0
+        self._refused = float("-inf")
         self._made_seconds = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._by_zone: dict[tuple[str, bool], Resources] = {}
@@ -88,7 +98,7 @@ class AdsServer:
         )
         handler = grpc.stream_stream_rpc_method_handler(
             self._stream,
-            request_deserializer=discovery_pb2.DiscoveryRequest.FromString,
+            request_deserializer=_parsed,
             response_serializer=discovery_pb2.DiscoveryResponse.SerializeToString,
         )
         service = grpc.method_handlers_generic_handler(ADS_SERVICE, {ADS_METHOD: handler})
@@ -149,9 +159,10 @@ class AdsServer:
         self._left_out = left_out
 
     async def _stream(self, requests: Any, context: Any) -> None:
-        if self._streams >= self._streams_max:
+        own = context.peer().startswith("unix:")
+        if self._streams >= self._streams_max and not own:
             await _end(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many clients")
-        self._streams += 1
+        self._streams += 0 if own else 1
         try:
             async with asyncio.timeout(LOADED_SECONDS_MAX):
                 await self._loaded.wait()
@@ -160,18 +171,22 @@ class AdsServer:
                 await self._serve(requests, context)
         except LimitExceeded as error:
             await _end(context, grpc.StatusCode.RESOURCE_EXHAUSTED, error.message)
+        except InvalidArgument as error:
+            await _end(context, grpc.StatusCode.INVALID_ARGUMENT, error.message)
         except TimeoutError:
             await _end(context, grpc.StatusCode.UNAVAILABLE, "ask again")
         finally:
-            self._streams -= 1
+            self._streams -= 0 if own else 1
 
     async def _serve(self, requests: Any, context: Any) -> None:
         """Until the client ends its side or goes away."""
-        client = _Client(asyncio.Event())
+        client = _Client(asyncio.Event(), self._tell_refused)
         self._wakes.add(client.wake)
         reading = asyncio.create_task(client.read(requests), name="xds requests")
         reading.add_done_callback(lambda _: client.wake.set())
         try:
+            async with asyncio.timeout(REQUEST_SECONDS_MAX):
+                await client.asked.wait()
             while not reading.done():
                 await client.wake.wait()
                 client.wake.clear()
@@ -184,36 +199,54 @@ class AdsServer:
         finally:
             self._wakes.discard(client.wake)
             reading.cancel()
-            with suppress(asyncio.CancelledError, LimitExceeded):
+            with suppress(asyncio.CancelledError, LimitExceeded, InvalidArgument):
                 await reading
+
+    def _tell_refused(self, node: str, refused: Refusal) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._refused < REFUSALS_SECONDS:
+            return
+        self._refused = now
+        _log.warning(
+            "xds_refused",
+            node=node,
+            type=refused.type_url.rpartition(".")[2],
+            version=refused.version,
+            message=refused.message[:_TEXT_MAX],
+        )
 
 
 class _Client:
     """Who is at the other end of a stream, and what it wants; `wake` is set by its word and
     by every push."""
 
-    def __init__(self, wake: asyncio.Event) -> None:
+    def __init__(self, wake: asyncio.Event, refuse: Callable[[str, Refusal], None]) -> None:
         self.wake = wake
+        self.asked = asyncio.Event()
+        self._refuse = refuse
         self.subscriptions = Subscriptions()
         self.node = ""
         self.zone = ""
         self.rings = True
 
     async def read(self, requests: Any) -> None:
+        try:
+            await self._read(requests)
+        finally:
+            self.asked.set()
+
+    async def _read(self, requests: Any) -> None:
         async for request in requests:
+            if request is None:
+                raise InvalidArgument("the request doesn't parse")
             if request.HasField("node"):
                 self.node = request.node.id[:_TEXT_MAX]
                 self.zone = request.node.locality.zone
                 self.rings = not request.node.user_agent_name.startswith(_RINGLESS)
             refused = self.subscriptions.take(request)
             if refused is not None:
-                _log.warning(
-                    "xds_refused",
-                    node=self.node,
-                    type=refused.type_url.rpartition(".")[2],
-                    version=refused.version,
-                    message=refused.message[:_TEXT_MAX],
-                )
+                self._refuse(self.node, refused)
+            self.asked.set()
             self.wake.set()
 
 
@@ -226,10 +259,19 @@ async def _end(context: Any, code: grpc.StatusCode, text: str) -> NoReturn:
     raise AssertionError("abort raises")
 
 
+def _parsed(data: bytes) -> discovery_pb2.DiscoveryRequest | None:
+    """gRPC would say UNKNOWN for what raises here."""
+    try:
+        return discovery_pb2.DiscoveryRequest.FromString(data)
+    except DecodeError:
+        return None
+
+
 def _server_options() -> list[tuple[str, Any]]:
     return [
         ("grpc.max_receive_message_length", REQUEST_BYTES_MAX),
         ("grpc.max_send_message_length", -1),
+        ("grpc.max_concurrent_streams", CONNECTION_STREAMS_MAX),
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),
         # Who is gone without a word is noticed, and its stream's place is free again.

@@ -56,14 +56,15 @@ class Subscriptions:
         if len(request.resource_names) > NAMES_MAX:
             raise LimitExceeded(f"more than {NAMES_MAX} resources of one type")
         kind = self._types.setdefault(request.type_url, _Type())
-        if request.response_nonce and request.response_nonce != kind.nonce:
+        refuses = request.HasField("error_detail")
+        if (request.response_nonce or refuses) and request.response_nonce != kind.nonce:
             return None
         names = frozenset(request.resource_names)
         if names - kind.names:
             kind.answered = False
         kind.names = names
         kind.sent = {name: data for name, data in kind.sent.items() if name in names}
-        if not request.HasField("error_detail"):
+        if not refuses:
             return None
         return Refusal(request.type_url, kind.version, request.error_detail.message)
 

@@ -14,9 +14,11 @@ def test_calls_are_counted_by_service_and_failures_are_those_of_the_server() -> 
     failed = ("INTERNAL", "UNKNOWN", "UNAVAILABLE", "DATA_LOSS", "DEADLINE_EXCEEDED")
     for method in (get, watch, foreign):
         for code in (*refused, *failed):
-            method.ended(code, 0.1)
+            method.ended(code, 2.0)
+        # No server could have kept that.
+        method.ended("DEADLINE_EXCEEDED", 0.1)
     # A watch that ends at its deadline didn't fail.
-    assert metrics.served() == {"agents": Served(calls=20, failures=5 + 4)}
+    assert metrics.served() == {"agents": Served(calls=22, failures=5 + 4)}
 
 
 def test_the_load_tells_of_them() -> None:
