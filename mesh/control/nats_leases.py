@@ -7,6 +7,10 @@ keys: so nothing is claimed until one and the same bucket was seen without a bre
 whole lease, by when whatever was held before it is over. And a key may be newer than
 our last look: so an instance is called gone only by a look that began after somebody
 asked for it, hence after the work that it was asked for.
+
+Whose lease it is, its subject says: a user of NATS may write those of its own name only,
+`host` or a service. So no service ends another one's lease, or speaks for it. Who ends in
+order says so there, and whoever hears it needn't wait for the key to go.
 """
 
 import asyncio
@@ -20,12 +24,18 @@ import structlog
 from mesh.clock import SYSTEM, Clock
 from mesh.control.leases import LEASE_SECONDS
 from mesh.errors import EventStoreUnavailable
+from mesh.security.spiffe import HOST
 
 RENEW_SECONDS = 0.3
 
 LEASE_PREFIX = "$KV.LEASES."
-"""Subject of a lease, without the instance's id. What an instance says of itself is the
-message's data: who listens there hears of everybody with each renewal."""
+"""Subject of a lease, without the user's name and the instance's id. What an instance says of
+itself is the message's data."""
+LIVE_LEASE_PREFIX = "weft.leases."
+"""Where the bucket tells of what it stores: who listens there hears of everybody with each
+renewal. What a user of another account sent isn't told to accounts but by that."""
+ENDED = b"ended"
+"""What an instance says last."""
 
 LEASE_STREAM = "KV_LEASES"
 _BUCKET = {
@@ -38,6 +48,7 @@ _BUCKET = {
     "allow_msg_ttl": True,
     "allow_direct": True,
     "allow_rollup_hdrs": True,
+    "republish": {"src": f"{LEASE_PREFIX}>", "dest": f"{LIVE_LEASE_PREFIX}>"},
 }
 _STREAM_NOT_FOUND = 10059
 _REQUEST_SECONDS_MAX = 0.5
@@ -76,7 +87,8 @@ class Connection(Protocol):
 
 
 class NatsLeases:
-    """See the module, and the port `mesh.control.leases.Leases`.
+    """See the module, and the port `mesh.control.leases.Leases`; `user` is the name of the
+    process's user of NATS.
 
     `predecessor` is the run before this one on the same data folder: this process has
     its lock, so that one is gone as soon as its key is, without watching for a lease. The
@@ -88,6 +100,7 @@ class NatsLeases:
         connection: Connection,
         instance: str,
         *,
+        user: str = HOST,
         predecessor: str | None = None,
         replicas: int = 1,
         clock: Clock = SYSTEM,
@@ -95,6 +108,7 @@ class NatsLeases:
         self._bucket_shape = {**_BUCKET, "num_replicas": replicas}
         self._connection = connection
         self._instance = instance
+        self._subject = f"{LEASE_PREFIX}{user}.{instance}"
         self._predecessor = predecessor
         self._clock = clock
         self._held_until = _NEVER
@@ -102,6 +116,8 @@ class NatsLeases:
         self._bucket: str | None = None
         self._bucket_since = _NEVER
         self._looked = _NEVER
+        self._keys: frozenset[str] = frozenset()
+        self._ended: set[str] = set()
         self._present: frozenset[str] = frozenset()
         self._asked: dict[str, float] = {}
         self._loop: asyncio.Task[None] | None = None
@@ -148,11 +164,15 @@ class NatsLeases:
             await asyncio.wait({self._loop})
         self._held_until = _NEVER
         with contextlib.suppress(EventStoreUnavailable):
-            await self._connection.api(
-                f"STREAM.PURGE.{LEASE_STREAM}",
-                {"filter": LEASE_PREFIX + self._instance},
-                timeout=_REQUEST_SECONDS_MAX,
-            )
+            await self._send(ENDED)
+
+    def end(self, key: str) -> None:
+        """Whoever holds the lease with that key, `{user}.{instance}`, said that it ends."""
+        self._ended.add(key)
+        self._find_present()
+
+    def _find_present(self) -> None:
+        self._present = frozenset(key.rpartition(".")[2] for key in self._keys - self._ended)
 
     def on_look(self, callback: Callable[[], None]) -> None:
         """Calls `callback` after each look at whose leases are there."""
@@ -182,17 +202,20 @@ class NatsLeases:
     async def _renew(self) -> None:
         sent = self._clock.monotonic()
         try:
-            answer = await self._connection.request(
-                LEASE_PREFIX + self._instance,
-                self._saying(),
-                headers={"Nats-TTL": f"{LEASE_SECONDS:.0f}s"},
-                timeout=_REQUEST_SECONDS_MAX,
-            )
+            answer = await self._send(self._saying())
         except EventStoreUnavailable as error:
             self._problem = error.message
             return
         if "error" not in json.loads(answer.data):
             self._held_until = sent + LEASE_SECONDS
+
+    async def _send(self, data: bytes) -> Reply:
+        return await self._connection.request(
+            self._subject,
+            data,
+            headers={"Nats-TTL": f"{LEASE_SECONDS:.0f}s"},
+            timeout=_REQUEST_SECONDS_MAX,
+        )
 
     async def _look(self) -> None:
         """Reads whose keys are there. Stream info is one small message, and always the
@@ -221,7 +244,9 @@ class NatsLeases:
             self._bucket, self._bucket_since = found["created"], now
         self._looked = began
         subjects = found["state"].get("subjects") or {}
-        self._present = frozenset(subject.removeprefix(LEASE_PREFIX) for subject in subjects)
+        self._keys = frozenset(subject.removeprefix(LEASE_PREFIX) for subject in subjects)
+        self._ended &= self._keys
+        self._find_present()
         for instance in self._present & self._asked.keys():
             del self._asked[instance]
 

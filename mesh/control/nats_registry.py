@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 import structlog
 from google.protobuf.message import DecodeError
 
-from mesh.control.nats_leases import LEASE_PREFIX, LEASE_STREAM, NatsLeases
+from mesh.control.nats_leases import (
+    ENDED,
+    LEASE_PREFIX,
+    LEASE_STREAM,
+    LIVE_LEASE_PREFIX,
+    NatsLeases,
+)
+from mesh.security.spiffe import HOST
 from weft.control.v1 import instances_pb2
 from weft.control.v1.instances_pb2 import Instance
 
@@ -47,6 +54,8 @@ class NatsRegistry:
         self._own = own
         self._load = load
         self._known: dict[str, Instance] = {}
+        self._users: dict[str, str] = {}
+        self._full = False
         self._by_service: dict[str, Sequence[Instance]] = {}
         self._callbacks: list[Callable[[], None]] = []
 
@@ -54,7 +63,7 @@ class NatsRegistry:
         """Returns once it knows who is there, and listens for as long as the connection is
         open. EventStoreUnavailable where it can't."""
         self._leases.on_look(self._look)
-        await self._connection.subscribe(f"{LEASE_PREFIX}>", self._hear)
+        await self._connection.subscribe(f"{LIVE_LEASE_PREFIX}>", self._hear)
         there = await self._connection.direct_get(
             LEASE_STREAM, {"multi_last": [f"{LEASE_PREFIX}>"]}
         )
@@ -103,7 +112,12 @@ class NatsRegistry:
         self._learn(message.subject, message.data)
 
     def _learn(self, subject: str, data: bytes) -> None:
-        instance_id = subject.removeprefix(LEASE_PREFIX)
+        key = subject.removeprefix(LEASE_PREFIX).removeprefix(LIVE_LEASE_PREFIX)
+        user, _, instance_id = key.rpartition(".")
+        if data == ENDED:
+            self._leases.end(key)
+            self._look()
+            return
         if instance_id == self._leases.instance or not data:
             # Itself, or one that holds a lease and takes no calls yet.
             return
@@ -112,9 +126,18 @@ class NatsRegistry:
             _log.warning("instance_unreadable", instance=instance_id)
             return
         before = self._known.get(instance_id)
-        if before is None and len(self._known) >= INSTANCES_MAX:
-            _log.warning("instances_too_many", instance=instance_id)
+        if user not in (HOST, *said.services) or (user != HOST and len(said.services) > 1):
+            _log.warning("instance_of_another_user", instance=instance_id, user=user)
             return
+        if before is not None and self._users[instance_id] != user:
+            _log.warning("instance_of_another_user", instance=instance_id, user=user)
+            return
+        if before is None and len(self._known) >= INSTANCES_MAX:
+            if not self._full:
+                _log.warning("instances_too_many", instance=instance_id)
+            self._full = True
+            return
+        self._users[instance_id] = user
         if before is not None and _lasting(before) == _lasting(said):
             before.load.CopyFrom(said.load)
             return
@@ -125,7 +148,9 @@ class NatsRegistry:
         gone = [each for each in self._known if self._leases.expired(each)]
         for instance_id in gone:
             del self._known[instance_id]
+            self._users.pop(instance_id, None)
         if gone:
+            self._full = False
             self._changed()
 
     def _changed(self) -> None:

@@ -340,7 +340,12 @@ class Host:
         await check_log(self._store, self._heads, settings, embedded=self._nats is not None)
         self._tokens = JetStreamTokenStream(connection, codecs)
         self._leases = NatsLeases(
-            connection, self._instance, predecessor=predecessor, replicas=replicas, clock=self.clock
+            connection,
+            self._instance,
+            user=settings.nats_user if settings.nats_url else process_user(self._served).name,
+            predecessor=predecessor,
+            replicas=replicas,
+            clock=self.clock,
         )
         own = own_instance(settings, self._instance, list(self._ready))
         own.spiffe_id = self.transport.spiffe_id

@@ -10,6 +10,7 @@ its reply appends there). Between accounts an answer reaches the asking account 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from mesh.control.nats_leases import LEASE_PREFIX, LIVE_LEASE_PREFIX
 from mesh.errors import FailedPrecondition
 from mesh.events.jetstream.assets import (
     BLOBS_BUCKET,
@@ -123,7 +124,7 @@ def external_user(name: str, catalogue: Sequence[ServiceEntry]) -> BusUser:
 
 def user_of(name: str, access: BusAccess, *, apart: bool = False) -> BusUser:
     """The user that may do what `access` says, and nothing else."""
-    grants = [_LEASE, *_log(access), *_keys(access)]
+    grants = [_lease(name), *_log(access), *_keys(access)]
     if access.tokens:
         grants.append(_TOKENS)
     if access.erases:
@@ -158,14 +159,17 @@ _TOKENS = BusUser(
     gets=(f"DIRECT.GET.{TOKENS}",),
     hears=(f"{TOKEN_PREFIX}.>",),
 )
-_LEASE = BusUser(
-    "",
-    sends=("$KV.LEASES.*",),
-    calls=tuple(f"STREAM.{call}.{_LEASES}" for call in ("CREATE", "INFO", "PURGE")),
-    # The registry: with its lease each instance says what it is.
-    gets=(f"DIRECT.GET.{_LEASES}",),
-    hears=("$KV.LEASES.>",),
-)
+
+
+def _lease(name: str) -> BusUser:
+    """A lease of its own name, and the registry: with its lease each instance says what it is."""
+    return BusUser(
+        "",
+        sends=(f"{LEASE_PREFIX}{name}.*",),
+        calls=tuple(f"STREAM.{call}.{_LEASES}" for call in ("CREATE", "INFO")),
+        gets=(f"DIRECT.GET.{_LEASES}",),
+        hears=(f"{LIVE_LEASE_PREFIX}>",),
+    )
 
 
 def _log(access: BusAccess) -> Iterable[BusUser]:

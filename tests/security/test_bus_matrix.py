@@ -30,8 +30,8 @@ TOKENS = {
     "hear weft.tokens.>",
 }
 LEASES = {
-    *("$KV.LEASES.refused", "STREAM.CREATE.KV_LEASES", "STREAM.INFO.KV_LEASES"),
-    *("STREAM.PURGE.KV_LEASES", "DIRECT.GET.KV_LEASES", "hear $KV.LEASES.>"),
+    *("STREAM.CREATE.KV_LEASES", "STREAM.INFO.KV_LEASES", "DIRECT.GET.KV_LEASES"),
+    "hear weft.leases.>",
 }
 READ_KEYS = {
     *("STREAM.INFO.KV_KEYS", "STREAM.MSG.GET.KV_KEYS", "DIRECT.GET.KV_KEYS"),
@@ -78,6 +78,9 @@ GRANTED = {
     },
 }
 GRANTED["host"] = set[str]().union(*(GRANTED[entry.name] for entry in CATALOGUE))
+for name in (*(entry.name for entry in CATALOGUE), "host"):
+    # Of its own name, so that nobody ends another's lease, or speaks for it.
+    GRANTED[name] = GRANTED[name] | {f"$KV.LEASES.{name}.refused"}
 
 CALLS = (
     *("STREAM.CREATE", "STREAM.UPDATE", "STREAM.DELETE", "STREAM.PURGE", "STREAM.INFO"),
@@ -89,6 +92,7 @@ SUBJECTS = (
     *(f"weft.{kind}.{area}.t.refused" for kind in ("events", "snapshots") for area in AREAS),
     *("weft.events.refused", "weft.live.events.state.t.refused", "weft.tokens.state.t.refused"),
     *("$O.BLOBS.C.refused", "$O.BLOBS.M.refused", "$KV.LEASES.refused", "$KV.KEYS.refused"),
+    *(f"$KV.LEASES.{each}.refused" for each in (*(entry.name for entry in CATALOGUE), "host")),
     *sorted(KEEPS_KEYS - {"$KV.KEYS.refused"}),
     *("$SYS.REQ.SERVER.PING", "$SYS.REQ.ACCOUNT.WEFT.INFO", "$JS.ACK.EVENTS.refused", "refused"),
 )
@@ -101,7 +105,15 @@ API_CALLS = (
 )
 HEARD = (
     *(">", "*.>", "weft.>", "weft.events.>", "weft.live.events.>", "weft.live.>", "weft.tokens.>"),
-    *("weft.snapshots.>", "$KV.KEYS.>", "$KV.LEASES.>", "$O.BLOBS.>", "$JS.>", "$JS.API.>"),
+    *(
+        "weft.snapshots.>",
+        "$KV.KEYS.>",
+        "$KV.LEASES.>",
+        "weft.leases.>",
+        "$O.BLOBS.>",
+        "$JS.>",
+        "$JS.API.>",
+    ),
     *("$JS.EVENT.ADVISORY.>", "$SYS.>", "_INBOX.>", "_R_.>", "weft.js.>"),
 )
 PAYLOADS = {

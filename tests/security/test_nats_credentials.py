@@ -263,8 +263,8 @@ def lacking(kind: str, subject: str) -> BusUser:
 @pytest.mark.parametrize(
     ("right", "wanted"),
     [
-        (("hears", "$KV.LEASES.>"), "subscribe to $KV.LEASES.>"),
-        (("sends", "$KV.LEASES.*"), "publish to $KV.LEASES."),
+        (("hears", "weft.leases.>"), "subscribe to weft.leases.>"),
+        (("sends", "$KV.LEASES.host.*"), "publish to $KV.LEASES.host."),
         (("calls", "STREAM.MSG.GET.EVENTS"), "publish to $JS.API.STREAM.MSG.GET.EVENTS"),
         (("gets", "DIRECT.GET.EVENTS"), "publish to $JS.API.DIRECT.GET.EVENTS"),
     ],

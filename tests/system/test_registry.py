@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from mesh.control.leases import LEASE_SECONDS
-from mesh.control.nats_leases import LEASE_PREFIX, NatsLeases
+from mesh.control.nats_leases import ENDED, LEASE_PREFIX, NatsLeases
 from mesh.control.nats_registry import NatsRegistry
 from mesh.events.jetstream.connection import connect
 from mesh.ids import new_id
 from mesh.runtime.nats_server import EmbeddedNats, NatsEndpoint
+from mesh.runtime.nats_users import BusUser, bus_users
+from services.catalog import CATALOGUE
 from tests.support.nats import UNBOUND, UNBOUND_USERS
 from tests.support.processes import line_of, running, until
 from weft.control.v1 import instances_pb2
@@ -36,12 +38,12 @@ async def endpoint(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Na
 
 @contextlib.asynccontextmanager
 async def member(
-    endpoint: NatsEndpoint, instance: str, *services: str
+    endpoint: NatsEndpoint, instance: str, *services: str, user: BusUser = UNBOUND
 ) -> AsyncIterator[NatsRegistry]:
     """The registry as a process of that id has it; not registered yet. Each reading of its
     load counts one call more."""
-    connection = await connect(endpoint.url, name=instance, login=endpoint.login(UNBOUND))
-    leases = NatsLeases(connection, instance)
+    connection = await connect(endpoint.url, name=instance, login=endpoint.login(user))
+    leases = NatsLeases(connection, instance, user=user.name)
     await leases.start()
     calls = itertools.count(1)
     own = Instance(name=f"instances/{instance}", services=services or ("state",), zone="here")
@@ -148,9 +150,9 @@ async def test_what_isnt_an_instances_own_word_is_not_believed(endpoint: NatsEnd
             ("liar", Instance(name="instances/liar", target="there:1").SerializeToString()),
             (one_id, claim.SerializeToString()),
         ):
-            await connection.publish(LEASE_PREFIX + subject, data)
+            await connection.publish(f"{LEASE_PREFIX}host.{subject}", data)
         said = Instance(name="instances/liar", target="there:2", services=["tools"])
-        await connection.publish(LEASE_PREFIX + "liar", said.SerializeToString())
+        await connection.publish(f"{LEASE_PREFIX}host.liar", said.SerializeToString())
         await until(lambda: found(one, "liar") is not None)
         liar, own = found(one, "liar"), found(one, one_id)
         assert liar is not None
@@ -182,3 +184,40 @@ async def test_nobody_goes_because_nats_was_killed_and_lost_its_memory(tmp_path:
         await two.drain()
         await until(lambda: bool(changes))
     await server.stop()
+
+
+async def test_users_of_their_own_know_each_other_and_speak_for_nobody_else(
+    tmp_path: Path,
+) -> None:
+    users = {user.name: user for user in bus_users(CATALOGUE)}
+    server = EmbeddedNats(tmp_path, tuple(users.values()), port=0)
+    endpoint = await server.start()
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(server.stop)
+        parts = {
+            name: await stack.enter_async_context(member(endpoint, name, name, user=users[name]))
+            for name in ("gateway", "tools", "host")
+        }
+        for registry in parts.values():
+            await registry.register("127.0.0.1:1")
+        for registry in parts.values():
+            await until(lambda: len(registry.instances()) == len(parts))  # noqa: B023
+        liar = await connect(endpoint.url, name="liar", login=endpoint.login(users["tools"]))
+        stack.push_async_callback(liar.close)
+        for claim in (
+            # A service that its user isn't, and an instance that another user has.
+            Instance(name="instances/liar", target="there:1", services=["auth"]),
+            Instance(name="instances/gateway", target="there:1", services=["tools"]),
+        ):
+            instance = claim.name.removeprefix("instances/")
+            subject = f"{LEASE_PREFIX}tools.{instance}"
+            await liar.publish(subject, claim.SerializeToString())
+            await liar.publish(subject, ENDED)
+        honest = Instance(name="instances/another", target="there:2", services=["tools"])
+        await liar.publish(f"{LEASE_PREFIX}tools.another", honest.SerializeToString())
+        for registry in (parts["gateway"], parts["host"]):
+            await until(lambda: found(registry, "another") is not None)  # noqa: B023
+            assert found(registry, "liar") is None
+            gateway = found(registry, "gateway")
+            assert gateway is not None
+            assert (gateway.target, list(gateway.services)) == ("127.0.0.1:1", ["gateway"])

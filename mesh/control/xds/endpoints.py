@@ -37,12 +37,11 @@ def members_of(view: MeshView) -> tuple[tuple[Member, ...], tuple[str, ...]]:
     """The instances that can be told to clients, by name, and why each other one isn't.
 
     One wrong endpoint would have clients refuse all of a cluster's: an address must be an
-    IP with a port, and be there once. Of several at one address the latest counts, as the
-    others must be gone.
+    IP with a port.
     """
-    by_address: dict[tuple[str, int], Member] = {}
+    members: list[Member] = []
     left_out: list[str] = []
-    for instance in sorted(view.instances, key=_age):
+    for instance in sorted(view.instances, key=lambda each: each.name):
         if instance.state not in (_SERVING, _DRAINING):
             continue
         place = address_of(instance.target)
@@ -50,10 +49,18 @@ def members_of(view: MeshView) -> tuple[tuple[Member, ...], tuple[str, ...]]:
         if place is None or fault:
             left_out.append(f"{instance.name}: {fault}")
             continue
-        by_address[place] = Member(instance, *place)
-    members = sorted(by_address.values(), key=lambda member: member.instance.name)
+        members.append(Member(instance, *place))
     left_out += [f"{each.instance.name}: too many" for each in members[INSTANCES_MAX:]]
     return tuple(members[:INSTANCES_MAX]), tuple(left_out)
+
+
+def one_at_each_address(members: Iterable[Member]) -> list[Member]:
+    """Those of a service, by name: clients refuse a cluster that has an address twice. Of
+    several at one address the latest counts that takes calls, as the others must be gone."""
+    by_address = {
+        (member.address, member.port): member for member in sorted(members, key=_likelihood)
+    }
+    return sorted(by_address.values(), key=lambda member: member.instance.name)
 
 
 @lru_cache(_CACHED_MAX)
@@ -168,5 +175,7 @@ def _insecurity(view: MeshView, instance: instances_pb2.Instance, place: tuple[s
     return f"its SPIFFE id isn't that of {posing[0]}" if posing else ""
 
 
-def _age(instance: instances_pb2.Instance) -> tuple[int, int, str]:
-    return instance.start_time.seconds, instance.start_time.nanos, instance.name
+def _likelihood(member: Member) -> tuple[bool, int, int, str]:
+    instance = member.instance
+    started = instance.start_time
+    return instance.state == _SERVING, started.seconds, started.nanos, instance.name

@@ -12,6 +12,7 @@ from mesh.control.xds.endpoints import (
     believed_unhealthy,
     members_of,
     nearest,
+    one_at_each_address,
 )
 from mesh.control.xds.mesh_view import MeshView, Portion, RoutedService
 from mesh.control.xds.messages import (
@@ -68,7 +69,9 @@ def resources_of(view: MeshView, zone: str, *, rings: bool = True) -> Resources:
     clusters: dict[str, bytes] = {}
     endpoints: dict[str, bytes] = {}
     for service in view.services:
-        serving = [each for each in members if service.name in each.instance.services]
+        serving = one_at_each_address(
+            each for each in members if service.name in each.instance.services
+        )
         planned = _planned(service, serving, view.splits.get(service.name, ()))
         known = {plan.name: plan for plan in planned}
         if service.name in view.kept:

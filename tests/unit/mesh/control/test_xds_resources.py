@@ -242,6 +242,17 @@ def test_a_service_that_nobody_serves_has_a_route_all_the_same() -> None:
         assert not endpoints_of(resources, cluster).endpoints
 
 
+def test_who_claims_an_address_takes_no_other_service_from_who_is_there() -> None:
+    there, claims = local("a", 1), local("b", 1, state=DRAINING)
+    claims.start_time.seconds = there.start_time.seconds + 1
+    resources = resources_of(view(there, claims), "")
+    assert statuses(resources) == {1: "HEALTHY"}
+    claims.state = instances_pb2.INSTANCE_STATE_SERVING
+    claims.services[:] = ["vectors"]
+    resources = resources_of(view(there, claims), "")
+    assert statuses(resources, "state") == {1: "HEALTHY"}
+
+
 def test_of_two_at_one_address_the_later_counts() -> None:
     old, new = local("zombie", 1, version="1"), local("alive", 1, version="2")
     old.start_time.FromSeconds(100)
