@@ -41,6 +41,18 @@ def _bind(host: str, port: int) -> socket.socket:
     return bound
 
 
+def dialled_host(host: str) -> str:
+    """By what somebody on this machine dials who listens on `host`, in brackets where it is an
+    address of IPv6: loopback, where that stands for all of the machine's addresses."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if address.is_unspecified:
+        return "127.0.0.1" if address.version == 4 else "[::1]"
+    return f"[{host}]" if address.version == 6 else host
+
+
 def is_loopback(host: str) -> bool:
     """Whether what listens on `host`, a name or an address, can be reached from this machine
     only."""

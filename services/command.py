@@ -192,6 +192,10 @@ async def _serve(
     # What is written from here on is nobody else's business.
     os.umask(0o077)
     settings = RuntimeSettings(**given)
+    unknown = sorted(set(serves) - {entry.name for entry in CATALOGUE})
+    if unknown:
+        known = ", ".join(sorted(entry.name for entry in CATALOGUE))
+        raise usage_error(f"there is no service {unknown[0]}; there are {known}")
     if serves and not settings.nats_url:
         raise FailedPrecondition("NATS_URL isn't set: the parts of a deployment meet there")
     security = SecuritySettings(secrets_dir=secrets_dir) if secrets_dir else SecuritySettings()
@@ -213,7 +217,8 @@ async def _serve(
             said["api_key"] = first_key.text
             if first_key.file is not None:
                 said["api_key_file"] = str(first_key.file)
-        _announce(said, host.data_dir, output)
+        clients = not serves or "gateway" in serves
+        _announce(said, host.data_dir, output, clients=clients)
         await _stopped(stopping)
 
 
@@ -264,8 +269,10 @@ async def _stopped(stopping: asyncio.Event) -> None:
     print("weft: draining", file=sys.stderr)
 
 
-def _announce(said: Mapping[str, Any], data_dir: Path, output: Output) -> None:
-    """Says where Weft is, and the first key where it was made."""
+def _announce(
+    said: Mapping[str, Any], data_dir: Path, output: Output, *, clients: bool = True
+) -> None:
+    """Says where Weft is, and the first key where it was made; and what `clients` may try."""
     if output is not Output.TABLE:
         print(json.dumps(said), flush=True)
         return
@@ -294,13 +301,18 @@ def _announce(said: Mapping[str, Any], data_dir: Path, output: Output) -> None:
         f"{mesh}"
         f"  health   http://{http}/readyz   metrics http://{http}/metrics\n"
         f"  NATS     {said['nats']}\n"
-        f"{parts}"
-        "Try:\n"
-        f"  {weft} whoami\n"
-        f"  export TOKEN=$({weft} token)  # for other clients, five minutes\n"
-        f"  {grpcurl} {grpc} list\n"
-        f'  {grpcurl} -d \'{{"parent": "tenants/default"}}\' {grpc}'
-        " weft.tools.v1.ToolService/ListTools\n"
-        "Ctrl-C stops it.",
-        flush=True,
+        f"{parts}",
+        end="",
     )
+    if clients:
+        print(
+            "Try:\n"
+            f"  {weft} whoami\n"
+            f"  export TOKEN=$({weft} token)  # for other clients, five minutes\n"
+            f"  {grpcurl} {grpc} list\n"
+            f'  {grpcurl} -d \'{{"parent": "tenants/default"}}\' {grpc}'
+            " weft.tools.v1.ToolService/ListTools"
+        )
+    else:
+        print("It is a part of a deployment: clients come to one with gateway.")
+    print("Ctrl-C stops it.", flush=True)

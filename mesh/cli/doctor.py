@@ -82,6 +82,7 @@ def _checks(client: Client) -> Iterator[Check]:
         yield _service(client, service.full_name)
     if client.address.running is not None and client.address.running.http:
         yield _readiness(client.address.running.http)
+    yield from _mesh(client)
     yield _events(client)
     yield _event_log(client)
     yield _models(client)
@@ -170,6 +171,25 @@ def _service(client: Client, service: str) -> Check:
     verdicts = {"SERVING": Verdict.OK, "SERVICE_UNKNOWN": Verdict.WARN}
     detail = "its health isn't told here" if state == "SERVICE_UNKNOWN" else state
     return Check(service, verdicts.get(state, Verdict.FAIL), detail)
+
+
+def _mesh(client: Client) -> Iterator[Check]:
+    """Whether somebody serves each service: a gateway's own health is told for those, too, that
+    it hands on. Who may not ask isn't told."""
+    import grpc
+
+    from weft.control.v1 import mesh_service_pb2 as pb
+    from weft.control.v1.mesh_service_pb2_grpc import MeshServiceStub
+
+    try:
+        status = client.call(client.stub(MeshServiceStub).GetMeshStatus, pb.GetMeshStatusRequest())
+    except grpc.RpcError:
+        return
+    lacking = [each.name for each in status.services if not each.serving]
+    if lacking:
+        yield Check("mesh", Verdict.FAIL, f"nobody serves {', '.join(lacking)}")
+    else:
+        yield Check("mesh", Verdict.OK, f"{len(status.instances)} instances serve all services")
 
 
 def _readiness(http: str) -> Check:

@@ -5,7 +5,7 @@ Certificates are looked for anew with every handshake of a server and every seco
 client, so that new ones are used without a restart; connections that are open stay.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,19 @@ class Transport:
                 f"{host} isn't on this machine alone, and nothing encrypts what is sent there:"
                 " `weft ca init`, `weft ca issue` and WEFT_TLS_CERTIFICATE_DIR set up TLS;"
                 " WEFT_TLS_PLAIN_TEXT=1 goes without, on a network that you trust"
+            )
+
+    def check_serving(self, services: Iterable[str]) -> None:
+        """FailedPrecondition where the certificate isn't that of a process with the services:
+        nobody would call them here."""
+        if self._files is None:
+            return
+        process = self._files.held().process
+        wrong = [each for each in services if not process.may_act_as(each)]
+        if wrong:
+            raise FailedPrecondition(
+                f"the certificate in {self._files.folder} is that of {process}, which"
+                f" isn't a process with {', '.join(wrong)}: `weft ca issue SERVICE...` makes one"
             )
 
     def listen(self, server: grpc.aio.Server, address: str, *, processes: bool) -> int:

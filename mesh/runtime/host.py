@@ -53,6 +53,7 @@ from mesh.security.keyring import Keyring
 from mesh.security.master_key import open_master_key
 from mesh.security.sealing import SealedCodec
 from mesh.security.settings import SecuritySettings
+from mesh.sockets import dialled_host
 from mesh.telemetry import traces
 from mesh.telemetry.http import TelemetryServer
 from mesh.telemetry.metrics import new_registry
@@ -104,6 +105,7 @@ class Host:
         self._catalogue = in_call_order(catalogue)
         self._served = served(self._catalogue, serves)
         self._bus = union(entry.bus for entry in self._served)
+        self.transport.check_serving([entry.name for entry in self._served])
         self._instance = new_id()
         self._repositories: dict[int, Repository[Any]] = {}
         self._redis: LazyRedis | None = None
@@ -245,7 +247,7 @@ class Host:
     def announce(self, name: str, wanted_port: int, port: int) -> None:
         """Says where a part of this process listens, and so that it isn't the port that
         was asked for."""
-        self.addresses[name] = f"{self.settings.host}:{port}"
+        self.addresses[name] = f"{dialled_host(self.settings.host)}:{port}"
         if wanted_port not in (0, port):
             self.notes.append(f"port {wanted_port} ({name}) is in use; using {port}")
 
@@ -316,7 +318,8 @@ class Host:
     async def _connect(self, predecessor: str | None) -> None:
         settings, replicas = self.settings, self.settings.nats_replicas
         url, admin, login = await self._find_nats()
-        self.addresses["nats"] = url.rpartition("@")[2].removeprefix("nats://")
+        servers = (each.rpartition("@")[2].removeprefix("nats://") for each in url.split(","))
+        self.addresses["nats"] = ",".join(servers)
         await self._prepare(url, admin)
         connection = await connect_prepared(
             url,
@@ -441,7 +444,7 @@ class Host:
         self.announce("grpc", settings.grpc_port, port)
         if shared:
             # For clients; other instances dial this one's own port.
-            self.addresses["grpc"] = f"{settings.host}:{shared}"
+            self.addresses["grpc"] = f"{dialled_host(settings.host)}:{shared}"
         await self.registry.register(*await targets(settings, mesh_port or port, self.addresses))
 
     async def _stop_server(self, server: RpcServer) -> None:

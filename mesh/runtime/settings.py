@@ -72,6 +72,9 @@ class RuntimeSettings(Section):
     """The valkey-server to embed; else the one on PATH, else the wheel's."""
     accept_loss: bool = False
     """Start on an event log that lost commits, with what is there. For one start only."""
+    hung_seconds: float = Field(15.0, ge=2, le=600)
+    """How long a replica may say nothing before `weft up --processes` kills it, and starts
+    another."""
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
     notice_seconds: float = Field(0.2, ge=0, le=30)
     """How long a server says that it drains before it takes no more calls."""

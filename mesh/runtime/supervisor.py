@@ -9,6 +9,7 @@ pauses, for as long as the supervisor lives; Linux ends the parts when it dies.
 import asyncio
 import json
 import os
+import signal
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -29,7 +30,7 @@ from mesh.runtime.service import ServiceEntry
 from mesh.runtime.settings import RuntimeSettings
 from mesh.runtime.valkey_server import EmbeddedValkey
 from mesh.security.master_key import VARIABLE
-from mesh.sockets import bind_first_free
+from mesh.sockets import bind_first_free, dialled_host
 from mesh.telemetry.http import TelemetryServer
 from mesh.telemetry.metrics import new_registry
 
@@ -40,6 +41,9 @@ STOP_SECONDS = 5.0
 PAUSE_SECONDS_MIN = 0.1
 PAUSE_SECONDS_MAX = 10.0
 STEADY_SECONDS = 5.0
+LOOK_SECONDS = 1.0
+"""How often each part is asked whether it is ready, and how long it has to answer."""
+_ANSWER_BYTES_MAX = 64
 
 _log = structlog.get_logger(__name__)
 
@@ -138,8 +142,9 @@ class Supervisor:
         self._accept_loss = False
         await asyncio.gather(*(self._launch(part) for part in others))
         for part in self.parts:
-            task = asyncio.create_task(self._supervise(part), name=f"{part.name} supervisor")
-            self._tasks.add(task)
+            for watching, what in ((self._supervise, "supervisor"), (self._look, "liveness")):
+                task = asyncio.create_task(watching(part), name=f"{part.name} {what}")
+                self._tasks.add(task)
         self._stack.push_async_callback(self._telemetry.stop)
         wanted = self.settings.http_port
         port = await self._telemetry.start(self.settings.host, wanted)
@@ -267,6 +272,30 @@ class Supervisor:
                 self._restarts.labels(str(part.number)).inc()
                 _log.info("process_restarted", process=part.number)
 
+    async def _look(self, part: Part) -> None:
+        """Knows whether the part is ready, and ends one that says nothing at all: new
+        connections go on coming to it, since the system spreads them over who listens."""
+        clock = asyncio.get_running_loop().time
+        answered = clock()
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            child = part.child
+            if child is None or not child.alive:
+                answered = clock()
+                continue
+            ready = await _is_ready(str(part.said.get("http", "")))
+            if part.child is not child:
+                answered = clock()
+                continue
+            part.ready = ready is True
+            if ready is not None:
+                answered = clock()
+            elif clock() - answered >= self.settings.hung_seconds:
+                _log.error("process_hangs", process=part.number, pid=child.pid)
+                # The one that supervises starts the next.
+                os.kill(child.pid, signal.SIGKILL)
+                answered = clock()
+
     async def _stop_parts(self) -> None:
         for task in self._tasks:
             task.cancel()
@@ -278,7 +307,7 @@ class Supervisor:
         await asyncio.gather(*(child.stop(seconds) for child in children))
 
     def _announce(self, name: str, wanted_port: int, port: int) -> None:
-        self.addresses[name] = f"{self.settings.host}:{port}"
+        self.addresses[name] = f"{dialled_host(self.settings.host)}:{port}"
         if wanted_port not in (0, port):
             self.notes.append(f"port {wanted_port} ({name}) is in use; using {port}")
 
@@ -287,3 +316,20 @@ class Supervisor:
         shared = {key: self.first[key] for key in keys if key in self.first}
         path = write_addresses(self.settings.data_dir, {**self.addresses, **shared})
         self._stack.callback(path.unlink, missing_ok=True)
+
+
+async def _is_ready(address: str) -> bool | None:
+    """What `/readyz` says at the address; None where nobody answers in time."""
+    host, _, port = address.rpartition(":")
+    writer = None
+    try:
+        async with asyncio.timeout(LOOK_SECONDS):
+            reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            writer.write(b"GET /readyz HTTP/1.1\r\nHost: weft\r\nConnection: close\r\n\r\n")
+            status = await reader.read(_ANSWER_BYTES_MAX)
+    except (OSError, ValueError, TimeoutError):
+        return None
+    finally:
+        if writer is not None:
+            writer.close()
+    return status.startswith(b"HTTP/1.1 200") if status else None

@@ -5,6 +5,8 @@ import json
 import os
 import signal
 import time
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -119,8 +121,32 @@ def test_what_can_not_be_served_is_said(
     tmp_path: Path, services: list[str], environment: dict[str, str], said: str
 ) -> None:
     ran = weft("serve", *services, "--data-dir", tmp_path / "data", **environment)
-    assert ran.code not in (0, None)
+    assert ran.code == (2 if "nonsense" in services else 1)
     assert said in ran.err
+
+
+def test_a_replica_that_hangs_is_told_and_replaced(tmp_path: Path) -> None:
+    options = ("--processes", "2", "--port", "0", "--http-port", "0", "--data-dir")
+    hung = {"WEFT_RUNTIME_HUNG_SECONDS": "4"}
+    with weft_up(tmp_path / "log", *options, tmp_path / "data", **hung) as up:
+        pid = pids(up)[1]
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: "process 2" in waiting_for(up))
+        until(lambda: not runs(pid))
+        until(lambda: waiting_for(up) == [])
+        assert "process_hangs" in up.log
+        assert serving(up) == 2
+
+
+def waiting_for(up: WeftUp) -> list[str]:
+    """The parts that aren't ready, as the supervisor says."""
+    try:
+        with urllib.request.urlopen(f"http://{up.said['http']}/readyz", timeout=10) as answer:
+            body = answer.read()
+    except urllib.error.HTTPError as error:
+        body = error.read()
+    found: list[str] = json.loads(body)["waiting_for"]
+    return found
 
 
 @pytest.fixture(scope="module")
