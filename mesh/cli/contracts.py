@@ -34,6 +34,7 @@ _MODULES = (
     "weft.scheduler.v1.task_service_pb2",
     "weft.scheduler.v1.worker_service_pb2",
     "weft.state.v1.events_pb2",
+    "weft.state.v1.export_events_pb2",
     "weft.state.v1.session_service_pb2",
     "weft.state.v1.state_service_pb2",
     "weft.tools.v1.events_pb2",

@@ -185,6 +185,9 @@ def _mesh(client: Client) -> Iterator[Check]:
         status = client.call(client.stub(MeshServiceStub).GetMeshStatus, pb.GetMeshStatusRequest())
     except grpc.RpcError:
         return
+    if not status.instances:
+        # A process that has no registry.
+        return
     lacking = [each.name for each in status.services if not each.serving]
     if lacking:
         yield Check("mesh", Verdict.FAIL, f"nobody serves {', '.join(lacking)}")

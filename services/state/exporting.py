@@ -9,7 +9,7 @@ from mesh.events.lineage import lineage
 from mesh.events.store import CommitDraft, NewEvent
 from services.state import domain
 from services.state.records import recorded
-from weft.state.v1 import events_pb2, session_pb2, session_service_pb2
+from weft.state.v1 import events_pb2, export_events_pb2, session_pb2, session_service_pb2
 
 FORMAT = 1
 _IMPORTED = events_pb2.SessionImported.DESCRIPTOR.full_name
@@ -22,7 +22,7 @@ async def note_export(
 ) -> None:
     """Stores for the audit trail who exports what `state` holds; before any of it is told, so
     that nothing is told where this can't be stored."""
-    fact = events_pb2.SessionExported(session=state.name, revision=state.revision)
+    fact = export_events_pb2.SessionExported(session=state.name, revision=state.revision)
     draft = CommitDraft(
         [NewEvent(fact)],
         repository.clock.now_ns(),

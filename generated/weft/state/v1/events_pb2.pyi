@@ -813,31 +813,3 @@ class TurnStalled(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TurnStalled: _TypeAlias = TurnStalled  # noqa: Y015
-
-@_typing.final
-class SessionExported(_message.Message):
-    """Somebody exported the session: all that it holds was told, opened. It is no fact of
-    the session's own stream, which an export leaves as it is.
-    """
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SESSION_FIELD_NUMBER: _builtins.int
-    REVISION_FIELD_NUMBER: _builtins.int
-    session: _builtins.str
-    """The session's name."""
-    revision: _builtins.int
-    """The session's revision, up to which it was told."""
-    def __init__(
-        self,
-        *,
-        session: _builtins.str = ...,
-        revision: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "session", b"session"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___SessionExported: _TypeAlias = SessionExported  # noqa: Y015
