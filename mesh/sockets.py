@@ -41,6 +41,11 @@ def _bind(host: str, port: int) -> socket.socket:
     return bound
 
 
+def address_at(host: str, port: int) -> str:
+    """A host and a port as they are dialled or listened at: an address of IPv6 in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def dialled_host(host: str) -> str:
     """By what somebody on this machine dials who listens on `host`, in brackets where it is an
     address of IPv6: loopback, where that stands for all of the machine's addresses."""

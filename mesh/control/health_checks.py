@@ -73,10 +73,9 @@ class _Health:
 
 
 class HealthChecks:
-    """Checks the instances that `set` named last, as `dialling` reaches
-    them, and calls `changed` with
-    the names of the unhealthy ones whenever those became others. Made, called and closed in
-    one event loop.
+    """Checks the instances that `set` named last, as `dialling` reaches them, and calls
+    `changed` with the names of the unhealthy ones whenever those became others. Made, called
+    and closed in one event loop.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ from mesh.control.xds.mesh_view import MeshView
 from mesh.control.xds.messages import ENDPOINT_TYPE, ROUTE_TYPE
 from mesh.control.xds.names import TARGET
 from mesh.control.xds.resources import resources_of
+from mesh.sockets import address_at
 from weft.control.v1 import mesh_service_pb2 as pb
 from weft.control.v1.instances_pb2 import INSTANCE_STATE_DRAINING, INSTANCE_STATE_SERVING, Instance
 from weft.xds.v1 import endpoint_pb2, route_pb2
@@ -52,7 +53,7 @@ def routes_of(view: MeshView, zone: str, service: str = "") -> pb.ListRoutesResp
     told = route_pb2.RouteConfiguration.FromString(resources.by_type[ROUTE_TYPE][TARGET])
     routes = told.virtual_hosts[0].routes
     members, _ = members_of(view)
-    names = {_address(each.address, each.port): each.instance.name for each in members}
+    names = {address_at(each.address, each.port): each.instance.name for each in members}
     response = pb.ListRoutesResponse(left_out=resources.left_out, zone=zone)
     for routed in view.services:
         if service not in ("", routed.name):
@@ -91,7 +92,7 @@ def _endpoints(data: bytes, names: Mapping[str, str]) -> list[pb.RouteEndpoint]:
     for group in told.endpoints:
         for each in group.lb_endpoints:
             place = each.endpoint.address.socket_address
-            address = _address(place.address, place.port_value)
+            address = address_at(place.address, place.port_value)
             found.append(
                 pb.RouteEndpoint(
                     instance=names[address],
@@ -103,7 +104,3 @@ def _endpoints(data: bytes, names: Mapping[str, str]) -> list[pb.RouteEndpoint]:
                 )
             )
     return sorted(found, key=lambda each: (each.priority, each.zone, each.instance))
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

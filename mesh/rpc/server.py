@@ -19,7 +19,7 @@ from mesh.rpc.reflection import reflection_endpoints
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.status import DETAILS_KEY, code_of, to_status
 from mesh.rpc.transport import PLAIN, Transport
-from mesh.sockets import bind_first_free
+from mesh.sockets import address_at, bind_first_free
 
 _PORT_ATTEMPTS_MAX = 3
 WRITE_SECONDS = 1.0
@@ -130,8 +130,7 @@ class RpcServer:
         raise FailedPrecondition(f"can't listen on {host}:{port}")
 
     def _listen(self, host: str, port: int, *, processes: bool) -> int:
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        return self._transport.listen(self._server, address, processes=processes)
+        return self._transport.listen(self._server, address_at(host, port), processes=processes)
 
 
 class _Health(health.aio.HealthServicer):

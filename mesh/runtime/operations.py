@@ -17,8 +17,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from mesh.call import Call
 from mesh.control.mesh_status import left_without, routes_of, status_of
 from mesh.control.nats_registry import COLLECTION
-from mesh.errors import Conflict, FailedPrecondition, NotFound
-from mesh.events.store import CommitDraft, HeadConflict, NewEvent, StreamName
+from mesh.errors import FailedPrecondition, NotFound
+from mesh.events.appending import append_behind
+from mesh.events.store import CommitDraft, NewEvent, StreamName
 from mesh.rpc.channel import RemoteChannel
 from mesh.rpc.server import RpcServer
 from mesh.runtime import dump
@@ -32,9 +33,6 @@ RELAYING = ("control", "gateway")
 """Services whose processes take such calls from outside: the catalogue lets them call it, and
 they may append to AREA."""
 AREA = "instances"
-CONFLICTS_MAX = 16
-_FAR_NS = 2**63 - 1
-"""A time that every commit is stored before."""
 
 
 class Operations:
@@ -187,20 +185,12 @@ class Operations:
         if call.relayed_by or call.principal is None or not call.principal.tenant:
             return
         self._relaying()
-        events = self._mesh.events
         stream = StreamName(AREA, call.principal.tenant, (name.removeprefix(COLLECTION),))
-        for _ in range(CONFLICTS_MAX):
-            head = await events.head_at(stream, _FAR_NS)
-            draft = CommitDraft(
-                [NewEvent(fact)],
-                self._mesh.clock.now_ns(),
-                actor=call.actor,
-                request_id=call.request_id,
-                traceparent=call.traceparent,
-            )
-            try:
-                await events.append(stream, draft, head)
-            except HeadConflict:
-                continue
-            return
-        raise Conflict(f"{stream}: {CONFLICTS_MAX} other commits came first")
+        draft = CommitDraft(
+            [NewEvent(fact)],
+            self._mesh.clock.now_ns(),
+            actor=call.actor,
+            request_id=call.request_id,
+            traceparent=call.traceparent,
+        )
+        await append_behind(self._mesh.events, stream, draft)

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from mesh.control.nats_registry import COLLECTION
 from mesh.errors import FailedPrecondition
 from mesh.runtime.settings import RuntimeSettings
+from mesh.sockets import address_at
 from mesh.telemetry.metrics import Served
 from weft.control.v1 import instances_pb2
 
@@ -41,7 +42,7 @@ def target_of(settings: RuntimeSettings, port: int) -> str:
     take a moment. FailedPrecondition where there is no such address."""
     named = settings.advertised_host or settings.host
     host = _towards(settings.nats_url) if _is_everywhere(named) else _address_of(named)
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return address_at(host, port)
 
 
 async def targets(

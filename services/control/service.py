@@ -6,7 +6,7 @@ from mesh.call import Call
 from mesh.control.registry import Registry
 from mesh.rpc.pages import read_page_token, write_page_token
 from mesh.runtime.service import Mesh
-from mesh.sockets import bind_first_free
+from mesh.sockets import address_at, bind_first_free
 from services.control.traffic import Traffic
 from weft.control.v1 import registry_service_pb2 as pb
 
@@ -41,9 +41,8 @@ class ControlService:
         transport.check_listening(settings.host)
         with bind_first_free(settings.host, settings.xds_port) as probe:
             free: int = probe.getsockname()[1]
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
         credentials = transport.server_credentials(processes=True)
-        port = await self._mesh.control_plane.serve(f"{host}:{free}", credentials)
+        port = await self._mesh.control_plane.serve(address_at(settings.host, free), credentials)
         self._mesh.announce("xds", settings.xds_port, port)
 
     async def stop(self) -> None:
