@@ -33,6 +33,7 @@ INSTANCES_MAX = 1_000
 COLLECTION = "instances/"
 """What an instance's name begins with, before its id."""
 
+_SERVING = instances_pb2.INSTANCE_STATE_SERVING
 _log = structlog.get_logger(__name__)
 
 
@@ -57,6 +58,7 @@ class NatsRegistry:
         self._users: dict[str, str] = {}
         self._full = False
         self._by_service: dict[str, Sequence[Instance]] = {}
+        self._serving: dict[str, Sequence[Instance]] = {}
         self._callbacks: list[Callable[[], None]] = []
 
     async def start(self) -> None:
@@ -76,7 +78,18 @@ class NatsRegistry:
         if found is None:
             by_name = sorted(self._known.values(), key=lambda each: each.name)
             found = tuple(each for each in by_name if not service or service in each.services)
-            self._by_service[service] = found
+            if found:
+                # Callers may ask for any name; those that nobody has aren't kept.
+                self._by_service[service] = found
+        return found
+
+    def serving(self, service: str = "") -> Sequence[Instance]:
+        """See Registry."""
+        found = self._serving.get(service)
+        if found is None:
+            found = tuple(each for each in self.instances(service) if each.state == _SERVING)
+            if found:
+                self._serving[service] = found
         return found
 
     def on_change(self, callback: Callable[[], None]) -> None:
@@ -91,7 +104,7 @@ class NatsRegistry:
     async def register(self, target: str, xds_target: str = "") -> None:
         """See Registry."""
         self._own.target, self._own.xds_target = target, xds_target
-        await self._say(instances_pb2.INSTANCE_STATE_SERVING)
+        await self._say(_SERVING)
 
     async def drain(self) -> None:
         """See Registry."""
@@ -155,6 +168,7 @@ class NatsRegistry:
 
     def _changed(self) -> None:
         self._by_service.clear()
+        self._serving.clear()
         loop = asyncio.get_running_loop()
         for callback in self._callbacks:
             # Not from here: what fails there must not end the renewals.

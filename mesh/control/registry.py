@@ -20,6 +20,10 @@ class Registry(Protocol):
         that drain. The caller changes none of them."""
         ...
 
+    def serving(self, service: str = "") -> Sequence[Instance]:
+        """Those of them that take calls."""
+        ...
+
     def on_change(self, callback: Callable[[], None]) -> None:
         """Calls `callback` after an instance came, went, or said something else of itself
         than how busy it is."""

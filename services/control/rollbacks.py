@@ -14,7 +14,6 @@ from mesh.errors import FailedPrecondition, WeftError
 from mesh.events.aggregate import Repository
 from services.control import domain
 from services.control.splits import Splits
-from weft.control.v1 import instances_pb2
 
 LOOK_SECONDS = 1.0
 """How often it looks; instances say three times as often how many calls failed."""
@@ -122,8 +121,4 @@ def served(registry: Registry, service: str) -> Mapping[str, tuple[str, domain.S
 
 def running_versions(registry: Registry, service: str) -> frozenset[str]:
     """Versions of the instances that take calls of the service."""
-    return frozenset(
-        instance.version
-        for instance in registry.instances(service)
-        if instance.state == instances_pb2.INSTANCE_STATE_SERVING
-    )
+    return frozenset(instance.version for instance in registry.serving(service))

@@ -189,7 +189,7 @@ class Looks:
         self._hand = Hand()
         self.splits = [Splits(store) for _ in range(count)]
         self._rollbacks = [
-            Rollbacks(splits, Repository(store, SPLIT_FOLD), registry, self._hand.clock)  # type: ignore[arg-type]
+            Rollbacks(splits, Repository(store, SPLIT_FOLD), registry, self._hand.clock)
             for splits in self.splits
         ]
 

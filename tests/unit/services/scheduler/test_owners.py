@@ -32,6 +32,9 @@ class Registered:
     def instances(self, service: str = "") -> Sequence[Instance]:
         return [each for each in self._instances.values() if service in ("", *each.services)]
 
+    def serving(self, service: str = "") -> Sequence[Instance]:
+        return [each for each in self.instances(service) if each.state == SERVING]
+
     def on_change(self, callback: Callable[[], None]) -> None:
         self._callbacks.append(callback)
 
