@@ -3,30 +3,35 @@
 Each renewal of a lease carries its instance, so whoever hears the renewals knows them all
 within one renewal's time: there is no second heartbeat. Whether one is gone, the leases
 say; they are in doubt while NATS was away or has lost its memory, and nobody goes then.
+What NATS would keep for longer than a lease is nobody's word: nothing would end it.
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import structlog
 from google.protobuf.message import DecodeError
 
+from mesh.control.leases import LEASE_SECONDS
 from mesh.control.nats_leases import (
     ENDED,
     LEASE_PREFIX,
     LEASE_STREAM,
     LIVE_LEASE_PREFIX,
+    RENEW_SECONDS,
+    TTL_HEADER,
     NatsLeases,
 )
+from mesh.events.jetstream.connection import TooMany
 from mesh.security.spiffe import HOST
 from weft.control.v1 import instances_pb2
 from weft.control.v1.instances_pb2 import Instance
 
 if TYPE_CHECKING:
-    from nats.aio.msg import Msg
-
     from mesh.events.jetstream.connection import Connection
+    from mesh.events.jetstream.fast_client import StoredMessage
 
 INSTANCES_MAX = 1_000
 """Most instances that are known at once."""
@@ -34,6 +39,8 @@ COLLECTION = "instances/"
 """What an instance's name begins with, before its id."""
 
 _SERVING = instances_pb2.INSTANCE_STATE_SERVING
+_TTL = re.compile(rb"\r\n%b:([^\r]*)" % TTL_HEADER.encode())
+_SECONDS = re.compile(rb" *(\d{1,9})s? *")
 _log = structlog.get_logger(__name__)
 
 
@@ -57,6 +64,7 @@ class NatsRegistry:
         self._known: dict[str, Instance] = {}
         self._users: dict[str, str] = {}
         self._full = False
+        self._endless = False
         self._by_service: dict[str, Sequence[Instance]] = {}
         self._serving: dict[str, Sequence[Instance]] = {}
         self._callbacks: list[Callable[[], None]] = []
@@ -65,12 +73,17 @@ class NatsRegistry:
         """Returns once it knows who is there, and listens for as long as the connection is
         open. EventStoreUnavailable where it can't."""
         self._leases.on_look(self._look)
-        await self._connection.subscribe(f"{LIVE_LEASE_PREFIX}>", self._hear)
-        there = await self._connection.direct_get(
-            LEASE_STREAM, {"multi_last": [f"{LEASE_PREFIX}>"]}
-        )
+        await self._connection.follow_stored(f"{LIVE_LEASE_PREFIX}>", self._learn)
+        try:
+            there = await self._connection.direct_get(
+                LEASE_STREAM, {"multi_last": [f"{LEASE_PREFIX}>"]}
+            )
+        except TooMany:
+            # More than there may be; who is there says so again, and is heard.
+            await asyncio.sleep(2 * RENEW_SECONDS)
+            return
         for message in there.messages:
-            self._learn(message.subject, message.data)
+            self._learn(message)
 
     def instances(self, service: str = "") -> Sequence[Instance]:
         """See Registry."""
@@ -121,16 +134,21 @@ class NatsRegistry:
         self._own.load.CopyFrom(self._load())
         return self._own.SerializeToString()
 
-    async def _hear(self, message: "Msg") -> None:
-        self._learn(message.subject, message.data)
-
-    def _learn(self, subject: str, data: bytes) -> None:
-        key = subject.removeprefix(LEASE_PREFIX).removeprefix(LIVE_LEASE_PREFIX)
+    def _learn(self, message: "StoredMessage") -> None:
+        """Raises nothing, since the connection's reading would end."""
+        key, data = message.subject.removeprefix(LEASE_PREFIX), message.data
         user, _, instance_id = key.rpartition(".")
         if data == ENDED:
             self._leases.end(key)
             self._look()
             return
+        if not _ends_with_lease(message.headers):
+            self._leases.disregard(key)
+            if not self._endless:
+                _log.warning("instance_without_end", instance=instance_id, user=user)
+            self._endless = True
+            return
+        self._leases.regard(key)
         if instance_id == self._leases.instance or not data:
             # Itself, or one that holds a lease and takes no calls yet.
             return
@@ -143,6 +161,7 @@ class NatsRegistry:
             _log.warning("instance_of_another_user", instance=instance_id, user=user)
             return
         if before is not None and self._users[instance_id] != user:
+            self._leases.disregard(key)
             _log.warning("instance_of_another_user", instance=instance_id, user=user)
             return
         if before is None and len(self._known) >= INSTANCES_MAX:
@@ -173,6 +192,14 @@ class NatsRegistry:
         for callback in self._callbacks:
             # Not from here: what fails there must not end the renewals.
             loop.call_soon(callback)
+
+
+def _ends_with_lease(headers: bytes) -> bool:
+    """Whether NATS removes the message no later than a lease ends. Of several such headers NATS
+    goes by the first one."""
+    found = _TTL.search(headers)
+    seconds = _SECONDS.fullmatch(found[1]) if found is not None else None
+    return seconds is not None and 0 < int(seconds[1]) <= LEASE_SECONDS
 
 
 def _parsed(data: bytes) -> Instance | None:

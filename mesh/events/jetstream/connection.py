@@ -69,6 +69,10 @@ class NotPermitted(EventStoreUnavailable):
         )
 
 
+class TooMany(EventStoreUnavailable):
+    """NATS doesn't answer with as many messages as that would be."""
+
+
 class NoReply(EventStoreUnavailable):
     """No answer came in time, or the connection broke: NATS may have done it or not."""
 
@@ -199,7 +203,8 @@ class Connection:
         self, stream: str, request: Mapping[str, Any], *, timeout: float = READ_ATTEMPT_SECONDS
     ) -> Batch:
         """Messages of a stream, by a batched direct get (NATS ADR-31): `request` has `batch`
-        or `multi_last`. On a replicated stream they may lack what was stored just now."""
+        or `multi_last`. On a replicated stream they may lack what was stored just now. TooMany
+        where `multi_last` finds more than 1,024."""
         messages: list[StoredMessage] = []
 
         def take(data: bytes, headers: bytes) -> None:
@@ -237,6 +242,8 @@ class Connection:
         end = await self._ask(call, asked, None, timeout, take)
         if end.status == "503":
             raise NotSent(f"nobody answers for the stream {stream}")
+        if end.status == "413":
+            raise TooMany(f"the stream {stream} has more than it tells at once")
         if end.status not in ("204", "404"):
             raise NoReply(f"the stream {stream} answered with status {end.status}")
         return end
