@@ -8,6 +8,7 @@ from services.control.domain.decide import (
     RollBack,
     RollBackFailing,
     SetSplit,
+    check_running,
     decide,
     find_request,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "SetSplit",
     "State",
     "agent_of",
+    "check_running",
     "decide",
     "drawn",
     "failing",

@@ -45,11 +45,13 @@ class SetSplit:
 
 @dataclass(frozen=True, slots=True)
 class Promote:
-    """Gives all to one portion: the one of that version, or of that agent's revision."""
+    """Gives all to one portion: the one of that version, or of that agent's revision.
+    `running` are the versions that may take calls; None for any."""
 
     request: Request
     version: str
     agent_revision: int
+    running: frozenset[str] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ def decide(state: State, command: Command) -> list[Message]:
     is nothing to do.
 
     Raises NotFound, InvalidArgument, Conflict for a stale etag, RequestIdReused,
-    FailedPrecondition where there is nothing to go back to.
+    FailedPrecondition where there is nothing to go back to, or nobody runs what gets all.
     """
     if isinstance(command, RollBackFailing):
         return _roll_back_failing(state, command)
@@ -111,6 +113,17 @@ def find_request(state: State, request_id: str, request_hash: bytes) -> bool:
                 raise RequestIdReused(f"request_id {request_id} came before with another body")
             return True
     return False
+
+
+def check_running(name: str, versions: frozenset[str], running: frozenset[str]) -> None:
+    """FailedPrecondition unless all of the versions are among those that run."""
+    absent = ", ".join(sorted(versions - running))
+    if absent:
+        raise FailedPrecondition(
+            f"no instance of {service_of(name)} that takes calls runs {absent};"
+            " allow_absent (--allow-absent) goes on all the same",
+            metadata={"resource": name},
+        )
 
 
 def _set(command: SetSplit) -> list[Message]:
@@ -157,6 +170,8 @@ def _promote(state: State, command: Promote) -> list[Message]:
         raise FailedPrecondition(
             f"{request.name} has no portion of {named}", metadata={"resource": request.name}
         )
+    if command.running is not None:
+        check_running(request.name, frozenset({command.version}), command.running)
     portion = splits_pb2.Portion(
         version=command.version, agent_revision=command.agent_revision, weight=PROMOTED_WEIGHT
     )

@@ -43,8 +43,8 @@ class Told:
         portions = [splits_pb2.Portion(version=name, weight=weight) for name, weight in weights]
         return self.do(domain.SetSplit(self.request(**fields), portions, None))
 
-    def promote(self, version: str) -> None:
-        self.do(domain.Promote(self.request(), version, 0))
+    def promote(self, version: str, running: frozenset[str] | None = None) -> None:
+        self.do(domain.Promote(self.request(), version, 0, running))
 
     def roll_back(self, running: frozenset[str] | None = RUNNING) -> None:
         self.do(domain.RollBack(self.request(), running))
@@ -199,7 +199,7 @@ def test_several_that_see_it_fail_take_it_back_once(split: Told) -> None:
 def test_the_same_request_changes_nothing_more(split: Told) -> None:
     assert len(split.set(("v1", 1), id="same")) == 1
     assert split.set(("v1", 1), id="same") == []
-    command = domain.Promote(domain.Request(NAME, "same", b"other", "me", "", ""), "v1", 0)
+    command = domain.Promote(domain.Request(NAME, "same", b"other", "me", "", ""), "v1", 0, None)
     with pytest.raises(RequestIdReused):
         split.do(command)
 

@@ -126,6 +126,30 @@ async def test_who_drains_takes_no_share(traffic: Traffic) -> None:
     await traffic.set_split(request(v1=1, v3=0), call())
 
 
+async def test_what_nobody_runs_is_promoted_only_where_that_is_wanted(traffic: Traffic) -> None:
+    wanted = request(v1=1, v3=0)
+    wanted.portions.add(version="gone")
+    await traffic.set_split(wanted, call())
+    for version in ("3", "gone"):
+        with pytest.raises(FailedPrecondition, match=f"runs {version}; .*--allow-absent"):
+            await traffic.promote(pb.PromoteRequest(name=SPLIT, version=version), call())
+    absent = pb.PromoteRequest(name=SPLIT, version="gone", allow_absent=True)
+    await traffic.promote(absent, call())
+    with pytest.raises(FailedPrecondition, match="no portion of 2"):
+        await traffic.promote(pb.PromoteRequest(name=SPLIT, version="2"), call())
+
+
+async def test_a_promotion_that_comes_again_is_not_judged_again(
+    traffic: Traffic, registry: MemoryInstances
+) -> None:
+    await traffic.set_split(request(v1=1, v2=1), call())
+    wanted = pb.PromoteRequest(name=SPLIT, version="2", request_id="once")
+    first = await traffic.promote(wanted, call())
+    for each in registry.instances("scheduler"):
+        each.state = DRAINING
+    assert await traffic.promote(wanted, call()) == first
+
+
 async def test_what_is_not_there_has_no_split(traffic: Traffic) -> None:
     with pytest.raises(NotFound):
         await traffic.set_split(request("services/nobody/split", v1=1), call())
