@@ -161,7 +161,6 @@ class NatsRegistry:
             _log.warning("instance_of_another_user", instance=instance_id, user=user)
             return
         if before is not None and self._users[instance_id] != user:
-            self._leases.disregard(key)
             _log.warning("instance_of_another_user", instance=instance_id, user=user)
             return
         if before is None and len(self._known) >= INSTANCES_MAX:
