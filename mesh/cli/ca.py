@@ -83,19 +83,19 @@ def _ca(load_services: LoadServices) -> typer.Typer:
             list[str] | None, typer.Option(help="An address by which clients reach it; repeatable.")
         ] = None,
         name: Annotated[
-            str,
+            str | None,
             typer.Option(
                 help="What its folder is called, so that each machine has one: the services'"
                 " names where it isn't said."
             ),
-        ] = "",
+        ] = None,
         client: Annotated[
-            str,
+            str | None,
             typer.Option(
                 metavar="NAME",
                 help="Instead one for a client that isn't Weft's, such as grpc-go on xds:///weft.",
             ),
-        ] = "",
+        ] = None,
         everything: Annotated[
             bool, typer.Option("--all", help="Renew all that were issued, with their names.")
         ] = False,
@@ -110,9 +110,11 @@ def _ca(load_services: LoadServices) -> typer.Typer:
         What runs already takes a new certificate without a restart; renew in time, by cron:
         `weft ca issue --all`. On another machine it needs a copy of the folder: `cp -rL`.
         """
-        if everything and (services or dns or ip or name or client):
+        # One that is empty is meant, too, as where a shell's variable isn't set.
+        named = name is not None or client is not None
+        if everything and (services or dns or ip or named):
             raise usage_error("--all renews what there is; name services or renew all")
-        if client and (services or dns or ip or name):
+        if client is not None and (services or dns or ip or name is not None):
             raise usage_error("--client goes alone: a client is no service, and isn't dialled")
         with explained():
             from mesh.security.spiffe import role_of
@@ -120,25 +122,26 @@ def _ca(load_services: LoadServices) -> typer.Typer:
             authority = _authority(secrets_dir, load_services)
             if everything:
                 made = authority.issue_all(days)
-            elif client:
+            elif client is not None:
                 made = [authority.issue_client(client, days)]
             else:
                 role = role_of(services or (), load_services())
                 made = [authority.issue(role, dns or (), ip or (), days, name=name)]
         if not made:
             note("there is nothing to renew: no certificate was issued by this authority yet")
+        for each in made:
+            if each.lost:
+                # Two machines with one folder take their names from each other.
+                note(
+                    f"{each.folder} was reached as {', '.join(each.lost)}, and isn't any more: with"
+                    " --name each machine has a folder of its own."
+                )
         if output is not Output.TABLE:
             show_data(output, [_issued_record(each) for each in made])
             return
         for each in made:
             print(f"{each.holder} until {_day(each.expire_time)}, in {each.folder}")
-            if each.lost:
-                # Two machines with one folder take their names from each other.
-                note(
-                    f"It was reached as {', '.join(each.lost)}, and isn't any more: with --name"
-                    " each machine has a folder of its own."
-                )
-        if client:
+        if client is not None:
             print("Copy the folder to the client (cp -rL), and name it there:")
             print("weft mesh bootstrap --certificates FOLDER")
         elif len(made) == 1 and not everything:

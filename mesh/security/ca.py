@@ -119,14 +119,14 @@ class CertificateAuthority:
         ip: Sequence[str] = (),
         days: float = LEAF_DAYS,
         *,
-        name: str = "",
+        name: str | None = None,
     ) -> Issued:
         """A new key and certificate for the processes of a role. They are dialled by clients
         at this machine's own addresses, and by `dns` and `ip`. Its folder is called `name`, so
         that several machines may have one each; else as the role. FailedPrecondition where the
         folder of that name is for another role."""
         dns, ip = tuple(map(dns_name, dns)), tuple(map(ip_text, ip))
-        link = self.folder / _ISSUED / (_checked_name(name) if name else role)
+        link = self.folder / _ISSUED / (role if name is None else _checked_name(name))
         with self._locked():
             root, roots = self._opened()
             domain = _trust_domain(root.certificate)

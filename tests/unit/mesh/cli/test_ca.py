@@ -58,6 +58,8 @@ def test_from_nothing_to_a_rotated_root(weft: Weft, config: Path) -> None:
         (("issue", "--dns", "10.0.0.7"), 2, "--ip"),
         (("issue", "--client", "ci"), 1, "weft ca init"),
         (("issue", "--client", "C I"), 2, "can't name"),
+        (("issue", "--client", ""), 2, "can't name"),
+        (("issue", "--name", ""), 2, "can't name"),
         (("issue", "--client", "ci", "agents"), 2, "--client goes alone"),
         (("issue", "--client", "ci", "--dns", "a"), 2, "--client goes alone"),
         (("issue", "--all", "--name", "a"), 2, "renew all"),
