@@ -64,9 +64,11 @@ def _keep(host: Host, address: str, key: str | None = None) -> Path | None:
         # Also where no key is known here: what is kept for that address is another deployment's.
         files.write(host.cluster, address, key or "")
         if files.find(cluster=host.cluster) is None:
+            roots = host.transport.bundle_file
+            known_by = f" --ca-file {roots}" if roots is not None else ""
             host.notes.append(
                 "commands on this machine have no key for this deployment yet:"
-                f" `weft context add NAME --address {address}` keeps one"
+                f" `weft context add NAME --address {address}{known_by}` keeps one"
             )
     except CommandFailed as failure:
         host.notes.append(f"commands won't find the key by themselves: {failure.message}")
