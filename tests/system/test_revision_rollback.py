@@ -2,8 +2,10 @@
 instance runs them; what isn't its fault isn't counted, and no turn is counted twice."""
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from mesh.ids import new_id
 from tests.support.nats import running_nats
 from tests.support.plans import plan, writing
-from tests.support.platform import TENANT, Platform, platform
+from tests.support.platform import TENANT, Platform, one_process, platform
 from tests.support.turn_client import TurnClient
 from weft.agents.v1 import agent_pb2, agent_service_pb2, turn_service_pb2
 from weft.agents.v1.agent_service_pb2_grpc import AgentServiceStub
@@ -195,6 +197,9 @@ async def test_only_what_a_revision_is_at_fault_for_is_counted(pair: Pair) -> No
     assert await end_of(two, good, plan(wrong, {"text": "done"})) == "completed"
     assert await end_of(two, bad, plan(SUM, {"text": "done"})) == "failed"
     assert await end_of(two, bad, plan({"text": "done"})) == "completed"
+    late = TurnClient(bad, plan(writing(seconds=20)), timeout_seconds=1)
+    await late.run(two)
+    assert late.kinds[-1] == "failed"
     cancelled = TurnClient(bad, plan(writing(seconds=20)))
     await cancelled.until(one, "token")
     cancel = turn_service_pb2.CancelTurnRequest(name=cancelled.turn)
@@ -203,7 +208,7 @@ async def test_only_what_a_revision_is_at_fault_for_is_counted(pair: Pair) -> No
     assert cancelled.kinds[-1] == "cancelled"
 
     async def is_told() -> bool:
-        return (await counted(one, 1), await counted(one, 2)) == ((2, 0), (2, 1))
+        return (await counted(one, 1), await counted(one, 2)) == ((2, 0), (3, 2))
 
     await until(is_told)
     # Nothing that is said names the agent.
@@ -211,25 +216,31 @@ async def test_only_what_a_revision_is_at_fault_for_is_counted(pair: Pair) -> No
     await end_split(one, agent)
 
 
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 async def test_a_turn_that_another_process_goes_on_with_counts_once(
-    pair: Pair, tmp_path: Any
+    how: signal.Signals, pair: Pair, tmp_path: Path
 ) -> None:
     one, two = pair
     agent = await agent_of(one, agent_pb2.AgentSpec())
     await set_split(one, agent, 1, calls_min=1_000)
     session, _ = await session_of(one, agent)
     nats = one.environment["NATS_URL"]
-    async with platform(tmp_path / "doomed", NATS_URL=nats) as doomed:
-        client = TurnClient(session, plan(writing(seconds=1.0), {"text": "done"}))
+    async with one_process(tmp_path / "doomed", NATS_URL=nats) as doomed:
+        client = TurnClient(session, plan(writing(seconds=1.0)))
         await client.until(doomed, "token")
-        await doomed.kill()
+        doomed.signal(how)
         await client.run(one)
-    assert "resumed" in client.kinds
-    assert client.kinds[-1] == "completed"
+        assert client.kinds[-2:] == ["model_step", "completed"]
+        assert "resumed" in client.kinds
+        if how is signal.SIGSTOP:
+            doomed.signal(signal.SIGCONT)
+            # By the end of another turn it has long seen that this one isn't its own.
+            other, _ = await session_of(one, agent)
+            assert await end_of(doomed, other, plan(writing(seconds=2.0))) == "completed"
+        wanted = (1 if how is signal.SIGKILL else 2, 0)
 
-    async def is_told() -> bool:
-        return (await counted(two, 1))[0] > 0
+        async def is_told() -> bool:
+            return await counted(two, 1) == wanted
 
-    await until(is_told)
-    assert await counted(one, 1) == await counted(two, 1) == (1, 0)
+        await until(is_told)
     await end_split(one, agent)
