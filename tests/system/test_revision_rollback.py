@@ -23,6 +23,7 @@ from weft.control.v1 import instances_pb2, registry_service_pb2, splits_pb2
 from weft.control.v1 import traffic_service_pb2 as pb
 from weft.control.v1.registry_service_pb2_grpc import RegistryServiceStub
 from weft.control.v1.traffic_service_pb2_grpc import TrafficServiceStub
+from weft.errors.v1 import errors_pb2
 from weft.state.v1 import session_service_pb2
 from weft.state.v1.session_service_pb2_grpc import SessionServiceStub
 
@@ -243,4 +244,30 @@ async def test_a_turn_that_another_process_goes_on_with_counts_once(
             return await counted(two, 1) == wanted
 
         await until(is_told)
+    await end_split(one, agent)
+
+
+async def test_time_that_a_turn_lost_with_its_process_is_not_held_against_its_revision(
+    pair: Pair, tmp_path: Path
+) -> None:
+    one, two = pair
+    agent = await agent_of(one, agent_pb2.AgentSpec())
+    await set_split(one, agent, 1, calls_min=1_000)
+    session, _ = await session_of(one, agent)
+    async with one_process(tmp_path / "doomed", NATS_URL=one.environment["NATS_URL"]) as doomed:
+        late = TurnClient(session, plan(writing(seconds=20)), timeout_seconds=4)
+        await late.until(doomed, "token")
+        await doomed.kill()
+        await late.run(one)
+    assert "resumed" in late.kinds
+    assert late.events[-1].failed.error.reason == errors_pb2.REASON_DEADLINE_EXCEEDED
+    # Either may have ended it; what they say of the next ones they say of that one, too.
+    for weft in pair:
+        assert await end_of(weft, session) == "completed"
+
+    async def is_told() -> bool:
+        return (await counted(two, 1))[0] >= len(pair)
+
+    await until(is_told)
+    assert await counted(two, 1) == (2, 0)
     await end_split(one, agent)
