@@ -99,7 +99,8 @@ class Rollbacks:
             return
         # All revisions of an agent are there for ever.
         running = running_versions(self._registry, watched.service) if watched.service else None
-        command = domain.RollBackFailing(state.split.name, state.revision, failures, running)
+        # The state goes on while others are judged; what was counted is of this revision.
+        command = domain.RollBackFailing(state.split.name, watched.revision, failures, running)
         aggregate = self._repository.open(domain.split_stream(state.split.name))
         try:
             stored = await aggregate.execute(lambda present: domain.decide(present, command))
