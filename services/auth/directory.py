@@ -31,7 +31,7 @@ from services.auth.access import KeyAccess, SecretAccess, TenantAccess, Use
 from services.auth.background import Background
 from services.auth.checkpoint import CHECKPOINT_COMMITS, load_checkpoint, save_checkpoint
 from services.auth.denials import Denials
-from services.auth.following import ACCESS, Following
+from services.auth.following import ACCESS, AccessFollowing
 from services.auth.settings import AuthSettings
 from services.auth.signing import SigningKeys
 from weft.auth.v1 import access_pb2
@@ -85,7 +85,7 @@ class AccessDirectory:
         self._signing = SigningKeys(events, secrets, clock, self.settings)
         self._access_log = Repository(events, domain.ACCESS_FOLD, clock=clock)
         self._catching_up: asyncio.Task[None] | None = None
-        self._following = Following(events, self._apply, self._tend, clock, self.settings)
+        self._following = AccessFollowing(events, self._apply, self._tend, clock, self.settings)
         self._uses = Background("uses", self._flush_uses, USES_INTERVAL_SECONDS)
         self._denials = Denials(events, clock, self.settings.denied_interval_seconds)
         self._identities = IdentityVerifier(self, clock)
@@ -95,9 +95,9 @@ class AccessDirectory:
         """Returns once it knows all credentials and has a key to sign with."""
         self._pepper = await self._secrets.secret(PEPPER)
         kept = await load_checkpoint(self._events, await self._events.last_position(ACCESS))
-        if kept is not None:
-            self._restore(*kept)
-        await self._following.start()
+        known, position = kept or (access_pb2.DirectoryState(), 0)
+        self._restore(known)
+        await self._following.start(position)
         await self._signing.start()
         self._uses.start()
         self._denials.start()
@@ -366,11 +366,10 @@ class AccessDirectory:
         for callback in tuple(self._callbacks):
             callback()
 
-    def _restore(self, state: access_pb2.DirectoryState, position: int) -> None:
+    def _restore(self, state: access_pb2.DirectoryState) -> None:
         for tenant in state.tenants:
             self._compile(domain.tenant_of(tenant.tenant.name), tenant)
         self._signing.put(state.signing)
-        self._following.position = position
 
     async def _tend(self) -> None:
         await self._signing.tend()
