@@ -56,7 +56,7 @@ from weft.vectors.v1.vector_service_pb2_grpc import VectorServiceStub
 
 def access(mesh: Mesh) -> Access:
     """What knows, in every process, who may call."""
-    return AccessDirectory(mesh.events, mesh.keyring, mesh.clock)
+    return AccessDirectory(mesh.events, mesh.keyring, mesh.clock, instance=mesh.instance)
 
 
 def splits(mesh: Mesh) -> Splits:
