@@ -36,7 +36,7 @@ from tests.support.certificates import SERVICES, authority, dial, leaf, root_of,
 from tests.support.edge import NO_LIMITS, Doorkeeper, OneKey, administrator
 from tests.support.requests import filled, outcome
 
-SETTINGS = RpcSettings(peer_calls_max=10_000)
+SETTINGS = RpcSettings(peer_calls_max=10_000, peer_failures_max=10_000)
 WHO = Principal("tenants/acme/apiKeys/ada", "acme")
 KEY = "key"
 GRANTED = grpc.StatusCode.UNIMPLEMENTED
