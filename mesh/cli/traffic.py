@@ -68,13 +68,17 @@ def set_split(
     end: Annotated[bool, typer.Option("--end", help="End the split: all alike again.")] = False,
     rollback_above: Annotated[
         str | None,
-        typer.Option(metavar="PERCENT", help="Roll back where more calls fail, such as 5%."),
+        typer.Option(
+            metavar="PERCENT",
+            help="Roll back where more calls, or an agent's turns, fail, such as 5%.",
+        ),
     ] = None,
     calls_min: Annotated[
-        int, typer.Option(help="Fewer calls say nothing; 0 for 100.", min=0, max=1_000_000)
+        int,
+        typer.Option(help="Fewer calls, or turns, say nothing; 0 for 100.", min=0, max=1_000_000),
     ] = 0,
     window: Annotated[
-        str | None, typer.Option(help="How far back calls count: 30s, 5m; 60s by default.")
+        str | None, typer.Option(help="How far back they count: 30s, 5m; 60s by default.")
     ] = None,
     over_base: Annotated[
         bool, typer.Option("--over-base", help="Count only what fails above the base's rate.")
@@ -86,6 +90,7 @@ def set_split(
     """Splits a service's calls between versions, or an agent's new sessions between revisions.
 
     Calls within a process stay in it: a split is of those that come from other processes.
+    Sessions that are there keep their revision, also where the split goes back.
     """
     from weft.control.v1 import traffic_service_pb2 as pb
 

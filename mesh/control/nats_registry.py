@@ -68,6 +68,7 @@ class NatsRegistry:
         self._by_service: dict[str, Sequence[Instance]] = {}
         self._serving: dict[str, Sequence[Instance]] = {}
         self._callbacks: list[Callable[[], None]] = []
+        self._say_callbacks: list[Callable[[instances_pb2.InstanceLoad], None]] = []
 
     async def start(self) -> None:
         """Returns once it knows who is there, and listens for as long as the connection is
@@ -109,6 +110,10 @@ class NatsRegistry:
         """See Registry."""
         self._callbacks.append(callback)
 
+    def on_say(self, callback: Callable[[instances_pb2.InstanceLoad], None]) -> None:
+        """See Registry."""
+        self._say_callbacks.append(callback)
+
     @property
     def draining(self) -> bool:
         """See Registry."""
@@ -131,7 +136,10 @@ class NatsRegistry:
         await self._leases.say(self._said)
 
     def _said(self) -> bytes:
-        self._own.load.CopyFrom(self._load())
+        load = self._load()
+        for callback in self._say_callbacks:
+            callback(load)
+        self._own.load.CopyFrom(load)
         return self._own.SerializeToString()
 
     def _learn(self, message: "StoredMessage") -> None:

@@ -31,6 +31,9 @@ class MemoryInstances:
     def on_change(self, callback: Callable[[], None]) -> None:
         """Nobody is told: what is added is there at once."""
 
+    def on_say(self, callback: Callable[[instances_pb2.InstanceLoad], None]) -> None:
+        """Nothing is said of an instance of one's own."""
+
     @property
     def draining(self) -> bool:
         return False

@@ -114,6 +114,20 @@ async def test_load_is_told_without_being_a_change(endpoint: NatsEndpoint) -> No
         assert drained.state == DRAINING
 
 
+async def test_what_a_service_adds_is_told_with_the_load(endpoint: NatsEndpoint) -> None:
+    one_id = new_id()
+    async with member(endpoint, one_id) as one, member(endpoint, new_id()) as two:
+        turns = itertools.count(1)
+        one.on_say(lambda load: load.turns.add(agent_revision=7, turns=next(turns)) and None)
+        await one.register("127.0.0.1:1")
+        await until(lambda: found(two, one_id) is not None)
+        seen = found(two, one_id)
+        assert seen is not None
+        told = seen.load.turns[0].turns
+        await until(lambda: seen.load.turns[0].turns > told)
+        assert [each.agent_revision for each in seen.load.turns] == [7]
+
+
 async def test_one_that_ends_in_order_is_gone_from_the_list(endpoint: NatsEndpoint) -> None:
     one_id = new_id()
     async with member(endpoint, new_id()) as two:

@@ -56,7 +56,9 @@ class SetSplitRequest(_message.Message):
 
     @_builtins.property
     def rollback_policy(self) -> _splits_pb2.RollbackPolicy:
-        """When it goes back by itself; of a service's split only."""
+        """When it goes back by itself; by calls of a service's versions, or by turns of an
+        agent's revisions.
+        """
 
     def __init__(
         self,

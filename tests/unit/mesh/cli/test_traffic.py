@@ -94,6 +94,14 @@ def test_an_agents_revisions_are_split(weft: Weft, tmp_path: Path) -> None:
     assert lines(shown.out)[:2] == ["split agents/bot", "portions 1 99%, 2 1%"]
     assert weft("mesh", "promote", "tenants/default/agents/bot", "2").code == 0
     assert lines(weft("mesh", "splits", "--agents").out)[1].startswith("agents/bot 2 100%")
+    policy = ("--rollback-above", "5%", "--calls-min", "20")
+    shown = weft("mesh", "split", "agents/bot", "1=99", "2=1", *policy)
+    assert lines(shown.out)[2] == "rollback above 5%"
+    stored = weft("mesh", "splits", "agents/bot", "-o", "json").data["rollback_policy"]
+    assert (stored["failures_per_million_max"], stored["calls_min"]) == (50_000, 20)
+    assert lines(weft("mesh", "splits", "--agents").out)[1].startswith(
+        "agents/bot 1 99%, 2 1% above 5% AT set "
+    )
     weft("mesh", "split", "scheduler", "1=1", "--allow-absent")
     both = [line.split()[0] for line in lines(weft("mesh", "splits").out)]
     assert both == ["SPLIT", "scheduler", "agents/bot"]

@@ -38,6 +38,9 @@ class Registered:
     def on_change(self, callback: Callable[[], None]) -> None:
         self._callbacks.append(callback)
 
+    def on_say(self, callback: Callable[[instances_pb2.InstanceLoad], None]) -> None:
+        raise NotImplementedError
+
     @property
     def draining(self) -> bool:
         return False
