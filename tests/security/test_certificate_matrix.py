@@ -171,10 +171,11 @@ async def test_a_clients_certificate_is_no_service_and_lets_it_do_what_its_key_m
         for spec in GUARDED:
             for caller in ("gateway", "agents", "client", "host"):
                 assert await served.call(channel, caller, spec) is REFUSED, (caller, spec.path)
-            sent = filled(spec, "acme")
-            assert await outcome(channel, spec, sent) is grpc.StatusCode.UNAUTHENTICATED
-            by_key = await outcome(channel, spec, sent, [("authorization", f"Bearer {KEY}")])
+            sent = [("authorization", f"Bearer {KEY}")]
+            by_key = await outcome(channel, spec, filled(spec, "acme"), sent)
             assert by_key is GRANTED, spec.path
+        nobody = await outcome(channel, GUARDED[0], filled(GUARDED[0], "acme"))
+        assert nobody is grpc.StatusCode.UNAUTHENTICATED
     files = CertificateFiles(folder)
     with pytest.raises(FailedPrecondition, match="client/gateway"):
         Transport(files).check_serving(["gateway"])
