@@ -104,6 +104,8 @@ class Connection:
         self._inbox = f"{self._inbox_prefix}.{new_id()}"
         self._api_prefix = api_prefix
         self._connected = asyncio.Event()
+        self.reconnects = 0
+        """How often the connection was lost and is there again."""
         self._tokens = itertools.count(1)
         self._unheard: set[str] = set()
         self._reconnect_callbacks: list[Callable[[], Awaitable[None]]] = []
@@ -314,6 +316,7 @@ class Connection:
 
     async def _on_reconnect(self) -> None:
         _log.info("nats_reconnected", connection=self._name)
+        self.reconnects += 1
         self._connected.set()
         for callback in self._reconnect_callbacks:
             try:

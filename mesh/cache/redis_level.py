@@ -1,0 +1,174 @@
+"""The second level: Redis or Valkey, which the processes of a deployment share. How much it
+keeps its server bounds (`maxmemory`, with the policy `allkeys-lru`)."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from mesh.cache.entries import is_of_session
+from mesh.cache.level import Chores, Guard, LevelFailed, LevelOff, Sealed
+from mesh.clock import Clock
+from mesh.events.jetstream.assets import CACHE_SECONDS_MAX, CACHE_TAGS_MAX
+
+SESSION_ENTRIES_MAX = 1_024
+"""Most entries that are kept here of one session: to scrub them they are listed."""
+
+_GETS_MAX = 64
+_CHORES_MAX = 64
+_CHORE_SECONDS_MAX = 0.2
+_SCRUB_PAUSE_SECONDS = 1.0
+_MILLISECOND = 1_000_000
+
+
+class Pipeline(Protocol):
+    """Commands that go together."""
+
+    def set(self, name: str, value: bytes, *, px: int) -> object: ...
+
+    def hset(self, name: str, key: str, value: str) -> object: ...
+
+    def hlen(self, name: str) -> object: ...
+
+    def expire(self, name: str, time: int) -> object: ...
+
+    async def execute(self) -> Sequence[Any]: ...
+
+
+class Redis(Protocol):
+    """What is needed of `redis.asyncio.Redis`."""
+
+    def get(self, name: str) -> Awaitable[bytes | None]: ...
+
+    def unlink(self, *names: str) -> Awaitable[object]: ...
+
+    def hgetall(self, name: str) -> Awaitable[Mapping[bytes, bytes]]: ...
+
+    def pipeline(self, transaction: bool = ...) -> Pipeline: ...
+
+
+class RedisLevel:
+    """See the module, and the port `mesh.cache.level.Level`. `client` gives the client, once
+    there is one."""
+
+    name = "redis"
+    size_bytes = 0
+    evicted = 0
+
+    def __init__(
+        self, client: Callable[[], Redis | None], timeout_seconds: float, clock: Clock
+    ) -> None:
+        self._client = client
+        self._seconds = timeout_seconds
+        self._clock = clock
+        self._gets: Guard | None = None
+        self._puts: Guard | None = None
+        self._chores = Chores(_CHORES_MAX)
+        self._erased: set[bytes] = set()
+        self._scrubbing: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Nothing to open: the client connects by itself."""
+
+    async def stop(self) -> None:
+        """Ends what is under way."""
+        if self._scrubbing is not None:
+            self._scrubbing.cancel()
+            await asyncio.wait({self._scrubbing})
+        await self._chores.end()
+
+    async def get(self, entry_id: bytes) -> bytes | None:
+        """See Level."""
+        redis = self._client()
+        if redis is None:
+            raise LevelOff
+        if self._gets is None:
+            self._gets = self._guard("redis", self._seconds, _GETS_MAX)
+        return await self._gets.ask(lambda: redis.get(_entry(entry_id)))
+
+    def put(self, sealed: Sealed) -> None:
+        """See Level."""
+        seconds_left = sealed.expire_ns - self._clock.now_ns()
+        if seconds_left >= _MILLISECOND:
+            self._chores.begin(lambda: self._put(sealed, seconds_left // _MILLISECOND))
+
+    def drop(self, entry_id: bytes) -> None:
+        """See Level."""
+        self._chores.begin(lambda: self._drop([_entry(entry_id)]))
+
+    def drop_tagged(self, tag: bytes, position: int) -> None:
+        """See Level. Only what is a session's is taken out; the rest isn't used any more, and
+        expires."""
+        if is_of_session(tag) and len(self._erased) < CACHE_TAGS_MAX:
+            self._erased.add(tag)
+            if self._scrubbing is None:
+                self._scrubbing = asyncio.create_task(self._scrub(), name="cache scrub in redis")
+
+    async def _put(self, sealed: Sealed, milliseconds: int) -> None:
+        sessions = [_index(tag) for tag in sealed.tags if is_of_session(tag)]
+        if sessions:
+            counts = await self._ask(lambda redis: _counts(redis, sessions))
+            if max(counts) >= SESSION_ENTRIES_MAX:
+                return
+
+        async def put(redis: Redis) -> object:
+            # All or nothing, so that nothing of a session is kept that isn't listed.
+            commands = redis.pipeline(transaction=bool(sessions))
+            for session in sessions:
+                commands.hset(session, sealed.entry_id.hex(), "")
+                commands.expire(session, CACHE_SECONDS_MAX)
+            commands.set(_entry(sealed.entry_id), sealed.stored, px=milliseconds)
+            return await commands.execute()
+
+        await self._ask(put)
+
+    async def _drop(self, names: Sequence[str]) -> None:
+        await self._ask(lambda redis: redis.unlink(*names))
+
+    async def _scrub(self) -> None:
+        try:
+            while self._erased and self._client() is not None:
+                # What is being put now may be of them.
+                await self._chores.settled()
+                try:
+                    for tag in list(self._erased):
+                        await self._drop_session(tag)
+                        self._erased.discard(tag)
+                except LevelFailed:
+                    await asyncio.sleep(_SCRUB_PAUSE_SECONDS)
+        finally:
+            self._scrubbing = None
+
+    async def _drop_session(self, tag: bytes) -> None:
+        listed = await self._ask(lambda redis: redis.hgetall(_index(tag)))
+        names = [f"weft:cache:{entry_id.decode()}" for entry_id in listed]
+        await self._drop([*names, _index(tag)])
+
+    async def _ask(self, work: "Callable[[Redis], Awaitable[Any]]") -> Any:
+        redis = self._client()
+        if redis is None:
+            raise LevelFailed
+        if self._puts is None:
+            seconds = max(self._seconds, _CHORE_SECONDS_MAX)
+            self._puts = self._guard("redis writes", seconds, _CHORES_MAX)
+        return await self._puts.ask(lambda: work(redis))
+
+    def _guard(self, name: str, seconds: float, under_way_max: int) -> Guard:
+        # With the first call, when the library is there: see mesh.runtime.redis_client.
+        from redis.exceptions import RedisError
+
+        return Guard(name, seconds, self._clock.monotonic, (RedisError, OSError), under_way_max)
+
+
+async def _counts(redis: Redis, names: Sequence[str]) -> Sequence[int]:
+    commands = redis.pipeline(transaction=False)
+    for name in names:
+        commands.hlen(name)
+    return await commands.execute()
+
+
+def _entry(entry_id: bytes) -> str:
+    return f"weft:cache:{entry_id.hex()}"
+
+
+def _index(tag: bytes) -> str:
+    return f"weft:cache-tag:{tag.hex()}"
