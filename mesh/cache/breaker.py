@@ -12,8 +12,8 @@ _log = structlog.get_logger(__name__)
 
 
 class Breaker:
-    """After three failures in a row nothing is asked for a second, then one asks; each time
-    that fails the pause doubles, up to 30 s. `name` is what the log calls it."""
+    """After three failures in a row it is open: nobody asks. After a second it is tried, once;
+    each time that fails the pause doubles, up to 30 s. `name` is what the log calls it."""
 
     def __init__(self, name: str, now: Callable[[], float]) -> None:
         self._name = name
@@ -23,33 +23,37 @@ class Breaker:
         self._until = 0.0
 
     @property
-    def closed(self) -> bool:
-        """Whether all may ask."""
-        return self._failures < FAILURES_MAX
+    def open(self) -> bool:
+        """Whether nobody asks."""
+        return self._failures >= FAILURES_MAX
 
-    def allows(self) -> bool:
-        """Whether to ask now; who may must say how it went."""
-        if self.closed:
-            return True
+    def succeeded(self) -> None:
+        """What was asked was answered. One that was asked before it opened says nothing."""
+        if not self.open:
+            self._failures = 0
+
+    def failed(self, reason: str) -> None:
+        """What was asked wasn't answered; `reason` is for the log."""
+        if self.open:
+            return
+        self._failures += 1
+        if self.open:
+            self._until = self._now() + self._pause
+            _log.warning("cache_level_off", part=self._name, reason=reason)
+
+    def is_due(self) -> bool:
+        """Whether to try now; `tried` must be told how it went."""
         now = self._now()
         if now < self._until:
             return False
-        # One asks; the others wait for what it says, or for the next pause.
         self._until = now + self._pause
         return True
 
-    def succeeded(self) -> None:
-        """It works."""
-        if not self.closed:
-            _log.info("cache_level_back", level=self._name)
-        self._failures = 0
-        self._pause = PAUSE_SECONDS_MIN
-
-    def failed(self, reason: str) -> None:
-        """It doesn't; `reason` is for the log."""
-        if self._failures == FAILURES_MAX - 1:
-            _log.warning("cache_level_off", level=self._name, reason=reason)
-        elif not self.closed:
+    def tried(self, *, works: bool) -> None:
+        """How it went."""
+        if works:
+            self._failures, self._pause = 0, PAUSE_SECONDS_MIN
+            _log.info("cache_level_back", part=self._name)
+        else:
             self._pause = min(2 * self._pause, PAUSE_SECONDS_MAX)
-        self._failures = min(self._failures + 1, FAILURES_MAX)
-        self._until = self._now() + self._pause
+            self._until = self._now() + self._pause

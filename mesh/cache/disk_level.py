@@ -123,6 +123,8 @@ class DiskLevel:
         if changing is not None:
             await asyncio.wait({changing}, timeout=_STOP_SECONDS_MAX)
             changing.cancel()
+        await self._gets.stop()
+        await self._changes.stop()
         worker, self._worker = self._worker, None
         closed = asyncio.wrap_future(worker.submit(self._tables.close))
         await asyncio.wait({closed}, timeout=_STOP_SECONDS_MAX)

@@ -8,6 +8,8 @@ from typing import Protocol, TypeVar
 from mesh.cache.breaker import Breaker
 
 T = TypeVar("T")
+TRY_SECONDS_MAX = 1.0
+"""How long it is tried whether a level that didn't work does again."""
 
 
 class LevelFailed(Exception):
@@ -69,41 +71,6 @@ class Level(Protocol):
         ...
 
 
-class Guard:
-    """Bounds the time of what is asked of a level, and how much at once; leaves it alone
-    while it doesn't work. `faults` are what it raises then."""
-
-    def __init__(
-        self,
-        name: str,
-        seconds: float,
-        now: Callable[[], float],
-        faults: tuple[type[Exception], ...],
-        under_way_max: int,
-    ) -> None:
-        self._seconds = seconds
-        self._breaker = Breaker(name, now)
-        self._faults: tuple[type[Exception], ...] = (TimeoutError, *faults)
-        self._under_way_max = under_way_max
-        self._under_way = 0
-
-    async def ask(self, work: Callable[[], Awaitable[T]]) -> T:
-        """What `work` returns; LevelFailed instead of its faults."""
-        if self._under_way >= self._under_way_max or not self._breaker.allows():
-            raise LevelOff
-        self._under_way += 1
-        try:
-            async with asyncio.timeout(self._seconds):
-                result = await work()
-        except self._faults as error:
-            self._breaker.failed(type(error).__name__)
-            raise LevelFailed from None
-        finally:
-            self._under_way -= 1
-        self._breaker.succeeded()
-        return result
-
-
 class Chores:
     """What is done soon, for nobody who waits: so much at once, the rest isn't done."""
 
@@ -136,3 +103,59 @@ async def _tried(work: Callable[[], Awaitable[object]]) -> None:
         await work()
     except LevelFailed:
         return
+
+
+class Guard:
+    """Bounds the time of what is asked of a level, and how much at once; leaves it alone
+    while it doesn't work, and tries then beside those who ask. `faults` are what it raises."""
+
+    def __init__(
+        self,
+        name: str,
+        seconds: float,
+        now: Callable[[], float],
+        faults: tuple[type[Exception], ...],
+        under_way_max: int,
+    ) -> None:
+        self._seconds = seconds
+        self._breaker = Breaker(name, now)
+        self._faults: tuple[type[Exception], ...] = (TimeoutError, *faults)
+        self._under_way_max = under_way_max
+        self._under_way = 0
+        self._trying = Chores(1)
+
+    async def ask(self, work: Callable[[], Awaitable[T]]) -> T:
+        """What `work` returns; LevelFailed instead of its faults."""
+        if self._breaker.open:
+            if self._breaker.is_due():
+                # Nobody has to wait for what most likely fails.
+                self._trying.begin(lambda: self._try(work))
+            raise LevelOff
+        if self._under_way >= self._under_way_max:
+            raise LevelOff
+        self._under_way += 1
+        try:
+            async with asyncio.timeout(self._seconds):
+                result = await work()
+        except self._faults as error:
+            self._breaker.failed(type(error).__name__)
+            raise LevelFailed from None
+        finally:
+            self._under_way -= 1
+        self._breaker.succeeded()
+        return result
+
+    async def stop(self) -> None:
+        """Ends what it tries."""
+        await self._trying.end()
+
+    async def _try(self, work: Callable[[], Awaitable[object]]) -> None:
+        works = False
+        try:
+            async with asyncio.timeout(TRY_SECONDS_MAX):
+                await work()
+            works = True
+        except self._faults:
+            return
+        finally:
+            self._breaker.tried(works=works)

@@ -75,6 +75,9 @@ class RedisLevel:
             self._scrubbing.cancel()
             await asyncio.wait({self._scrubbing})
         await self._chores.end()
+        for guard in (self._gets, self._puts):
+            if guard is not None:
+                await guard.stop()
 
     async def get(self, entry_id: bytes) -> bytes | None:
         """See Level."""

@@ -18,7 +18,7 @@ class CacheSettings(Section):
     """Most bytes of sealed values on disk, in each process's data folder; 0 keeps none there."""
     value_bytes_max: int = Field(262_144, ge=0, le=1_000_000)
     """Larger values aren't kept."""
-    redis_timeout_seconds: float = Field(0.01, gt=0, le=1)
+    redis_timeout_seconds: float = Field(0.02, gt=0, le=1)
     """How long an answer of Redis is waited for."""
     disk_timeout_seconds: float = Field(0.05, gt=0, le=1)
     """How long an answer of the disk is waited for."""
