@@ -100,7 +100,8 @@ def _state(mesh: Mesh) -> Service:
 
 
 def _tools(mesh: Mesh) -> Service:
-    return ToolsService(ToolsSettings(), mesh.events, mesh.clock, mesh.stub(VectorServiceStub))
+    vectors = mesh.stub(VectorServiceStub)
+    return ToolsService(ToolsSettings(), mesh.events, mesh.clock, vectors, mesh.cache)
 
 
 def _vectors(mesh: Mesh) -> Service:
@@ -116,8 +117,14 @@ _BUS = {
     "gateway": BusAccess(appends=("auth", "instances")),
     "models": EVERY_PROCESS,
     "scheduler": BusAccess(appends=("scheduler", "schedules")),
-    "state": BusAccess(appends=("exports", "state"), keys=KeyUse.DESTROY, erases=True),
-    "tools": BusAccess(appends=("tools",)),
+    "state": BusAccess(
+        # With a session what others keep of it is forgotten.
+        appends=("exports", "state"),
+        keys=KeyUse.DESTROY,
+        erases=True,
+        caches=True,
+    ),
+    "tools": BusAccess(appends=("tools",), caches=True),
     "vectors": EVERY_PROCESS,
 }
 """What each service does on the bus; one that isn't in here doesn't start."""

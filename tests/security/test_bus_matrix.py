@@ -33,6 +33,10 @@ LEASES = {
     *("STREAM.CREATE.KV_LEASES", "STREAM.INFO.KV_LEASES", "DIRECT.GET.KV_LEASES"),
     "hear weft.leases.>",
 }
+CACHES = {
+    *("weft.cache.t.refused", "STREAM.INFO.CACHE", "DIRECT.GET.CACHE"),
+    "hear weft.live.cache.>",
+}
 READ_KEYS = {
     *("STREAM.INFO.KV_KEYS", "STREAM.MSG.GET.KV_KEYS", "DIRECT.GET.KV_KEYS"),
     "hear $KV.KEYS.>",
@@ -68,8 +72,8 @@ GRANTED = {
     "gateway": writes("auth", "instances") | PROCESS,
     "models": PROCESS,
     "scheduler": writes("scheduler", "schedules") | PROCESS,
-    "state": writes("exports", "state") | PROCESS | DESTROYS | ERASES,
-    "tools": writes("tools") | PROCESS,
+    "state": writes("exports", "state") | PROCESS | DESTROYS | ERASES | CACHES,
+    "tools": writes("tools") | PROCESS | CACHES,
     "vectors": PROCESS,
     "admin": {
         *(f"STREAM.{call}.{name}" for call in ("CREATE", "UPDATE", "INFO") for name in STREAMS),
@@ -90,6 +94,7 @@ CALLS = (
 )
 SUBJECTS = (
     *(f"weft.{kind}.{area}.t.refused" for kind in ("events", "snapshots") for area in AREAS),
+    *("weft.cache.t.refused", "weft.live.cache.t.refused"),
     *("weft.events.refused", "weft.live.events.state.t.refused", "weft.tokens.state.t.refused"),
     *("$O.BLOBS.C.refused", "$O.BLOBS.M.refused", "$KV.LEASES.refused", "$KV.KEYS.refused"),
     *(f"$KV.LEASES.{each}.refused" for each in (*(entry.name for entry in CATALOGUE), "host")),
@@ -107,6 +112,8 @@ HEARD = (
     *(">", "*.>", "weft.>", "weft.events.>", "weft.live.events.>", "weft.live.>", "weft.tokens.>"),
     *(
         "weft.snapshots.>",
+        "weft.cache.>",
+        "weft.live.cache.>",
         "$KV.KEYS.>",
         "$KV.LEASES.>",
         "weft.leases.>",

@@ -226,7 +226,7 @@ async def test_no_call_fails_when_redis_is_killed_under_load(
 ) -> None:
     # No memory and no disk worth the name: each look goes to Redis.
     cache = full_cache(
-        tmp_path / "a", lambda: redis, memory_bytes=0, disk_bytes=1_000, timeout_seconds=0.05
+        tmp_path / "a", lambda: redis, memory_bytes=0, disk_bytes=1_000, timeout_seconds=0.5
     )
     await cache.start()
     ended = asyncio.Event()
