@@ -98,9 +98,9 @@ async def register(
     return (await service.register_tool(request, call())).tool
 
 
-async def ask(service: ToolsService, account: str = "ada", key: str = "", extra: str = "") -> Any:
+async def ask(service: ToolsService, account: str = "ada", key: str = "") -> Any:
     """The balance that the tool answers; what went wrong where it failed."""
-    arguments = f'{{"account": "{account}"{extra}}}'
+    arguments = json.dumps({"account": account})
     request = pb.InvokeToolRequest(
         name=f"{PARENT}/tools/balance", arguments_json=arguments, idempotency_key=key
     )
