@@ -88,7 +88,7 @@ def _control(mesh: Mesh) -> Service:
 
 
 def _models(mesh: Mesh) -> Service:
-    return ModelsService(ModelsSettings())
+    return ModelsService(ModelsSettings(), mesh.cache)
 
 
 def _scheduler(mesh: Mesh) -> Service:
@@ -115,7 +115,7 @@ _BUS = {
     "control": BusAccess(appends=("control", "instances")),
     # It authenticates by what the log says, and notes there who was refused.
     "gateway": BusAccess(appends=("auth", "instances")),
-    "models": EVERY_PROCESS,
+    "models": BusAccess(caches=True),
     "scheduler": BusAccess(appends=("scheduler", "schedules")),
     "state": BusAccess(
         # With a session what others keep of it is forgotten.

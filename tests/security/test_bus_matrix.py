@@ -70,7 +70,7 @@ GRANTED = {
     "auth": writes("auth") | PROCESS | KEEPS_KEYS | DESTROYS,
     "control": writes("control", "instances") | PROCESS,
     "gateway": writes("auth", "instances") | PROCESS,
-    "models": PROCESS,
+    "models": PROCESS | CACHES,
     "scheduler": writes("scheduler", "schedules") | PROCESS,
     "state": writes("exports", "state") | PROCESS | DESTROYS | ERASES | CACHES,
     "tools": writes("tools") | PROCESS | CACHES,
@@ -187,10 +187,10 @@ async def test_what_is_granted_works(endpoint: NatsEndpoint, name: str) -> None:
 async def test_nothing_that_was_refused_had_an_effect(endpoint: NatsEndpoint) -> None:
     async with (
         logged_in(endpoint.url, endpoint.login(ADMIN)) as admin,
-        logged_in(endpoint.url, endpoint.login(USERS["models"])) as client,
+        logged_in(endpoint.url, endpoint.login(USERS["vectors"])) as client,
     ):
         before = await shape(admin)
-        await may(client, USERS["models"].api, "models")
+        await may(client, USERS["vectors"].api, "vectors")
         assert await shape(admin) == before
 
 
