@@ -6,6 +6,7 @@ same moment each make it once.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -20,12 +21,15 @@ from mesh.cache.level import Level, LevelFailed, LevelOff, Sealed
 from mesh.cache.memory import Memory
 from mesh.cache.metrics import FAULT, HIT, LOAD, MEMORY, MISS, OFF, STALE, CacheMetrics
 from mesh.cache.tags import MemoryTags, Tags, is_usable
+from mesh.call import current_call
 from mesh.clock import NANOSECONDS, SYSTEM, Clock
 from mesh.errors import DataDamaged, DeadlineExceeded, NotFound
 from mesh.events.jetstream.assets import CACHE_SECONDS_MAX
 
 T = TypeVar("T")
 VALUE_BYTES_MAX = 262_144
+DEADLINE_SLACK_SECONDS = 0.1
+"""Who fails so shortly before its deadline most likely fails by it."""
 
 _log = structlog.get_logger(__name__)
 
@@ -98,11 +102,7 @@ class Cache:
 
     async def stop(self) -> None:
         """Ends loads under way, and keeps what waits to be kept."""
-        flights = [flight.task for flight in self.flights.values()]
-        for task in flights:
-            task.cancel()
-        if flights:
-            await asyncio.wait(flights)
+        await asyncio.gather(*(flight.cancel() for flight in self.flights.values()))
         await self.tags.stop()
         for level in reversed(self.levels):
             await level.stop()
@@ -124,6 +124,11 @@ class Cache:
         )
         for level in levels:
             level.put(sealed)
+
+    def landed(self, entry_id: bytes, flight: Flight[Entry]) -> None:
+        """A flight is over."""
+        if self.flights.get(entry_id) is flight:
+            del self.flights[entry_id]
 
     def is_valid(self, entry: Entry) -> bool:
         """Whether the entry may be given now. One that lasts longer than any may was made
@@ -208,8 +213,10 @@ class Namespace(Generic[T]):
         flight, joined = self._flight(place, load, ttl_seconds)
         try:
             return self._value(await flight.wait())
-        except DeadlineExceeded:
-            if not joined:
+        except Exception as error:
+            hasty = isinstance(error, DeadlineExceeded)
+            hasty = hasty or cache.clock.monotonic() >= flight.deadline - DEADLINE_SLACK_SECONDS
+            if not joined or not hasty:
                 raise
         flight, _ = self._flight(place, load, ttl_seconds)
         return self._value(await flight.wait())
@@ -233,18 +240,15 @@ class Namespace(Generic[T]):
         cache = self._cache
         flight = cache.flights.get(place.entry_id)
         known = cache.tags.known
-        if flight and not flight.abandoned and known.is_fresh(flight.mark, flight.tags):
+        if flight and not flight.over and known.is_fresh(flight.mark, flight.tags):
             cache.metrics.joined += 1
             return flight, True
-        mark = known.mark
-        made = Flight(self._find(place, load, ttl_seconds, mark), mark, place.tags)
+        mark, call = known.mark, current_call.get()
+        seconds = math.inf if call is None else call.remaining_seconds()
+        deadline = cache.clock.monotonic() + seconds
+        made = Flight(self._find(place, load, ttl_seconds, mark), mark, place.tags, deadline)
         cache.flights[place.entry_id] = made
-
-        def landed(_: object) -> None:
-            if cache.flights.get(place.entry_id) is made:
-                del cache.flights[place.entry_id]
-
-        made.task.add_done_callback(landed)
+        made.on_landing(lambda: cache.landed(place.entry_id, made))
         return made, False
 
     async def _find(

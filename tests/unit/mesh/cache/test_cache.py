@@ -1,7 +1,11 @@
 """What the cache gives, makes once, keeps and forgets."""
 
 import asyncio
+import contextlib
+import gc
 import sqlite3
+import time
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,6 +15,7 @@ from mesh.cache.cache import Cache, Namespace
 from mesh.cache.disk_level import FILE_NAME
 from mesh.cache.entries import session_tag
 from mesh.cache.metrics import HIT, LOAD, MEMORY, MISS, STALE
+from mesh.call import Call, current_call
 from mesh.errors import DataErased, DeadlineExceeded, NotFound, Unavailable
 from tests.support.cached import TENANT, Hand, Text, full_cache, memory_cache, settled
 
@@ -132,6 +137,44 @@ async def test_whose_deadline_is_further_tries_once_more(cache: Cache) -> None:
         await first
     assert await asyncio.gather(*others) == ["value 1"] * 5
     assert patient.count == 1
+
+
+async def test_who_has_more_time_than_whoever_began_tries_once_more(cache: Cache) -> None:
+    hasty, patient = Maker(), Maker()
+    hasty.gate.clear()
+    # What a server that took too long is to a tool.
+    hasty.error = Unavailable("took too long")
+    token = current_call.set(Call("/a.B/C", time.monotonic() + 0.05, "t"))
+    first = asyncio.create_task(get(cache, hasty))
+    current_call.reset(token)
+    await asyncio.sleep(0)
+    second = asyncio.create_task(get(cache, patient))
+    await asyncio.sleep(0.05)
+    hasty.gate.set()
+    assert await second == "value 1"
+    with pytest.raises(Unavailable):
+        await first
+
+
+async def test_an_error_leaves_no_cycle_behind(cache: Cache) -> None:
+    class Mine(Exception):
+        def __init__(self) -> None:
+            seen.append(weakref.ref(self))
+
+    async def load() -> str:
+        raise Mine
+
+    seen: list[weakref.ref[Mine]] = []
+    gc.disable()
+    try:
+        for _ in range(3):
+            with contextlib.suppress(Mine):
+                await texts(cache).get(TENANT, b"k", load, ttl_seconds=60)
+            await asyncio.sleep(0)
+        # Of the last one the running frames may still know.
+        assert [reference() for reference in seen[:2]] == [None, None]
+    finally:
+        gc.enable()
 
 
 async def test_there_being_none_is_kept_where_the_namespace_says_so() -> None:
