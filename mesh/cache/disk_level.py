@@ -94,11 +94,10 @@ class DiskLevel:
         self._changing: asyncio.Task[None] | None = None
         self._worker: ThreadPoolExecutor | None = None
         self._opened = False
-        faults = (apsw.Error, OSError)
         now = clock.monotonic
-        self._gets = Guard("disk", timeout_seconds, now, faults, _GETS_MAX)
+        self._gets = Guard("disk", timeout_seconds, now, _GETS_MAX)
         # Apart: a full disk can still be read.
-        self._changes = Guard("disk writes", _CHANGE_SECONDS_MAX, now, faults, 1)
+        self._changes = Guard("disk writes", _CHANGE_SECONDS_MAX, now, 1)
 
     @property
     def size_bytes(self) -> int:

@@ -107,25 +107,23 @@ async def _tried(work: Callable[[], Awaitable[object]]) -> None:
 
 class Guard:
     """Bounds the time of what is asked of a level, and how much at once; leaves it alone
-    while it doesn't work, and tries then beside those who ask. `faults` are what it raises."""
+    while it doesn't work, and tries then beside those who ask."""
 
     def __init__(
         self,
         name: str,
         seconds: float,
         now: Callable[[], float],
-        faults: tuple[type[Exception], ...],
         under_way_max: int,
     ) -> None:
         self._seconds = seconds
         self._breaker = Breaker(name, now)
-        self._faults: tuple[type[Exception], ...] = (TimeoutError, *faults)
         self._under_way_max = under_way_max
         self._under_way = 0
         self._trying = Chores(1)
 
     async def ask(self, work: Callable[[], Awaitable[T]]) -> T:
-        """What `work` returns; LevelFailed instead of its faults."""
+        """What `work` returns; LevelFailed instead of what it raises."""
         if self._breaker.open:
             if self._breaker.is_due():
                 # Nobody has to wait for what most likely fails.
@@ -137,7 +135,7 @@ class Guard:
         try:
             async with asyncio.timeout(self._seconds):
                 result = await work()
-        except self._faults as error:
+        except Exception as error:  # noqa: BLE001 - whatever a level raises must fail no call
             self._breaker.failed(type(error).__name__)
             raise LevelFailed from None
         finally:
@@ -155,7 +153,7 @@ class Guard:
             async with asyncio.timeout(TRY_SECONDS_MAX):
                 await work()
             works = True
-        except self._faults:
+        except Exception:  # noqa: BLE001 - as above
             return
         finally:
             self._breaker.tried(works=works)

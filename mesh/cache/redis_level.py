@@ -13,10 +13,14 @@ from mesh.events.jetstream.assets import CACHE_SECONDS_MAX, CACHE_TAGS_MAX
 SESSION_ENTRIES_MAX = 1_024
 """Most entries that are kept here of one session: to scrub them they are listed."""
 
+# Connections that it takes at once: rate limits use the same client, which has 16.
+_GETS_AT_ONCE = 6
+_CHANGES_AT_ONCE = 2
 _GETS_MAX = 64
 _CHORES_MAX = 64
 _CHORE_SECONDS_MAX = 0.2
 _SCRUB_PAUSE_SECONDS = 1.0
+_SCRUB_TRIES_MAX = 3_600
 _MILLISECOND = 1_000_000
 
 
@@ -58,10 +62,13 @@ class RedisLevel:
         self, client: Callable[[], Redis | None], timeout_seconds: float, clock: Clock
     ) -> None:
         self._client = client
-        self._seconds = timeout_seconds
         self._clock = clock
-        self._gets: Guard | None = None
-        self._puts: Guard | None = None
+        now = clock.monotonic
+        self._gets = Guard("redis", timeout_seconds, now, _GETS_MAX)
+        seconds = max(timeout_seconds, _CHORE_SECONDS_MAX)
+        self._changes = Guard("redis writes", seconds, now, _CHORES_MAX)
+        self._get_places = asyncio.Semaphore(_GETS_AT_ONCE)
+        self._change_places = asyncio.Semaphore(_CHANGES_AT_ONCE)
         self._chores = Chores(_CHORES_MAX)
         self._erased: set[bytes] = set()
         self._scrubbing: asyncio.Task[None] | None = None
@@ -75,18 +82,20 @@ class RedisLevel:
             self._scrubbing.cancel()
             await asyncio.wait({self._scrubbing})
         await self._chores.end()
-        for guard in (self._gets, self._puts):
-            if guard is not None:
-                await guard.stop()
+        await self._gets.stop()
+        await self._changes.stop()
 
     async def get(self, entry_id: bytes) -> bytes | None:
         """See Level."""
         redis = self._client()
         if redis is None:
             raise LevelOff
-        if self._gets is None:
-            self._gets = self._guard("redis", self._seconds, _GETS_MAX)
-        return await self._gets.ask(lambda: redis.get(_entry(entry_id)))
+
+        async def get() -> bytes | None:
+            async with self._get_places:
+                return await redis.get(_entry(entry_id))
+
+        return await self._gets.ask(get)
 
     def put(self, sealed: Sealed) -> None:
         """See Level."""
@@ -128,8 +137,10 @@ class RedisLevel:
         await self._ask(lambda redis: redis.unlink(*names))
 
     async def _scrub(self) -> None:
+        """Until all is scrubbed, or Redis was away for so long that most has expired."""
+        tries_left = _SCRUB_TRIES_MAX
         try:
-            while self._erased and self._client() is not None:
+            while self._erased and tries_left:
                 # What is being put now may be of them.
                 await self._chores.settled()
                 try:
@@ -137,29 +148,28 @@ class RedisLevel:
                         await self._drop_session(tag)
                         self._erased.discard(tag)
                 except LevelFailed:
+                    tries_left -= 1
                     await asyncio.sleep(_SCRUB_PAUSE_SECONDS)
         finally:
+            self._erased.clear()
             self._scrubbing = None
 
     async def _drop_session(self, tag: bytes) -> None:
+        # With it goes what was put under the same id since: it is made once more.
         listed = await self._ask(lambda redis: redis.hgetall(_index(tag)))
         names = [f"weft:cache:{entry_id.decode()}" for entry_id in listed]
         await self._drop([*names, _index(tag)])
 
-    async def _ask(self, work: "Callable[[Redis], Awaitable[Any]]") -> Any:
+    async def _ask(self, work: Callable[[Redis], Awaitable[Any]]) -> Any:
         redis = self._client()
         if redis is None:
-            raise LevelFailed
-        if self._puts is None:
-            seconds = max(self._seconds, _CHORE_SECONDS_MAX)
-            self._puts = self._guard("redis writes", seconds, _CHORES_MAX)
-        return await self._puts.ask(lambda: work(redis))
+            raise LevelOff
 
-    def _guard(self, name: str, seconds: float, under_way_max: int) -> Guard:
-        # With the first call, when the library is there: see mesh.runtime.redis_client.
-        from redis.exceptions import RedisError
+        async def change() -> Any:
+            async with self._change_places:
+                return await work(redis)
 
-        return Guard(name, seconds, self._clock.monotonic, (RedisError, OSError), under_way_max)
+        return await self._changes.ask(change)
 
 
 async def _counts(redis: Redis, names: Sequence[str]) -> Sequence[int]:

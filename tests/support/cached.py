@@ -64,9 +64,12 @@ async def settled(caches: Sequence[Cache]) -> None:
         for cache in caches:
             for level in cache.levels:
                 if isinstance(level, RedisLevel):
-                    while level._scrubbing is not None or level._chores._running:
+                    # Without a Redis it goes on until there is one.
+                    while level._client() is not None and (
+                        level._scrubbing is not None or level._chores._running
+                    ):
                         await level._chores.settled()
-                        await asyncio.sleep(0)
+                        await asyncio.sleep(0.001)
                 elif isinstance(level, DiskLevel):
                     while level._changing is not None:
                         await asyncio.wait({level._changing})

@@ -22,7 +22,8 @@ from tests.support.cached import TENANT, Hand, Text, full_cache, settled
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-TAGS = ("red", "blue", "session:s")
+SESSION = "session:s"
+TAGS = ("red", "blue", SESSION)
 ABSENT_SECONDS = 7
 PROCESSES = 2
 
@@ -85,6 +86,10 @@ class World:
         self.memories: list[dict[int, Made]] = [{} for _ in range(PROCESSES)]
         self.disks: list[dict[int, Made]] = [{} for _ in range(PROCESSES)]
         self.in_redis: dict[int, Made] = {}
+        self.listed: set[int] = set()
+        """Keys of which something of the session was put in Redis."""
+        self.scrubbed: set[int] = set()
+        """Keys that may be taken out of Redis, now or once it is back, whatever is there."""
         self.count = 0
 
     async def start(self) -> None:
@@ -114,6 +119,7 @@ class World:
     ) -> None:
         """`absent` says that there is none, `invalidated` which tag is while it is made."""
         expected = self._found(number, key)
+        on_disk = self._valid(self.disks[number].get(key))
         made = Made("", 0, frozenset(tags), absent)
 
         async def load() -> str:
@@ -133,6 +139,11 @@ class World:
         except NotFound as error:
             text, was_absent = error.message, True
         await settled(self.caches)
+        if expected is not None and expected.text != text and key in self.scrubbed:
+            # It wasn't in Redis any more: then it is on disk, or was made.
+            self.in_redis.pop(key, None)
+            self.memories[number].pop(key, None)
+            expected = self._found(number, key) if on_disk is not None else None
         if expected is not None:
             assert (text, was_absent, made.text) == (expected.text, expected.absent, "")
             return
@@ -141,7 +152,12 @@ class World:
             made.expires = self.hand.seconds + (ABSENT_SECONDS if absent else seconds)
             self.memories[number][key] = self.disks[number][key] = made
             if self.redis_there:
-                self.in_redis[key] = made
+                self._put_in_redis(key, made)
+
+    def _put_in_redis(self, key: int, made: Made) -> None:
+        self.in_redis[key] = made
+        if SESSION in made.tags:
+            self.listed.add(key)
 
     def _found(self, number: int, key: int) -> Made | None:
         """What the process finds. It goes up, with what is left of its time."""
@@ -152,7 +168,7 @@ class World:
         if found is None:
             found = self._valid(disk.get(key))
             if found is not None and self.redis_there:
-                self.in_redis[key] = found
+                self._put_in_redis(key, found)
         if found is not None:
             memory[key] = found
         return found
@@ -161,6 +177,8 @@ class World:
         return made if made is not None and self.hand.seconds < made.expires else None
 
     def _forget(self, tag: str) -> None:
+        if tag == SESSION:
+            self.scrubbed |= self.listed
         for level in (*self.memories, *self.disks, self.in_redis):
             for made in level.values():
                 if tag in made.tags:
