@@ -1,5 +1,9 @@
 """The second level: Redis or Valkey, which the processes of a deployment share. How much it
-keeps its server bounds (`maxmemory`, with the policy `allkeys-lru`)."""
+keeps its server bounds (`maxmemory`, with the policy `allkeys-lru`).
+
+What is kept of a session is listed, so that it can be taken out. Where the list went for want
+of room, what it named isn't used either; it stays, sealed, until it expires.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -21,7 +25,7 @@ _CHORES_MAX = 64
 _CHORE_SECONDS_MAX = 0.2
 _SCRUB_PAUSE_SECONDS = 1.0
 _SCRUB_TRIES_MAX = 3_600
-_MILLISECOND = 1_000_000
+_MILLISECOND_NS = 1_000_000
 
 
 class Pipeline(Protocol):
@@ -99,9 +103,9 @@ class RedisLevel:
 
     def put(self, sealed: Sealed) -> None:
         """See Level."""
-        seconds_left = sealed.expire_ns - self._clock.now_ns()
-        if seconds_left >= _MILLISECOND:
-            self._chores.begin(lambda: self._put(sealed, seconds_left // _MILLISECOND))
+        left_ns = sealed.expire_ns - self._clock.now_ns()
+        if left_ns >= _MILLISECOND_NS:
+            self._chores.begin(lambda: self._put(sealed, left_ns // _MILLISECOND_NS))
 
     def drop(self, entry_id: bytes) -> None:
         """See Level."""
