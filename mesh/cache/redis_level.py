@@ -47,6 +47,8 @@ class Redis(Protocol):
 
     def get(self, name: str) -> Awaitable[bytes | None]: ...
 
+    def set(self, name: str, value: bytes, *, px: int) -> Awaitable[object]: ...
+
     def unlink(self, *names: str) -> Awaitable[object]: ...
 
     def hgetall(self, name: str) -> Awaitable[Mapping[bytes, bytes]]: ...
@@ -127,12 +129,15 @@ class RedisLevel:
                 return
 
         async def put(redis: Redis) -> object:
+            name = _entry(sealed.entry_id)
+            if not sessions:
+                return await redis.set(name, sealed.stored, px=milliseconds)
             # All or nothing, so that nothing of a session is kept that isn't listed.
-            commands = redis.pipeline(transaction=bool(sessions))
+            commands = redis.pipeline(transaction=True)
             for session in sessions:
                 commands.hset(session, sealed.entry_id.hex(), "")
                 commands.expire(session, CACHE_SECONDS_MAX)
-            commands.set(_entry(sealed.entry_id), sealed.stored, px=milliseconds)
+            commands.set(name, sealed.stored, px=milliseconds)
             return await commands.execute()
 
         await self._ask(put)
