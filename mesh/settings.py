@@ -9,7 +9,7 @@ unless `WEFT_CONFIG` names it.
 
 import os
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,6 +43,8 @@ class Section(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid")
 
     area: ClassVar[str]
+    variables: ClassVar[Mapping[str, str]] = {}
+    """Other variables than `WEFT_<AREA>_<FIELD>` from which fields' defaults are taken."""
 
     def __init_subclass__(cls, area: str = "", **config: Any) -> None:
         super().__init_subclass__(**config)
@@ -89,8 +91,8 @@ class Section(BaseSettings):
         description = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
         if field in flags:
             return FieldViolation(path, description)
-        variable = cls._variable(field)
-        origin = variable if variable in os.environ else str(config_path())
+        named = (cls._variable(field), cls.variables.get(field, ""))
+        origin = next((each for each in named if each in os.environ), str(config_path()))
         return FieldViolation(path, f"{description} (from {origin})")
 
 

@@ -17,6 +17,7 @@ from services.control.domain import SPLIT_FOLD
 from services.control.service import ControlService
 from services.control.splits import SERVICE_SPLITS, Splits
 from services.control.traffic import Traffic
+from services.control.turn_counts import TurnCounts
 from services.gateway.service import GatewayService
 from services.models.service import ModelsService
 from services.models.settings import ModelsSettings
@@ -71,7 +72,9 @@ def _auth(mesh: Mesh) -> Service:
 
 
 def _agents(mesh: Mesh) -> Service:
-    return AgentsService(mesh, AgentsSettings())
+    counts = TurnCounts(Splits(mesh.events))
+    mesh.registry.on_say(counts.tell)
+    return AgentsService(mesh, AgentsSettings(), counts)
 
 
 def _control(mesh: Mesh) -> Service:

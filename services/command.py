@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 Port = Annotated[int | None, typer.Option(help="gRPC port; the next free one when it's in use.")]
 HttpPort = Annotated[int | None, typer.Option(help="Port of /healthz, /readyz and /metrics.")]
 Form = Annotated[Output, typer.Option("-o", "--output", help="Form of what is printed.")]
+NewAdminKey = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TENANT",
+        help="Make another administrator's key in this tenant, where all are lost.",
+    ),
+]
 LogLevel = Annotated[
     str | None, typer.Option(help="debug, info, warning or error; logs go to stderr.")
 ]
@@ -77,13 +84,7 @@ def up(
         bool,
         typer.Option("--accept-loss", help="Start on an event log that lost its end or a part."),
     ] = False,
-    new_admin_key: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TENANT",
-            help="Make another administrator's key in this tenant, where all are lost.",
-        ),
-    ] = None,
+    new_admin_key: NewAdminKey = None,
     output: Form = Output.TABLE,
     log_level: LogLevel = None,
 ) -> None:
@@ -125,6 +126,7 @@ def serve(
     ] = None,
     port: Port = None,
     http_port: HttpPort = None,
+    new_admin_key: NewAdminKey = None,
     output: Form = Output.TABLE,
     log_level: LogLevel = None,
 ) -> None:
@@ -142,7 +144,9 @@ def serve(
         "http_port": http_port,
         "log_level": log_level,
     }
-    _run(_serve(_given(flags), None, output, serves=services))
+    if new_admin_key is not None and "auth" not in services:
+        raise usage_error("--new-admin-key needs auth among the services")
+    _run(_serve(_given(flags), None, output, new_admin_key, services))
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
@@ -187,7 +191,7 @@ async def _serve(
     from mesh.security.settings import SecuritySettings
     from mesh.telemetry.logs import configure_logs
     from services.catalog import CATALOGUE, access, splits
-    from services.first_key import admitted, keep
+    from services.first_key import admitted
 
     # What is written from here on is nobody else's business.
     os.umask(0o077)
@@ -202,12 +206,7 @@ async def _serve(
     configure_logs(settings.log_level)
     stopping = _stopping()
     async with Host(CATALOGUE, settings, access, security, splits=splits, serves=serves) as host:
-        first_key = None
-        if not serves or "auth" in serves:
-            # Who has it may write who may call.
-            first_key = await admitted(host, another=new_admin_key)
-        elif "gateway" in serves:
-            keep(host)
+        first_key = await admitted(host, serves, another=new_admin_key)
         collect_seldom()
         said: dict[str, Any] = {**host.addresses, "cluster": host.cluster}
         said |= {"instance": host.instance, "notes": host.notes}

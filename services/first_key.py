@@ -1,5 +1,6 @@
 """The first administrator's API key: made where there is none, and kept for the commands."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -22,15 +23,22 @@ class FirstKey:
     file: Path | None
 
 
-async def admitted(host: Host, *, another: str | None = None) -> FirstKey | None:
-    """Makes the first tenant with its administrator's API key where there is none yet, or
+async def admitted(
+    host: Host, serves: Collection[str] = (), *, another: str | None = None
+) -> FirstKey | None:
+    """Makes the first tenant with its administrator's API key where there is none yet, or an
     administrator's key in the tenant `another`; None where nothing was made. Raises NotFound
-    where there is no such tenant.
+    where there is no such tenant. `serves` are the services of the process, all where it is
+    empty: only one with auth makes a key, as who has that may write who may call.
 
-    The key is kept in the folder of the CLI's settings, with the address at which this
-    process serves, so that commands on this machine find both. Where it can't be written
+    The key is kept in the folder of the CLI's settings, and the address of a process that
+    takes clients' calls, so that commands on this machine find both. Where it can't be written
     there, that is noted, and the key is told all the same: nobody could tell it again.
     """
+    address = host.addresses["grpc"] if not serves or "gateway" in serves else ""
+    if serves and "auth" not in serves:
+        _keep(host, address)
+        return None
     directory = cast(AccessDirectory, host.access)
     if another and another != FIRST_TENANT and another not in directory.tenants:
         # Before anything is made: a first key that isn't told would be lost.
@@ -42,19 +50,26 @@ async def admitted(host: Host, *, another: str | None = None) -> FirstKey | None
             # The commands on this machine go on to act for the deployment's administrator.
             return FirstKey(recovered, None)
         key = recovered
-    file = keep(host, key)
+    file = _keep(host, address, key)
     return FirstKey(key, file) if key is not None else None
 
 
-def keep(host: Host, key: str | None = None) -> Path | None:
-    """Keeps the deployment's key, or the one that is kept of it already, with the address of
-    this process; returns the file. None where that can't be, which is noted."""
+def _keep(host: Host, address: str, key: str | None = None) -> Path | None:
+    """Keeps the deployment's key, and that it is reached at the address; returns the file. None
+    where that can't be, which is noted."""
+    if not address and key is None:
+        return None
     files = ClusterFile(config_folder() / "clusters")
     try:
-        known = key or files.find(cluster=host.cluster)
-        if known:
-            # Also of a key that was there already: the address may be another one now.
-            files.write(host.cluster, host.addresses["grpc"], known)
+        # Also where no key is known here: what is kept for that address is another deployment's.
+        files.write(host.cluster, address, key or "")
+        if files.find(cluster=host.cluster) is None:
+            roots = host.transport.bundle_file
+            known_by = f" --ca-file {roots}" if roots is not None else ""
+            host.notes.append(
+                "commands on this machine have no key for this deployment yet:"
+                f" `weft context add NAME --address {address}{known_by}` keeps one"
+            )
     except CommandFailed as failure:
         host.notes.append(f"commands won't find the key by themselves: {failure.message}")
         return None

@@ -9,6 +9,7 @@ from mesh.cli.command import command
 from mesh.cli.connection import Client
 from mesh.cli.failures import CommandFailed, usage_error
 from mesh.cli.instances import instances
+from mesh.cli.output import note
 from mesh.cli.pages import fetch
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ def write_bootstrap(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Folder with cert.pem, key.pem and bundle.pem, as `weft ca issue` makes it,"
-            " where the client will have it.",
+            help="Folder with cert.pem, key.pem and bundle.pem, as `weft ca issue --client` makes"
+            " it, where the client will have it.",
         ),
     ] = None,
 ) -> None:
@@ -54,15 +55,39 @@ def write_bootstrap(
     if encrypted and certificates is None:
         raise usage_error(
             "the mesh is mutual TLS: --certificates names the folder with the client's own,"
-            " as `weft ca issue` makes it"
+            " as `weft ca issue --client NAME` makes it"
         )
     files = None
     if certificates is not None:
         folder = certificates.expanduser().absolute()
+        _check(folder, encrypted)
         files = CertificateFiles(folder / "cert.pem", folder / "key.pem", folder / "bundle.pem")
     servers = [each.xds_target for each in serving] if encrypted else _together(serving)
     text = bootstrap(servers, node=node, zone=zone, certificates=files, encrypted=encrypted)
     typer.echo(text)
+
+
+def _check(folder: Path, encrypted: bool) -> None:
+    """Says what keeps the client from using the folder, as far as that shows here: the client
+    may run on another machine. CommandFailed where the folder is here, and of no use."""
+    from mesh.errors import FailedPrecondition
+    from mesh.security.certificate_files import CertificateFiles
+    from mesh.security.spiffe import ProcessId
+
+    if not encrypted:
+        note("The mesh is plain text: it asks nobody for a certificate.")
+    if not folder.is_dir():
+        note(f"There is no folder {folder} on this machine: the client must have it there.")
+        return
+    try:
+        holder = CertificateFiles(folder).held().holder
+    except FailedPrecondition as error:
+        raise CommandFailed(error.message) from error
+    if isinstance(holder, ProcessId):
+        note(
+            f"It is the certificate of {holder}: who has it is that service."
+            " `weft ca issue --client NAME` makes one that is none."
+        )
 
 
 def _together(serving: "list[Instance]") -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mesh.cli.failures import explained, usage_error
-from mesh.cli.output import Output, show_data, show_rows
+from mesh.cli.output import Output, note, show_data, show_rows
 
 if TYPE_CHECKING:
     from mesh.security.ca import CertificateAuthority, Issued, Root
@@ -82,6 +82,20 @@ def _ca(load_services: LoadServices) -> typer.Typer:
         ip: Annotated[
             list[str] | None, typer.Option(help="An address by which clients reach it; repeatable.")
         ] = None,
+        name: Annotated[
+            str | None,
+            typer.Option(
+                help="What its folder is called, so that each machine has one: the services'"
+                " names where it isn't said."
+            ),
+        ] = None,
+        client: Annotated[
+            str | None,
+            typer.Option(
+                metavar="NAME",
+                help="Instead one for a client that isn't Weft's, such as grpc-go on xds:///weft.",
+            ),
+        ] = None,
         everything: Annotated[
             bool, typer.Option("--all", help="Renew all that were issued, with their names.")
         ] = False,
@@ -89,29 +103,48 @@ def _ca(load_services: LoadServices) -> typer.Typer:
         secrets_dir: SecretsDir = None,
         output: Form = Output.TABLE,
     ) -> None:
-        """Make or renew the certificate of the processes of some services.
+        """Make or renew the certificate of the processes of some services, or of a client.
 
-        A process takes part in calls as the services in its certificate, and as no other.
+        A process takes part in calls as the services in its certificate, and as no other. A
+        client is let connect to processes, and may do what its API key allows, nothing else.
         What runs already takes a new certificate without a restart; renew in time, by cron:
         `weft ca issue --all`. On another machine it needs a copy of the folder: `cp -rL`.
         """
-        if everything and (services or dns or ip):
+        # One that is empty is meant, too, as where a shell's variable isn't set.
+        named = name is not None or client is not None
+        if everything and (services or dns or ip or named):
             raise usage_error("--all renews what there is; name services or renew all")
+        if client is not None and (services or dns or ip or name is not None):
+            raise usage_error("--client goes alone: a client is no service, and isn't dialled")
         with explained():
             from mesh.security.spiffe import role_of
 
             authority = _authority(secrets_dir, load_services)
             if everything:
                 made = authority.issue_all(days)
+            elif client is not None:
+                made = [authority.issue_client(client, days)]
             else:
                 role = role_of(services or (), load_services())
-                made = [authority.issue(role, dns or (), ip or (), days)]
+                made = [authority.issue(role, dns or (), ip or (), days, name=name)]
+        if not made:
+            note("there is nothing to renew: no certificate was issued by this authority yet")
+        for each in made:
+            if each.lost:
+                # Two machines with one folder take their names from each other.
+                note(
+                    f"{each.folder} was reached as {', '.join(each.lost)}, and isn't any more: with"
+                    " --name each machine has a folder of its own."
+                )
         if output is not Output.TABLE:
             show_data(output, [_issued_record(each) for each in made])
             return
         for each in made:
-            print(f"{each.process} until {_day(each.expire_time)}, in {each.folder}")
-        if len(made) == 1:
+            print(f"{each.holder} until {_day(each.expire_time)}, in {each.folder}")
+        if client is not None:
+            print("Copy the folder to the client (cp -rL), and name it there:")
+            print("weft mesh bootstrap --certificates FOLDER")
+        elif len(made) == 1 and not everything:
             print(f"Serve with it: WEFT_TLS_CERTIFICATE_DIR={made[0].folder}")
 
     @group.command(epilog="Example: weft ca rotate; weft ca issue --all; weft ca rotate --finish")
@@ -158,14 +191,15 @@ def _ca(load_services: LoadServices) -> typer.Typer:
         show_rows(["root", "until", "use"], rows)
         rows = [
             [
-                str(each.process),
+                str(each.holder),
+                each.folder.name,
                 _day(each.expire_time),
                 "" if each.current else "signed by the old root",
                 " ".join((*each.names.dns, *each.names.ip)),
             ]
             for each in issued
         ]
-        show_rows(["certificate", "until", "note", "names"], rows)
+        show_rows(["certificate", "folder", "until", "note", "names"], rows)
 
     return group
 
@@ -188,7 +222,7 @@ def _root_record(root: "Root") -> dict[str, Any]:
 
 def _issued_record(each: "Issued") -> dict[str, Any]:
     return {
-        "spiffe_id": str(each.process),
+        "spiffe_id": str(each.holder),
         "folder": str(each.folder),
         "expire_time": each.expire_time.isoformat(),
         "dns": list(each.names.dns),

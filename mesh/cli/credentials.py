@@ -73,7 +73,7 @@ def key_notes(found: Credential | None, target: str) -> tuple[str, ...]:
         "A key is looked for in WEFT_API_KEY, in the context (weft context list), and in what",
         f"`weft up` left on this machine, {config_folder() / 'clusters'}.",
         "`weft key create` makes one, for whoever has one already. Where all are lost, start the",
-        "server with `weft up --new-admin-key default`.",
+        "server once with --new-admin-key default: `weft up`, or `weft serve` where auth runs.",
     )
     if found is None:
         return (f"No key was found for {target}.", *how)

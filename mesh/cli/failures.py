@@ -103,6 +103,12 @@ def from_rpc_error(error: "grpc.RpcError", address: str) -> CommandFailed:
             f"{address} took too long to answer; --timeout gives it more seconds",
             exit_code=exit_code,
         )
+    if status is None and code == "CANCELLED":
+        # gRPC's own word, for what came in its server's last moment.
+        return CommandFailed(
+            f"{address} ended the call without an answer: it stops, or starts again",
+            exit_code=ExitCode.UNAVAILABLE,
+        )
     text = status.message if status is not None else _details(error)
     return CommandFailed(
         text or f"the server answered {code}",

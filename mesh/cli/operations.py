@@ -111,8 +111,9 @@ def undrain(client: Client, instance: InstanceArgument) -> None:
 def dump(
     client: Client,
     instance: Annotated[
-        str, typer.Argument(metavar="[INSTANCE]", help="The one that answers where none is named.")
-    ] = "",
+        str | None,
+        typer.Argument(metavar="[INSTANCE]", help="The one that answers where none is named."),
+    ] = None,
 ) -> None:
     """Prints all that a report of a fault needs to say of an instance, as one JSON document.
 
@@ -121,7 +122,7 @@ def dump(
     """
     from weft.control.v1 import mesh_service_pb2 as pb
 
-    name = _named(client, instance) if instance else f"{COLLECTION}-"
+    name = f"{COLLECTION}-" if instance is None else _named(client, instance)
     found = client.call(_stub(client).DumpInstance, pb.DumpInstanceRequest(name=name))
     form = Output.YAML if client.output is Output.YAML else Output.JSON
     show_data(form, as_data(found))
@@ -139,6 +140,8 @@ def _named(client: Client, text: str) -> str:
     from weft.control.v1 import mesh_service_pb2 as pb
 
     wanted = text.removeprefix(COLLECTION)
+    if not wanted:
+        raise usage_error("name an instance", "`weft mesh instances` lists them.")
     status = client.call(_stub(client).GetMeshStatus, pb.GetMeshStatusRequest())
     names = [each.name for each in status.instances]
     found = [name for name in names if name.removeprefix(COLLECTION).startswith(wanted)]

@@ -15,7 +15,7 @@ from mesh.cli.failures import usage_error
 from mesh.cli.health import health
 from mesh.cli.inputs import parse_span
 from mesh.cli.names import AGENT, resource_name
-from mesh.cli.output import Output, moment, show_item, show_list, show_message
+from mesh.cli.output import Output, moment, note, show_item, show_list, show_message
 from mesh.cli.pages import LIMIT, Limit, fetch
 from mesh.ids import RESOURCE_ID
 
@@ -29,6 +29,7 @@ _AGENT = re.compile(
 )
 _RATE = re.compile(r"(\d{1,3}(?:\.\d{1,4})?)%")
 _MILLIONTHS_OF_A_PERCENT = 10_000
+SERVICES = "services/-"
 
 Subject = Annotated[
     str,
@@ -67,13 +68,17 @@ def set_split(
     end: Annotated[bool, typer.Option("--end", help="End the split: all alike again.")] = False,
     rollback_above: Annotated[
         str | None,
-        typer.Option(metavar="PERCENT", help="Roll back where more calls fail, such as 5%."),
+        typer.Option(
+            metavar="PERCENT",
+            help="Roll back where more calls, or an agent's turns, fail, such as 5%.",
+        ),
     ] = None,
     calls_min: Annotated[
-        int, typer.Option(help="Fewer calls say nothing; 0 for 100.", min=0, max=1_000_000)
+        int,
+        typer.Option(help="Fewer calls, or turns, say nothing; 0 for 100.", min=0, max=1_000_000),
     ] = 0,
     window: Annotated[
-        str | None, typer.Option(help="How far back calls count: 30s, 5m; 60s by default.")
+        str | None, typer.Option(help="How far back they count: 30s, 5m; 60s by default.")
     ] = None,
     over_base: Annotated[
         bool, typer.Option("--over-base", help="Count only what fails above the base's rate.")
@@ -85,6 +90,7 @@ def set_split(
     """Splits a service's calls between versions, or an agent's new sessions between revisions.
 
     Calls within a process stay in it: a split is of those that come from other processes.
+    Sessions that are there keep their revision, also where the split goes back.
     """
     from weft.control.v1 import traffic_service_pb2 as pb
 
@@ -112,12 +118,15 @@ def promote(
     version: Annotated[
         str, typer.Argument(metavar="VERSION", help="The version or revision that gets all.")
     ],
+    allow_absent: Absent = False,
     reason: Reason = "",
 ) -> None:
     """Gives all to one version, or revision, of a split."""
     from weft.control.v1 import traffic_service_pb2 as pb
 
-    request = pb.PromoteRequest(name=_name(subject, client), reason=reason)
+    request = pb.PromoteRequest(
+        name=_name(subject, client), allow_absent=allow_absent, reason=reason
+    )
     if _of_service(request.name):
         request.version = version
     else:
@@ -146,14 +155,18 @@ def list_splits(
         ),
     ] = None,
     agents: Annotated[
-        bool, typer.Option("--agents", help="Those of the tenant's agents, not of services.")
+        bool, typer.Option("--agents", help="Only those of the tenant's agents.")
     ] = False,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Go on with each change, until Ctrl-C.")
+        bool,
+        typer.Option(
+            "--watch",
+            help="Go on with each change, until Ctrl-C: services', or with --agents theirs.",
+        ),
     ] = False,
     limit: Limit = LIMIT,
 ) -> None:
-    """Lists the splits of services, or of agents, and who changed them last."""
+    """Lists the splits of services and of the tenant's agents, and who changed them last."""
     from weft.control.v1 import traffic_service_pb2 as pb
 
     if subject is not None:
@@ -162,12 +175,12 @@ def list_splits(
         request = pb.GetSplitRequest(name=_name(subject, client))
         _show(client, client.call(_stub(client).GetSplit, request).split)
         return
-    parent = f"{client.parent}/agents/-" if agents else "services/-"
     if watch:
-        _watch(client, parent)
+        _watch(client, f"{client.parent}/agents/-" if agents else SERVICES)
         return
-    wanted = pb.ListSplitsRequest(parent=parent)
-    found = fetch(client, _stub(client).ListSplits, wanted, lambda page: page.splits, limit)
+    found = [] if agents else _of_services(client, limit)
+    if len(found) < limit:
+        found += _fetched(client, f"{client.parent}/agents/-", limit - len(found))
     columns = {
         "split": lambda each: _subject(each.name),
         "portions": _portions,
@@ -178,6 +191,26 @@ def list_splits(
         "reason": lambda each: each.changes[0].reason,
     }
     show_list(client.output, found, columns)
+
+
+def _of_services(client: Client, limit: int) -> "list[splits_pb2.Split]":
+    """None for who may see those of a tenant only."""
+    import grpc
+
+    try:
+        return _fetched(client, SERVICES, limit)
+    except grpc.RpcError as error:
+        if error.code() is not grpc.StatusCode.PERMISSION_DENIED:
+            raise
+        note("Splits of services aren't shown: that takes a permission for the platform.")
+        return []
+
+
+def _fetched(client: Client, parent: str, limit: int) -> "list[splits_pb2.Split]":
+    from weft.control.v1 import traffic_service_pb2 as pb
+
+    wanted = pb.ListSplitsRequest(parent=parent)
+    return fetch(client, _stub(client).ListSplits, wanted, lambda page: page.splits, limit)
 
 
 def _watch(client: Client, parent: str) -> None:

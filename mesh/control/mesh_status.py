@@ -1,7 +1,8 @@
-"""The mesh at a glance: who serves what, and where a client's calls go. Pure."""
+"""The mesh at a glance: who serves what, and where a client's calls go, by what is in memory."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+from mesh.control.registry import Registry
 from mesh.control.xds.endpoints import members_of
 from mesh.control.xds.mesh_view import MeshView
 from mesh.control.xds.messages import ENDPOINT_TYPE, ROUTE_TYPE
@@ -9,7 +10,7 @@ from mesh.control.xds.names import TARGET
 from mesh.control.xds.resources import resources_of
 from mesh.sockets import address_at
 from weft.control.v1 import mesh_service_pb2 as pb
-from weft.control.v1.instances_pb2 import INSTANCE_STATE_DRAINING, INSTANCE_STATE_SERVING, Instance
+from weft.control.v1.instances_pb2 import INSTANCE_STATE_DRAINING, Instance
 from weft.xds.v1 import endpoint_pb2, route_pb2
 
 _HEALTH = {
@@ -19,10 +20,9 @@ _HEALTH = {
 }
 
 
-def status_of(service: str, instances: Iterable[Instance]) -> pb.ServiceStatus:
+def status_of(service: str, registry: Registry) -> pb.ServiceStatus:
     """Who serves the service of that name."""
-    having = [each for each in instances if service in each.services]
-    serving = [each for each in having if each.state == INSTANCE_STATE_SERVING]
+    having, serving = registry.instances(service), registry.serving(service)
     return pb.ServiceStatus(
         name=service,
         serving=len(serving),
@@ -32,17 +32,12 @@ def status_of(service: str, instances: Iterable[Instance]) -> pb.ServiceStatus:
     )
 
 
-def left_without(leaving: Instance, instances: Iterable[Instance]) -> list[str]:
+def left_without(leaving: Instance, registry: Registry) -> list[str]:
     """The services for which nobody would take calls once `leaving` doesn't."""
-    others = [
-        each
-        for each in instances
-        if each.name != leaving.name and each.state == INSTANCE_STATE_SERVING
-    ]
     return [
         service
         for service in leaving.services
-        if not any(service in each.services for each in others)
+        if all(each.name == leaving.name for each in registry.serving(service))
     ]
 
 

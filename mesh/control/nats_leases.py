@@ -10,7 +10,8 @@ asked for it, hence after the work that it was asked for.
 
 Whose lease it is, its subject says: a user of NATS may write those of its own name only,
 `host` or a service. So no service ends another one's lease, or speaks for it. Who ends in
-order says so there, and whoever hears it needn't wait for the key to go.
+order says so there, and whoever hears it needn't wait for the key to go. A key that NATS
+doesn't remove in time is no lease: whoever hears of one has it disregarded.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from mesh.clock import SYSTEM, Clock
+from mesh.clock import NANOSECONDS, SYSTEM, Clock
 from mesh.control.leases import LEASE_SECONDS
 from mesh.errors import EventStoreUnavailable
 from mesh.security.spiffe import HOST
@@ -36,6 +37,7 @@ LIVE_LEASE_PREFIX = "weft.leases."
 renewal. What a user of another account sent isn't told to accounts but by that."""
 ENDED = b"ended"
 """What an instance says last."""
+TTL_HEADER = "Nats-TTL"
 
 LEASE_STREAM = "KV_LEASES"
 _BUCKET = {
@@ -44,6 +46,8 @@ _BUCKET = {
     "storage": "memory",
     "max_msgs_per_subject": 1,
     "max_bytes": 8_000_000,
+    # What somebody stores for longer than a lease goes, too, unless it is for ever.
+    "max_age": 2 * round(LEASE_SECONDS) * NANOSECONDS,
     "discard": "new",
     "allow_msg_ttl": True,
     "allow_direct": True,
@@ -118,6 +122,7 @@ class NatsLeases:
         self._looked = _NEVER
         self._keys: frozenset[str] = frozenset()
         self._ended: set[str] = set()
+        self._disregarded: dict[str, float] = {}
         self._present: frozenset[str] = frozenset()
         self._asked: dict[str, float] = {}
         self._loop: asyncio.Task[None] | None = None
@@ -171,8 +176,22 @@ class NatsLeases:
         self._ended.add(key)
         self._find_present()
 
+    def disregard(self, key: str) -> None:
+        """What was stored under that key, `{user}.{instance}`, is no lease."""
+        if len(self._disregarded) >= _ASKED_MAX:
+            # They count again: in doubt nobody is gone.
+            self._disregarded.clear()
+        self._disregarded[key] = self._clock.monotonic()
+        self._find_present()
+
+    def regard(self, key: str) -> None:
+        """What is stored under that key by now is a lease."""
+        if self._disregarded.pop(key, None) is not None:
+            self._find_present()
+
     def _find_present(self) -> None:
-        self._present = frozenset(key.rpartition(".")[2] for key in self._keys - self._ended)
+        held = self._keys - self._ended - self._disregarded.keys()
+        self._present = frozenset(key.rpartition(".")[2] for key in held)
 
     def on_look(self, callback: Callable[[], None]) -> None:
         """Calls `callback` after each look at whose leases are there."""
@@ -213,7 +232,7 @@ class NatsLeases:
         return await self._connection.request(
             self._subject,
             data,
-            headers={"Nats-TTL": f"{LEASE_SECONDS:.0f}s"},
+            headers={TTL_HEADER: f"{LEASE_SECONDS:.0f}s"},
             timeout=_REQUEST_SECONDS_MAX,
         )
 
@@ -246,6 +265,12 @@ class NatsLeases:
         subjects = found["state"].get("subjects") or {}
         self._keys = frozenset(subject.removeprefix(LEASE_PREFIX) for subject in subjects)
         self._ended &= self._keys
+        self._disregarded = {
+            # One that was heard of since the look began may not be among its keys yet.
+            key: since
+            for key, since in self._disregarded.items()
+            if key in self._keys or since >= began
+        }
         self._find_present()
         for instance in self._present & self._asked.keys():
             del self._asked[instance]

@@ -3,36 +3,44 @@
 Each renewal of a lease carries its instance, so whoever hears the renewals knows them all
 within one renewal's time: there is no second heartbeat. Whether one is gone, the leases
 say; they are in doubt while NATS was away or has lost its memory, and nobody goes then.
+What NATS would keep for longer than a lease is nobody's word: nothing would end it.
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import structlog
 from google.protobuf.message import DecodeError
 
+from mesh.control.leases import LEASE_SECONDS
 from mesh.control.nats_leases import (
     ENDED,
     LEASE_PREFIX,
     LEASE_STREAM,
     LIVE_LEASE_PREFIX,
+    RENEW_SECONDS,
+    TTL_HEADER,
     NatsLeases,
 )
+from mesh.events.jetstream.connection import TooMany
 from mesh.security.spiffe import HOST
 from weft.control.v1 import instances_pb2
 from weft.control.v1.instances_pb2 import Instance
 
 if TYPE_CHECKING:
-    from nats.aio.msg import Msg
-
     from mesh.events.jetstream.connection import Connection
+    from mesh.events.jetstream.fast_client import StoredMessage
 
 INSTANCES_MAX = 1_000
 """Most instances that are known at once."""
 COLLECTION = "instances/"
 """What an instance's name begins with, before its id."""
 
+_SERVING = instances_pb2.INSTANCE_STATE_SERVING
+_TTL = re.compile(rb"\r\n%b:([^\r]*)" % TTL_HEADER.encode())
+_SECONDS = re.compile(rb" *(\d{1,9})s? *")
 _log = structlog.get_logger(__name__)
 
 
@@ -56,19 +64,27 @@ class NatsRegistry:
         self._known: dict[str, Instance] = {}
         self._users: dict[str, str] = {}
         self._full = False
+        self._endless = False
         self._by_service: dict[str, Sequence[Instance]] = {}
+        self._serving: dict[str, Sequence[Instance]] = {}
         self._callbacks: list[Callable[[], None]] = []
+        self._say_callbacks: list[Callable[[instances_pb2.InstanceLoad], None]] = []
 
     async def start(self) -> None:
         """Returns once it knows who is there, and listens for as long as the connection is
         open. EventStoreUnavailable where it can't."""
         self._leases.on_look(self._look)
-        await self._connection.subscribe(f"{LIVE_LEASE_PREFIX}>", self._hear)
-        there = await self._connection.direct_get(
-            LEASE_STREAM, {"multi_last": [f"{LEASE_PREFIX}>"]}
-        )
+        await self._connection.follow_stored(f"{LIVE_LEASE_PREFIX}>", self._learn)
+        try:
+            there = await self._connection.direct_get(
+                LEASE_STREAM, {"multi_last": [f"{LEASE_PREFIX}>"]}
+            )
+        except TooMany:
+            # More than there may be; who is there says so again, and is heard.
+            await asyncio.sleep(2 * RENEW_SECONDS)
+            return
         for message in there.messages:
-            self._learn(message.subject, message.data)
+            self._learn(message)
 
     def instances(self, service: str = "") -> Sequence[Instance]:
         """See Registry."""
@@ -76,12 +92,27 @@ class NatsRegistry:
         if found is None:
             by_name = sorted(self._known.values(), key=lambda each: each.name)
             found = tuple(each for each in by_name if not service or service in each.services)
-            self._by_service[service] = found
+            if found:
+                # Callers may ask for any name; those that nobody has aren't kept.
+                self._by_service[service] = found
+        return found
+
+    def serving(self, service: str = "") -> Sequence[Instance]:
+        """See Registry."""
+        found = self._serving.get(service)
+        if found is None:
+            found = tuple(each for each in self.instances(service) if each.state == _SERVING)
+            if found:
+                self._serving[service] = found
         return found
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """See Registry."""
         self._callbacks.append(callback)
+
+    def on_say(self, callback: Callable[[instances_pb2.InstanceLoad], None]) -> None:
+        """See Registry."""
+        self._say_callbacks.append(callback)
 
     @property
     def draining(self) -> bool:
@@ -91,7 +122,7 @@ class NatsRegistry:
     async def register(self, target: str, xds_target: str = "") -> None:
         """See Registry."""
         self._own.target, self._own.xds_target = target, xds_target
-        await self._say(instances_pb2.INSTANCE_STATE_SERVING)
+        await self._say(_SERVING)
 
     async def drain(self) -> None:
         """See Registry."""
@@ -105,19 +136,27 @@ class NatsRegistry:
         await self._leases.say(self._said)
 
     def _said(self) -> bytes:
-        self._own.load.CopyFrom(self._load())
+        load = self._load()
+        for callback in self._say_callbacks:
+            callback(load)
+        self._own.load.CopyFrom(load)
         return self._own.SerializeToString()
 
-    async def _hear(self, message: "Msg") -> None:
-        self._learn(message.subject, message.data)
-
-    def _learn(self, subject: str, data: bytes) -> None:
-        key = subject.removeprefix(LEASE_PREFIX).removeprefix(LIVE_LEASE_PREFIX)
+    def _learn(self, message: "StoredMessage") -> None:
+        """Raises nothing, since the connection's reading would end."""
+        key, data = message.subject.removeprefix(LEASE_PREFIX), message.data
         user, _, instance_id = key.rpartition(".")
         if data == ENDED:
             self._leases.end(key)
             self._look()
             return
+        if not _ends_with_lease(message.headers):
+            self._leases.disregard(key)
+            if not self._endless:
+                _log.warning("instance_without_end", instance=instance_id, user=user)
+            self._endless = True
+            return
+        self._leases.regard(key)
         if instance_id == self._leases.instance or not data:
             # Itself, or one that holds a lease and takes no calls yet.
             return
@@ -155,10 +194,19 @@ class NatsRegistry:
 
     def _changed(self) -> None:
         self._by_service.clear()
+        self._serving.clear()
         loop = asyncio.get_running_loop()
         for callback in self._callbacks:
             # Not from here: what fails there must not end the renewals.
             loop.call_soon(callback)
+
+
+def _ends_with_lease(headers: bytes) -> bool:
+    """Whether NATS removes the message no later than a lease ends. Of several such headers NATS
+    goes by the first one."""
+    found = _TTL.search(headers)
+    seconds = _SECONDS.fullmatch(found[1]) if found is not None else None
+    return seconds is not None and 0 < int(seconds[1]) <= LEASE_SECONDS
 
 
 def _parsed(data: bytes) -> Instance | None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from weft.control.v1.instances_pb2 import Instance
+from weft.control.v1.instances_pb2 import Instance, InstanceLoad
 
 
 class Registry(Protocol):
@@ -20,9 +20,18 @@ class Registry(Protocol):
         that drain. The caller changes none of them."""
         ...
 
+    def serving(self, service: str = "") -> Sequence[Instance]:
+        """Those of them that take calls."""
+        ...
+
     def on_change(self, callback: Callable[[], None]) -> None:
         """Calls `callback` after an instance came, went, or said something else of itself
         than how busy it is."""
+        ...
+
+    def on_say(self, callback: Callable[[InstanceLoad], None]) -> None:
+        """Calls `callback` with how busy this instance is each time before it says so, to add
+        what a service of it has to say. It raises nothing: the lease is renewed with it."""
         ...
 
     @property

@@ -45,6 +45,8 @@ MESH_TARGET = f"xds:///{TARGET}"
 
 SERVED_SECONDS = 10.0
 """How long a call waits for somebody to serve it, where nobody does."""
+SERVED_SHARE = 0.8
+"""Of the time that a call has: it waits for no longer."""
 POLL_SECONDS = 0.05
 CHECK_SECONDS = 1.0
 """How often a channel looks whether its certificate was replaced."""
@@ -402,12 +404,18 @@ class MeshChannel(StubChannel):
         return stream if spec.server_streaming else call
 
     async def _until_served(self, spec: MethodSpec, ends: float) -> None:
-        """Waits a while where nobody serves it: who does may be about to start again."""
-        waits_until = min(ends - POLL_SECONDS, monotonic() + SERVED_SECONDS)
-        answered = current_call.get()
+        """Waits a while where nobody serves it: who does may be about to start again. A part of
+        the call's time is left, for the call itself, or for whoever waits to hear why it isn't
+        answered."""
+        if self._is_served(spec.service):
+            return
+        now, answered = monotonic(), current_call.get()
+        left = ends - now
+        if answered is not None:
+            left = min(left, answered.remaining_seconds())
+        waits_until = now + min(SERVED_SECONDS, SERVED_SHARE * left)
         while not self._is_served(spec.service):
-            left = answered.remaining_seconds() if answered is not None else SERVED_SECONDS
-            if monotonic() > waits_until or left < POLL_SECONDS:
+            if monotonic() > waits_until:
                 raise NotServing(f"nobody serves {spec.service}")
             await asyncio.sleep(POLL_SECONDS)
 

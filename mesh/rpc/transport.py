@@ -38,7 +38,7 @@ class Transport:
         self._files = files
         self._plain_text = plain_text
         self._clock = clock
-        self._trust_domain = files.held().process.trust_domain if files is not None else ""
+        self._trust_domain = files.held().holder.trust_domain if files is not None else ""
         self._expire_times: dict[bytes, datetime] = {}
 
     @property
@@ -59,7 +59,7 @@ class Transport:
     @property
     def spiffe_id(self) -> str:
         """Who this process is to others; empty without TLS."""
-        return str(self._files.held().process) if self._files is not None else ""
+        return str(self._files.held().holder) if self._files is not None else ""
 
     @property
     def folder(self) -> Path | None:
@@ -89,11 +89,11 @@ class Transport:
         nobody would call them here."""
         if self._files is None:
             return
-        process = self._files.held().process
-        wrong = [each for each in services if not process.may_act_as(each)]
+        holder = self._files.held().holder
+        wrong = [each for each in services if not holder.may_act_as(each)]
         if wrong:
             raise FailedPrecondition(
-                f"the certificate in {self._files.folder} is that of {process}, which"
+                f"the certificate in {self._files.folder} is that of {holder}, which"
                 f" isn't a process with {', '.join(wrong)}: `weft ca issue SERVICE...` makes one"
             )
 
@@ -140,7 +140,7 @@ class Transport:
                 )
             return grpc.aio.insecure_channel(target, options=options)
         # Compared with the names in the server's certificate: its SPIFFE ID can't be, here.
-        name = ("grpc.ssl_target_name_override", server_name(service, held.process.trust_domain))
+        name = ("grpc.ssl_target_name_override", server_name(service, held.holder.trust_domain))
         credentials = grpc.ssl_channel_credentials(held.bundle, held.key, held.certificate)
         return grpc.aio.secure_channel(target, credentials, options=[*options, name])
 

@@ -14,7 +14,6 @@ from mesh.rpc.retries import Losses
 from mesh.runtime.service import Mesh, ServiceEntry
 from mesh.security.certificate_files import BUNDLE, CERTIFICATE, KEY
 from mesh.security.identity import Sign
-from weft.control.v1.instances_pb2 import INSTANCE_STATE_SERVING
 
 
 class Elsewhere:
@@ -75,8 +74,7 @@ class Elsewhere:
 
     def is_served(self, contract: str) -> bool:
         """Whether an instance takes calls of the contract."""
-        there = self._mesh.registry.instances(self._services.get(contract, contract))
-        return any(each.state == INSTANCE_STATE_SERVING for each in there)
+        return bool(self._mesh.registry.serving(self._services.get(contract, contract)))
 
     def _tell(self) -> None:
         self.control_plane.set_instances(self._mesh.registry.instances())

@@ -26,7 +26,7 @@ from mesh.events.aggregate import Repository
 from mesh.events.codec import Codecs
 from mesh.events.fold import Fold
 from mesh.events.head_ledger import HeadLedger
-from mesh.events.jetstream.connection import Login
+from mesh.events.jetstream.connection import Login, NotPermitted
 from mesh.events.jetstream.key_store import JetStreamKeyStore
 from mesh.events.jetstream.store import JetStreamEventStore, connect_prepared, log_end
 from mesh.events.jetstream.tokens import JetStreamTokenStream
@@ -44,7 +44,7 @@ from mesh.runtime.data_dir import DataDirectory, write_addresses
 from mesh.runtime.elsewhere import Elsewhere
 from mesh.runtime.log_check import check_log, heads_folder
 from mesh.runtime.nats_server import EmbeddedNats, is_full
-from mesh.runtime.nats_users import ADMIN, bus_users, external_user, process_user
+from mesh.runtime.nats_users import ADMIN, bus_users, external_user, no_admin, process_user
 from mesh.runtime.operations import Operations
 from mesh.runtime.redis_client import LazyRedis, client_of_url
 from mesh.runtime.registration import LoadMeter, own_instance, targets
@@ -323,7 +323,11 @@ class Host:
         url, admin, login = await self._find_nats()
         servers = (each.rpartition("@")[2].removeprefix("nats://") for each in url.split(","))
         self.addresses["nats"] = ",".join(servers)
-        await self._prepare(url, admin)
+        try:
+            await self._prepare(url, admin)
+        except NotPermitted as error:
+            # Else what is said is of the user that did what isn't its to do.
+            raise no_admin() if admin is login else error from None
         connection = await connect_prepared(
             url,
             name=f"weft-{self._instance}",

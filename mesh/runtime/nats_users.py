@@ -125,6 +125,14 @@ def external_user(name: str, catalogue: Sequence[ServiceEntry]) -> BusUser:
     raise FailedPrecondition(f"WEFT_RUNTIME_NATS_USER: there is no user {name!r}")
 
 
+def no_admin() -> FailedPrecondition:
+    """What to raise where the user `admin` is needed, and nobody said its seed."""
+    return FailedPrecondition(
+        f"NATS lets its user {ADMIN_NAME} alone make what Weft needs there:"
+        " WEFT_RUNTIME_NATS_ADMIN_SEED_FILE names the file with that user's seed"
+    )
+
+
 def user_of(name: str, access: BusAccess, *, apart: bool = False) -> BusUser:
     """The user that may do what `access` says, and nothing else."""
     grants = [_lease(name), *_log(access), *_keys(access)]

@@ -66,9 +66,10 @@ class Operations:
         self, request: pb.GetMeshStatusRequest, call: Call
     ) -> pb.GetMeshStatusResponse:
         """By the registry, as it is known here."""
-        instances = self._mesh.registry.instances()
+        registry = self._mesh.registry
+        instances = registry.instances()
         return pb.GetMeshStatusResponse(
-            services=[status_of(service, instances) for service in sorted(self._services)],
+            services=[status_of(service, registry) for service in sorted(self._services)],
             instances=instances,
             control_planes=[each.name for each in instances if each.xds_target],
             answered_by=self._own_name,
@@ -85,7 +86,7 @@ class Operations:
         self, request: pb.DrainInstanceRequest, call: Call
     ) -> pb.DrainInstanceResponse:
         """Drained already, it stays so; `stop` ends it all the same."""
-        lost = left_without(self._known(request.name), self._mesh.registry.instances())
+        lost = left_without(self._known(request.name), self._mesh.registry)
         if lost and not request.force:
             raise FailedPrecondition(f"nobody else takes calls of {', '.join(lost)}")
         drained = facts.InstanceDrained(

@@ -1,6 +1,7 @@
 """Where a process keeps its data and listens; `WEFT_RUNTIME_*` or `[runtime]` in `weft.toml`."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ class RuntimeSettings(Section):
     """What concerns the process as a whole. A port of 0 lets the system choose."""
 
     area: ClassVar[str] = "runtime"
+    variables: ClassVar[Mapping[str, str]] = {"zone": "WEFT_ZONE"}
 
     data_dir: Path = Field(default_factory=lambda: Path(os.environ.get("WEFT_DATA_DIR", ".weft")))
     """Folder of all that is kept here; made where it isn't there."""
@@ -26,8 +28,13 @@ class RuntimeSettings(Section):
     """Where other instances of the deployment find this one: an address, or a name, which is
     looked up once. By default `host`, or where that stands for all of the machine's addresses
     the one by which it reaches NATS."""
-    zone: str = Field(default_factory=lambda: os.environ.get("WEFT_ZONE", ""), max_length=63)
-    """Zone that this process runs in, as the registry tells it."""
+    zone: str = Field(
+        default_factory=lambda: os.environ.get("WEFT_ZONE", ""),
+        validate_default=True,
+        pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$",
+    )
+    """Zone that this process runs in, as the registry tells it: what can be the value of a label
+    of Kubernetes, whose zones are called so."""
     version: str = Field("", pattern=r"^([A-Za-z0-9][A-Za-z0-9._+-]{0,62})?$")
     """Version of what this process runs, by which the calls of a service are split. By default
     Weft's own; for builds that differ in less, or in their configuration only."""

@@ -2,7 +2,9 @@
 
 ca.key                   the root that signs: private key and certificate in one file (0600)
 bundle.pem               the roots that are trusted, the one that signs first
-certificates/<role>      a link to the present issue for the processes of that role
+certificates/<name>      a link to the present issue for processes of one role, of whose name it
+                         is unless it was given another
+clients/<name>           as well, for a client that isn't one of Weft's processes
 
 It is used by `weft ca` and by nobody else: what serves needs its own certificate only. A root
 is rotated with an overlap: the new one is trusted before anything is signed by it, and the
@@ -11,11 +13,12 @@ old one until nothing is.
 
 import fcntl
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,12 +26,15 @@ from cryptography import x509
 
 from mesh.clock import NANOSECONDS, SYSTEM, Clock
 from mesh.errors import AlreadyExists, DataDamaged, FailedPrecondition
+from mesh.ids import RESOURCE_ID
 from mesh.private_files import make_private_folder, write_private
 from mesh.security.certificate_files import BUNDLE, CERTIFICATE, KEY
 from mesh.security.certificates import (
     KeyPair,
     Names,
     bundle_of,
+    dns_name,
+    ip_text,
     names_of,
     new_leaf,
     new_root,
@@ -36,7 +42,14 @@ from mesh.security.certificates import (
     read_pair,
     signed_by,
 )
-from mesh.security.spiffe import ProcessId, parse_process_id, server_name, services_of
+from mesh.security.spiffe import (
+    ClientId,
+    Holder,
+    ProcessId,
+    parse_holder,
+    server_name,
+    services_of,
+)
 
 ROOT_DAYS = 5 * 365.0
 LEAF_DAYS = 30.0
@@ -48,6 +61,8 @@ LOCAL_IP = ("127.0.0.1", "::1")
 
 _KEY_FILE = "ca.key"
 _ISSUED = "certificates"
+_CLIENTS = "clients"
+_NAME = re.compile(RESOURCE_ID)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +76,16 @@ class Root:
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """A certificate for the processes of a role, and the folder to point them at.
-    `current` says whether the root that signs now signed it."""
+    """A certificate for the processes of a role, or for a client, and the folder to point them
+    at. `current` says whether the root that signs now signed it, `lost` which names and addresses
+    the one had that was in that folder before, and this one hasn't."""
 
-    process: ProcessId
+    holder: Holder
     folder: Path
     names: Names
     expire_time: datetime
     current: bool
+    lost: tuple[str, ...] = ()
 
 
 class CertificateAuthority:
@@ -101,35 +118,63 @@ class CertificateAuthority:
         dns: Sequence[str] = (),
         ip: Sequence[str] = (),
         days: float = LEAF_DAYS,
+        *,
+        name: str | None = None,
     ) -> Issued:
         """A new key and certificate for the processes of a role. They are dialled by clients
-        at this machine's own addresses, and by `dns` and `ip`."""
+        at this machine's own addresses, and by `dns` and `ip`. Its folder is called `name`, so
+        that several machines may have one each; else as the role. FailedPrecondition where the
+        folder of that name is for another role."""
+        dns, ip = tuple(map(dns_name, dns)), tuple(map(ip_text, ip))
+        link = self.folder / _ISSUED / (role if name is None else _checked_name(name))
         with self._locked():
             root, roots = self._opened()
             domain = _trust_domain(root.certificate)
-            for name in dns:
-                if name == domain or name.endswith(f".{domain}"):
-                    raise ValueError(f"{name} is a name that only Weft's own services have")
-            own = tuple(server_name(each, domain) for each in services_of(role, self._catalogue))
+            for each in dns:
+                if each == domain or each.endswith(f".{domain}"):
+                    raise ValueError(f"{each} is a name that only Weft's own services have")
             process = ProcessId(domain, role)
+            before = _found_before(link, root)
+            if before is not None and before.holder != process:
+                raise FailedPrecondition(
+                    f"{link} is that of {before.holder}: --name gives this one another folder"
+                )
+            own = tuple(server_name(each, domain) for each in services_of(role, self._catalogue))
             called = tuple(dict.fromkeys((*own, *MESH_DNS, *LOCAL_DNS, *dns)))
             names = Names(str(process), called, tuple(dict.fromkeys((*LOCAL_IP, *ip))))
-            return self._issue(root, roots, process, names, days)
+            made = self._issue(root, roots, process, names, days, link)
+            had = (*before.names.dns, *before.names.ip) if before is not None else ()
+            has = (*names.dns, *names.ip)
+            return replace(made, lost=tuple(each for each in had if each not in has))
+
+    def issue_client(self, name: str, days: float = LEAF_DAYS) -> Issued:
+        """A new key and certificate for a client of that name that isn't one of Weft's
+        processes. It is a client's only: nobody dials it, and it is no service."""
+        link = self.folder / _CLIENTS / _checked_name(name)
+        with self._locked():
+            root, roots = self._opened()
+            client = ClientId(_trust_domain(root.certificate), name)
+            return self._issue(root, roots, client, Names(str(client)), days, link)
 
     def issue_all(self, days: float = LEAF_DAYS) -> list[Issued]:
-        """New keys and certificates, with the same names, for all roles that have one."""
+        """New keys and certificates, with the same names, for all that were issued."""
         with self._locked():
             root, roots = self._opened()
             renewed = []
             for old in self._issued(root):
-                domain = old.process.trust_domain
-                services = services_of(old.process.role, self._catalogue)
-                own = tuple(server_name(each, domain) for each in services)
-                kept = tuple(name for name in old.names.dns if not name.endswith(f".{domain}"))
-                called = tuple(dict.fromkeys((*own, *MESH_DNS, *kept)))
-                names = Names(old.names.uri, called, old.names.ip)
-                renewed.append(self._issue(root, roots, old.process, names, days))
+                names = self._renewed(old.holder, old.names)
+                renewed.append(self._issue(root, roots, old.holder, names, days, old.folder))
             return renewed
+
+    def _renewed(self, holder: Holder, names: Names) -> Names:
+        """What it is called by now: the catalogue may have other services."""
+        if isinstance(holder, ClientId):
+            return names
+        domain = holder.trust_domain
+        services = services_of(holder.role, self._catalogue)
+        own = tuple(server_name(each, domain) for each in services)
+        kept = tuple(name for name in names.dns if not name.endswith(f".{domain}"))
+        return Names(names.uri, tuple(dict.fromkeys((*own, *MESH_DNS, *kept))), names.ip)
 
     def rotate(self, days: float = ROOT_DAYS) -> Root:
         """Makes another root, which signs from here on, and has both trusted wherever there is
@@ -153,11 +198,10 @@ class CertificateAuthority:
         while a certificate that was issued here is signed by one of them."""
         with self._locked():
             root, roots = self._opened()
-            old = sorted(each.process.role for each in self._issued(root) if not each.current)
+            old = sorted(_place(each.folder) for each in self._issued(root) if not each.current)
             if old:
                 raise FailedPrecondition(
-                    f"the old root signed the certificates of {', '.join(old)}:"
-                    " `weft ca issue --all` renews them"
+                    f"the old root signed {', '.join(old)}: `weft ca issue --all` renews them"
                 )
             self._write(BUNDLE, root.certificate_pem)
             self._publish_bundle(root)
@@ -169,7 +213,7 @@ class CertificateAuthority:
         return [_shown_root(each, root) for each in roots]
 
     def issued(self) -> list[Issued]:
-        """The present certificates, by role."""
+        """The present certificates, by name: of processes, then of clients."""
         return self._issued(self._opened()[0])
 
     @property
@@ -181,41 +225,24 @@ class CertificateAuthority:
         self,
         root: KeyPair,
         roots: Sequence[x509.Certificate],
-        process: ProcessId,
+        holder: Holder,
         names: Names,
         days: float,
+        link: Path,
     ) -> Issued:
         if root.certificate.not_valid_after_utc <= self._now():
             raise FailedPrecondition("the root has expired: `weft ca rotate` makes another")
-        leaf = new_leaf(root, names, self._now(), days)
-        link = self._publish(process.role, leaf.certificate_pem, leaf.key_pem, bundle_of(roots))
+        serves = isinstance(holder, ProcessId)
+        leaf = new_leaf(root, names, self._now(), days, serves=serves)
+        _publish(link, leaf.certificate_pem, leaf.key_pem, bundle_of(roots))
         expires = leaf.certificate.not_valid_after_utc
-        return Issued(process, link, names, expires, current=True)
+        return Issued(holder, link, names, expires, current=True)
 
     def _publish_bundle(self, root: KeyPair) -> None:
         bundle = (self.folder / BUNDLE).read_text()
         for each in self._issued(root):
             texts = [(each.folder / name).read_text() for name in (CERTIFICATE, KEY)]
-            self._publish(each.process.role, texts[0], texts[1], bundle)
-
-    def _publish(self, role: str, certificate: str, key: str, bundle: str) -> Path:
-        """Puts a new folder with these files behind the link of the role, so that a reader
-        sees all of one issue or all of another; the one before stays for who is reading."""
-        link = self.folder / _ISSUED / role
-        before = link.readlink().name if link.is_symlink() else ""
-        made = link.with_name(f".{role}.{secrets.token_hex(8)}")
-        for name, text in ((CERTIFICATE, certificate), (KEY, key), (BUNDLE, bundle)):
-            write_private(made / name, text)
-        new = link.with_name(f".{role}.new")
-        new.unlink(missing_ok=True)
-        new.symlink_to(made.name)
-        new.replace(link)
-        for old in link.parent.glob(f".{role}.*"):
-            # The role `agents` isn't to touch what is of `agents.state`.
-            hexadecimal = old.name.removeprefix(f".{role}.")
-            if len(hexadecimal) == 16 and old.name not in (made.name, before):
-                shutil.rmtree(old)
-        return link
+            _publish(each.folder, texts[0], texts[1], bundle)
 
     def _opened(self) -> tuple[KeyPair, list[x509.Certificate]]:
         """The root that signs, and all that are trusted."""
@@ -235,20 +262,11 @@ class CertificateAuthority:
         return root, roots
 
     def _issued(self, root: KeyPair) -> list[Issued]:
-        found = []
-        for link in sorted((self.folder / _ISSUED).glob("[!.]*")):
-            try:
-                certificate = x509.load_pem_x509_certificate((link / CERTIFICATE).read_bytes())
-                names = names_of(certificate)
-                process = parse_process_id(names.uri)
-                if process is None or process.role != link.name:
-                    raise ValueError("it is of another process")
-            except (OSError, ValueError) as error:
-                raise DataDamaged(f"the certificate in {link} is damaged: {error}") from error
-            current = signed_by(certificate, root.certificate)
-            expires = certificate.not_valid_after_utc
-            found.append(Issued(process, link, names, expires, current))
-        return found
+        return [
+            _read_issued(link, root)
+            for folder in (_ISSUED, _CLIENTS)
+            for link in sorted((self.folder / folder).glob("[!.]*"))
+        ]
 
     def _write_root(self, root: KeyPair) -> None:
         self._write(_KEY_FILE, root.key_pem + root.certificate_pem)
@@ -262,13 +280,64 @@ class CertificateAuthority:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         make_private_folder(self.folder)
-        make_private_folder(self.folder / _ISSUED)
+        for folder in (_ISSUED, _CLIENTS):
+            make_private_folder(self.folder / folder)
         lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         finally:
             os.close(lock)
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} can't name a certificate: small letters, digits and -")
+    return name
+
+
+def _place(link: Path) -> str:
+    """Which it is, for people."""
+    return f"{link.parent.name}/{link.name}"
+
+
+def _publish(link: Path, certificate: str, key: str, bundle: str) -> None:
+    """Puts a new folder with these files behind the link, so that a reader sees all of one
+    issue or all of another; the one before stays for who is reading."""
+    before = link.readlink().name if link.is_symlink() else ""
+    made = link.with_name(f".{link.name}.{secrets.token_hex(8)}")
+    for name, text in ((CERTIFICATE, certificate), (KEY, key), (BUNDLE, bundle)):
+        write_private(made / name, text)
+    new = link.with_name(f".{link.name}.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(made.name)
+    new.replace(link)
+    for old in link.parent.glob(f".{link.name}.*"):
+        # The role `agents` isn't to touch what is of `agents.state`.
+        hexadecimal = old.name.removeprefix(f".{link.name}.")
+        if len(hexadecimal) == 16 and old.name not in (made.name, before):
+            shutil.rmtree(old)
+
+
+def _found_before(link: Path, root: KeyPair) -> Issued | None:
+    """What is there by now; None where nothing is, or what is damaged, which another one mends."""
+    try:
+        return _read_issued(link, root) if link.is_symlink() else None
+    except DataDamaged:
+        return None
+
+
+def _read_issued(link: Path, root: KeyPair) -> Issued:
+    try:
+        certificate = x509.load_pem_x509_certificate((link / CERTIFICATE).read_bytes())
+        names = names_of(certificate)
+        holder = parse_holder(names.uri)
+        if holder is None or isinstance(holder, ClientId) != (link.parent.name == _CLIENTS):
+            raise ValueError("it is of somebody else")
+    except (OSError, ValueError) as error:
+        raise DataDamaged(f"the certificate in {link} is damaged: {error}") from error
+    current = signed_by(certificate, root.certificate)
+    return Issued(holder, link, names, certificate.not_valid_after_utc, current)
 
 
 def _trust_domain(root: x509.Certificate) -> str:

@@ -1,6 +1,7 @@
-"""The certificate of a process as it lies on the disk, picked up anew when it changes.
+"""A certificate, of a process or of a client, as it lies on the disk; picked up anew when it
+changes.
 
-<folder>/cert.pem     the certificate of this process
+<folder>/cert.pem     its certificate
 <folder>/key.pem      its private key (0600)
 <folder>/bundle.pem   the roots that are trusted
 
@@ -20,7 +21,7 @@ import structlog
 from mesh.clock import NANOSECONDS, SYSTEM, Clock
 from mesh.errors import FailedPrecondition
 from mesh.security.certificates import KeyPair, names_of, read_bundle, read_pair, signed_by
-from mesh.security.spiffe import ProcessId, parse_process_id
+from mesh.security.spiffe import Holder, parse_holder
 
 CERTIFICATE, KEY, BUNDLE = FILES = ("cert.pem", "key.pem", "bundle.pem")
 FILE_BYTES_MAX = 64 * 1024
@@ -31,10 +32,10 @@ _Stamp = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Held:
-    """What the files held at one moment, checked: the certificate is of a process, signed by
-    a root of the bundle, and the key is its own."""
+    """What the files held at one moment, checked: the certificate is of a process or a client,
+    signed by a root of the bundle, and the key is its own."""
 
-    process: ProcessId
+    holder: Holder
     expire_time: datetime
     certificate: bytes
     key: bytes = field(repr=False)
@@ -75,7 +76,7 @@ class CertificateFiles:
             _log.warning("certificate_unusable", problem=error.message)
         else:
             expires = self._held.expire_time.isoformat()
-            _log.info("certificate_changed", process=str(self._held.process), expires=expires)
+            _log.info("certificate_changed", holder=str(self._held.holder), expires=expires)
 
     def _stamp_now(self) -> _Stamp | None:
         """Differs whenever a file does; None while one is missing."""
@@ -116,12 +117,12 @@ class CertificateFiles:
 
 def _checked(certificate: bytes, key: bytes, bundle: bytes) -> Held:
     pair: KeyPair = read_pair(certificate, key)
-    process = parse_process_id(names_of(pair.certificate).uri)
-    if process is None:
-        raise ValueError("it isn't one of a process of Weft")
+    holder = parse_holder(names_of(pair.certificate).uri)
+    if holder is None:
+        raise ValueError("it isn't one of a process of Weft, or of a client")
     if not any(signed_by(pair.certificate, root) for root in read_bundle(bundle)):
         raise ValueError("no root of its bundle signed it")
-    return Held(process, pair.certificate.not_valid_after_utc, certificate, key, bundle)
+    return Held(holder, pair.certificate.not_valid_after_utc, certificate, key, bundle)
 
 
 def _read_short(path: Path) -> bytes:

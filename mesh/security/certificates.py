@@ -1,10 +1,12 @@
 """Certificates of a deployment's own authority: made, and read (RFC 5280).
 
 Keys are of the curve P-256. A root signs leaves only, never another authority (path length
-0); leaves serve as a server's and as a client's certificate, as SPIFFE's X.509-SVID has it.
+0); leaves serve as a server's and as a client's certificate, as SPIFFE's X.509-SVID has it,
+and those of clients as that only.
 """
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -24,6 +26,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 BACKDATED = timedelta(minutes=5)
 """How much the clock of who checks a certificate may be behind."""
 BUNDLE_ROOTS_MAX = 8
+DNS_LENGTH_MAX = 253
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +84,48 @@ def new_root(trust_domain: str, now: datetime, days: float) -> KeyPair:
     return KeyPair(builder.sign(key, SHA256()), key)
 
 
-def new_leaf(root: KeyPair, names: Names, now: datetime, days: float) -> KeyPair:
+def dns_name(text: str) -> str:
+    """`text` in small letters, where it is a host's name (RFC 1123, section 2.1); ValueError
+    where not."""
+    if _is_address(text):
+        raise ValueError(f"{text} is an address, not a name: --ip takes those")
+    labels = text.split(".")
+    if (
+        len(text) > DNS_LENGTH_MAX
+        or not all(map(_LABEL.fullmatch, labels))
+        # What looks like an address is none of a host's (RFC 1123, section 2.1).
+        or labels[-1].isdigit()
+    ):
+        raise ValueError(
+            f"{text!r} is no DNS name: letters, digits, - and ., as in weft-1.example.org"
+        )
+    return text.lower()
+
+
+def ip_text(text: str) -> str:
+    """`text` as an IP address is written, where it is one that can be dialled; ValueError
+    where not."""
+    if not _is_address(text):
+        raise ValueError(f"{text!r} is no IP address, as 10.0.0.7 or fd00::7; --dns takes names")
+    address = ipaddress.ip_address(text)
+    if address.is_unspecified or address.is_multicast or "%" in text:
+        raise ValueError(f"{text} is no address at which one machine is reached")
+    return str(address)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def new_leaf(
+    root: KeyPair, names: Names, now: datetime, days: float, *, serves: bool = True
+) -> KeyPair:
     """A certificate that the root signs, valid for that many days, and no longer than the
-    root is. ValueError for what isn't an IP address."""
+    root is; as a client's only, unless it `serves`. ValueError for what isn't an IP address."""
     key = ec.generate_private_key(ec.SECP256R1())
     issuer = root.certificate
     days = min(days, (issuer.not_valid_after_utc - now) / timedelta(days=1))
@@ -91,7 +134,8 @@ def new_leaf(root: KeyPair, names: Names, now: datetime, days: float) -> KeyPair
         *map(x509.DNSName, names.dns),
         *(x509.IPAddress(ipaddress.ip_address(address)) for address in names.ip),
     ]
-    usage = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    usage = [ExtendedKeyUsageOID.SERVER_AUTH] if serves else []
+    usage.append(ExtendedKeyUsageOID.CLIENT_AUTH)
     identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     from_issuer = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
     subject = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Weft")])

@@ -37,6 +37,8 @@ MESSAGE_LENGTH_MAX = 4_096
 RESULT_BYTES_MAX = 262_144
 LASTING_SECONDS = 5.0
 """An attachment that ended sooner counts as one that failed, for the wait before the next."""
+WAITS_SECONDS = 30.0
+"""How long a part of Weft may wait, at its start, for the others before that is a warning."""
 END_SECONDS = 5.0
 """How long handlers may take to end where the worker can't go on."""
 HELD_SECONDS = 1.0
@@ -144,6 +146,7 @@ class Worker:
             raise ValueError(f"queue: write tenants/TENANT/queues/{self.queue}")
         self.worker_id = self.worker_id or f"{socket.gethostname()}-{os.getpid()}"
         failures = 0
+        waits_until = time.monotonic() + WAITS_SECONDS if self.stub is not None else 0.0
         try:
             while not self._done and not self.ends():
                 begun = time.monotonic()
@@ -156,8 +159,12 @@ class Worker:
                         raise
                     lasted = time.monotonic() - begun > LASTING_SECONDS
                     failures = 0 if self.attached and lasted else failures + 1
+                    if self.attached or code is not grpc.StatusCode.UNAVAILABLE:
+                        waits_until = 0.0
                     if not self.ends():
-                        _log.warning("detached", reason=code.name)
+                        expected = time.monotonic() < waits_until
+                        report = _log.debug if expected else _log.warning
+                        report("detached", reason=code.name)
                 self.attached = False
                 if not self._done:
                     await asyncio.sleep(_pause(failures))

@@ -24,6 +24,7 @@ from mesh.principal import system
 from services.agents import context
 from services.agents.effects import BoundTool, CallInDoubt, Effects, planned_calls
 from services.agents.feed import TurnFeed
+from services.agents.outcomes import Outcomes, failed_by_revision
 from services.agents.settings import AgentsSettings
 from services.agents.token_batch import TokenBatch
 from services.state import domain
@@ -66,6 +67,7 @@ class TurnRunner:
         effects: Effects,
         leases: Leases,
         tokens: TokenStream,
+        outcomes: Outcomes,
         settings: AgentsSettings,
         clock: Clock,
     ) -> None:
@@ -76,6 +78,7 @@ class TurnRunner:
         self._agent = agent
         self._effects = effects
         self._leases = leases
+        self._outcomes = outcomes
         self._settings = settings
         self._clock = clock
         self._batch = TokenBatch(feed, tokens, aggregate.stream, clock, settings)
@@ -87,6 +90,8 @@ class TurnRunner:
         self._tools: dict[str, BoundTool] | None = None
         self._partial_text = ""
         self._deadline_ns = 0
+        # What the turn was given; 0 once it lost some of it by no fault of its agent's.
+        self._own_seconds = 0.0
         self._calls: dict[str, asyncio.Task[_Outcome]] = {}
         self.moved_ns = 0
         """When the model last wrote something, in Unix nanoseconds; 0 before."""
@@ -372,6 +377,7 @@ class TurnRunner:
                     break
                 except EventStoreUnavailable:
                     # It couldn't be read what others did to the session meanwhile.
+                    self._own_seconds = 0.0
                     if not self._time_left():
                         raise
         await _leave_for_the_wire()
@@ -382,8 +388,9 @@ class TurnRunner:
         must not be done again for want of a record."""
         while (pending := self._pending) is not None:
             try:
-                await asyncio.shield(pending.task)
+                stored = await asyncio.shield(pending.task)
             except EventStoreUnavailable:
+                self._own_seconds = 0.0
                 if pending.decide is None or not self._time_left():
                     raise
                 if self._pending is pending:
@@ -400,15 +407,25 @@ class TurnRunner:
             else:
                 if self._pending is pending:
                     self._pending = None
+                    self._count(stored)
                 if pending.decide is None:
                     # Decided again after a conflict, it gave the turn to another runner.
                     self._owned_turn()
+
+    def _count(self, stored: StoredFacts | None) -> None:
+        """Tells of the turn's end, if it was stored by this commit of ours: whoever else works
+        on the turn can't have stored it, too."""
+        facts = [event.payload for event in stored.draft.events] if stored is not None else []
+        failed = failed_by_revision(facts, self._own_seconds)
+        if failed is not None:
+            self._outcomes.count(self._agent.name, self._agent.revision, failed=failed)
 
     async def _lease_held(self) -> None:
         """An instance that couldn't renew its lease starts no effect. Once it holds
         again, the log says whether the turn is still ours."""
         if self._leases.held():
             return
+        self._own_seconds = 0.0
         await self._acknowledged()
         while not self._leases.held():
             if self._seconds_left() <= 0:
@@ -434,11 +451,14 @@ class TurnRunner:
     def _set_call(self) -> None:
         """The turn goes on after the call that asked for it: it has its own deadline."""
         asked = current_call.get()
+        turn = self._owned_turn()
+        if not turn.resume_count:
+            self._own_seconds = turn.timeout.ToTimedelta().total_seconds()
         current_call.set(
             Call(
                 method="/weft.agents.v1.TurnService/RunTurn",
                 deadline=self._clock.monotonic() + self._seconds_left(),
-                request_id=self._owned_turn().request_id,
+                request_id=turn.request_id,
                 principal=asked.principal if asked else system(self._aggregate.stream.tenant),
                 traceparent=asked.traceparent if asked else "",
                 clock=self._clock,

@@ -15,6 +15,7 @@ from mesh.events.tokens import TokenStream
 from services.agents.definitions import AgentDefinitions
 from services.agents.effects import Effects
 from services.agents.feeds import Session, TurnFeeds
+from services.agents.outcomes import Outcomes
 from services.agents.runner import TurnRunner
 from services.agents.settings import AgentsSettings
 from services.state import domain
@@ -34,6 +35,7 @@ class RunningTurns:
         effects: Effects,
         leases: Leases,
         tokens: TokenStream,
+        outcomes: Outcomes,
         settings: AgentsSettings,
         clock: Clock,
     ) -> None:
@@ -43,6 +45,7 @@ class RunningTurns:
         self._effects = effects
         self._leases = leases
         self._tokens = tokens
+        self._outcomes = outcomes
         self._settings = settings
         self._clock = clock
         self._running: dict[tuple[str, str, int], asyncio.Task[None]] = {}
@@ -148,6 +151,7 @@ class RunningTurns:
                 effects=self._effects,
                 leases=self._leases,
                 tokens=self._tokens,
+                outcomes=self._outcomes,
                 settings=self._settings,
                 clock=self._clock,
             )

@@ -11,6 +11,7 @@ from services.agents.definitions import AgentDefinitions
 from services.agents.domain import AGENT_FOLD
 from services.agents.effects import Effects
 from services.agents.feeds import TurnFeeds
+from services.agents.outcomes import Outcomes
 from services.agents.read_model import ERASED, AgentsReadModel
 from services.agents.recovery import Recovery
 from services.agents.running import RunningTurns
@@ -29,7 +30,8 @@ from weft.tools.v1.tool_service_pb2_grpc import ToolServiceStub
 class AgentsService:
     """Agents, their turns, and the recovery of turns whose process died."""
 
-    def __init__(self, mesh: Mesh, settings: AgentsSettings) -> None:
+    def __init__(self, mesh: Mesh, settings: AgentsSettings, outcomes: Outcomes) -> None:
+        self._outcomes = outcomes
         self._agents = Repository(mesh.events, AGENT_FOLD, clock=mesh.clock)
         self._sessions = mesh.repository(SESSION_FOLD)
         path = mesh.data_dir / "agents.sqlite3"
@@ -52,6 +54,7 @@ class AgentsService:
             effects,
             mesh.leases,
             mesh.tokens,
+            outcomes,
             settings,
             mesh.clock,
         )
@@ -105,6 +108,7 @@ class AgentsService:
 
     async def start(self) -> None:
         """Catches up with the log, then looks for turns to resume."""
+        await self._outcomes.start()
         await self._read_model.start()
         self._recovery.start()
         self._stalled.start()
@@ -117,6 +121,7 @@ class AgentsService:
         await self._recovery.stop()
         await self._running.drain()
         await self._read_model.stop()
+        await self._outcomes.stop()
 
     def _observe(self, batch: Sequence[StoredCommit]) -> None:
         """Aggregates that this process keeps learn what other processes wrote."""

@@ -8,6 +8,6 @@ process answers it itself (`mesh/runtime/operations.py`).
 Emits: SplitSet, SplitPromoted, SplitRolledBack; `InstanceDrained` and `InstanceUndrained` on
 `instances.<tenant>.<instance>`, for the audit: instances say what they are with each renewal of
 their lease.
-Consumes: those of splits, in memory; calls agents, for their revisions, and other instances of
-its own.
+Consumes: those of splits, in memory; what instances say of their calls and turns; calls agents,
+for their revisions, and other instances of its own.
 """

@@ -1,4 +1,5 @@
-"""Takes splits back whose calls fail too often, by what instances say with their leases.
+"""Takes splits back whose calls, or agents' turns, fail too often, by what instances say with
+their leases.
 
 Each instance of this service looks; the log lets one of them take a split back, once.
 """
@@ -14,17 +15,18 @@ from mesh.errors import FailedPrecondition, WeftError
 from mesh.events.aggregate import Repository
 from services.control import domain
 from services.control.splits import Splits
-from weft.control.v1 import instances_pb2
 
 LOOK_SECONDS = 1.0
 """How often it looks; instances say three times as often how many calls failed."""
 COMMIT_SECONDS_MAX = 10.0
+AGENTS = "agents"
+"""The service whose instances run turns."""
 
 _log = structlog.get_logger(__name__)
 
 
 class Rollbacks:
-    """Looks at all splits of services with a policy."""
+    """Looks at all splits with a policy."""
 
     def __init__(
         self,
@@ -38,6 +40,7 @@ class Rollbacks:
         self._registry = registry
         self._clock = clock
         self._windows: dict[str, _Watched] = {}
+        self._new_turns = domain.NewTurns()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -70,18 +73,33 @@ class Rollbacks:
             watched = self._windows.get(state.split.name)
             if watched is None or watched.revision != state.revision:
                 # What was before the split's last change says nothing of it.
-                watched = self._windows[state.split.name] = _Watched(state)
-            await self._judge(state, watched)
+                self._windows[state.split.name] = _Watched(state)
+        self._count()
+        for state in looked_at:
+            await self._judge(state, self._windows[state.split.name])
+
+    def _count(self) -> None:
+        """Takes in what ended since the last look, of all before any is judged: that may
+        fail, or take long."""
+        now = self._clock.monotonic()
+        turns = self._new_turns.observe(
+            {each.name: each.load.turns for each in self._registry.instances(AGENTS)},
+            {each.split for each in self._windows.values() if not each.service},
+        )
+        for watched in self._windows.values():
+            if watched.service:
+                watched.window.observe(now, served(self._registry, watched.service))
+            else:
+                watched.window.add(now, turns.get(watched.split, {}))
 
     async def _judge(self, state: domain.State, watched: "_Watched") -> None:
-        service = domain.service_of(state.split.name)
-        watched.window.observe(self._clock.monotonic(), served(self._registry, service))
         failures = domain.failing(state.split, watched.window.totals)
         if failures is None:
             return
-        command = domain.RollBackFailing(
-            state.split.name, state.revision, failures, running_versions(self._registry, service)
-        )
+        # All revisions of an agent are there for ever.
+        running = running_versions(self._registry, watched.service) if watched.service else None
+        # The state goes on while others are judged; what was counted is of this revision.
+        command = domain.RollBackFailing(state.split.name, watched.revision, failures, running)
         aggregate = self._repository.open(domain.split_stream(state.split.name))
         try:
             stored = await aggregate.execute(lambda present: domain.decide(present, command))
@@ -95,17 +113,20 @@ class Rollbacks:
             _log.warning(
                 "split_rolled_back",
                 split=state.split.name,
-                version=failures.version,
+                version=domain.taker_of(failures),
                 calls=failures.calls,
                 failures=failures.failures,
             )
 
 
 class _Watched:
-    """A split at one revision, and what its versions did since."""
+    """A split at one revision, and what its versions, or the agent's revisions, did since."""
 
     def __init__(self, state: domain.State) -> None:
         self.revision = state.revision
+        self.service = domain.service_of(state.split.name)
+        """Empty where it is an agent's split."""
+        self.split = (domain.split_key(state.split.name), state.revision)
         self.window = domain.FailureWindow(domain.window_seconds(state.split.rollback_policy))
         self.complained = False
 
@@ -122,8 +143,4 @@ def served(registry: Registry, service: str) -> Mapping[str, tuple[str, domain.S
 
 def running_versions(registry: Registry, service: str) -> frozenset[str]:
     """Versions of the instances that take calls of the service."""
-    return frozenset(
-        instance.version
-        for instance in registry.instances(service)
-        if instance.state == instances_pb2.INSTANCE_STATE_SERVING
-    )
+    return frozenset(instance.version for instance in registry.serving(service))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mesh.call import Call
 from mesh.control.registry import Registry
-from mesh.errors import FailedPrecondition, InvalidArgument, LimitExceeded, NotFound
+from mesh.errors import InvalidArgument, LimitExceeded, NotFound
 from mesh.events.aggregate import Aggregate, Repository
 from mesh.events.store import EventStore
 from mesh.ids import new_id
@@ -77,16 +77,13 @@ class Traffic:
     async def promote(self, request: pb.PromoteRequest, call: Call) -> pb.PromoteResponse:
         """Gives all to one portion."""
         made = _request(request, call)
-        command = domain.Promote(made, request.version, request.agent_revision)
+        running = self._running(request)
+        command = domain.Promote(made, request.version, request.agent_revision, running)
         return pb.PromoteResponse(split=await self._change(command))
 
     async def rollback(self, request: pb.RollbackRequest, call: Call) -> pb.RollbackResponse:
         """Goes back."""
-        made = _request(request, call)
-        service = domain.service_of(request.name)
-        anything = request.allow_absent or not service
-        running = None if anything else running_versions(self._registry, service)
-        command = domain.RollBack(made, running)
+        command = domain.RollBack(_request(request, call), self._running(request))
         return pb.RollbackResponse(split=await self._change(command))
 
     async def get_split(self, request: pb.GetSplitRequest, call: Call) -> pb.GetSplitResponse:
@@ -146,6 +143,13 @@ class Traffic:
         await aggregate.execute(lambda state: domain.decide(state, command), request_id=request.id)
         return (await aggregate.acknowledged()).state.split
 
+    def _running(self, request: pb.PromoteRequest | pb.RollbackRequest) -> frozenset[str] | None:
+        """The versions that calls may be given to; None for any."""
+        service = domain.service_of(request.name)
+        if request.allow_absent or not service:
+            return None
+        return running_versions(self._registry, service)
+
     def _check_room(self, name: str, state: domain.State) -> None:
         parent = domain.parent_of(name)
         if not state.revision and len(self._under(parent)) >= SPLITS_MAX:
@@ -160,14 +164,10 @@ class Traffic:
         elif service not in self._services:
             raise NotFound.of("service", f"services/{service}")
         elif not request.allow_absent:
-            wanted = {each.version for each in request.portions if each.weight}
-            absent = wanted - running_versions(self._registry, service) - {""}
-            if absent:
-                raise FailedPrecondition(
-                    f"no instance of {service} that takes calls runs {', '.join(sorted(absent))};"
-                    " allow_absent sets the split all the same",
-                    metadata={"resource": request.name},
-                )
+            # One without a version is refused by the domain.
+            taking = (each.version for each in request.portions if each.weight and each.version)
+            running = running_versions(self._registry, service)
+            domain.check_running(request.name, frozenset(taking), running)
 
     async def _check_revisions(self, request: pb.SetSplitRequest) -> None:
         wanted = agent_service_pb2.GetAgentRequest(name=domain.agent_of(request.name))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from hashlib import blake2b
 
 from mesh.control.registry import Registry
-from weft.control.v1.instances_pb2 import INSTANCE_STATE_SERVING, Instance
+from weft.control.v1.instances_pb2 import Instance
 
 SERVICE = "scheduler"
 REMEMBERED_MAX = 10_000
@@ -48,11 +48,7 @@ class Owners:
             return self._elsewhere[queue_id]
         except KeyError:
             pass
-        serving = {
-            each.name: each
-            for each in self._registry.instances(SERVICE)
-            if each.state == INSTANCE_STATE_SERVING
-        }
+        serving = {each.name: each for each in self._registry.serving(SERVICE)}
         owner = owner_of(queue_id, serving)
         found = serving[owner] if owner not in (None, self.own) else None
         if len(self._elsewhere) >= REMEMBERED_MAX:

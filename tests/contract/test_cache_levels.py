@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ async def level(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         return
     server = EmbeddedValkey(tmp_path)
     await server.start()
-    client = client_of_socket(server._socket, "weft", lambda: server._password)
+    client: Any = client_of_socket(server._socket, "weft", lambda: server._password)
     made = RedisLevel(lambda: client, 5.0, SYSTEM)
     await made.start()
     yield made

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -18,7 +19,9 @@ from mesh.clock import SYSTEM
 from mesh.errors import FieldViolation
 from mesh.rpc import channel as channel_module
 from mesh.rpc.channel import MeshChannel, RemoteChannel
+from mesh.rpc.forwarding import forwarded
 from mesh.rpc.local import LocalChannel, StubChannel
+from mesh.rpc.methods import service_of
 from mesh.rpc.pipeline import Endpoint, bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
@@ -322,6 +325,33 @@ async def test_a_service_that_nobody_serves_is_not_serving(
         await path.create()
     with pytest.raises(errors.NotServing, match=r"weft\.agents\.v1\.TurnService"):
         await anext(path.turns.RunTurn(turn("a")))
+
+
+@pytest.mark.parametrize("timeout", [None, 2.0])
+async def test_a_caller_hears_that_nobody_serves_it_before_its_deadline(
+    timeout: float | None,
+) -> None:
+    settings = RpcSettings(read_deadline_seconds=2.0)
+    elsewhere = RemoteChannel("127.0.0.1:1", settings)
+
+    def is_served(contract: str) -> bool:
+        # As in a process that is busy: it doesn't come to look whenever it wants to.
+        time.sleep(0.1)
+        return False
+
+    channel = MeshChannel({}, elsewhere, is_served, settings)
+    contract = service_of("weft.vectors.v1.VectorService")
+    gateway = bind({contract.full_name: forwarded(contract, channel)}, pipeline(settings), settings)
+    server = RpcServer(gateway, settings, pipeline(settings))
+    target = f"127.0.0.1:{await server.start('127.0.0.1', 0)}"
+    async with grpc.aio.insecure_channel(target) as wire:
+        stub: Any = VectorServiceStub(wire)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.Search(query("a"), timeout=timeout)
+    await server.stop()
+    await elsewhere.close()
+    assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert raised.value.details() == "nobody serves weft.vectors.v1.VectorService"
 
 
 async def test_a_local_channel_refuses_what_is_not_here() -> None:

@@ -14,7 +14,9 @@ from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from mesh import errors
 from mesh.rpc import reflection as reflection_module
+from mesh.rpc.channel import RemoteChannel
 from mesh.rpc.pipeline import bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
@@ -24,6 +26,7 @@ from tests.support.rpc_service import SmallService
 from weft.agents.v1 import turn_service_pb2
 from weft.vectors.v1 import collections_pb2
 from weft.vectors.v1 import vector_service_pb2 as pb
+from weft.vectors.v1.vector_service_pb2_grpc import VectorServiceStub
 
 GET = "/weft.vectors.v1.VectorService/GetCollection"
 UPSERT = "/weft.vectors.v1.VectorService/UpsertDocuments"
@@ -33,6 +36,7 @@ REQUEST = pb.GetCollectionRequest(name=NAME).SerializeToString()
 TURN = turn_service_pb2.RunTurnRequest(
     session="tenants/default/agents/bot/sessions/s1", input="one wait"
 ).SerializeToString()
+ROUNDS_MAX = 20
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -270,6 +274,38 @@ async def test_a_drain_tells_health_and_lets_calls_end(
     await draining
     await asyncio.wait_for(service.turns.closed.wait(), 5)
     assert await stream.code() is not grpc.StatusCode.OK
+
+
+async def test_what_comes_in_a_servers_last_moment_is_unavailable_to_ours(
+    service: SmallService,
+) -> None:
+    """gRPC itself answers it with CANCELLED, which nobody may take for the caller's own word."""
+    refused: list[errors.WeftError] = []
+    foreign: list[str] = []
+
+    async def calls(channel: RemoteChannel) -> None:
+        stub: Any = VectorServiceStub(channel)  # type: ignore[call-overload]
+        wanted = pb.SearchRequest(name=NAME, query="a")
+        while True:
+            try:
+                await stub.Search(wanted)
+            except errors.WeftError as error:
+                refused.append(error)
+                foreign.append(error.metadata.get("grpc_code", ""))
+                return
+
+    for _ in range(ROUNDS_MAX):
+        server = new_server(service)
+        channel = RemoteChannel(f"127.0.0.1:{await server.start('127.0.0.1', 0)}", RpcSettings())
+        calling = [asyncio.create_task(calls(channel)) for _ in range(40)]
+        await asyncio.sleep(0.1)
+        await server.drain(notice_seconds=0, grace_seconds=5)
+        await asyncio.wait_for(asyncio.gather(*calling), 10)
+        await channel.close()
+        if "CANCELLED" in foreign:
+            break
+    assert "CANCELLED" in foreign, "gRPC does better by now: this can go"
+    assert {type(error) for error in refused} == {errors.Unavailable}
 
 
 async def reflected(channel: Any, **fields: Any) -> Any:

@@ -13,6 +13,7 @@ import grpc.aio
 import pytest
 from prometheus_client import CollectorRegistry
 
+from mesh.errors import FailedPrecondition
 from mesh.principal import Principal
 from mesh.rpc.methods import MethodSpec
 from mesh.rpc.open_methods import PUBLIC
@@ -32,11 +33,12 @@ from services.catalog import CATALOGUE
 from tests.contract.test_contracts import METHODS
 from tests.support.access import MovedClock
 from tests.support.certificates import SERVICES, authority, dial, leaf, root_of, with_uris
-from tests.support.edge import NO_LIMITS, Doorkeeper, OneKey
+from tests.support.edge import NO_LIMITS, Doorkeeper, OneKey, administrator
 from tests.support.requests import filled, outcome
 
 SETTINGS = RpcSettings(peer_calls_max=10_000)
 WHO = Principal("tenants/acme/apiKeys/ada", "acme")
+KEY = "key"
 GRANTED = grpc.StatusCode.UNIMPLEMENTED
 REFUSED = grpc.StatusCode.PERMISSION_DENIED
 NO_CONNECTION = grpc.StatusCode.UNAVAILABLE
@@ -87,7 +89,8 @@ async def serving(ca: CertificateAuthority, clock_seconds: float = 0) -> AsyncIt
     """Serves with a certificate of the authority; who is let in is decided that much later."""
     keys = OneKey()
     callers = callers_of(CATALOGUE)
-    edge = Edge(Doorkeeper(), IdentityVerifier(keys), RateLimiter(NO_LIMITS), callers)
+    doorkeeper = Doorkeeper(**{KEY: administrator("acme", platform=True)})
+    edge = Edge(doorkeeper, IdentityVerifier(keys), RateLimiter(NO_LIMITS), callers)
     around = Pipeline(CollectorRegistry(), SETTINGS, edge)
     endpoints = bind(dict.fromkeys(callers, object()), around, SETTINGS)
     files = CertificateFiles(ca.issue("host").folder)
@@ -156,6 +159,32 @@ async def test_a_process_of_several_services_may_act_as_each_and_as_no_other(
     async with served.dial(served.issued("host")) as channel:
         for caller in ("agents", "gateway"):
             assert await served.call(channel, caller, of_models) is GRANTED
+
+
+async def test_a_clients_certificate_is_no_service_and_lets_it_do_what_its_key_may(
+    served: Served,
+) -> None:
+    # Named as a service, which gives it nothing of that.
+    folder = served.ca.issue_client("gateway").folder
+    pair = read_pair((folder / "cert.pem").read_bytes(), (folder / "key.pem").read_bytes())
+    async with served.dial(pair) as channel:
+        for spec in GUARDED:
+            for caller in ("gateway", "agents", "client", "host"):
+                assert await served.call(channel, caller, spec) is REFUSED, (caller, spec.path)
+            sent = filled(spec, "acme")
+            assert await outcome(channel, spec, sent) is grpc.StatusCode.UNAUTHENTICATED
+            by_key = await outcome(channel, spec, sent, [("authorization", f"Bearer {KEY}")])
+            assert by_key is GRANTED, spec.path
+    files = CertificateFiles(folder)
+    with pytest.raises(FailedPrecondition, match="client/gateway"):
+        Transport(files).check_serving(["gateway"])
+    # What it serves all the same nobody calls.
+    impostor = grpc.aio.server()
+    port = Transport(files).listen(impostor, "127.0.0.1:0", processes=False)
+    await impostor.start()
+    async with dial(f"127.0.0.1:{port}", "gateway", served.bundle, served.issued("agents")) as one:
+        assert await served.call(one, "agents") is NO_CONNECTION
+    await impostor.stop(None)
 
 
 async def test_no_service_is_believed_on_the_port_for_everybody(served: Served) -> None:

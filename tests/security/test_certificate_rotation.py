@@ -115,7 +115,7 @@ async def test_a_client_does_not_call_a_server_whose_certificate_expired(tmp_pat
         await vectors_once(target, client)
         held = by.held()
         assert held is not None
-        old = leaf(root_of(ca), str(held.process), days=1, ago_days=2)
+        old = leaf(root_of(ca), str(held.holder), days=1, ago_days=2)
         object.__setattr__(held, "certificate", old.certificate_pem.encode())
         object.__setattr__(held, "key", old.key_pem.encode())
     async with served(by) as (_, target):

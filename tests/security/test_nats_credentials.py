@@ -295,6 +295,36 @@ async def test_a_right_that_an_older_access_conf_lacks_is_named_at_the_start(
     assert "`weft credentials configuration`" in refused.value.message
 
 
+async def test_a_seed_of_admin_that_nobody_named_is_what_is_missed(
+    tmp_path: Path, endpoint: NatsEndpoint
+) -> None:
+    settings = RuntimeSettings(
+        data_dir=tmp_path / "process",
+        grpc_port=0,
+        http_port=0,
+        nats_url=endpoint.url,
+        nats_seed_file=endpoint.login(USERS[HOST]).seed_file,
+    )
+    with pytest.raises(FailedPrecondition, match="WEFT_RUNTIME_NATS_ADMIN_SEED_FILE"):
+        async with Host(CATALOGUE, settings, access):
+            pass
+
+
+async def test_a_login_that_nats_refuses_is_told_as_that_and_once(
+    endpoint: NatsEndpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ensure_seed(tmp_path / "unknown.nkey")
+    for login, said in (
+        (Login(tmp_path / "unknown.nkey"), f"doesn't know the seed in {tmp_path}"),
+        (Login(), "WEFT_RUNTIME_NATS_SEED_FILE"),
+    ):
+        with pytest.raises(EventStoreUnavailable, match=re.escape(said)):
+            await connect(endpoint.url, name="asking", login=login, timeout=1)
+        lines = [line for line in capfd.readouterr().out.splitlines() if "nats_error" in line]
+        assert sum("[warning" in line for line in lines) == 1, lines
+        assert len(lines) > 1, "it tries again"
+
+
 @pytest.mark.parametrize("held", [None, b"", b"\xff\xfe", b"SUnonsense"])
 async def test_a_file_without_a_seed_is_told(tmp_path: Path, held: bytes | None) -> None:
     file = tmp_path / "user.nkey"

@@ -1,6 +1,6 @@
 """A registry in memory: just what a client sees of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mesh.call import Call
 from mesh.control.mesh_status import status_of
@@ -12,8 +12,8 @@ from weft.control.v1 import registry_service_pb2 as pb
 class MemoryInstances:
     """The service of `weft.control.v1`, with the instances that were added."""
 
-    def __init__(self) -> None:
-        self._instances: list[instances_pb2.Instance] = []
+    def __init__(self, *instances: instances_pb2.Instance) -> None:
+        self._instances = list(instances)
 
     def add(self, instance: instances_pb2.Instance) -> None:
         """Has it in the registry from now on."""
@@ -22,6 +22,27 @@ class MemoryInstances:
     def instances(self, service: str = "") -> Sequence[instances_pb2.Instance]:
         """As `mesh.control.registry.Registry` has it."""
         return [each for each in self._instances if not service or service in each.services]
+
+    def serving(self, service: str = "") -> Sequence[instances_pb2.Instance]:
+        """As `mesh.control.registry.Registry` has it."""
+        serving = instances_pb2.INSTANCE_STATE_SERVING
+        return [each for each in self.instances(service) if each.state == serving]
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Nobody is told: what is added is there at once."""
+
+    def on_say(self, callback: Callable[[instances_pb2.InstanceLoad], None]) -> None:
+        """Nothing is said of an instance of one's own."""
+
+    @property
+    def draining(self) -> bool:
+        return False
+
+    async def register(self, target: str, xds_target: str = "") -> None:
+        raise NotImplementedError
+
+    async def drain(self) -> None:
+        raise NotImplementedError
 
     async def list_instances(
         self, request: pb.ListInstancesRequest, _: Call
@@ -36,7 +57,7 @@ class MemoryInstances:
         """Of the services that an instance has, and of agents."""
         services = {"agents", *(name for each in self._instances for name in each.services)}
         return mesh_service_pb2.GetMeshStatusResponse(
-            services=[status_of(service, self._instances) for service in sorted(services)],
+            services=[status_of(service, self) for service in sorted(services)],
             instances=self._instances,
             control_planes=[each.name for each in self._instances if each.xds_target],
         )

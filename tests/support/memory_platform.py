@@ -5,9 +5,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-from mesh.control.registry import Registry
 from mesh.rpc.pipeline import bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
@@ -47,7 +46,7 @@ class MemoryPlatform:
         self.collections = MemoryCollections()
         self.models = MemoryModels()
         self.instances = MemoryInstances()
-        self.traffic = memory_traffic(self.agents, cast(Registry, self.instances))
+        self.traffic = memory_traffic(self.agents, self.instances)
         self.tasks = MemoryTasks()
         self.batches = MemoryBatches(self.tasks)
         self.schedules = MemorySchedules()

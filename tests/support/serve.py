@@ -29,7 +29,7 @@ from mesh.runtime.settings import RuntimeSettings
 from mesh.runtime.supervisor import Supervisor
 from mesh.telemetry.logs import configure_logs
 from services.catalog import CATALOGUE, access, splits
-from services.first_key import admitted, keep
+from services.first_key import admitted
 from tests.support.processes import end_with_parent
 from tests.support.scripted_models import ScriptedModels
 
@@ -67,10 +67,7 @@ async def serve(
     loop.add_signal_handler(signal.SIGUSR1, arm)
     stopping = stopping_event()
     async with Host(catalogue, settings, access, splits=splits, serves=serves) as host:
-        if not serves or "auth" in serves:
-            await admitted(host)
-        elif "gateway" in serves:
-            keep(host)
+        await admitted(host, serves)
         collect_seldom()
         said = {**host.addresses, "instance": host.instance, "cluster": host.cluster}
         print(json.dumps({**said, "notes": host.notes}), flush=True)

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,22 @@ class WeftUp:
 @contextmanager
 def weft_up(log_file: Path, *arguments: str | Path, **more: str) -> Iterator[WeftUp]:
     """`weft up -o json ARGUMENTS`; AssertionError where it doesn't become ready."""
-    command = [str(part) for part in (WEFT, "up", "-o", "json", *arguments)]
+    with _serving(log_file, ["up", *arguments], more) as up:
+        yield up
+
+
+@contextmanager
+def weft_serve(log_file: Path, *arguments: str | Path, **more: str) -> Iterator[WeftUp]:
+    """As `weft_up`, of `weft serve`."""
+    with _serving(log_file, ["serve", *arguments], more) as part:
+        yield part
+
+
+@contextmanager
+def _serving(
+    log_file: Path, arguments: Sequence[str | Path], more: Mapping[str, str]
+) -> Iterator[WeftUp]:
+    command = [str(part) for part in (WEFT, *arguments, "-o", "json")]
     with log_file.open("w") as log:
         process = subprocess.Popen(
             command,

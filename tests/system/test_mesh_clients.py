@@ -63,7 +63,7 @@ async def test_it_needs_a_certificate_where_there_are_any(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secrets = tmp_path / "secrets"
-    for arguments in (["init"], ["issue"], ["issue", "gateway"]):
+    for arguments in (["init"], ["issue"], ["issue", "--client", "ci"]):
         assert weft("ca", *arguments, "--secrets-dir", secrets).code == 0
     certificates = secrets / "ca" / "certificates"
     variables = {
@@ -75,7 +75,7 @@ async def test_it_needs_a_certificate_where_there_are_any(
         refused = up.weft("mesh", "bootstrap", **by_tls)
         assert refused.code == 2
         assert "--certificates" in refused.err
-        own = ("--certificates", certificates / "gateway")
+        own = ("--certificates", secrets / "ca" / "clients" / "ci")
         printed = up.weft("mesh", "bootstrap", *own, **by_tls)
         assert printed.code == 0, printed.err
         async with calling(printed.out, up, monkeypatch) as client:

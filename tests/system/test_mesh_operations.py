@@ -79,6 +79,16 @@ def test_only_who_may_operate_the_platform_does(two: WeftUp) -> None:
     assert two.weft("mesh", "drain", ids(two)[1], WEFT_API_KEY=key).code == 4
 
 
+def test_who_is_of_a_tenant_only_sees_its_splits_and_hears_of_the_others(two: WeftUp) -> None:
+    made = two.weft("key", "create", "viewer", "--role", "viewer", "-o", "json")
+    assert made.code == 0, made.err
+    key = made.data["secret"]
+    listed = two.weft("mesh", "splits", "-o", "json", WEFT_API_KEY=key)
+    assert (listed.code, listed.data) == (0, []), listed.err
+    assert "a permission for the platform" in listed.err
+    assert two.weft("mesh", "splits", "-o", "json").err == ""
+
+
 def test_a_dump_tells_of_the_instance_that_is_named(two: WeftUp) -> None:
     for each in ids(two):
         told = data(two, "dump", each)

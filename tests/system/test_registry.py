@@ -24,6 +24,7 @@ from tests.support.processes import line_of, running, until
 from weft.control.v1 import instances_pb2
 from weft.control.v1.instances_pb2 import Instance, InstanceLoad
 
+FOR_A_LEASE = {"Nats-TTL": "1s"}
 HOLDER = "tests.support.lease_holder"
 SERVING = instances_pb2.INSTANCE_STATE_SERVING
 DRAINING = instances_pb2.INSTANCE_STATE_DRAINING
@@ -37,11 +38,11 @@ async def endpoint(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Na
 
 
 @contextlib.asynccontextmanager
-async def member(
+async def seat(
     endpoint: NatsEndpoint, instance: str, *services: str, user: BusUser = UNBOUND
-) -> AsyncIterator[NatsRegistry]:
-    """The registry as a process of that id has it; not registered yet. Each reading of its
-    load counts one call more."""
+) -> AsyncIterator[tuple[NatsRegistry, NatsLeases]]:
+    """The registry and the leases as a process of that id has them; not registered yet. Each
+    reading of its load counts one call more."""
     connection = await connect(endpoint.url, name=instance, login=endpoint.login(user))
     leases = NatsLeases(connection, instance, user=user.name)
     await leases.start()
@@ -50,10 +51,19 @@ async def member(
     registry = NatsRegistry(connection, leases, own, lambda: InstanceLoad(calls=next(calls)))
     await registry.start()
     try:
-        yield registry
+        yield registry, leases
     finally:
         await leases.stop()
         await connection.close()
+
+
+@contextlib.asynccontextmanager
+async def member(
+    endpoint: NatsEndpoint, instance: str, *services: str, user: BusUser = UNBOUND
+) -> AsyncIterator[NatsRegistry]:
+    """As `seat`, the registry alone."""
+    async with seat(endpoint, instance, *services, user=user) as (registry, _):
+        yield registry
 
 
 def found(registry: NatsRegistry, name: str) -> Instance | None:
@@ -104,6 +114,20 @@ async def test_load_is_told_without_being_a_change(endpoint: NatsEndpoint) -> No
         assert drained.state == DRAINING
 
 
+async def test_what_a_service_adds_is_told_with_the_load(endpoint: NatsEndpoint) -> None:
+    one_id = new_id()
+    async with member(endpoint, one_id) as one, member(endpoint, new_id()) as two:
+        turns = itertools.count(1)
+        one.on_say(lambda load: load.turns.add(agent_revision=7, turns=next(turns)) and None)
+        await one.register("127.0.0.1:1")
+        await until(lambda: found(two, one_id) is not None)
+        seen = found(two, one_id)
+        assert seen is not None
+        told = seen.load.turns[0].turns
+        await until(lambda: seen.load.turns[0].turns > told)
+        assert [each.agent_revision for each in seen.load.turns] == [7]
+
+
 async def test_one_that_ends_in_order_is_gone_from_the_list(endpoint: NatsEndpoint) -> None:
     one_id = new_id()
     async with member(endpoint, new_id()) as two:
@@ -150,9 +174,10 @@ async def test_what_isnt_an_instances_own_word_is_not_believed(endpoint: NatsEnd
             ("liar", Instance(name="instances/liar", target="there:1").SerializeToString()),
             (one_id, claim.SerializeToString()),
         ):
-            await connection.publish(f"{LEASE_PREFIX}host.{subject}", data)
+            await connection.publish(f"{LEASE_PREFIX}host.{subject}", data, FOR_A_LEASE)
         said = Instance(name="instances/liar", target="there:2", services=["tools"])
-        await connection.publish(f"{LEASE_PREFIX}host.liar", said.SerializeToString())
+        subject = f"{LEASE_PREFIX}host.liar"
+        await connection.publish(subject, said.SerializeToString(), FOR_A_LEASE)
         await until(lambda: found(one, "liar") is not None)
         liar, own = found(one, "liar"), found(one, one_id)
         assert liar is not None
@@ -211,13 +236,60 @@ async def test_users_of_their_own_know_each_other_and_speak_for_nobody_else(
         ):
             instance = claim.name.removeprefix("instances/")
             subject = f"{LEASE_PREFIX}tools.{instance}"
-            await liar.publish(subject, claim.SerializeToString())
-            await liar.publish(subject, ENDED)
+            await liar.publish(subject, claim.SerializeToString(), FOR_A_LEASE)
+            await liar.publish(subject, ENDED, FOR_A_LEASE)
         honest = Instance(name="instances/another", target="there:2", services=["tools"])
-        await liar.publish(f"{LEASE_PREFIX}tools.another", honest.SerializeToString())
+        subject = f"{LEASE_PREFIX}tools.another"
+        await liar.publish(subject, honest.SerializeToString(), FOR_A_LEASE)
         for registry in (parts["gateway"], parts["host"]):
             await until(lambda: found(registry, "another") is not None)  # noqa: B023
             assert found(registry, "liar") is None
             gateway = found(registry, "gateway")
             assert gateway is not None
             assert (gateway.target, list(gateway.services)) == ("127.0.0.1:1", ["gateway"])
+
+
+@pytest.mark.parametrize("ttl", [None, "never", "2s", "never\r\nNats-TTL: 1s"])
+async def test_what_nats_would_keep_past_a_lease_is_nobodys_word(
+    endpoint: NatsEndpoint, ttl: str | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    connection = await connect(endpoint.url, name="endless", login=endpoint.login(UNBOUND))
+    headers = {"Nats-TTL": ttl} if ttl is not None else None
+    one_id, *names = (new_id() for _ in range(4))
+    async with (
+        seat(endpoint, new_id()) as (heard, leases),
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for name in names:
+            said = Instance(name=f"instances/{name}", target="there:1", services=["tools"])
+            subject = f"{LEASE_PREFIX}host.{name}"
+            await connection.publish(subject, said.SerializeToString(), headers)
+        one = await stack.enter_async_context(member(endpoint, one_id))
+        await one.register("127.0.0.1:1")
+        # What is heard and what was there before go by the same rule, and so do the leases.
+        await until(lambda: found(heard, one_id) is not None)
+        assert not [name for name in names if found(one, name) or found(heard, name)]
+        await until(lambda: all(map(leases.expired, names)))
+        renewed = {"Nats-TTL": "1s"}
+        await connection.publish(subject, said.SerializeToString(), renewed)
+        await until(lambda: found(heard, names[-1]) is not None)
+        await until(lambda: not leases.expired(names[-1]))
+    await connection.close()
+    assert capfd.readouterr().out.count("instance_without_end") == 2, "once for each that hears it"
+
+
+async def test_more_than_nats_tells_at_once_keeps_nobody_from_starting(tmp_path: Path) -> None:
+    server = EmbeddedNats(tmp_path, UNBOUND_USERS, port=0)
+    endpoint = await server.start()
+    connection = await connect(endpoint.url, name="endless", login=endpoint.login(UNBOUND))
+    async with member(endpoint, "before") as before:
+        await before.register("127.0.0.1:1")
+        for number in range(1_100):
+            said = Instance(name=f"instances/i{number}", target="there:1", services=["tools"])
+            subject = f"{LEASE_PREFIX}host.i{number}"
+            await connection.publish(subject, said.SerializeToString(), {"Nats-TTL": "never"})
+        async with member(endpoint, "behind") as behind:
+            await until(lambda: found(behind, "before") is not None)
+            assert len(behind.instances()) == 1
+    await connection.close()
+    await server.stop()

@@ -45,6 +45,7 @@ _PING_SECONDS = 2
 _CANCELS_MAX = 20
 _SEED = re.compile(rb"SU[A-Z2-7]{56}")
 _VIOLATION = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"')
+_LOGIN_REFUSED = "Authorization Violation"
 _UNHEARD_MAX = 1_000
 _PENDING_MESSAGES_MAX = 8192
 _PENDING_BYTES_MAX = 32_000_000
@@ -67,6 +68,10 @@ class NotPermitted(EventStoreUnavailable):
             f"NATS doesn't let its user {verb} to {subject}: where its access.conf is of an"
             " older version of Weft, write it anew with `weft credentials configuration`"
         )
+
+
+class TooMany(EventStoreUnavailable):
+    """NATS doesn't answer with as many messages as that would be."""
 
 
 class NoReply(EventStoreUnavailable):
@@ -108,6 +113,8 @@ class Connection:
         """How often the connection was lost and is there again."""
         self._tokens = itertools.count(1)
         self._unheard: set[str] = set()
+        self.login_refused = False
+        """Whether NATS knows its user not, or not by this seed; so far."""
         self._reconnect_callbacks: list[Callable[[], Awaitable[None]]] = []
 
     async def open(self, url: str, seed_file: Path | None) -> None:
@@ -201,7 +208,8 @@ class Connection:
         self, stream: str, request: Mapping[str, Any], *, timeout: float = READ_ATTEMPT_SECONDS
     ) -> Batch:
         """Messages of a stream, by a batched direct get (NATS ADR-31): `request` has `batch`
-        or `multi_last`. On a replicated stream they may lack what was stored just now."""
+        or `multi_last`. On a replicated stream they may lack what was stored just now. TooMany
+        where `multi_last` finds more than 1,024."""
         messages: list[StoredMessage] = []
 
         def take(data: bytes, headers: bytes) -> None:
@@ -239,6 +247,8 @@ class Connection:
         end = await self._ask(call, asked, None, timeout, take)
         if end.status == "503":
             raise NotSent(f"nobody answers for the stream {stream}")
+        if end.status == "413":
+            raise TooMany(f"the stream {stream} has more than it tells at once")
         if end.status not in ("204", "404"):
             raise NoReply(f"the stream {stream} answered with status {end.status}")
         return end
@@ -318,6 +328,7 @@ class Connection:
         _log.info("nats_reconnected", connection=self._name)
         self.reconnects += 1
         self._connected.set()
+        self.login_refused = False
         for callback in self._reconnect_callbacks:
             try:
                 await callback()
@@ -341,7 +352,10 @@ class Connection:
         if violation := _VIOLATION.search(str(error)):
             self._refused(violation[1], violation[2])
         # A refused connection is tried again ten times a second.
-        report = _log.debug if isinstance(error, OSError) else _log.warning
+        again = isinstance(error, OSError)
+        if _LOGIN_REFUSED in str(error):
+            again, self.login_refused = self.login_refused, True
+        report = _log.debug if again else _log.warning
         report("nats_error", connection=self._name, error=repr(error))
 
 
@@ -377,6 +391,8 @@ async def connect(
     opening = asyncio.create_task(connection.open(url, login.seed_file))
     try:
         done, _ = await asyncio.wait({opening}, timeout=timeout)
+        if not done and connection.login_refused:
+            raise EventStoreUnavailable(_why_refused(login))
         if not done:
             raise EventStoreUnavailable("NATS can't be reached, or refuses the connection")
         await opening
@@ -385,6 +401,15 @@ async def connect(
         await connection.close()
         raise
     return connection
+
+
+def _why_refused(login: Login) -> str:
+    if login.seed_file is not None:
+        return f"NATS doesn't know the seed in {login.seed_file}"
+    return (
+        "NATS wants a login: WEFT_RUNTIME_NATS_SEED_FILE names the seed of its user, and"
+        " WEFT_RUNTIME_NATS_ADMIN_SEED_FILE that of admin, who makes what isn't there"
+    )
 
 
 def _check_seed(file: Path | None) -> None:

@@ -24,12 +24,13 @@ _log = structlog.get_logger(__name__)
 
 class StoredMessage(NamedTuple):
     """A message of a stream; `position` is its sequence there. `commit` is what `data`
-    parses to, where it was parsed already."""
+    parses to, where it was parsed already; `headers` are there where they were read."""
 
     position: int
     subject: str
     data: bytes
     commit: events_pb2.Commit | None = None
+    headers: bytes = b""
 
 
 class Reply(NamedTuple):
@@ -134,7 +135,8 @@ class FastClient(Client):
 
 def stored_message(data: bytes, headers: bytes) -> StoredMessage:
     position = int(header(headers, b"\r\nNats-Sequence: "))
-    return StoredMessage(position, header(headers, b"\r\nNats-Subject: ").decode(), data)
+    subject = header(headers, b"\r\nNats-Subject: ").decode()
+    return StoredMessage(position, subject, data, headers=headers)
 
 
 def header(headers: bytes, name: bytes) -> bytes:

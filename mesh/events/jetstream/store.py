@@ -141,7 +141,7 @@ class JetStreamEventStore:
             async for messages in pages:
                 page = []
                 for message in messages:
-                    position, _, data, commit = message
+                    position, _, data, commit, _ = message
                     stored = envelope.open_at_once(position, data, commit) if commit else None
                     if stored is None:
                         stored = await envelope.open(name, position, data, commit)

@@ -8,6 +8,7 @@ from services.control.domain.decide import (
     RollBack,
     RollBackFailing,
     SetSplit,
+    check_running,
     decide,
     find_request,
 )
@@ -23,15 +24,19 @@ from services.control.domain.names import (
     service_of,
     split_name,
     split_stream,
+    taker_of,
 )
+from services.control.domain.turns import REVISIONS_TOLD_MAX, NewTurns, split_key
 
 __all__ = [
     "AREA",
     "PLATFORM",
+    "REVISIONS_TOLD_MAX",
     "SPLIT_FOLD",
     "Change",
     "Command",
     "FailureWindow",
+    "NewTurns",
     "Promote",
     "Request",
     "RollBack",
@@ -40,6 +45,7 @@ __all__ = [
     "SetSplit",
     "State",
     "agent_of",
+    "check_running",
     "decide",
     "drawn",
     "failing",
@@ -47,7 +53,9 @@ __all__ = [
     "is_split_stream",
     "parent_of",
     "service_of",
+    "split_key",
     "split_name",
     "split_stream",
+    "taker_of",
     "window_seconds",
 ]

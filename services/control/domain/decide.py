@@ -13,7 +13,7 @@ from mesh.errors import (
     RequestIdReused,
 )
 from services.control.domain.evolve import State
-from services.control.domain.names import service_of
+from services.control.domain.names import service_of, taker_of
 from weft.control.v1 import events_pb2 as facts
 from weft.control.v1 import splits_pb2
 
@@ -45,11 +45,13 @@ class SetSplit:
 
 @dataclass(frozen=True, slots=True)
 class Promote:
-    """Gives all to one portion: the one of that version, or of that agent's revision."""
+    """Gives all to one portion: the one of that version, or of that agent's revision.
+    `running` are the versions that may take calls; None for any."""
 
     request: Request
     version: str
     agent_revision: int
+    running: frozenset[str] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +65,14 @@ class RollBack:
 
 @dataclass(frozen=True, slots=True)
 class RollBackFailing:
-    """Goes back to where the version takes nothing that fails too often, unless the split
-    isn't any more what was looked at: at `revision`."""
+    """Goes back to where the version, or agent's revision, takes nothing that fails too often,
+    unless the split isn't any more what was looked at: at `revision`. `running` are the
+    versions that may take calls; None for any."""
 
     name: str
     revision: int
     failures: facts.FailureCount
-    running: frozenset[str]
+    running: frozenset[str] | None
 
 
 Change = SetSplit | Promote | RollBack
@@ -82,7 +85,7 @@ def decide(state: State, command: Command) -> list[Message]:
     is nothing to do.
 
     Raises NotFound, InvalidArgument, Conflict for a stale etag, RequestIdReused,
-    FailedPrecondition where there is nothing to go back to.
+    FailedPrecondition where there is nothing to go back to, or nobody runs what gets all.
     """
     if isinstance(command, RollBackFailing):
         return _roll_back_failing(state, command)
@@ -111,6 +114,17 @@ def find_request(state: State, request_id: str, request_hash: bytes) -> bool:
                 raise RequestIdReused(f"request_id {request_id} came before with another body")
             return True
     return False
+
+
+def check_running(name: str, versions: frozenset[str], running: frozenset[str]) -> None:
+    """FailedPrecondition unless all of the versions are among those that run."""
+    absent = ", ".join(sorted(versions - running))
+    if absent:
+        raise FailedPrecondition(
+            f"no instance of {service_of(name)} that takes calls runs {absent};"
+            " allow_absent (--allow-absent) goes on all the same",
+            metadata={"resource": name},
+        )
 
 
 def _set(command: SetSplit) -> list[Message]:
@@ -143,8 +157,6 @@ def _check(
         raise InvalidArgument.of("portions", "name each version or revision once")
     if portions and not any(each.weight for each in portions):
         raise InvalidArgument.of("portions", "need a weight above 0")
-    if policy is not None and not of_service:
-        raise InvalidArgument.of("rollback_policy", "is for the splits of services")
     if policy is not None and not portions:
         raise InvalidArgument.of("rollback_policy", "needs portions")
 
@@ -157,6 +169,8 @@ def _promote(state: State, command: Promote) -> list[Message]:
         raise FailedPrecondition(
             f"{request.name} has no portion of {named}", metadata={"resource": request.name}
         )
+    if command.running is not None:
+        check_running(request.name, frozenset({command.version}), command.running)
     portion = splits_pb2.Portion(
         version=command.version, agent_revision=command.agent_revision, weight=PROMOTED_WEIGHT
     )
@@ -182,14 +196,14 @@ def _roll_back_failing(state: State, command: RollBackFailing) -> list[Message]:
     if state.revision != command.revision:
         return []
     count = command.failures
-    event = _back(state, count.version, command.running)
+    event = _back(state, taker_of(count), command.running)
     if event is None:
         raise FailedPrecondition(
-            f"{command.name} has nothing to go back to without {count.version}",
+            f"{command.name} has nothing to go back to without {taker_of(count)}",
             metadata={"resource": command.name},
         )
     event.actor = SYSTEM
-    event.reason = f"{count.failures} of {count.calls} calls of {count.version} failed"
+    event.reason = f"{count.failures} of {count.calls} {_said_of(count)} failed"
     event.failures.CopyFrom(count)
     return [event]
 
@@ -222,11 +236,15 @@ def _back(
     return facts.SplitRolledBack(portions=[base], past_count=len(state.past))
 
 
+def _said_of(count: facts.FailureCount) -> str:
+    if count.version:
+        return f"calls of {count.version}"
+    return f"turns of revision {count.agent_revision}"
+
+
 def _taking(portions: Iterable[splits_pb2.Portion]) -> dict[str, int]:
     """Weights of what takes calls, by version or the agent's revision."""
-    return {
-        each.version or str(each.agent_revision): each.weight for each in portions if each.weight
-    }
+    return {taker_of(each): each.weight for each in portions if each.weight}
 
 
 def _answered(request: Request) -> splits_pb2.SplitRequest:

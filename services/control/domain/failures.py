@@ -1,9 +1,11 @@
-"""How many calls of each version failed of late. Time is in seconds, from the caller."""
+"""How many calls of each version, or turns of each of an agent's revisions, failed of late.
+Time is in seconds, from the caller."""
 
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from services.control.domain.names import taker_of
 from weft.control.v1 import events_pb2 as facts
 from weft.control.v1 import splits_pb2
 
@@ -14,7 +16,7 @@ MILLION = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """Calls that ended, and those of them that failed."""
+    """Calls or turns that ended, and those of them that failed."""
 
     calls: int = 0
     failures: int = 0
@@ -32,7 +34,8 @@ class Served:
 
 
 class FailureWindow:
-    """Counts from what instances say of all their calls, over the last `seconds`.
+    """What ended over the last `seconds`: what is added, or is found in what instances say of
+    all their calls.
 
     An instance counts from when it is first seen, so that what was before is forgotten.
     """
@@ -40,12 +43,12 @@ class FailureWindow:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._seen: dict[str, Served] = {}
-        self._added: deque[tuple[float, dict[str, Served]]] = deque()
+        self._added: deque[tuple[float, Mapping[str, Served]]] = deque()
         self._totals: dict[str, Served] = {}
 
     @property
     def totals(self) -> Mapping[str, Served]:
-        """What ended within the window, by version."""
+        """What ended within the window, by version or agent's revision."""
         return self._totals
 
     def observe(self, now: float, said: Mapping[str, tuple[str, Served]]) -> None:
@@ -56,6 +59,10 @@ class FailureWindow:
             if before is not None and served.calls > before.calls:
                 added[version] = added.get(version, Served()) + (served - before)
         self._seen = {instance: served for instance, (_, served) in said.items()}
+        self.add(now, added)
+
+    def add(self, now: float, added: Mapping[str, Served]) -> None:
+        """Takes in what ended since the last time, and forgets what did too long ago."""
         if added:
             self._added.append((now, added))
             for version, served in added.items():
@@ -82,17 +89,21 @@ def failing(split: splits_pb2.Split, totals: Mapping[str, Served]) -> facts.Fail
     policy = split.rollback_policy
     calls_min = policy.calls_min or CALLS_MIN
     allowed = float(policy.failures_per_million_max)
-    base = split.portions[0].version if split.portions else ""
+    base = taker_of(split.portions[0]) if split.portions else ""
     if policy.over_base:
         allowed += totals.get(base, Served()).failures_per_million
     found = None
     for portion in split.portions:
-        served = totals.get(portion.version, Served())
-        if policy.over_base and portion.version == base:
+        taker = taker_of(portion)
+        served = totals.get(taker, Served())
+        if policy.over_base and taker == base:
             continue
         if portion.weight and served.calls >= calls_min and served.failures_per_million > allowed:
             allowed = served.failures_per_million
             found = facts.FailureCount(
-                version=portion.version, calls=served.calls, failures=served.failures
+                version=portion.version,
+                agent_revision=portion.agent_revision,
+                calls=served.calls,
+                failures=served.failures,
             )
     return found

@@ -1,6 +1,8 @@
 """Names of splits, and the streams that hold them."""
 
 from mesh.events.store import StreamName
+from weft.control.v1 import events_pb2 as facts
+from weft.control.v1 import splits_pb2
 
 AREA = "control"
 PLATFORM = "_system"
@@ -43,3 +45,8 @@ def service_of(name: str) -> str:
 def agent_of(name: str) -> str:
     """Name of the agent whose split has that name; empty for a service's."""
     return "" if service_of(name) else name.removesuffix("/split")
+
+
+def taker_of(what: splits_pb2.Portion | facts.FailureCount) -> str:
+    """The version that it is of, or the agent's revision."""
+    return what.version or str(what.agent_revision)

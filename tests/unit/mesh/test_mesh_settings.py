@@ -6,6 +6,7 @@ import pytest
 from pydantic import Field
 
 from mesh.errors import InvalidArgument
+from mesh.runtime.settings import RuntimeSettings
 from mesh.settings import Section, refuse_unknown_tables
 
 
@@ -111,3 +112,16 @@ def test_tables_of_no_known_area_are_refused(config: Path) -> None:
     with pytest.raises(InvalidArgument) as raised:
         refuse_unknown_tables({"oven", "fridge"})
     assert [violation.field for violation in raised.value.violations] == ["ovne"]
+
+
+@pytest.mark.parametrize("variable", ["WEFT_ZONE", "WEFT_RUNTIME_ZONE", "WEFT_RUNTIME_VERSION"])
+def test_what_others_are_told_of_a_process_is_checked_wherever_it_comes_from(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    for wrong in ("a b", "-a", "a/b", "a" * 64, "ä"):
+        monkeypatch.setenv(variable, wrong)
+        with pytest.raises(InvalidArgument, match=rf"from {variable}\)"):
+            RuntimeSettings()
+    monkeypatch.setenv(variable, "eu-west.1_a")
+    settings = RuntimeSettings()
+    assert "eu-west.1_a" in (settings.zone, settings.version)

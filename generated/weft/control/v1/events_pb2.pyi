@@ -107,29 +107,33 @@ Global___SplitPromoted: _TypeAlias = SplitPromoted  # noqa: Y015
 
 @_typing.final
 class FailureCount(_message.Message):
-    """How many calls of a version failed."""
+    """How many calls of a version failed, or turns of an agent's revision."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
     FAILURES_FIELD_NUMBER: _builtins.int
+    AGENT_REVISION_FIELD_NUMBER: _builtins.int
     version: _builtins.str
-    """The version."""
+    """The version; of a service's split only."""
     calls: _builtins.int
-    """Calls that ended within the window."""
+    """Calls, or turns, that ended within the window."""
     failures: _builtins.int
     """Those of them that failed."""
+    agent_revision: _builtins.int
+    """The agent's revision; of an agent's split only."""
     def __init__(
         self,
         *,
         version: _builtins.str = ...,
         calls: _builtins.int = ...,
         failures: _builtins.int = ...,
+        agent_revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "failures", b"failures", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_revision", b"agent_revision", "calls", b"calls", "failures", b"failures", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

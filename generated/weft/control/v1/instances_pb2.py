@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from weft.options.v1 import options_pb2 as weft_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fweft/control/v1/instances.proto\x12\x0fweft.control.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dweft/options/v1/options.proto\"l\n\x0cInstanceLoad\x12\x17\n\x0f\x63pu_utilization\x18\x01 \x01(\x01\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\x05\x12\x34\n\x06served\x18\x03 \x03(\x0b\x32\x1c.weft.control.v1.ServedCallsB\x06\xaa\xbb\x18\x02 @\"G\n\x0bServedCalls\x12\x17\n\x07service\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\x04\x12\x10\n\x08\x66\x61ilures\x18\x03 \x01(\x04\"\x9c\x02\n\x08Instance\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08services\x18\x02 \x03(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x0c\n\x04zone\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x0e\n\x06weight\x18\x06 \x01(\r\x12+\n\x04load\x18\x07 \x01(\x0b\x32\x1d.weft.control.v1.InstanceLoad\x12\x11\n\tspiffe_id\x18\x08 \x01(\t\x12-\n\x05state\x18\t \x01(\x0e\x32\x1e.weft.control.v1.InstanceState\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nxds_target\x18\x0b \x01(\t*h\n\rInstanceState\x12\x1e\n\x1aINSTANCE_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16INSTANCE_STATE_SERVING\x10\x01\x12\x1b\n\x17INSTANCE_STATE_DRAINING\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fweft/control/v1/instances.proto\x12\x0fweft.control.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dweft/options/v1/options.proto\"\xa3\x01\n\x0cInstanceLoad\x12\x17\n\x0f\x63pu_utilization\x18\x01 \x01(\x01\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\x05\x12\x34\n\x06served\x18\x03 \x03(\x0b\x32\x1c.weft.control.v1.ServedCallsB\x06\xaa\xbb\x18\x02 @\x12\x35\n\x05turns\x18\x04 \x03(\x0b\x32\x1e.weft.control.v1.RevisionTurnsB\x06\xaa\xbb\x18\x02 @\"w\n\rRevisionTurns\x12\x15\n\x05split\x18\x01 \x01(\x0c\x42\x06\xaa\xbb\x18\x02\x18\x10\x12\x16\n\x0esplit_revision\x18\x02 \x01(\x04\x12\x16\n\x0e\x61gent_revision\x18\x03 \x01(\x04\x12\r\n\x05turns\x18\x04 \x01(\x04\x12\x10\n\x08\x66\x61ilures\x18\x05 \x01(\x04\"G\n\x0bServedCalls\x12\x17\n\x07service\x18\x01 \x01(\tB\x06\xaa\xbb\x18\x02\x10?\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\x04\x12\x10\n\x08\x66\x61ilures\x18\x03 \x01(\x04\"\x9c\x02\n\x08Instance\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08services\x18\x02 \x03(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x0c\n\x04zone\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x0e\n\x06weight\x18\x06 \x01(\r\x12+\n\x04load\x18\x07 \x01(\x0b\x32\x1d.weft.control.v1.InstanceLoad\x12\x11\n\tspiffe_id\x18\x08 \x01(\t\x12-\n\x05state\x18\t \x01(\x0e\x32\x1e.weft.control.v1.InstanceState\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nxds_target\x18\x0b \x01(\t*h\n\rInstanceState\x12\x1e\n\x1aINSTANCE_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16INSTANCE_STATE_SERVING\x10\x01\x12\x1b\n\x17INSTANCE_STATE_DRAINING\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,14 +35,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_INSTANCELOAD'].fields_by_name['served']._loaded_options = None
   _globals['_INSTANCELOAD'].fields_by_name['served']._serialized_options = b'\252\273\030\002 @'
+  _globals['_INSTANCELOAD'].fields_by_name['turns']._loaded_options = None
+  _globals['_INSTANCELOAD'].fields_by_name['turns']._serialized_options = b'\252\273\030\002 @'
+  _globals['_REVISIONTURNS'].fields_by_name['split']._loaded_options = None
+  _globals['_REVISIONTURNS'].fields_by_name['split']._serialized_options = b'\252\273\030\002\030\020'
   _globals['_SERVEDCALLS'].fields_by_name['service']._loaded_options = None
   _globals['_SERVEDCALLS'].fields_by_name['service']._serialized_options = b'\252\273\030\002\020?'
-  _globals['_INSTANCESTATE']._serialized_start=586
-  _globals['_INSTANCESTATE']._serialized_end=690
-  _globals['_INSTANCELOAD']._serialized_start=116
-  _globals['_INSTANCELOAD']._serialized_end=224
-  _globals['_SERVEDCALLS']._serialized_start=226
-  _globals['_SERVEDCALLS']._serialized_end=297
-  _globals['_INSTANCE']._serialized_start=300
-  _globals['_INSTANCE']._serialized_end=584
+  _globals['_INSTANCESTATE']._serialized_start=763
+  _globals['_INSTANCESTATE']._serialized_end=867
+  _globals['_INSTANCELOAD']._serialized_start=117
+  _globals['_INSTANCELOAD']._serialized_end=280
+  _globals['_REVISIONTURNS']._serialized_start=282
+  _globals['_REVISIONTURNS']._serialized_end=401
+  _globals['_SERVEDCALLS']._serialized_start=403
+  _globals['_SERVEDCALLS']._serialized_end=474
+  _globals['_INSTANCE']._serialized_start=477
+  _globals['_INSTANCE']._serialized_end=761
 # @@protoc_insertion_point(module_scope)

@@ -53,6 +53,7 @@ class InstanceLoad(_message.Message):
     CPU_UTILIZATION_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
     SERVED_FIELD_NUMBER: _builtins.int
+    TURNS_FIELD_NUMBER: _builtins.int
     cpu_utilization: _builtins.float
     """Share of the processors that it may use, 0 to 1 and beyond."""
     calls: _builtins.int
@@ -61,20 +62,72 @@ class InstanceLoad(_message.Message):
     def served(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServedCalls]:
         """Calls that ended since it started, by service; those without any left out."""
 
+    @_builtins.property
+    def turns(self) -> _containers.RepeatedCompositeFieldContainer[Global___RevisionTurns]:
+        """Turns that ended, of agents whose split has a rollback policy; of more than 64
+        revisions those whose turns ended last.
+        """
+
     def __init__(
         self,
         *,
         cpu_utilization: _builtins.float = ...,
         calls: _builtins.int = ...,
         served: _abc.Iterable[Global___ServedCalls] | None = ...,
+        turns: _abc.Iterable[Global___RevisionTurns] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "cpu_utilization", b"cpu_utilization", "served", b"served"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "cpu_utilization", b"cpu_utilization", "served", b"served", "turns", b"turns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InstanceLoad: _TypeAlias = InstanceLoad  # noqa: Y015
+
+@_typing.final
+class RevisionTurns(_message.Message):
+    """Turns of an agent's revision that ended in an instance, since the split's last
+    change. Those that tell nothing of the revision are left out: cancelled ones,
+    and those that failed for want of something of Weft's own.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPLIT_FIELD_NUMBER: _builtins.int
+    SPLIT_REVISION_FIELD_NUMBER: _builtins.int
+    AGENT_REVISION_FIELD_NUMBER: _builtins.int
+    TURNS_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    split: _builtins.bytes
+    """The first 16 bytes of the SHA-256 of the split's name: who may see an instance
+    need not know of agents.
+    """
+    split_revision: _builtins.int
+    """The split's revision since which they count."""
+    agent_revision: _builtins.int
+    """The agent's revision, to which their sessions are pinned."""
+    turns: _builtins.int
+    """How many ended."""
+    failures: _builtins.int
+    """Those of them that failed by what the revision is: its model, its tools, its
+    bounds, or the time that it took.
+    """
+    def __init__(
+        self,
+        *,
+        split: _builtins.bytes = ...,
+        split_revision: _builtins.int = ...,
+        agent_revision: _builtins.int = ...,
+        turns: _builtins.int = ...,
+        failures: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_revision", b"agent_revision", "failures", b"failures", "split", b"split", "split_revision", b"split_revision", "turns", b"turns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevisionTurns: _TypeAlias = RevisionTurns  # noqa: Y015
 
 @_typing.final
 class ServedCalls(_message.Message):

@@ -38,7 +38,7 @@ class _SplitActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SplitActi
     SPLIT_ACTION_ROLLED_BACK: _SplitAction.ValueType  # 3
     """It went back, as somebody wanted."""
     SPLIT_ACTION_ROLLED_BACK_BY_POLICY: _SplitAction.ValueType  # 4
-    """It went back by its policy: too many calls failed."""
+    """It went back by its policy: too many calls, or turns, failed."""
 
 class SplitAction(_SplitAction, metaclass=_SplitActionEnumTypeWrapper):
     """What was done to a split."""
@@ -52,7 +52,7 @@ SPLIT_ACTION_PROMOTED: SplitAction.ValueType  # 2
 SPLIT_ACTION_ROLLED_BACK: SplitAction.ValueType  # 3
 """It went back, as somebody wanted."""
 SPLIT_ACTION_ROLLED_BACK_BY_POLICY: SplitAction.ValueType  # 4
-"""It went back by its policy: too many calls failed."""
+"""It went back by its policy: too many calls, or turns, failed."""
 Global___SplitAction: _TypeAlias = SplitAction  # noqa: Y015
 
 @_typing.final
@@ -95,8 +95,13 @@ Global___Portion: _TypeAlias = Portion  # noqa: Y015
 
 @_typing.final
 class RollbackPolicy(_message.Message):
-    """When a version's share is taken back without anybody's doing. A call fails that
-    ends with INTERNAL, UNKNOWN, UNAVAILABLE, DATA_LOSS or DEADLINE_EXCEEDED.
+    """When a share is taken back without anybody's doing. Of a service's split calls
+    count, and one fails that ends with INTERNAL, UNKNOWN, UNAVAILABLE, DATA_LOSS or
+    DEADLINE_EXCEEDED. Of an agent's split turns count, of all sessions that are
+    pinned to a revision, and one fails by what the revision is: its model doesn't
+    answer or refuses, it reaches its bound of steps or tokens, its time is over.
+    Turns that are cancelled, that an operator fails, or that fail for want of
+    something of Weft's own, don't count at all.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -106,15 +111,15 @@ class RollbackPolicy(_message.Message):
     WINDOW_FIELD_NUMBER: _builtins.int
     OVER_BASE_FIELD_NUMBER: _builtins.int
     failures_per_million_max: _builtins.int
-    """Most calls of a million that may fail within the window."""
+    """Most calls, or turns, of a million that may fail within the window."""
     calls_min: _builtins.int
-    """Fewer calls within the window say nothing; 100 where it is 0."""
+    """Fewer calls, or turns, within the window say nothing; 100 where it is 0."""
     over_base: _builtins.bool
     """Only what fails more often than at the first portion counts."""
     @_builtins.property
     def window(self) -> _duration_pb2.Duration:
-        """How far back calls count, never farther than the split's last change; 60 s
-        where it isn't set.
+        """How far back they count, never farther than the split's last change; 60 s where
+        it isn't set.
         """
 
     def __init__(

@@ -56,7 +56,9 @@ class SetSplitRequest(_message.Message):
 
     @_builtins.property
     def rollback_policy(self) -> _splits_pb2.RollbackPolicy:
-        """When it goes back by itself; of a service's split only."""
+        """When it goes back by itself; by calls of a service's versions, or by turns of an
+        agent's revisions.
+        """
 
     def __init__(
         self,
@@ -113,6 +115,7 @@ class PromoteRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ALLOW_ABSENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The split, as `services/{service}/split` or
     `tenants/{tenant}/agents/{agent}/split`.
@@ -129,6 +132,10 @@ class PromoteRequest(_message.Message):
     """Names this request: the same id again changes nothing more, and the same id
     with another body is refused. Made by the server where it is empty.
     """
+    allow_absent: _builtins.bool
+    """It may be a version that no instance runs. Until one does, its calls go to the
+    others.
+    """
     def __init__(
         self,
         *,
@@ -138,10 +145,11 @@ class PromoteRequest(_message.Message):
         reason: _builtins.str = ...,
         etag: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        allow_absent: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_revision", b"agent_revision", "etag", b"etag", "name", b"name", "reason", b"reason", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_revision", b"agent_revision", "allow_absent", b"allow_absent", "etag", b"etag", "name", b"name", "reason", b"reason", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

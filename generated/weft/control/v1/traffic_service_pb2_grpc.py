@@ -86,7 +86,8 @@ class TrafficServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Promote(self, request, context):
-        """Gives all to one of a split's portions.
+        """Gives all to one of a split's portions. FAILED_PRECONDITION where no instance that
+        takes calls runs its version, unless allow_absent is set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,9 @@ class TrafficServiceStub:
     instance that takes calls runs one of the versions, unless allow_absent is set.
     """
     Promote: _grpc.UnaryUnaryMultiCallable[_traffic_service_pb2.PromoteRequest, _traffic_service_pb2.PromoteResponse]
-    """Gives all to one of a split's portions."""
+    """Gives all to one of a split's portions. FAILED_PRECONDITION where no instance that
+    takes calls runs its version, unless allow_absent is set.
+    """
     Rollback: _grpc.UnaryUnaryMultiCallable[_traffic_service_pb2.RollbackRequest, _traffic_service_pb2.RollbackResponse]
     """Takes a split back to the portions before the present ones; where there are
     none, all goes to the present ones' base. Again goes back one more: only with
@@ -69,7 +71,9 @@ class TrafficServiceAsyncStub(TrafficServiceStub):
     instance that takes calls runs one of the versions, unless allow_absent is set.
     """
     Promote: _aio.UnaryUnaryMultiCallable[_traffic_service_pb2.PromoteRequest, _traffic_service_pb2.PromoteResponse]  # type: ignore[assignment]
-    """Gives all to one of a split's portions."""
+    """Gives all to one of a split's portions. FAILED_PRECONDITION where no instance that
+    takes calls runs its version, unless allow_absent is set.
+    """
     Rollback: _aio.UnaryUnaryMultiCallable[_traffic_service_pb2.RollbackRequest, _traffic_service_pb2.RollbackResponse]  # type: ignore[assignment]
     """Takes a split back to the portions before the present ones; where there are
     none, all goes to the present ones' base. Again goes back one more: only with
@@ -105,7 +109,9 @@ class TrafficServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _traffic_service_pb2.PromoteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_traffic_service_pb2.PromoteResponse, _abc.Awaitable[_traffic_service_pb2.PromoteResponse]]:
-        """Gives all to one of a split's portions."""
+        """Gives all to one of a split's portions. FAILED_PRECONDITION where no instance that
+        takes calls runs its version, unless allow_absent is set.
+        """
 
     @_abc_1.abstractmethod
     def Rollback(

@@ -54,7 +54,16 @@ def test_from_nothing_to_a_rotated_root(weft: Weft, config: Path) -> None:
         (("issue",), 1, "weft ca init"),
         (("issue", "agent"), 2, "there are agents, models"),
         (("issue", "--all", "agents"), 2, "renew all"),
-        (("issue", "--ip", "here"), 1, "weft ca init"),
+        (("issue", "--ip", "here"), 2, "no IP address"),
+        (("issue", "--dns", "10.0.0.7"), 2, "--ip"),
+        (("issue", "--client", "ci"), 1, "weft ca init"),
+        (("issue", "--client", "C I"), 2, "can't name"),
+        (("issue", "--client", ""), 2, "can't name"),
+        (("issue", "--name", ""), 2, "can't name"),
+        (("issue", "--client", "ci", "agents"), 2, "--client goes alone"),
+        (("issue", "--client", "ci", "--dns", "a"), 2, "--client goes alone"),
+        (("issue", "--all", "--name", "a"), 2, "renew all"),
+        (("issue", "--all"), 1, "weft ca init"),
         (("init", "--trust-domain", "No Name"), 2, "trust domain"),
         (("show",), 1, "weft ca init"),
         (("rotate",), 1, "weft ca init"),
@@ -67,6 +76,25 @@ def test_what_goes_wrong_is_said_with_what_helps(
     assert ran.code == code
     assert said in ran.err
     assert not (config / "secrets" / "ca" / "ca.key").exists()
+
+
+def test_what_was_issued_is_renewed_and_what_was_not_is_said(weft: Weft) -> None:
+    weft("ca", "init")
+    nothing = weft("ca", "issue", "--all")
+    assert (nothing.code, nothing.out) == (0, "")
+    assert "nothing to renew" in nothing.err
+    one = weft("ca", "issue", "--name", "weft-1", "--dns", "weft-1.example")
+    assert one.out.splitlines()[1].endswith("/certificates/weft-1")
+    assert one.err == ""
+    other = weft("ca", "issue", "--name", "weft-1", "--dns", "weft-2.example")
+    assert "was reached as weft-1.example" in other.err
+    client = weft("ca", "issue", "--client", "ci")
+    assert "spiffe://weft.internal/client/ci" in client.out
+    assert "WEFT_TLS_CERTIFICATE_DIR" not in client.out
+    shown = [line.split()[:2] for line in weft("ca", "show").out.splitlines()]
+    assert ["spiffe://weft.internal/process/host", "weft-1"] in shown
+    assert ["spiffe://weft.internal/client/ci", "ci"] in shown
+    assert len(weft("ca", "issue", "--all").out.splitlines()) == 2
 
 
 def test_no_key_is_printed(weft: Weft, config: Path) -> None:

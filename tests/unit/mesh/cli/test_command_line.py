@@ -8,12 +8,14 @@ import socket
 import subprocess
 from pathlib import Path
 
+import grpc.aio
 import pytest
 import typer
 import typer.main
 import yaml
 
 from mesh.cli.application import application, run
+from mesh.cli.failures import ExitCode, from_rpc_error
 from tests.support.certificates import authority
 from tests.support.command_line import ROOT, Weft, command_line, environment_for
 from tests.support.memory_platform import MemoryPlatform
@@ -292,3 +294,11 @@ def _read_until(terminal: int, end: str) -> str:
     while end not in text:
         text += os.read(terminal, 1024).decode()
     return text
+
+
+def test_a_server_that_ends_a_call_without_a_word_is_one_that_stops() -> None:
+    metadata = grpc.aio.Metadata()
+    error = grpc.aio.AioRpcError(grpc.StatusCode.CANCELLED, metadata, metadata, "CANCELLED")
+    failure = from_rpc_error(error, "weft.example:50051")
+    assert failure.exit_code is ExitCode.UNAVAILABLE
+    assert failure.message.startswith("weft.example:50051 ended the call without an answer")

@@ -13,9 +13,10 @@ import pytest
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from mesh.cli.clusters import ClusterFile
+from mesh.cli.clusters import ADDRESSES_MAX, ClusterFile
 from mesh.cli.credentials import Credential
 from mesh.cli.demo.server import Server
+from mesh.private_files import write_private
 from tests.support.command_line import ROOT, Weft, command_line, environment_for
 from tests.support.memory_access import new_secret
 from tests.support.memory_platform import MemoryPlatform
@@ -133,10 +134,12 @@ def test_a_cluster_file_is_its_owners_alone_and_replaced_at_once(
     first, second = new_secret(), new_secret()
     clusters.write("c1", "127.0.0.1:1", first)
     clusters.write("c1", "127.0.0.1:2", second)
-    (file,) = (config / "clusters").iterdir()
+    (file,) = (config / "clusters").glob("*.json")
     assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
-    assert clusters.find(cluster="c1") == clusters.find(address="127.0.0.1:2") == second
-    assert clusters.find(address="127.0.0.1:1") is None
+    assert first not in file.read_text()
+    for found in ({"cluster": "c1"}, {"address": "127.0.0.1:1"}, {"address": "127.0.0.1:2"}):
+        assert clusters.find(**found) == second
+    assert clusters.find(address="127.0.0.1:3") is None
     assert clusters.find(cluster="../contexts") is None
     with pytest.raises(ValueError, match="cluster"):
         clusters.write("../c1", "127.0.0.1:1", first)
@@ -282,6 +285,50 @@ def test_a_credential_is_no_text() -> None:
     secret = new_secret()
     found = Credential(secret, "somewhere")
     assert secret not in f"{found!r} {found} {found.label}"
+
+
+def test_every_gateway_of_a_deployment_is_found_and_none_of_another(
+    clusters: ClusterFile, config: Path
+) -> None:
+    ours, other = new_secret(), new_secret()
+    clusters.write("ours", api_key=ours)
+    for port in (1, 2):
+        clusters.write("ours", f"127.0.0.1:{port}")
+    clusters.write("other", "127.0.0.1:3", other)
+    # Another deployment listens there now, whose key nobody here has; then ours elsewhere.
+    clusters.write("third", "127.0.0.1:2")
+    clusters.write("ours", "127.0.0.1:4")
+    found = [clusters.find(address=f"127.0.0.1:{port}") for port in range(1, 5)]
+    assert found == [ours, None, other, ours]
+    assert [clusters.find(cluster=each) for each in ("ours", "other", "third")] == [
+        *(ours, other, None)
+    ]
+    clusters.write("other", "127.0.0.1:1")
+    assert clusters.find(address="127.0.0.1:1") == other
+    assert clusters.find(cluster="ours") == ours
+    for port in range(100):
+        clusters.write("ours", f"127.0.0.1:{port}")
+    kept = json.loads((config / "clusters" / "ours.json").read_text())["addresses"]
+    assert kept == [f"127.0.0.1:{port}" for port in range(99, 99 - ADDRESSES_MAX, -1)]
+
+
+def test_a_file_of_before_there_could_be_several_addresses_is_read(
+    clusters: ClusterFile, config: Path
+) -> None:
+    key = new_secret()
+    stored = json.dumps({"address": "127.0.0.1:1", "api_key": key})
+    write_private(config / "clusters" / "c1.json", stored)
+    assert clusters.find(address="127.0.0.1:1") == clusters.find(cluster="c1") == key
+    clusters.write("c1", "127.0.0.1:2")
+    assert clusters.find(address="127.0.0.1:1") == clusters.find(address="127.0.0.1:2") == key
+
+
+def test_gateways_that_start_together_are_all_kept(clusters: ClusterFile) -> None:
+    clusters.write("c1", api_key=(key := new_secret()))
+    addresses = [f"127.0.0.1:{port}" for port in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda address: clusters.write("c1", address), addresses))
+    assert {clusters.find(address=each) for each in addresses} == {key}
 
 
 def test_the_demo_uses_the_key_of_its_own_server_alone(

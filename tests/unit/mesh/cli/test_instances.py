@@ -1,7 +1,11 @@
 """The processes of a deployment."""
 
 import time
+from pathlib import Path
 
+import pytest
+
+from mesh.security.ca import CertificateAuthority
 from tests.support.command_line import Weft
 from tests.support.memory_platform import MemoryPlatform
 from weft.control.v1 import instances_pb2
@@ -41,6 +45,44 @@ def test_instances_of_one_service_as_data(weft: Weft, platform: MemoryPlatform) 
     found = weft("mesh", "instances", "--service", "vectors", "-o", "json").data
     assert [each["name"] for each in found] == ["instances/two"]
     assert found[0]["load"] == {"cpu_utilization": 0.25, "calls": 3, "served": []}
+
+
+def test_a_bootstrap_names_the_certificates_and_says_what_is_wrong_with_them(
+    weft: Weft, platform: MemoryPlatform, tmp_path: Path
+) -> None:
+    platform.instances.add(instance("one", "control", xds_target="127.0.0.1:2"))
+    plain = weft("mesh", "bootstrap")
+    assert (plain.code, plain.err) == (0, "")
+    nowhere = weft("mesh", "bootstrap", "--certificates", "/nope")
+    assert nowhere.code == 0
+    assert "asks nobody for a certificate" in nowhere.err
+    assert "no folder /nope on this machine" in nowhere.err
+    platform.instances.add(
+        instance("two", "control", xds_target="127.0.0.1:3", spiffe_id="spiffe://a.b/process/host")
+    )
+    ca = CertificateAuthority(tmp_path / "ca", ["agents"])
+    ca.init("weft.internal")
+    folder = ca.issue_client("ci").folder
+    good = weft("mesh", "bootstrap", "--certificates", str(folder))
+    assert (good.code, good.err) == (0, "")
+    assert str(folder / "key.pem") in good.out
+    of_process = weft("mesh", "bootstrap", "--certificates", str(ca.issue("agents").folder))
+    assert "who has it is that service" in of_process.err
+    (folder / "key.pem").unlink()
+    bad = weft("mesh", "bootstrap", "--certificates", str(folder))
+    assert (bad.code, bad.out) == (1, "")
+    assert f"the certificate in {folder} can't be read" in bad.err
+
+
+@pytest.mark.parametrize("command", ["drain", "undrain", "dump"])
+def test_no_instance_is_meant_by_an_empty_name(
+    weft: Weft, platform: MemoryPlatform, command: str
+) -> None:
+    platform.instances.add(instance("one", "agents"))
+    for name in ("", "instances/"):
+        refused = weft("mesh", command, name)
+        assert refused.code == 2
+        assert "name an instance" in refused.err
 
 
 def test_the_status_names_what_nobody_serves(weft: Weft, platform: MemoryPlatform) -> None:

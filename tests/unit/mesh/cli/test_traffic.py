@@ -76,7 +76,10 @@ def test_what_does_not_run_must_be_wanted(weft: Weft) -> None:
     refused = weft("mesh", "split", "scheduler", "1.4=1", "1.6=1")
     assert refused.code == 1
     assert "runs 1.6" in refused.err
+    assert "--allow-absent" in refused.err
     assert weft("mesh", "split", "scheduler", "1.4=1", "1.6=1", "--allow-absent").code == 0
+    assert weft("mesh", "promote", "scheduler", "1.6").code == 1
+    assert weft("mesh", "promote", "scheduler", "1.6", "--allow-absent").code == 0
     assert weft("mesh", "split", "nobody", "1.4=1").code == 3
 
 
@@ -91,6 +94,18 @@ def test_an_agents_revisions_are_split(weft: Weft, tmp_path: Path) -> None:
     assert lines(shown.out)[:2] == ["split agents/bot", "portions 1 99%, 2 1%"]
     assert weft("mesh", "promote", "tenants/default/agents/bot", "2").code == 0
     assert lines(weft("mesh", "splits", "--agents").out)[1].startswith("agents/bot 2 100%")
+    policy = ("--rollback-above", "5%", "--calls-min", "20")
+    shown = weft("mesh", "split", "agents/bot", "1=99", "2=1", *policy)
+    assert lines(shown.out)[2] == "rollback above 5%"
+    stored = weft("mesh", "splits", "agents/bot", "-o", "json").data["rollback_policy"]
+    assert (stored["failures_per_million_max"], stored["calls_min"]) == (50_000, 20)
+    assert lines(weft("mesh", "splits", "--agents").out)[1].startswith(
+        "agents/bot 1 99%, 2 1% above 5% AT set "
+    )
+    weft("mesh", "split", "scheduler", "1=1", "--allow-absent")
+    both = [line.split()[0] for line in lines(weft("mesh", "splits").out)]
+    assert both == ["SPLIT", "scheduler", "agents/bot"]
+    assert len(weft("mesh", "splits", "--limit", "1", "-o", "json").data) == 1
     refused = weft("mesh", "split", "agents/bot", "3=1")
     assert refused.code == 2
     assert "the latest revision is 2" in refused.err

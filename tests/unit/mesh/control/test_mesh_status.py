@@ -2,6 +2,7 @@
 
 from mesh.control.mesh_status import left_without, routes_of, status_of
 from mesh.control.xds.mesh_view import MeshView, Portion
+from tests.support.memory_instances import MemoryInstances
 from tests.support.xds_mesh import SERVICES, instance_at
 from weft.control.v1 import instances_pb2
 from weft.control.v1 import mesh_service_pb2 as pb
@@ -13,16 +14,16 @@ ENDING = instance_at("ending", "127.0.0.1:3", zone="here", state=DRAINING)
 
 
 def test_a_service_is_told_with_who_takes_its_calls_and_who_drains() -> None:
-    status = status_of("state", (NEAR, FAR, ENDING))
+    status = status_of("state", MemoryInstances(NEAR, FAR, ENDING))
     assert (status.serving, status.draining) == (2, 1)
     assert list(status.zones) == ["here", "there"]
     assert list(status.versions) == ["1", "2"]
-    assert status_of("models", (NEAR,)) == pb.ServiceStatus(name="models")
+    assert status_of("models", MemoryInstances(NEAR)) == pb.ServiceStatus(name="models")
 
 
 def test_an_instance_is_the_last_where_others_only_drain() -> None:
-    assert left_without(NEAR, (NEAR, FAR)) == []
-    assert left_without(NEAR, (NEAR, ENDING)) == ["state", "vectors"]
+    assert left_without(NEAR, MemoryInstances(NEAR, FAR)) == []
+    assert left_without(NEAR, MemoryInstances(NEAR, ENDING)) == ["state", "vectors"]
 
 
 def test_routes_are_those_that_a_client_of_the_zone_is_told() -> None:

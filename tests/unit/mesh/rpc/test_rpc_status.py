@@ -112,6 +112,7 @@ def test_the_text_of_a_foreign_status_is_not_passed_on(code: grpc.StatusCode) ->
     ("code", "error_class"),
     [
         (grpc.StatusCode.UNAVAILABLE, errors.Unavailable),
+        (grpc.StatusCode.CANCELLED, errors.Unavailable),
         (grpc.StatusCode.UNKNOWN, errors.Internal),
         (grpc.StatusCode.INTERNAL, errors.Internal),
         (grpc.StatusCode.NOT_FOUND, errors.NotFound),

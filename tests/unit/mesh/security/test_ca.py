@@ -17,7 +17,7 @@ from mesh.clock import NANOSECONDS, Clock
 from mesh.errors import AlreadyExists, DataDamaged, FailedPrecondition
 from mesh.security.ca import CertificateAuthority
 from mesh.security.certificate_files import CertificateFiles
-from mesh.security.certificates import names_of, read_pair
+from mesh.security.certificates import Names, names_of, read_pair
 from mesh.security.spiffe import (
     ProcessId,
     check_trust_domain,
@@ -135,6 +135,91 @@ def test_a_name_of_a_service_is_given_to_its_processes_only(ca: CertificateAutho
             ca.issue("tools", [name])
     with pytest.raises(ValueError, match="IP"):
         ca.issue("tools", [], ["nowhere"])
+
+
+@pytest.mark.parametrize(
+    ("dns", "ip", "problem"),
+    [
+        ("10.0.0.7", "", "an address, not a name: --ip"),
+        ("weft.example.org:50051", "", "no DNS name"),
+        ("https://weft.example.org", "", "no DNS name"),
+        ("weft_1.example.org", "", "no DNS name"),
+        ("-weft.example.org", "", "no DNS name"),
+        ("weft..example.org", "", "no DNS name"),
+        ("weft.example.org.", "", "no DNS name"),
+        ("*.example.org", "", "no DNS name"),
+        ("weft.7", "", "no DNS name"),
+        ("a" * 64, "", "no DNS name"),
+        (".".join(["a" * 50] * 6), "", "no DNS name"),
+        ("", "weft.example.org", "no IP address, .* --dns"),
+        ("", "10.0.0.7/24", "no IP address"),
+        ("", "[::1]", "no IP address"),
+        ("", "10.0.0.7:50051", "no IP address"),
+        ("", "0.0.0.0", "reached"),
+        ("", "::", "reached"),
+        ("", "fe80::1%eth0", "reached"),
+    ],
+)
+def test_what_nobody_dials_is_in_no_certificate(
+    ca: CertificateAuthority, dns: str, ip: str, problem: str
+) -> None:
+    with pytest.raises(ValueError, match=problem):
+        ca.issue("tools", [dns] if dns else [], [ip] if ip else [])
+    assert ca.issued() == []
+
+
+def test_names_are_written_in_one_way(ca: CertificateAuthority) -> None:
+    made = ca.issue("tools", ["Weft-1.Example.org"], ["FD00:0::7"])
+    assert "weft-1.example.org" in made.names.dns
+    assert "fd00::7" in made.names.ip
+    with pytest.raises(ValueError, match="only Weft's own"):
+        ca.issue("tools", ["Models.Weft.internal"])
+
+
+def test_machines_with_the_same_services_have_a_folder_each(ca: CertificateAuthority) -> None:
+    one = ca.issue("host", ["a.example.org"], name="weft-1")
+    two = ca.issue("host", ["b.example.org"], name="weft-2")
+    assert (one.folder.name, two.folder.name) == ("weft-1", "weft-2")
+    assert one.lost == two.lost == ()
+    assert "a.example.org" in names_of(certificate(one.folder)).dns
+    renewed = {each.folder: each.names for each in ca.issue_all()}
+    assert renewed == {one.folder: one.names, two.folder: two.names}
+    with pytest.raises(FailedPrecondition, match="--name"):
+        ca.issue("tools", name="weft-1")
+    again = ca.issue("host", ["c.example.org"], name="weft-2")
+    assert again.lost == ("b.example.org",)
+    (two.folder / "cert.pem").write_text("")
+    assert ca.issue("host", ["b.example.org"], name="weft-2").lost == ()
+
+
+@pytest.mark.parametrize("name", ["Weft", "a.b", "../tools", "-a", "a" * 64, ""])
+def test_what_can_be_no_folder_is_no_name(ca: CertificateAuthority, name: str) -> None:
+    with pytest.raises(ValueError, match="can't name"):
+        ca.issue_client(name)
+    with pytest.raises(ValueError, match="can't name"):
+        ca.issue("host", name=name)
+
+
+def test_a_clients_certificate_is_one_of_no_service_and_of_no_server(
+    ca: CertificateAuthority,
+) -> None:
+    made = ca.issue_client("agents")
+    assert made.folder == ca.folder / "clients" / "agents"
+    found = certificate(made.folder)
+    assert names_of(found) == Names("spiffe://weft.internal/client/agents")
+    usage = found.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert set(usage) == {ExtendedKeyUsageOID.CLIENT_AUTH}
+    holder = CertificateFiles(made.folder).held().holder
+    assert not any(holder.may_act_as(each) for each in (*CATALOGUE, "agents", "host"))
+    assert parse_process_id(str(holder)) is None
+    # It is renewed with the others, and keeps an old root trusted as they do.
+    ca.issue("agents")
+    ca.rotate()
+    with pytest.raises(FailedPrecondition, match="certificates/agents, clients/agents"):
+        ca.finish()
+    assert [each.folder.parent.name for each in ca.issue_all()] == ["certificates", "clients"]
+    ca.finish()
+    assert names_of(certificate(made.folder)) == names_of(found)
 
 
 def test_renewing_keeps_the_names_and_changes_the_key(ca: CertificateAuthority) -> None:

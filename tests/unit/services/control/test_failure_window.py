@@ -72,6 +72,40 @@ def test_what_fails_more_often_than_allowed(totals: dict[str, Served], found: st
     assert (count.version if count is not None else None) == found
 
 
+@pytest.mark.parametrize(
+    ("over_base", "totals", "found"),
+    [
+        (False, {"1": Served(10, 0), "2": Served(10, 2)}, 2),
+        (False, {"1": Served(10, 3), "2": Served(10, 2)}, 1),
+        (False, {"2": Served(9, 9), "3": Served(10, 10)}, None),
+        (True, {"1": Served(10, 3), "2": Served(10, 3)}, None),
+        (True, {"1": Served(10, 3), "2": Served(10, 5)}, 2),
+    ],
+)
+def test_revisions_are_judged_as_versions_are(
+    over_base: bool, totals: dict[str, Served], found: int | None
+) -> None:
+    judged = split(over_base)
+    judged.portions.extend(
+        splits_pb2.Portion(agent_revision=number, weight=weight)
+        for number, weight in ((1, 90), (2, 10), (3, 0))
+    )
+    count = failing(judged, totals)
+    assert (count.agent_revision if count is not None else None) == found
+    assert count is None or not count.version
+
+
+def test_what_is_added_counts_for_as_long_as_the_window() -> None:
+    window = FailureWindow(10)
+    window.add(0, {"1": Served(3, 1)})
+    window.add(5, {"1": Served(2, 2), "2": Served(1, 0)})
+    assert window.totals == {"1": Served(5, 3), "2": Served(1, 0)}
+    window.add(10, {})
+    assert window.totals == {"1": Served(2, 2), "2": Served(1, 0)}
+    window.add(15, {})
+    assert window.totals == {}
+
+
 def test_over_the_base_only_what_is_worse_than_it_counts() -> None:
     both = {"v1": Served(100, 30), "v2": Served(100, 35)}
     assert failing(split(v1=90, v2=10), both) is not None

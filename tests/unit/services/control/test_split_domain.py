@@ -43,8 +43,8 @@ class Told:
         portions = [splits_pb2.Portion(version=name, weight=weight) for name, weight in weights]
         return self.do(domain.SetSplit(self.request(**fields), portions, None))
 
-    def promote(self, version: str) -> None:
-        self.do(domain.Promote(self.request(), version, 0))
+    def promote(self, version: str, running: frozenset[str] | None = None) -> None:
+        self.do(domain.Promote(self.request(), version, 0, running))
 
     def roll_back(self, running: frozenset[str] | None = RUNNING) -> None:
         self.do(domain.RollBack(self.request(), running))
@@ -100,12 +100,39 @@ def test_portions_that_mean_nothing_are_refused(
         split.do(domain.SetSplit(split.request(), portions, None))
 
 
-def test_a_policy_is_for_services_that_are_split() -> None:
+@pytest.mark.parametrize("name", [NAME, AGENT])
+def test_a_policy_is_for_what_is_split(name: str) -> None:
     policy = splits_pb2.RollbackPolicy(failures_per_million_max=1)
-    revision = portion(agent_revision=1, weight=1)
-    for split, portions in ((Told(AGENT), [revision]), (Told(), [])):
-        with pytest.raises(InvalidArgument):
-            split.do(domain.SetSplit(split.request(), portions, policy))
+    split = Told(name)
+    with pytest.raises(InvalidArgument):
+        split.do(domain.SetSplit(split.request(), [], policy))
+
+
+def test_a_revision_that_fails_goes_to_the_portions_before_it_with_their_policy() -> None:
+    split = Told(AGENT)
+    policies = [splits_pb2.RollbackPolicy(failures_per_million_max=n) for n in (1, 2)]
+    for policy, weights in zip(policies, ((100, 0), (90, 10)), strict=True):
+        portions = [portion(agent_revision=n, weight=w) for n, w in enumerate(weights, 1)]
+        split.do(domain.SetSplit(split.request(), portions, policy))
+    count = facts.FailureCount(agent_revision=2, calls=100, failures=50)
+    failing = domain.RollBackFailing(AGENT, split.state.revision, count, None)
+    assert len(split.do(failing)) == 1
+    assert split.do(failing) == []
+    back = split.state.split
+    assert [(each.agent_revision, each.weight) for each in back.portions] == [(1, 100), (2, 0)]
+    assert back.rollback_policy == policies[0]
+    change = back.changes[0]
+    assert change.action == splits_pb2.SPLIT_ACTION_ROLLED_BACK_BY_POLICY
+    assert (change.actor, change.reason) == ("system", "50 of 100 turns of revision 2 failed")
+
+
+def test_an_agents_base_that_fails_has_nowhere_to_go() -> None:
+    split = Told(AGENT)
+    portions = [portion(agent_revision=n, weight=1) for n in (1, 2)]
+    split.do(domain.SetSplit(split.request(), portions, splits_pb2.RollbackPolicy()))
+    count = facts.FailureCount(agent_revision=1, calls=100, failures=50)
+    with pytest.raises(FailedPrecondition, match="without 1"):
+        split.do(domain.RollBackFailing(AGENT, split.state.revision, count, None))
 
 
 def test_promoting_gives_all_to_one_and_ends_the_policy(split: Told) -> None:
@@ -199,7 +226,7 @@ def test_several_that_see_it_fail_take_it_back_once(split: Told) -> None:
 def test_the_same_request_changes_nothing_more(split: Told) -> None:
     assert len(split.set(("v1", 1), id="same")) == 1
     assert split.set(("v1", 1), id="same") == []
-    command = domain.Promote(domain.Request(NAME, "same", b"other", "me", "", ""), "v1", 0)
+    command = domain.Promote(domain.Request(NAME, "same", b"other", "me", "", ""), "v1", 0, None)
     with pytest.raises(RequestIdReused):
         split.do(command)
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from mesh.call import Call
 from mesh.clock import SYSTEM, Clock
@@ -14,7 +15,7 @@ from mesh.errors import FailedPrecondition, LimitExceeded, NotFound
 from mesh.events.aggregate import Repository
 from mesh.events.memory import MemoryEventStore
 from services.control import traffic as module
-from services.control.domain import SPLIT_FOLD
+from services.control.domain import SPLIT_FOLD, split_key
 from services.control.rollbacks import Rollbacks
 from services.control.splits import SERVICE_SPLITS, Splits
 from services.control.traffic import Traffic
@@ -25,6 +26,7 @@ from weft.control.v1 import traffic_service_pb2 as pb
 
 SPLIT = "services/scheduler/split"
 TENANT = "tenants/acme/agents/-"
+BOT = "tenants/acme/agents/bot/split"
 DRAINING = instances_pb2.INSTANCE_STATE_DRAINING
 SERVING = instances_pb2.INSTANCE_STATE_SERVING
 
@@ -126,6 +128,30 @@ async def test_who_drains_takes_no_share(traffic: Traffic) -> None:
     await traffic.set_split(request(v1=1, v3=0), call())
 
 
+async def test_what_nobody_runs_is_promoted_only_where_that_is_wanted(traffic: Traffic) -> None:
+    wanted = request(v1=1, v3=0)
+    wanted.portions.add(version="gone")
+    await traffic.set_split(wanted, call())
+    for version in ("3", "gone"):
+        with pytest.raises(FailedPrecondition, match=f"runs {version}; .*--allow-absent"):
+            await traffic.promote(pb.PromoteRequest(name=SPLIT, version=version), call())
+    absent = pb.PromoteRequest(name=SPLIT, version="gone", allow_absent=True)
+    await traffic.promote(absent, call())
+    with pytest.raises(FailedPrecondition, match="no portion of 2"):
+        await traffic.promote(pb.PromoteRequest(name=SPLIT, version="2"), call())
+
+
+async def test_a_promotion_that_comes_again_is_not_judged_again(
+    traffic: Traffic, registry: MemoryInstances
+) -> None:
+    await traffic.set_split(request(v1=1, v2=1), call())
+    wanted = pb.PromoteRequest(name=SPLIT, version="2", request_id="once")
+    first = await traffic.promote(wanted, call())
+    for each in registry.instances("scheduler"):
+        each.state = DRAINING
+    assert await traffic.promote(wanted, call()) == first
+
+
 async def test_what_is_not_there_has_no_split(traffic: Traffic) -> None:
     with pytest.raises(NotFound):
         await traffic.set_split(request("services/nobody/split", v1=1), call())
@@ -189,18 +215,36 @@ class Looks:
         self._hand = Hand()
         self.splits = [Splits(store) for _ in range(count)]
         self._rollbacks = [
-            Rollbacks(splits, Repository(store, SPLIT_FOLD), registry, self._hand.clock)  # type: ignore[arg-type]
+            Rollbacks(splits, Repository(store, SPLIT_FOLD), registry, self._hand.clock)
             for splits in self.splits
         ]
 
     async def look(self, **served: tuple[int, int]) -> None:
         """All look, a second later; the instances say these calls and failures by then."""
-        self._hand.now += 1
         for each in self._registry.instances("scheduler"):
             calls, failures = served.get(each.name.rpartition("/")[2], (0, 0))
             del each.load.served[:]
             each.load.served.add(service="agents", calls=10 * calls, failures=10 * calls)
             each.load.served.add(service="scheduler", calls=calls, failures=failures)
+        await self._all_look()
+
+    async def look_at_turns(self, at: int, **ended: dict[int, tuple[int, int]]) -> None:
+        """All look, a second later; the instances say these turns and failures of the bot's
+        revisions by then, since its split is at revision `at`."""
+        for each in self._registry.instances("agents"):
+            del each.load.turns[:]
+            for revision, (turns, failures) in ended.get(each.name.rpartition("/")[2], {}).items():
+                each.load.turns.add(
+                    split=split_key(BOT),
+                    split_revision=at,
+                    agent_revision=revision,
+                    turns=turns,
+                    failures=failures,
+                )
+        await self._all_look()
+
+    async def _all_look(self) -> None:
+        self._hand.now += 1
         for splits in self.splits:
             await splits.catch_up()
         await asyncio.gather(*(each._look() for each in self._rollbacks))
@@ -251,3 +295,79 @@ async def test_what_can_not_be_taken_back_yet_is_once_it_can(
     await looks.splits[0].stop()
     split = (await traffic.get_split(pb.GetSplitRequest(name=SPLIT), call())).split
     assert [each.version for each in split.portions] == ["1"]
+
+
+@pytest.fixture
+def agents(registry: MemoryInstances) -> MemoryInstances:
+    """With two instances that run turns."""
+    for name in ("x", "y"):
+        made = instance(name, "1")
+        made.services[:] = ["agents"]
+        registry.add(made)
+    return registry
+
+
+def bot_split(failures_per_million_max: int = 100_000, **weights: int) -> pb.SetSplitRequest:
+    made = request(BOT, **weights)
+    made.rollback_policy.failures_per_million_max = failures_per_million_max
+    made.rollback_policy.calls_min = 10
+    return made
+
+
+async def test_several_that_look_take_an_agents_split_back_once(
+    traffic: Traffic, store: MemoryEventStore, agents: MemoryInstances
+) -> None:
+    await traffic.set_split(bot_split(v6=90, v7=10), call())
+    looks = Looks(store, agents, 3)
+    for splits in looks.splits:
+        await splits.start()
+    # At first sight nobody knows when they ended; nor do turns before the split say anything.
+    await looks.look_at_turns(1, x={7: (500, 500)})
+    await looks.look_at_turns(0, x={7: (900, 900)})
+    await looks.look_at_turns(1, x={6: (80, 1), 7: (505, 505)}, y={7: (4, 4)})
+    assert len((await traffic.get_split(pb.GetSplitRequest(name=BOT), call())).split.changes) == 1
+    await looks.look_at_turns(1, x={6: (90, 1), 7: (505, 505)}, y={7: (5, 5)})
+    await looks.look_at_turns(1, x={6: (90, 1), 7: (550, 550)}, y={7: (9, 9)})
+    for splits in looks.splits:
+        await splits.stop()
+    split = (await traffic.get_split(pb.GetSplitRequest(name=BOT), call())).split
+    assert [each.agent_revision for each in split.portions] == [6]
+    assert [each.action for each in split.changes] == [
+        splits_pb2.SPLIT_ACTION_ROLLED_BACK_BY_POLICY,
+        splits_pb2.SPLIT_ACTION_SET,
+    ]
+    assert split.changes[0].reason == "10 of 10 turns of revision 7 failed"
+    assert not split.HasField("rollback_policy")
+
+
+async def test_an_agents_base_that_fails_stays_and_is_told_of_once(
+    traffic: Traffic, store: MemoryEventStore, agents: MemoryInstances
+) -> None:
+    await traffic.set_split(bot_split(v6=90, v7=10), call())
+    looks = Looks(store, agents, 1)
+    await looks.splits[0].start()
+    await looks.look_at_turns(1)
+    with capture_logs() as logs:
+        for turns in (20, 30):
+            await looks.look_at_turns(1, x={6: (turns, turns), 7: (turns, 0)})
+    await looks.splits[0].stop()
+    split = (await traffic.get_split(pb.GetSplitRequest(name=BOT), call())).split
+    assert len(split.changes) == 1
+    assert [each["event"] for each in logs] == ["split_not_rolled_back"]
+
+
+async def test_turns_that_one_who_runs_none_says_do_not_count(
+    traffic: Traffic, store: MemoryEventStore, agents: MemoryInstances
+) -> None:
+    await traffic.set_split(bot_split(v6=90, v7=10), call())
+    looks = Looks(store, agents, 1)
+    await looks.splits[0].start()
+    await looks.look_at_turns(1)
+    scheduler = next(each for each in agents.instances() if each.name == "instances/a")
+    scheduler.load.turns.add(
+        split=split_key(BOT), split_revision=1, agent_revision=7, turns=99, failures=99
+    )
+    await looks.look_at_turns(1)
+    await looks.splits[0].stop()
+    split = (await traffic.get_split(pb.GetSplitRequest(name=BOT), call())).split
+    assert len(split.changes) == 1

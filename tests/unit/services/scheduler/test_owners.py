@@ -32,8 +32,14 @@ class Registered:
     def instances(self, service: str = "") -> Sequence[Instance]:
         return [each for each in self._instances.values() if service in ("", *each.services)]
 
+    def serving(self, service: str = "") -> Sequence[Instance]:
+        return [each for each in self.instances(service) if each.state == SERVING]
+
     def on_change(self, callback: Callable[[], None]) -> None:
         self._callbacks.append(callback)
+
+    def on_say(self, callback: Callable[[instances_pb2.InstanceLoad], None]) -> None:
+        raise NotImplementedError
 
     @property
     def draining(self) -> bool:

@@ -1,0 +1,44 @@
+"""A worker whose scheduler isn't there: when that is worth a warning."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from mesh.rpc.channel import MeshChannel
+from mesh.rpc.settings import RpcSettings
+from mesh.worker import Worker, worker
+from tests.support.processes import until
+from weft.scheduler.v1.worker_service_pb2_grpc import WorkerServiceStub
+
+
+async def levels_of(made: Worker, count: int) -> list[str]:
+    """How it tells of its first vain attempts to attach."""
+    made.task("work")(lambda task: "")
+    with capture_logs() as said:
+        working = asyncio.create_task(made.work())
+        await until(lambda: len(said) >= count)
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+    assert {(each["event"], each["reason"]) for each in said} == {("detached", "UNAVAILABLE")}
+    return [each["log_level"] for each in said[:count]]
+
+
+def of_the_mesh() -> Worker:
+    """One of a process of Weft where nobody is a scheduler yet."""
+    channel: Any = MeshChannel({}, None, lambda contract: False, RpcSettings())
+    return Worker("turns", all_tenants=True, stub=WorkerServiceStub(channel))
+
+
+async def test_a_part_that_starts_before_the_others_waits_for_them_quietly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert await levels_of(of_the_mesh(), 3) == ["debug"] * 3
+    monkeypatch.setattr(worker, "WAITS_SECONDS", 0.0)
+    assert await levels_of(of_the_mesh(), 3) == ["warning"] * 3, "once it lasts"
+
+
+async def test_whoever_starts_a_worker_hears_at_once_that_nobody_is_there() -> None:
+    alone = Worker("tenants/acme/queues/default", address="127.0.0.1:1")
+    assert await levels_of(alone, 2) == ["warning"] * 2
