@@ -1,6 +1,7 @@
 """Puts the cache of a process together."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mesh.security.keyring import READ_MODELS
 from mesh.security.secrets import Secrets
 
 
+@asynccontextmanager
 async def opened_cache(
     secrets: Secrets,
     connection: Connection,
@@ -27,9 +29,9 @@ async def opened_cache(
     data_dir: Path,
     registry: CollectorRegistry,
     clock: Clock = SYSTEM,
-) -> Cache:
-    """The cache of a process with all its levels, not started yet. `redis` gives the client,
-    once there is one. May raise EventStoreUnavailable."""
+) -> AsyncIterator[Cache]:
+    """The cache of a process with all its levels. `redis` gives the client, once there is
+    one. May raise EventStoreUnavailable."""
     settings = CacheSettings()
     # What is cached is copied out of answers, as read models are out of the log.
     secret = await secrets.secret(READ_MODELS)
@@ -38,7 +40,7 @@ async def opened_cache(
         path = data_dir / FILE_NAME
         seconds = settings.disk_timeout_seconds
         levels.append(DiskLevel(path, settings.disk_bytes_max, seconds, clock))
-    return Cache(
+    cache = Cache(
         secret,
         Memory(settings.memory_bytes_max),
         levels,
@@ -47,3 +49,8 @@ async def opened_cache(
         clock=clock,
         value_bytes_max=settings.value_bytes_max,
     )
+    try:
+        await cache.start()
+        yield cache
+    finally:
+        await cache.stop()

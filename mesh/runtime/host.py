@@ -350,12 +350,10 @@ class Host:
         await check_log(self._store, self._heads, settings, embedded=self._nats is not None)
         self._tokens = JetStreamTokenStream(connection, codecs)
         if self._bus.caches:
-            data_dir, registry = settings.data_dir, self.metrics
-            self.cache = await opened_cache(
-                self._keyring, connection, lambda: self.redis, data_dir, registry
+            cache = opened_cache(
+                self._keyring, connection, lambda: self.redis, self.data_dir, self.metrics
             )
-            self._stack.push_async_callback(self.cache.stop)
-            await self.cache.start()
+            self.cache = await self._stack.enter_async_context(cache)
         self._leases = NatsLeases(
             connection,
             self._instance,
