@@ -91,7 +91,7 @@ def _control(mesh: Mesh) -> Service:
 
 
 def _models(mesh: Mesh) -> Service:
-    return ModelsService(ModelsSettings())
+    return ModelsService(ModelsSettings(), mesh.cache)
 
 
 def _scheduler(mesh: Mesh) -> Service:
@@ -103,7 +103,8 @@ def _state(mesh: Mesh) -> Service:
 
 
 def _tools(mesh: Mesh) -> Service:
-    return ToolsService(ToolsSettings(), mesh.events, mesh.clock, mesh.stub(VectorServiceStub))
+    vectors = mesh.stub(VectorServiceStub)
+    return ToolsService(ToolsSettings(), mesh.events, mesh.clock, vectors, mesh.cache)
 
 
 def _vectors(mesh: Mesh) -> Service:
@@ -117,10 +118,16 @@ _BUS = {
     "control": BusAccess(appends=("control", "instances")),
     # It authenticates by what the log says, and notes there who was refused.
     "gateway": BusAccess(appends=("auth", "instances")),
-    "models": EVERY_PROCESS,
+    "models": BusAccess(caches=True),
     "scheduler": BusAccess(appends=("scheduler", "schedules")),
-    "state": BusAccess(appends=("exports", "state"), keys=KeyUse.DESTROY, erases=True),
-    "tools": BusAccess(appends=("tools",)),
+    "state": BusAccess(
+        # With a session what others keep of it is forgotten.
+        appends=("exports", "state"),
+        keys=KeyUse.DESTROY,
+        erases=True,
+        caches=True,
+    ),
+    "tools": BusAccess(appends=("tools",), caches=True),
     "vectors": EVERY_PROCESS,
 }
 """What each service does on the bus; one that isn't in here doesn't start."""

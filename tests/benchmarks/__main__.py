@@ -15,6 +15,7 @@ from mesh.telemetry.logs import configure_logs
 from tests.benchmarks import (
     append,
     authenticate,
+    cache,
     edge,
     hops,
     load,
@@ -37,6 +38,7 @@ BENCHMARKS: dict[str, Callable[[], Awaitable[list[Result]]]] = {
     "task-poison": task_poison.run,
     "task-tenants": task_tenants.run,
     "authenticate": authenticate.run,
+    "cache": cache.run,
     "edge": edge.run,
     "hops": hops.run,
     "store-append": append.run,
