@@ -1,16 +1,19 @@
 """A small Weft in memory behind the real RPC server, for what talks to one as a client."""
 
 import asyncio
+import tempfile
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from mesh.control.registry import Registry
 from mesh.rpc.pipeline import bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
+from tests.support.blobs import BlobParts
 from tests.support.edge import pipeline
 from tests.support.memory_access import MemoryAccess, admitting
 from tests.support.memory_batches import MemoryBatches
@@ -46,6 +49,8 @@ class MemoryPlatform:
         self.tools = MemoryTools()
         self.collections = MemoryCollections()
         self.models = MemoryModels()
+        self._folder = tempfile.TemporaryDirectory()
+        self.blobs = BlobParts(Path(self._folder.name)).service()
         self.instances = MemoryInstances()
         self.traffic = memory_traffic(self.agents, cast(Registry, self.instances))
         self.tasks = MemoryTasks()
@@ -74,6 +79,7 @@ class MemoryPlatform:
         self._run(self.traffic.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(STEP_SECONDS_MAX)
+        self._folder.cleanup()
 
     def restart(self) -> None:
         """Cuts every connection, then listens on the same port."""
@@ -112,6 +118,7 @@ class MemoryPlatform:
             "weft.auth.v1.AuthService": self.access,
             "weft.auth.v1.RoleService": self.access,
             "weft.auth.v1.TenantService": self.access,
+            "weft.blobs.v1.BlobService": self.blobs,
             "weft.control.v1.MeshService": self.instances,
             "weft.control.v1.RegistryService": self.instances,
             "weft.control.v1.TrafficService": self.traffic,

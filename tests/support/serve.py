@@ -41,7 +41,7 @@ SCRIPTED_CATALOGUE = tuple(
 
 SPLIT = [
     ["auth", "control"],
-    ["models", "tools", "vectors"],
+    ["blobs", "models", "tools", "vectors"],
     ["state"],
     ["scheduler"],
     ["agents"],
