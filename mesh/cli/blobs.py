@@ -1,5 +1,6 @@
 """`weft blob`: bytes under names."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
@@ -11,7 +12,7 @@ from mesh.cli.command import command
 from mesh.cli.connection import Client
 from mesh.cli.failures import CommandFailed, usage_error
 from mesh.cli.names import BLOB, SESSION, check_id, resource_name, short_name
-from mesh.cli.output import moment, note, show_list, show_message
+from mesh.cli.output import Output, as_data, moment, note, show_data, show_list, show_message
 from mesh.cli.pages import LIMIT, Limit, fetch
 
 if TYPE_CHECKING:
@@ -156,6 +157,36 @@ def delete_blob(
     request = pb.DeleteBlobRequest(name=name, if_match=if_match)
     client.call(_stub(client).DeleteBlob, request)
     note(f"deleted blob {short_name(name)}")
+
+
+@command(blobs, "sign", example="weft blob sign report --for 3600")
+def sign_blob_url(
+    client: Client,
+    blob: BlobArgument,
+    put: Annotated[bool, typer.Option("--put", help="For putting it, instead of getting.")] = False,
+    seconds: Annotated[
+        int, typer.Option("--for", metavar="SECONDS", help="How long it holds.", min=1, max=604_800)
+    ] = 900,
+    content_type: Annotated[str, typer.Option(help="Media type that --put stores.")] = "",
+) -> None:
+    """Makes a URL by which whoever has it gets the blob over HTTP, or puts it.
+
+    It allows no more than your key does, and ends with it.
+    """
+    from weft.blobs.v1 import blob_service_pb2 as pb
+
+    request = pb.SignBlobUrlRequest(
+        name=resource_name(blob, BLOB, client),
+        method=pb.URL_METHOD_PUT if put else pb.URL_METHOD_GET,
+        content_type=content_type,
+    )
+    request.ttl.FromSeconds(seconds)
+    answer = client.call(_stub(client).SignBlobUrl, request)
+    if client.output is not Output.TABLE:
+        show_data(client.output, as_data(answer))
+        return
+    sys.stdout.write(answer.url + "\n")
+    note(f"holds until {moment(answer.expire_time)}")
 
 
 def _parts(

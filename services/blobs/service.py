@@ -4,23 +4,30 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 
 from mesh.call import Call
-from mesh.errors import InvalidArgument
+from mesh.clock import NANOSECONDS
+from mesh.errors import CredentialInvalid, InvalidArgument
 from mesh.rpc.pages import read_page_token, write_page_token
 from mesh.runtime.service import Mesh
+from mesh.sockets import dialled_host
 from services.blobs.backends.files import FileObjects
 from services.blobs.backends.s3 import S3Objects
 from services.blobs.blobs import Blobs, By
 from services.blobs.domain.conditions import read_range, refuse_other
 from services.blobs.domain.names import BlobKey
+from services.blobs.http import BlobHttp
 from services.blobs.objects import ObjectStore
 from services.blobs.settings import BlobsSettings
 from services.blobs.sweeper import Sweeper
 from services.blobs.transfers import Transfers
+from services.blobs.urls import GET, PUT, UrlSigner
 from weft.blobs.v1 import blob_service_pb2 as pb
+from weft.blobs.v1 import events_pb2, stored_pb2
 
 FOLDER_NAME = "blobs"
 PAGE_SIZE = 100
 SHA256_BYTES = 32
+URL_SECONDS = 15 * 60
+_METHODS = {pb.URL_METHOD_GET: GET, pb.URL_METHOD_PUT: PUT}
 
 
 class BlobsService:
@@ -37,6 +44,11 @@ class BlobsService:
         self._transfers = Transfers(settings)
         self.sweeper = Sweeper(self._blobs, self._objects, settings, mesh.clock)
         mesh.keyring.on_erased(self.sweeper.session_erased)
+        self._signer = UrlSigner(mesh.keyring, mesh.access, mesh.clock)
+        self._http = BlobHttp(self._blobs, self._transfers, self._signer, mesh.transport, settings)
+        self._mesh = mesh
+        self._settings = settings
+        self._url = ""
 
     @property
     def handlers(self) -> Mapping[str, object]:
@@ -46,8 +58,16 @@ class BlobsService:
         """Clears away what was left half written. Sweeps go on beside the calls."""
         await self._objects.open()
         self.sweeper.start()
+        wanted, host = self._settings.http_port, self._mesh.settings.host
+        port = await self._http.start(host, wanted)
+        self._mesh.announce("blobs", wanted, port)
+        reached = self._mesh.settings.advertised_host or dialled_host(host)
+        self._url = (
+            self._settings.public_url.rstrip("/") or f"{self._http.scheme}://{reached}:{port}"
+        )
 
     async def stop(self) -> None:
+        await self._http.stop()
         await self.sweeper.stop()
 
     async def put_blob(
@@ -105,6 +125,31 @@ class BlobsService:
         """See Blobs.delete."""
         await self._blobs.delete(BlobKey.parse(request.name), request.if_match, By.call(call))
         return pb.DeleteBlobResponse()
+
+    async def sign_blob_url(
+        self, request: pb.SignBlobUrlRequest, call: Call
+    ) -> pb.SignBlobUrlResponse:
+        """PermissionDenied where the caller may not do what the URL is for, or isn't who
+        presents a credential."""
+        if call.principal is None:
+            raise CredentialInvalid("the call has no credential")
+        key = BlobKey.parse(request.name)
+        now_ns = self._mesh.clock.now_ns()
+        seconds = request.ttl.seconds if request.HasField("ttl") else URL_SECONDS
+        grant = stored_pb2.UrlGrant(
+            method=_METHODS[request.method],
+            name=request.name,
+            expire_seconds=now_ns // NANOSECONDS + seconds,
+            content_type=request.content_type,
+        )
+        text = await self._signer.sign(grant, call.principal)
+        response = pb.SignBlobUrlResponse(url=f"{self._url}/v1/{request.name}?grant={text}")
+        response.expire_time.FromSeconds(grant.expire_seconds)
+        fact = events_pb2.BlobUrlSigned(
+            name=request.name, method=grant.method, expire_time=response.expire_time
+        )
+        await self._blobs.note(key, fact, By.call(call))
+        return response
 
 
 async def _pieces(

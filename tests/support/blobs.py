@@ -22,6 +22,7 @@ from obstore.store import S3Store
 from mesh.call import Call
 from mesh.events.memory import MemoryEventStore
 from mesh.principal import Grant, Principal
+from mesh.rpc.transport import PLAIN
 from mesh.runtime.service import Mesh
 from mesh.security.keyring import Keyring
 from services.blobs.service import BlobsService
@@ -45,16 +46,21 @@ class BlobParts:
     clock: SetClock = field(default_factory=SetClock)
     events: MemoryEventStore = field(default_factory=MemoryEventStore)
     keyring: Keyring = field(default_factory=memory_keyring)
+    access: Any = field(default_factory=lambda: SimpleNamespace(valid=lambda principal: True))
 
     def service(self, settings: BlobsSettings | None = None) -> BlobsService:
         """A service that isn't started, on these parts."""
         mesh = SimpleNamespace(
+            access=self.access,
+            announce=lambda name, wanted, port: None,
+            settings=SimpleNamespace(host="127.0.0.1", advertised_host=""),
+            transport=PLAIN,
             data_dir=self.data_dir,
             clock=self.clock.clock,
             events=self.events,
             keyring=self.keyring,
         )
-        return BlobsService(cast(Mesh, mesh), settings or BlobsSettings())
+        return BlobsService(cast(Mesh, mesh), settings or BlobsSettings(http_port=0))
 
     def pass_time(self, seconds: float) -> None:
         """Sets the clock ahead."""

@@ -71,12 +71,14 @@ class MemoryPlatform:
         """Serves from here on."""
         self._thread.start()
         self._run(self.traffic.start())
+        self._run(self.blobs.start())
         self._run(self._listen())
 
     def stop(self) -> None:
         """Ends serving and the thread."""
         self._run(self._cut())
         self._run(self.traffic.stop())
+        self._run(self.blobs.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(STEP_SECONDS_MAX)
         self._folder.cleanup()

@@ -118,7 +118,6 @@ class UrlGrant(_message.Message):
     PERMISSION_FIELD_NUMBER: _builtins.int
     RESOURCE_FIELD_NUMBER: _builtins.int
     CONTENT_TYPE_FIELD_NUMBER: _builtins.int
-    KEY_ID_FIELD_NUMBER: _builtins.int
     method: _builtins.str
     """The HTTP method: `GET` or `PUT`."""
     name: _builtins.str
@@ -141,8 +140,6 @@ class UrlGrant(_message.Message):
     """What the role holds for."""
     content_type: _builtins.str
     """Media type that a PUT stores."""
-    key_id: _builtins.str
-    """Id of the key that signs it."""
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Scopes of the key."""
@@ -161,11 +158,10 @@ class UrlGrant(_message.Message):
         permission: _builtins.str = ...,
         resource: _builtins.str = ...,
         content_type: _builtins.str = ...,
-        key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "expire_seconds", b"expire_seconds", "key_id", b"key_id", "method", b"method", "name", b"name", "permission", b"permission", "principal", b"principal", "resource", b"resource", "role", b"role", "scopes", b"scopes", "secret_id", b"secret_id", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "expire_seconds", b"expire_seconds", "method", b"method", "name", b"name", "permission", b"permission", "principal", b"principal", "resource", b"resource", "role", b"role", "scopes", b"scopes", "secret_id", b"secret_id", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

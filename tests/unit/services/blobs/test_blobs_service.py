@@ -212,7 +212,7 @@ async def test_nothing_but_one_blob_comes_in_a_put(service: BlobsService) -> Non
 
 
 async def test_a_client_that_sends_nothing_is_ended(parts: BlobParts) -> None:
-    service = parts.service(BlobsSettings(idle_seconds=0.05))
+    service = parts.service(BlobsSettings(idle_seconds=0.05, http_port=0))
 
     async def silent() -> AsyncIterator[pb.PutBlobRequest]:
         yield pb.PutBlobRequest(name=NAME, header=pb.PutBlobHeader())
@@ -223,7 +223,7 @@ async def test_a_client_that_sends_nothing_is_ended(parts: BlobParts) -> None:
 
 
 async def test_a_client_that_takes_nothing_is_ended(parts: BlobParts) -> None:
-    service = parts.service(BlobsSettings(idle_seconds=0.05))
+    service = parts.service(BlobsSettings(idle_seconds=0.05, http_port=0))
     await put(service, NAME, b"x")
     ended: list[Exception] = []
     asking = call()
@@ -252,7 +252,7 @@ async def test_bounds_of_size_and_of_transfers(parts: BlobParts) -> None:
 
 
 async def test_a_disk_without_room_is_told(parts: BlobParts) -> None:
-    service = parts.service(BlobsSettings(free_bytes_min=2**62))
+    service = parts.service(BlobsSettings(free_bytes_min=2**62, http_port=0))
     with pytest.raises(LimitExceeded, match="no room"):
         await put(service, NAME, b"x")
     assert files(parts) == {}
