@@ -145,7 +145,8 @@ class S3Server:
         with (self._folder / "weed.log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *(_weed(), "server", f"-dir={store}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
-                *("-master.telemetry=false", "-master.volumeSizeLimitMB=256", "-volume.max=32"),
+                *("-master.telemetry=false", "-master.electionTimeout=1s"),
+                *("-master.volumeSizeLimitMB=256", "-volume.max=32", "-volume.preStopSeconds=0"),
                 *(f"-master.port={master}", f"-master.port.grpc={master_grpc}"),
                 *(f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}"),
                 *("-filer", f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}"),

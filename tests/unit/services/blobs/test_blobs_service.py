@@ -29,9 +29,11 @@ from services.blobs.service import BlobsService
 from services.blobs.settings import PART_BYTES, BlobsSettings
 from tests.support.blobs import BlobParts, call, get, put, requests
 from tests.support.eventually import eventually
+from tests.support.small_disk import DISK_BYTES, fill, small_disk
 from weft.blobs.v1 import blob_service_pb2 as pb
 from weft.blobs.v1 import blobs_pb2
 
+__all__ = ["small_disk"]
 NAME = "tenants/acme/blobs/report"
 SESSION = "tenants/acme/agents/bot/sessions/s1"
 
@@ -256,6 +258,24 @@ async def test_a_disk_without_room_is_told(parts: BlobParts) -> None:
     with pytest.raises(LimitExceeded, match="no room"):
         await put(service, NAME, b"x")
     assert files(parts) == {}
+
+
+async def test_a_full_disk_is_told_and_passes(small_disk: Path) -> None:
+    parts = BlobParts(small_disk)
+    service = parts.service(BlobsSettings(free_bytes_min=0, http_port=0))
+    await put(service, NAME, b"there")
+    with pytest.raises(LimitExceeded, match="no room"):
+        await put(service, NAME, bytes(DISK_BYTES + (8 << 20)))
+    assert await get(service, NAME) == b"there"
+    assert len(files(parts)) == 2
+    fill(small_disk / "filler")
+    with pytest.raises(LimitExceeded, match="no room"):
+        await put(service, NAME, bytes(100_000))
+    assert await get(service, NAME) == b"there"
+    await delete(service)
+    (small_disk / "filler").unlink()
+    await put(service, NAME, b"again")
+    assert await get(service, NAME) == b"again"
 
 
 async def test_a_deleted_blob_is_gone(service: BlobsService, parts: BlobParts) -> None:
