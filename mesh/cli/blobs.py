@@ -197,6 +197,7 @@ def _parts(
     yield pb.PutBlobRequest(name=name, header=header)
     for chunk in chunks_of(bytes_in):
         yield pb.PutBlobRequest(name=name, data=chunk)
+    yield pb.PutBlobRequest(name=name, last=True)
 
 
 def _guessed(file: str) -> str:

@@ -170,7 +170,7 @@ class Blobs:
             refuse_other(etag, str(key), present)
             fact = events_pb2.BlobDeleted(name=str(key), etag=present.etag if present else "")
             await self.note(key, fact, by)
-            await self._objects.delete(key.header)
+            await self._objects.destroy(key.header)
             if header is not None:
                 await self.discard(header.data_object)
 
@@ -185,7 +185,7 @@ class Blobs:
             over = header is not None and header.blob.etag == place.etag and self._is_over(header)
             if not (erased or over):
                 return False
-            await self._objects.delete(key.header)
+            await self._objects.destroy(key.header)
             await self.discard(str(place))
             return True
 

@@ -78,5 +78,9 @@ class ObjectStore(Protocol):
         ...
 
     async def delete(self, key: str) -> None:
-        """Destroys an object, as far as the store can; harmless where there is none."""
+        """Deletes an object; harmless where there is none. A crash may bring it back."""
+        ...
+
+    async def destroy(self, key: str) -> None:
+        """Deletes a small object for good: it is overwritten, as far as the store can."""
         ...

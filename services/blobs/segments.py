@@ -15,6 +15,8 @@ from mesh.errors import DataDamaged
 from mesh.security.aead import TAG_BYTES, bound
 from services.blobs.domain.names import DataObject
 
+PIECE_BYTES_MAX = 1 << 20
+"""What is given of a range at once."""
 SEGMENT_BYTES = 256 * 1024
 """Plain bytes of a segment: what is read and opened for one byte. 0.006 % are tags."""
 
@@ -78,7 +80,7 @@ class Segments:
             self.open(window.number + place, part, last=window.has_last and place == len(parts) - 1)
             for place, part in enumerate(parts)
         ]
-        return list(_cut(plain, window.skip, window.until))
+        return list(_joined(_cut(plain, window.skip, window.until)))
 
 
 class Window:
@@ -105,6 +107,20 @@ def _cut(parts: Iterable[bytes], skip: int, until: int) -> Iterator[bytes]:
         begin += len(part)
         if piece:
             yield piece
+
+
+def _joined(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Several segments in one piece: each message costs more than its bytes."""
+    parts: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        if size + len(piece) > PIECE_BYTES_MAX:
+            yield b"".join(parts)
+            parts, size = [], 0
+        parts.append(piece)
+        size += len(piece)
+    if parts:
+        yield b"".join(parts)
 
 
 def _nonce(number: int, last: bool) -> bytes:

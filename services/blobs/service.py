@@ -155,11 +155,18 @@ class BlobsService:
 async def _pieces(
     first: pb.PutBlobRequest, following: AsyncIterator[pb.PutBlobRequest]
 ) -> AsyncIterator[bytes]:
-    """The bytes of the messages. InvalidArgument where they aren't all of one blob."""
+    """The bytes of the messages. InvalidArgument where they aren't all of one blob, or are
+    broken off: where a client cancels, its stream may seem to end."""
     yield first.data
+    last = first.last
     async for message in following:
+        if last:
+            raise InvalidArgument.of("last", "stands in the last message only")
+        last = message.last
         if message.name != first.name:
             raise InvalidArgument.of("name", "must be the same in all messages")
         if message.HasField("header"):
             raise InvalidArgument.of("header", "stands in the first message only")
         yield message.data
+    if not last:
+        raise InvalidArgument.of("last", "is missing: the stream was broken off")

@@ -13,6 +13,8 @@ from services.blobs.domain.names import DATA, HEADERS, DataObject
 from services.blobs.objects import Listed, ObjectStore
 from services.blobs.settings import BlobsSettings
 
+RETRY_SECONDS = 10.0
+"""After a sweep that failed, since whoever erased a session waits for it."""
 _log = structlog.get_logger(__name__)
 
 
@@ -86,12 +88,14 @@ class Sweeper:
     async def _run(self) -> None:
         while True:
             self._due.clear()
+            seconds = self._settings.sweep_seconds
             try:
                 await self.sweep()
             except WeftError as error:
                 _log.warning("blob_sweep_failed", error=type(error).__name__)
+                seconds = min(seconds, RETRY_SECONDS)
             try:
-                async with asyncio.timeout(self._settings.sweep_seconds):
+                async with asyncio.timeout(seconds):
                     await self._due.wait()
             except TimeoutError:
                 continue

@@ -74,9 +74,12 @@ class TestObjectStore:
         await store.put("h/a/x", b"one", ABSENT)
         await store.delete("h/a/x")
         await store.delete("h/a/x")
+        await store.destroy("h/a/x")
         assert await store.get("h/a/x") is None
         assert await store.read("h/a/x", 0, 1) is None
         await store.put("h/a/x", b"two", ABSENT)
+        await store.destroy("h/a/x")
+        assert await store.get("h/a/x") is None
 
     @pytest.mark.parametrize("size", [1, PART_BYTES, 2 * PART_BYTES + 1])
     async def test_a_range_of_what_was_uploaded_is_read(
@@ -176,5 +179,5 @@ class TestFiles:
         assert other_name.read_bytes() == bytes(3)
         other_name.unlink()
         os.link(path, other_name)
-        await store.delete("h/a/x")
+        await store.destroy("h/a/x")
         assert other_name.read_bytes() == bytes(3)

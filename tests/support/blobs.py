@@ -80,6 +80,7 @@ async def requests(name: str, data: bytes, **header: Any) -> AsyncIterator[pb.Pu
     yield pb.PutBlobRequest(name=name, header=pb.PutBlobHeader(**header))
     for start in range(0, len(data), CHUNK_BYTES):
         yield pb.PutBlobRequest(name=name, data=data[start : start + CHUNK_BYTES])
+    yield pb.PutBlobRequest(name=name, last=True)
 
 
 async def put(service: BlobsService, name: str, data: bytes, **header: Any) -> blobs_pb2.Blob:

@@ -36,8 +36,7 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def stub(of: Platform) -> Any:
-    assert of.channel is not None
-    return BlobServiceStub(of.channel)
+    return BlobServiceStub(of.open_channel)
 
 
 async def put(of: Platform, data: bytes, name: str = NAME, **header: Any) -> Any:
@@ -124,6 +123,7 @@ async def test_memory_of_a_large_transfer_is_bounded(weft_up: Platform) -> None:
             digest.update(chunk)
             most = max(most, process.memory_info().rss)
             yield pb.PutBlobRequest(name=NAME, data=chunk)
+        yield pb.PutBlobRequest(name=NAME, last=True)
 
     blob = (await stub(weft_up).PutBlob(large(), timeout=200)).blob
     assert blob.sha256 == digest.digest()
@@ -142,7 +142,7 @@ async def test_a_session_takes_its_blobs_with_it(weft_up: Platform) -> None:
     await put(weft_up, DATA, source=session)
     await put(weft_up, b"stays", name=f"{NAME}-2")
     assert await get(weft_up) == DATA
-    sessions: Any = SessionServiceStub(weft_up.channel)
+    sessions: Any = SessionServiceStub(weft_up.open_channel)
     await sessions.EraseSession(session_service_pb2.EraseSessionRequest(name=session), timeout=30)
     assert await outcome(stub(weft_up).StatBlob(pb.StatBlobRequest(name=NAME), timeout=10)) is (
         grpc.StatusCode.NOT_FOUND
@@ -151,10 +151,46 @@ async def test_a_session_takes_its_blobs_with_it(weft_up: Platform) -> None:
     assert await get(weft_up, f"{NAME}-2") == b"stays"
 
 
+async def test_blobs_are_reached_through_a_gateway(tmp_path: Path) -> None:
+    """Where each service runs in a process of its own."""
+    running = Platform(tmp_path / "data", split=True)
+    try:
+        await running.start()
+        agent = await running.apply("bot", agent_pb2.AgentSpec(instructions="x"))
+        session = await running.session(agent)
+        large = os.urandom(20_000_000)
+        await put(running, large, source=session)
+        assert await get(running) == large
+        folder = next((tmp_path / "data").rglob("headers")).parent
+
+        def kept() -> int:
+            return sum(path.is_file() for path in folder.rglob("*"))
+
+        putting = stub(running).PutBlob(endless(f"{NAME}-2"), timeout=60)
+        await eventually(lambda: kept() > 2, seconds=30)
+        putting.cancel()
+        await eventually(lambda: kept() == 2, seconds=30)
+        listed = await stub(running).ListBlobs(pb.ListBlobsRequest(parent="tenants/default"))
+        assert [blob.name for blob in listed.blobs] == [NAME]
+        with_gone = session_service_pb2.EraseSessionRequest(name=session)
+        sessions: Any = SessionServiceStub(running.open_channel)
+        await sessions.EraseSession(with_gone, timeout=30)
+        await eventually(lambda: kept() == 0, seconds=30)
+        get_one = stub(running).StatBlob(pb.StatBlobRequest(name=NAME), timeout=10)
+        assert await outcome(get_one) is grpc.StatusCode.NOT_FOUND
+        await put(running, b"small")
+        signed = pb.SignBlobUrlRequest(name=NAME, method=pb.URL_METHOD_GET)
+        url = (await stub(running).SignBlobUrl(signed, timeout=10)).url
+        assert await asyncio.to_thread(fetched, url) == (200, b"small")
+    finally:
+        if running.process is not None:
+            await running.kill()
+
+
 async def test_who_put_and_deleted_is_in_the_audit(weft_up: Platform) -> None:
     await put(weft_up, b"x")
     await stub(weft_up).DeleteBlob(pb.DeleteBlobRequest(name=NAME), timeout=10)
-    audit: Any = AuditServiceStub(weft_up.channel)
+    audit: Any = AuditServiceStub(weft_up.open_channel)
     request = audit_service_pb2.ListAuditEntriesRequest(parent="tenants/default", resource=NAME)
     entries = (await audit.ListAuditEntries(request, timeout=10)).entries
     assert [list(entry.actions) for entry in entries] == [

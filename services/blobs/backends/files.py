@@ -21,8 +21,8 @@ _HALF_WRITTEN = "#"
 
 
 class FileObjects(ObstoreObjects):
-    """Keeps objects in a folder, readable by its owner alone. What is deleted or replaced
-    by `put` is overwritten first: on a file system that copies on write that may not reach
+    """Keeps objects in a folder, readable by its owner alone. What is destroyed or replaced
+    by `put` is overwritten: on a file system that copies on write that may not reach
     what was there. Versions are compared with nobody else in between where its one process
     sees to that."""
 
@@ -77,10 +77,14 @@ class FileObjects(ObstoreObjects):
             return await asyncio.to_thread(_page, self._folder / folder, prefix, after, count)
 
     async def delete(self, key: str) -> None:
-        """See ObjectStore. Only what is small is overwritten: the key of the rest is there."""
-        path = self._folder / key
+        """See ObjectStore."""
         with suppress(FileNotFoundError), translated():
-            await asyncio.to_thread(_destroy, path)
+            await asyncio.to_thread((self._folder / key).unlink)
+
+    async def destroy(self, key: str) -> None:
+        """See ObjectStore."""
+        with suppress(FileNotFoundError), translated():
+            await asyncio.to_thread(_destroy, self._folder / key)
 
     async def _while_there_is_room(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for piece in pieces:
@@ -94,9 +98,6 @@ class FileObjects(ObstoreObjects):
     def _clear(self) -> None:
         for path in self._folder.rglob(f"*{_HALF_WRITTEN}*"):
             path.unlink(missing_ok=True)
-
-
-SMALL_BYTES_MAX = 64 * 1024
 
 
 def _version(path: Path) -> Version:
@@ -125,12 +126,11 @@ def _overwrite(descriptor: int) -> None:
 
 
 def _destroy(path: Path) -> None:
-    if path.stat().st_size <= SMALL_BYTES_MAX:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            _overwrite(descriptor)
-        finally:
-            os.close(descriptor)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        _overwrite(descriptor)
+    finally:
+        os.close(descriptor)
     path.unlink()
     _sync_folder(path.parent)
 

@@ -80,6 +80,10 @@ class S3Objects(ObstoreObjects):
             async with called():
                 await obstore.delete_async(self._root, key)
 
+    async def destroy(self, key: str) -> None:
+        """See ObjectStore. It is the store's to see to it."""
+        await self.delete(key)
+
 
 def _store(settings: BlobsSettings) -> S3Store:
     config: dict[str, Any] = {

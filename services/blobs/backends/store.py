@@ -59,8 +59,12 @@ class ObstoreObjects:
         """See ObjectStore."""
         stream = obstore.list(self._root, folder, chunk_size=LISTED_AT_ONCE)
         while True:
-            async with called():
-                found = await anext(stream, None)
+            try:
+                async with called():
+                    found = await anext(stream, None)
+            except FileNotFoundError:
+                # Deleted while it was listed: who looks for what is left looks again.
+                raise Unavailable("the objects change while they are listed") from None
             if found is None:
                 return
             yield [

@@ -29,7 +29,7 @@ from weft.blobs.v1 import blobs_pb2 as weft_dot_blobs_dot_v1_dot_blobs__pb2
 from weft.options.v1 import options_pb2 as weft_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n weft/blobs/v1/blob_service.proto\x12\rweft.blobs.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19weft/blobs/v1/blobs.proto\x1a\x1dweft/options/v1/options.proto\"\x82\x01\n\x0ePutBlobRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xaa\xbb\x18\x18\x08\x01\x10\x8e\x01\x32\x11tenants/*/blobs/*\x12,\n\x06header\x18\x02 \x01(\x0b\x32\x1c.weft.blobs.v1.PutBlobHeader\x12\x16\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x42\x08\xaa\xbb\x18\x04\x18\x80\x80@\"\xb4\x03\n\rPutBlobHeader\x12V\n\x0c\x63ontent_type\x18\x01 \x01(\tB@\xaa\xbb\x18<\x10\xff\x01*7[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+( *;[ -~]*)?\x12\x30\n\tfile_name\x18\x02 \x01(\tB\x1d\xaa\xbb\x18\x19\x10\xff\x01*\x14[^/\\\\\\x00-\\x1f\\x7f]+\x12\x17\n\nsize_bytes\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x16\n\x06sha256\x18\x04 \x01(\x0c\x42\x06\xaa\xbb\x18\x02\x18 \x12\x34\n\x03ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xaa\xbb\x18\x08\x38\x01@\x80\x86\xb0\x96\x01\x12\x36\n\x06source\x18\x06 \x01(\tB&\xaa\xbb\x18\"\x10\xdc\x01\x32\x1dtenants/*/agents/*/sessions/*\x12\x13\n\tif_absent\x18\x07 \x01(\x08H\x00\x12\x1a\n\x08if_match\x18\x08 \x01(\tB\x06\xaa\xbb\x18\x02\x10@H\x00\x12-\n\nrequest_id\x18\t \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+B\x0b\n\tconditionB\r\n\x0b_size_bytes\"4\n\x0fPutBlobResponse\x12!\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x13.weft.blobs.v1.Blob\"\x92\x01\n\x0eGetBlobRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xaa\xbb\x18\x18\x08\x01\x10\x8e\x01\x32\x11tenants/*/blobs/*\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x19\n\x0clength_bytes\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x18\n\x08if_match\x18\x04 \x01(\tB\x06\xaa\xbb\x18\x02\x10@B\x0f\n\r_length_bytes\"b\n\x0fGetBlobResponse\x12!\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x13.weft.blobs.v1.Blob\x12\x14\n\x0clength_bytes\x18\x02 \x01(\x04\x12\x16\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x42\x08\xaa\xbb\x18\x04\x18\x80\x80@\"=\n\x0fStatBlobRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xaa\xbb\x18\x18\x08\x01\x10\x8e\x01\x32\x11tenants/*/blobs/*\"5\n\x10StatBlobResponse\x12!\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x13.weft.blobs.v1.Blob\"\xa3\x01\n\x10ListBlobsRequest\x12#\n\x06parent\x18\x01 \x01(\tB\x13\xaa\xbb\x18\x0f\x08\x01\x10H2\ttenants/*\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\xe8\x07\x12\x1b\n\npage_token\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\x12/\n\x06prefix\x18\x04 \x01(\tB\x1f\xaa\xbb\x18\x1b\x10?*\x17[a-z0-9][a-z0-9-]{0,62}\"b\n\x11ListBlobsResponse\x12+\n\x05\x62lobs\x18\x01 \x03(\x0b\x32\x13.weft.blobs.v1.BlobB\x07\xaa\xbb\x18\x03 \xe8\x07\x12 \n\x0fnext_page_token\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"Y\n\x11\x44\x65leteBlobRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xaa\xbb\x18\x18\x08\x01\x10\x8e\x01\x32\x11tenants/*/blobs/*\x12\x18\n\x08if_match\x18\x02 \x01(\tB\x06\xaa\xbb\x18\x02\x10@\"\x14\n\x12\x44\x65leteBlobResponse\"\xfe\x01\n\x12SignBlobUrlRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xaa\xbb\x18\x18\x08\x01\x10\x8e\x01\x32\x11tenants/*/blobs/*\x12\x30\n\x06method\x18\x02 \x01(\x0e\x32\x18.weft.blobs.v1.UrlMethodB\x06\xaa\xbb\x18\x02\x08\x01\x12\x32\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\n\xaa\xbb\x18\x06\x38\x01@\x80\xf5$\x12V\n\x0c\x63ontent_type\x18\x04 \x01(\tB@\xaa\xbb\x18<\x10\xff\x01*7[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+( *;[ -~]*)?\"^\n\x13SignBlobUrlResponse\x12\x16\n\x03url\x18\x01 \x01(\tB\t\xaa\xbb\x18\x05\x10\x80@P\x01\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*O\n\tUrlMethod\x12\x1a\n\x16URL_METHOD_UNSPECIFIED\x10\x00\x12\x12\n\x0eURL_METHOD_GET\x10\x01\x12\x12\n\x0eURL_METHOD_PUT\x10\x02\x32\x90\x07\n\x0b\x42lobService\x12\x8d\x01\n\x07PutBlob\x12\x1d.weft.blobs.v1.PutBlobRequest\x1a\x1e.weft.blobs.v1.PutBlobResponse\"A\x90\x02\x00\xaa\xbb\x18\x13\n\tblobs.put\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02!\x1a\x1c/v1/{name=tenants/*/blobs/*}:\x01*(\x01\x12\x93\x01\n\x07GetBlob\x12\x1d.weft.blobs.v1.GetBlobRequest\x1a\x1e.weft.blobs.v1.GetBlobResponse\"G\x90\x02\x01\xaa\xbb\x18\x13\n\tblobs.get\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02\'\x12%/v1/{name=tenants/*/blobs/*}:download0\x01\x12\x8c\x01\n\x08StatBlob\x12\x1e.weft.blobs.v1.StatBlobRequest\x1a\x1f.weft.blobs.v1.StatBlobResponse\"?\x90\x02\x01\xaa\xbb\x18\x14\n\nblobs.stat\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02\x1e\x12\x1c/v1/{name=tenants/*/blobs/*}\x12\x91\x01\n\tListBlobs\x12\x1f.weft.blobs.v1.ListBlobsRequest\x1a .weft.blobs.v1.ListBlobsResponse\"A\x90\x02\x01\xaa\xbb\x18\x16\n\nblobs.list\x10\x01\x1a\x06parent\x82\xd3\xe4\x93\x02\x1e\x12\x1c/v1/{parent=tenants/*}/blobs\x12\x94\x01\n\nDeleteBlob\x12 .weft.blobs.v1.DeleteBlobRequest\x1a!.weft.blobs.v1.DeleteBlobResponse\"A\x90\x02\x00\xaa\xbb\x18\x16\n\x0c\x62lobs.delete\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02\x1e*\x1c/v1/{name=tenants/*/blobs/*}\x12\xa0\x01\n\x0bSignBlobUrl\x12!.weft.blobs.v1.SignBlobUrlRequest\x1a\".weft.blobs.v1.SignBlobUrlResponse\"J\x90\x02\x00\xaa\xbb\x18\x14\n\nblobs.sign\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02)\"$/v1/{name=tenants/*/blobs/*}:signUrl:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n weft/blobs/v1/blob_service.proto\x12\rweft.blobs.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19weft/blobs/v1/blobs.proto\x1a\x1dweft/options/v1/options.proto\"\x90\x01\n\x0ePutBlobRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xaa\xbb\x18\x18\x08\x01\x10\x8e\x01\x32\x11tenants/*/blobs/*\x12,\n\x06header\x18\x02 \x01(\x0b\x32\x1c.weft.blobs.v1.PutBlobHeader\x12\x16\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x42\x08\xaa\xbb\x18\x04\x18\x80\x80@\x12\x0c\n\x04last\x18\x04 \x01(\x08\"\xb4\x03\n\rPutBlobHeader\x12V\n\x0c\x63ontent_type\x18\x01 \x01(\tB@\xaa\xbb\x18<\x10\xff\x01*7[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+( *;[ -~]*)?\x12\x30\n\tfile_name\x18\x02 \x01(\tB\x1d\xaa\xbb\x18\x19\x10\xff\x01*\x14[^/\\\\\\x00-\\x1f\\x7f]+\x12\x17\n\nsize_bytes\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x16\n\x06sha256\x18\x04 \x01(\x0c\x42\x06\xaa\xbb\x18\x02\x18 \x12\x34\n\x03ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\xaa\xbb\x18\x08\x38\x01@\x80\x86\xb0\x96\x01\x12\x36\n\x06source\x18\x06 \x01(\tB&\xaa\xbb\x18\"\x10\xdc\x01\x32\x1dtenants/*/agents/*/sessions/*\x12\x13\n\tif_absent\x18\x07 \x01(\x08H\x00\x12\x1a\n\x08if_match\x18\x08 \x01(\tB\x06\xaa\xbb\x18\x02\x10@H\x00\x12-\n\nrequest_id\x18\t \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+B\x0b\n\tconditionB\r\n\x0b_size_bytes\"4\n\x0fPutBlobResponse\x12!\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x13.weft.blobs.v1.Blob\"\x92\x01\n\x0eGetBlobRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xaa\xbb\x18\x18\x08\x01\x10\x8e\x01\x32\x11tenants/*/blobs/*\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x19\n\x0clength_bytes\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x18\n\x08if_match\x18\x04 \x01(\tB\x06\xaa\xbb\x18\x02\x10@B\x0f\n\r_length_bytes\"b\n\x0fGetBlobResponse\x12!\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x13.weft.blobs.v1.Blob\x12\x14\n\x0clength_bytes\x18\x02 \x01(\x04\x12\x16\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x42\x08\xaa\xbb\x18\x04\x18\x80\x80@\"=\n\x0fStatBlobRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xaa\xbb\x18\x18\x08\x01\x10\x8e\x01\x32\x11tenants/*/blobs/*\"5\n\x10StatBlobResponse\x12!\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x13.weft.blobs.v1.Blob\"\xa3\x01\n\x10ListBlobsRequest\x12#\n\x06parent\x18\x01 \x01(\tB\x13\xaa\xbb\x18\x0f\x08\x01\x10H2\ttenants/*\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\xe8\x07\x12\x1b\n\npage_token\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\x12/\n\x06prefix\x18\x04 \x01(\tB\x1f\xaa\xbb\x18\x1b\x10?*\x17[a-z0-9][a-z0-9-]{0,62}\"b\n\x11ListBlobsResponse\x12+\n\x05\x62lobs\x18\x01 \x03(\x0b\x32\x13.weft.blobs.v1.BlobB\x07\xaa\xbb\x18\x03 \xe8\x07\x12 \n\x0fnext_page_token\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"Y\n\x11\x44\x65leteBlobRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xaa\xbb\x18\x18\x08\x01\x10\x8e\x01\x32\x11tenants/*/blobs/*\x12\x18\n\x08if_match\x18\x02 \x01(\tB\x06\xaa\xbb\x18\x02\x10@\"\x14\n\x12\x44\x65leteBlobResponse\"\xfe\x01\n\x12SignBlobUrlRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xaa\xbb\x18\x18\x08\x01\x10\x8e\x01\x32\x11tenants/*/blobs/*\x12\x30\n\x06method\x18\x02 \x01(\x0e\x32\x18.weft.blobs.v1.UrlMethodB\x06\xaa\xbb\x18\x02\x08\x01\x12\x32\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\n\xaa\xbb\x18\x06\x38\x01@\x80\xf5$\x12V\n\x0c\x63ontent_type\x18\x04 \x01(\tB@\xaa\xbb\x18<\x10\xff\x01*7[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+( *;[ -~]*)?\"^\n\x13SignBlobUrlResponse\x12\x16\n\x03url\x18\x01 \x01(\tB\t\xaa\xbb\x18\x05\x10\x80@P\x01\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*O\n\tUrlMethod\x12\x1a\n\x16URL_METHOD_UNSPECIFIED\x10\x00\x12\x12\n\x0eURL_METHOD_GET\x10\x01\x12\x12\n\x0eURL_METHOD_PUT\x10\x02\x32\x90\x07\n\x0b\x42lobService\x12\x8d\x01\n\x07PutBlob\x12\x1d.weft.blobs.v1.PutBlobRequest\x1a\x1e.weft.blobs.v1.PutBlobResponse\"A\x90\x02\x00\xaa\xbb\x18\x13\n\tblobs.put\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02!\x1a\x1c/v1/{name=tenants/*/blobs/*}:\x01*(\x01\x12\x93\x01\n\x07GetBlob\x12\x1d.weft.blobs.v1.GetBlobRequest\x1a\x1e.weft.blobs.v1.GetBlobResponse\"G\x90\x02\x01\xaa\xbb\x18\x13\n\tblobs.get\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02\'\x12%/v1/{name=tenants/*/blobs/*}:download0\x01\x12\x8c\x01\n\x08StatBlob\x12\x1e.weft.blobs.v1.StatBlobRequest\x1a\x1f.weft.blobs.v1.StatBlobResponse\"?\x90\x02\x01\xaa\xbb\x18\x14\n\nblobs.stat\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02\x1e\x12\x1c/v1/{name=tenants/*/blobs/*}\x12\x91\x01\n\tListBlobs\x12\x1f.weft.blobs.v1.ListBlobsRequest\x1a .weft.blobs.v1.ListBlobsResponse\"A\x90\x02\x01\xaa\xbb\x18\x16\n\nblobs.list\x10\x01\x1a\x06parent\x82\xd3\xe4\x93\x02\x1e\x12\x1c/v1/{parent=tenants/*}/blobs\x12\x94\x01\n\nDeleteBlob\x12 .weft.blobs.v1.DeleteBlobRequest\x1a!.weft.blobs.v1.DeleteBlobResponse\"A\x90\x02\x00\xaa\xbb\x18\x16\n\x0c\x62lobs.delete\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02\x1e*\x1c/v1/{name=tenants/*/blobs/*}\x12\xa0\x01\n\x0bSignBlobUrl\x12!.weft.blobs.v1.SignBlobUrlRequest\x1a\".weft.blobs.v1.SignBlobUrlResponse\"J\x90\x02\x00\xaa\xbb\x18\x14\n\nblobs.sign\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02)\"$/v1/{name=tenants/*/blobs/*}:signUrl:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -100,34 +100,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BLOBSERVICE'].methods_by_name['DeleteBlob']._serialized_options = b'\220\002\000\252\273\030\026\n\014blobs.delete\020\002\032\004name\202\323\344\223\002\036*\034/v1/{name=tenants/*/blobs/*}'
   _globals['_BLOBSERVICE'].methods_by_name['SignBlobUrl']._loaded_options = None
   _globals['_BLOBSERVICE'].methods_by_name['SignBlobUrl']._serialized_options = b'\220\002\000\252\273\030\024\n\nblobs.sign\020\002\032\004name\202\323\344\223\002)\"$/v1/{name=tenants/*/blobs/*}:signUrl:\001*'
-  _globals['_URLMETHOD']._serialized_start=1929
-  _globals['_URLMETHOD']._serialized_end=2008
+  _globals['_URLMETHOD']._serialized_start=1943
+  _globals['_URLMETHOD']._serialized_end=2022
   _globals['_PUTBLOBREQUEST']._serialized_start=205
-  _globals['_PUTBLOBREQUEST']._serialized_end=335
-  _globals['_PUTBLOBHEADER']._serialized_start=338
-  _globals['_PUTBLOBHEADER']._serialized_end=774
-  _globals['_PUTBLOBRESPONSE']._serialized_start=776
-  _globals['_PUTBLOBRESPONSE']._serialized_end=828
-  _globals['_GETBLOBREQUEST']._serialized_start=831
-  _globals['_GETBLOBREQUEST']._serialized_end=977
-  _globals['_GETBLOBRESPONSE']._serialized_start=979
-  _globals['_GETBLOBRESPONSE']._serialized_end=1077
-  _globals['_STATBLOBREQUEST']._serialized_start=1079
-  _globals['_STATBLOBREQUEST']._serialized_end=1140
-  _globals['_STATBLOBRESPONSE']._serialized_start=1142
-  _globals['_STATBLOBRESPONSE']._serialized_end=1195
-  _globals['_LISTBLOBSREQUEST']._serialized_start=1198
-  _globals['_LISTBLOBSREQUEST']._serialized_end=1361
-  _globals['_LISTBLOBSRESPONSE']._serialized_start=1363
-  _globals['_LISTBLOBSRESPONSE']._serialized_end=1461
-  _globals['_DELETEBLOBREQUEST']._serialized_start=1463
-  _globals['_DELETEBLOBREQUEST']._serialized_end=1552
-  _globals['_DELETEBLOBRESPONSE']._serialized_start=1554
-  _globals['_DELETEBLOBRESPONSE']._serialized_end=1574
-  _globals['_SIGNBLOBURLREQUEST']._serialized_start=1577
-  _globals['_SIGNBLOBURLREQUEST']._serialized_end=1831
-  _globals['_SIGNBLOBURLRESPONSE']._serialized_start=1833
-  _globals['_SIGNBLOBURLRESPONSE']._serialized_end=1927
-  _globals['_BLOBSERVICE']._serialized_start=2011
-  _globals['_BLOBSERVICE']._serialized_end=2923
+  _globals['_PUTBLOBREQUEST']._serialized_end=349
+  _globals['_PUTBLOBHEADER']._serialized_start=352
+  _globals['_PUTBLOBHEADER']._serialized_end=788
+  _globals['_PUTBLOBRESPONSE']._serialized_start=790
+  _globals['_PUTBLOBRESPONSE']._serialized_end=842
+  _globals['_GETBLOBREQUEST']._serialized_start=845
+  _globals['_GETBLOBREQUEST']._serialized_end=991
+  _globals['_GETBLOBRESPONSE']._serialized_start=993
+  _globals['_GETBLOBRESPONSE']._serialized_end=1091
+  _globals['_STATBLOBREQUEST']._serialized_start=1093
+  _globals['_STATBLOBREQUEST']._serialized_end=1154
+  _globals['_STATBLOBRESPONSE']._serialized_start=1156
+  _globals['_STATBLOBRESPONSE']._serialized_end=1209
+  _globals['_LISTBLOBSREQUEST']._serialized_start=1212
+  _globals['_LISTBLOBSREQUEST']._serialized_end=1375
+  _globals['_LISTBLOBSRESPONSE']._serialized_start=1377
+  _globals['_LISTBLOBSRESPONSE']._serialized_end=1475
+  _globals['_DELETEBLOBREQUEST']._serialized_start=1477
+  _globals['_DELETEBLOBREQUEST']._serialized_end=1566
+  _globals['_DELETEBLOBRESPONSE']._serialized_start=1568
+  _globals['_DELETEBLOBRESPONSE']._serialized_end=1588
+  _globals['_SIGNBLOBURLREQUEST']._serialized_start=1591
+  _globals['_SIGNBLOBURLREQUEST']._serialized_end=1845
+  _globals['_SIGNBLOBURLRESPONSE']._serialized_start=1847
+  _globals['_SIGNBLOBURLRESPONSE']._serialized_end=1941
+  _globals['_BLOBSERVICE']._serialized_start=2025
+  _globals['_BLOBSERVICE']._serialized_end=2937
 # @@protoc_insertion_point(module_scope)

@@ -55,10 +55,15 @@ class PutBlobRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     HEADER_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The blob, as `tenants/{tenant}/blobs/{blob}`; the same in all messages."""
     data: _builtins.bytes
     """The next bytes."""
+    last: _builtins.bool
+    """This is the last message. A stream that ends without it was broken off, and puts
+    nothing: the end of a stream alone doesn't tell everywhere.
+    """
     @_builtins.property
     def header(self) -> Global___PutBlobHeader:
         """What it is: in the first message, and in no other."""
@@ -69,10 +74,11 @@ class PutBlobRequest(_message.Message):
         name: _builtins.str = ...,
         header: Global___PutBlobHeader | None = ...,
         data: _builtins.bytes = ...,
+        last: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "header", b"header", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "header", b"header", "last", b"last", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

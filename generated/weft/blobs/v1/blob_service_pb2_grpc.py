@@ -72,8 +72,8 @@ class BlobServiceServicer(object):
     """
 
     def PutBlob(self, request_iterator, context):
-        """Puts a blob, in place of the one of that name. The first message says what it is, all
-        may carry bytes. It is there, whole, once this is answered; until then nothing is.
+        """Puts a blob, in place of the one of that name. The first message says what it is, the
+        last that it is the last, all may carry bytes. It is there, whole, once this is answered; until then nothing is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,8 +34,8 @@ class BlobServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> BlobServiceAsyncStub: ...
     PutBlob: _grpc.StreamUnaryMultiCallable[_blob_service_pb2.PutBlobRequest, _blob_service_pb2.PutBlobResponse]
-    """Puts a blob, in place of the one of that name. The first message says what it is, all
-    may carry bytes. It is there, whole, once this is answered; until then nothing is.
+    """Puts a blob, in place of the one of that name. The first message says what it is, the
+    last that it is the last, all may carry bytes. It is there, whole, once this is answered; until then nothing is.
     """
     GetBlob: _grpc.UnaryStreamMultiCallable[_blob_service_pb2.GetBlobRequest, _blob_service_pb2.GetBlobResponse]
     """Streams a blob's bytes, or a range of them. The first message says what it is, and
@@ -59,8 +59,8 @@ class BlobServiceAsyncStub(BlobServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PutBlob: _aio.StreamUnaryMultiCallable[_blob_service_pb2.PutBlobRequest, _blob_service_pb2.PutBlobResponse]  # type: ignore[assignment]
-    """Puts a blob, in place of the one of that name. The first message says what it is, all
-    may carry bytes. It is there, whole, once this is answered; until then nothing is.
+    """Puts a blob, in place of the one of that name. The first message says what it is, the
+    last that it is the last, all may carry bytes. It is there, whole, once this is answered; until then nothing is.
     """
     GetBlob: _aio.UnaryStreamMultiCallable[_blob_service_pb2.GetBlobRequest, _blob_service_pb2.GetBlobResponse]  # type: ignore[assignment]
     """Streams a blob's bytes, or a range of them. The first message says what it is, and
@@ -87,8 +87,8 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_blob_service_pb2.PutBlobRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_blob_service_pb2.PutBlobResponse, _abc.Awaitable[_blob_service_pb2.PutBlobResponse]]:
-        """Puts a blob, in place of the one of that name. The first message says what it is, all
-        may carry bytes. It is there, whole, once this is answered; until then nothing is.
+        """Puts a blob, in place of the one of that name. The first message says what it is, the
+        last that it is the last, all may carry bytes. It is there, whole, once this is answered; until then nothing is.
         """
 
     @_abc_1.abstractmethod

@@ -24,6 +24,7 @@ from mesh.errors import (
     RequestIdReused,
 )
 from mesh.events.store import START, CommitDraft, NewEvent, StreamName
+from services.blobs import sweeper
 from services.blobs.segments import SEGMENT_BYTES
 from services.blobs.service import BlobsService
 from services.blobs.settings import PART_BYTES, BlobsSettings
@@ -206,8 +207,14 @@ async def test_nothing_but_one_blob_comes_in_a_put(service: BlobsService) -> Non
             yield message
 
     header = pb.PutBlobRequest(name=NAME, header=pb.PutBlobHeader())
-    other = pb.PutBlobRequest(name=NAME + "2", data=b"x")
-    for wrong in ((), (other,), (header, other), (header, header)):
+    data = pb.PutBlobRequest(name=NAME, data=b"x")
+    last = pb.PutBlobRequest(name=NAME, data=b"x", last=True)
+    other = pb.PutBlobRequest(name=NAME + "2", data=b"x", last=True)
+    broken_off = ((header,), (header, data))
+    for wrong in (
+        *((), (last,), (header, other), (header, header), (header, last, data)),
+        *broken_off,
+    ):
         with pytest.raises(InvalidArgument):
             await service.put_blob(messages(*wrong), call())
     assert await ids(service) == []
@@ -364,6 +371,25 @@ async def test_a_blob_is_erased_with_its_session(service: BlobsService, parts: B
     with pytest.raises(DataErased):
         await put(service, NAME, b"x", source=SESSION)
     await put(service, NAME, b"x")
+
+
+async def test_a_sweep_that_failed_is_tried_again(
+    service: BlobsService, parts: BlobParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeper, "RETRY_SECONDS", 0.05)
+    stream = await make_session(parts)
+    await put(service, NAME, b"x", source=SESSION)
+    headers = parts.data_dir / "blobs" / "headers"
+    folder = parts.data_dir / "blobs" / "data"
+    headers.rename(headers.with_name("elsewhere"))
+    # A file in the place of a folder can't be listed.
+    headers.write_bytes(b"")
+    await parts.keyring.erase(str(stream))
+    await asyncio.sleep(0.2)
+    assert len(list(folder.rglob("report*"))) == 1
+    headers.unlink()
+    headers.with_name("elsewhere").rename(headers)
+    await eventually(lambda: files(parts) == {})
 
 
 @pytest.mark.parametrize("kind", ["headers", "data"])
