@@ -18,7 +18,7 @@ class Call:
     seconds; every call has one. `request_id` is in the log and in errors. `principal` is
     who calls; None until they are authenticated. `caller` is the service that calls on
     the principal's behalf, as the catalogue names it; empty for a call from outside.
-    `relayed_by` is the service that hands on such a call, with its credential.
+    `relayed_by` is the service that hands on such a call.
     `peer` is the other end of the connection, empty for a call within the process.
     `traceparent` is W3C trace context, empty where there is none. `metadata` holds the
     caller's text metadata, keys in lower case. `validated` says that the request is made
@@ -43,6 +43,11 @@ class Call:
     end: Callable[[WeftError], None] | None = None
     alarm: AbstractContextManager[None] | None = None
     acts_as: Callable[[str], bool] | None = None
+
+    @property
+    def contract(self) -> str:
+        """The full name of the contract that is called."""
+        return self.method[1:].partition("/")[0]
 
     @property
     def actor(self) -> str:

@@ -14,13 +14,11 @@ from mesh.call import Call, current_call
 from mesh.control.xds.names import RING_PLACES_MAX, TARGET
 from mesh.errors import NotServing, PermissionDenied, Unavailable
 from mesh.ids import new_id
-from mesh.principal import Principal, system
 from mesh.rpc.affinity import affinity_of
 from mesh.rpc.local import StubChannel, call_endpoint
 from mesh.rpc.methods import MethodSpec, method_of
 from mesh.rpc.pipeline import Endpoint, default_deadline
 from mesh.rpc.propagation import (
-    AUTHORIZATION_KEY,
     IDENTITY_KEY,
     Metadata,
     outgoing_call,
@@ -37,11 +35,10 @@ from mesh.rpc.sending import Sending
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.status import from_rpc_error
 from mesh.rpc.transport import PLAIN, Transport
+from mesh.security.identity import Sign
 
 _UNKNOWN = descriptor_pb2.MethodOptions.IDEMPOTENCY_UNKNOWN
 _NO_SIDE_EFFECTS = descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS
-Sign = Callable[[Principal, str, float], str]
-"""Signs on whose behalf a service calls, for so many seconds."""
 MESH_TARGET = f"xds:///{TARGET}"
 """All services, wherever they run."""
 
@@ -79,10 +76,11 @@ class RemoteChannel(StubChannel):
 
     Deadline, request id and trace are sent with every call, and with `sign` the identity of
     who calls; what the server answers is raised as the WeftError that its handler raised.
-    With `relays` a call from outside goes on with its own credential, so that it is judged
-    there as if it had come there. When the certificate is replaced, the next call is made on
-    a new connection, and those under way end on the old one. Made inside a running loop.
-    FailedPrecondition where it would be in plain text and mustn't.
+    With `relays` a call from outside goes on as its caller's own, so that it is judged there as
+    if it had come there; one that needs no credential goes on as nobody's. When the certificate
+    is replaced, the next call is made on a new connection, and those under way end on the old
+    one. Made inside a running loop. FailedPrecondition where it would be in plain text and
+    mustn't.
     """
 
     def __init__(
@@ -157,16 +155,17 @@ class RemoteChannel(StubChannel):
 
     def _metadata(self, call: Call) -> Sequence[tuple[str, str]]:
         sent = wire_metadata(call)
-        # What nobody needs a credential for is handed on as a call of the service's own.
-        principal = call.principal or (system() if self._relays else None)
-        if self._sign is None or principal is None:
+        if self._sign is None or (call.principal is None and not self._relays):
             return sent
-        signed = self._sign(principal, self._caller, call.remaining_seconds())
         answered = current_call.get() if self._relays else None
-        if answered is None or not answered.peer or answered.caller or call.principal is None:
-            return (*sent, (IDENTITY_KEY, signed))
-        credential = answered.metadata.get(AUTHORIZATION_KEY, "")
-        return (*sent, (IDENTITY_KEY, signed), (AUTHORIZATION_KEY, credential))
+        identity = self._sign(
+            call.principal,
+            self._caller,
+            call.contract,
+            call.remaining_seconds(),
+            handed_on=answered is not None and bool(answered.peer) and not answered.caller,
+        )
+        return (*sent, (IDENTITY_KEY, identity))
 
     def _unary(self, spec: MethodSpec) -> Callable[..., Any]:
         default_seconds = default_deadline(spec, self._settings)

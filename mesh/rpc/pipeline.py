@@ -16,7 +16,6 @@ from prometheus_client import CollectorRegistry
 
 from mesh.call import Call, current_call
 from mesh.errors import CredentialInvalid, Unimplemented
-from mesh.principal import Principal
 from mesh.rpc.methods import Handler, MethodSpec, methods_of, service_of
 from mesh.rpc.open_methods import PUBLIC
 from mesh.rpc.propagation import AUTHORIZATION_KEY, IDENTITY_KEY
@@ -25,7 +24,7 @@ from mesh.rpc.settings import RpcSettings
 from mesh.rpc.stages.authorize import Authorize, Callers
 from mesh.rpc.stages.deadline import Deadlines
 from mesh.rpc.stages.errors import outward, wrong_answer
-from mesh.rpc.stages.identity import CredentialWatch, Identities, check_certificate
+from mesh.rpc.stages.identity import CredentialWatch, Identities, identify
 from mesh.rpc.stages.limits import Peers, UnderWay
 from mesh.rpc.stages.trace import InCall, open_span
 from mesh.rpc.stages.validate import validate
@@ -54,19 +53,6 @@ class Edge:
     identities: Identities
     rate_limiter: RateLimiter
     callers: Callers = field(default_factory=dict)
-
-
-def relay(call: Call, authenticate: Callable[[str], Principal]) -> None:
-    """Takes a call that comes with the credential of its caller beside a service's identity
-    for what it is: that caller's call, which the service hands on. CredentialInvalid where
-    they aren't of the same principal."""
-    signed, credential = call.principal, call.metadata.get(AUTHORIZATION_KEY)
-    if signed is None or credential is None:
-        return
-    call.relayed_by, call.caller = call.caller, ""
-    call.principal = authenticate(credential)
-    if call.principal.name != signed.name:
-        raise CredentialInvalid("the identity isn't that of the credential")
 
 
 class Pipeline:
@@ -116,7 +102,7 @@ class Pipeline:
 
     def _admission(self, spec: MethodSpec) -> Callable[[Any, Call], Any]:
         """From the peer's identity to authorization: gives the request that may go on."""
-        verify = self._edge.identities.verify
+        verify, recall = self._edge.identities.verify, self._edge.authenticator.recall
         authenticate = self._edge.authenticator.authenticate
         take = self._edge.rate_limiter.take
         authorize = self._authorize.check_of(spec)
@@ -137,13 +123,8 @@ class Pipeline:
             if call.peer:
                 identity = call.metadata.get(IDENTITY_KEY)
                 if identity is not None:
-                    call.principal, call.caller = verify(identity)
-                    check_certificate(call)
-                    if public:
-                        # Whoever hands it on: it is nobody's.
-                        call.principal, call.relayed_by, call.caller = None, call.caller, ""
-                    relay(call, authenticate)
-                if call.principal is None and not public:
+                    identify(call, verify(identity, spec.service), recall, public=public)
+                elif not public:
                     call.principal = authenticate(call.metadata.get(AUTHORIZATION_KEY, ""))
                 # What Weft's services call for a principal is part of a call that was
                 # counted; a public method is bounded by what its peer may do.

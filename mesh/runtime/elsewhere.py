@@ -9,10 +9,11 @@ from mesh.control.nats_registry import COLLECTION
 from mesh.control.xds.bootstrap import CertificateFiles
 from mesh.control.xds.control_plane import ControlPlane
 from mesh.control.xds.mesh_view import MeshView, RoutedService
-from mesh.rpc.channel import Sign, XdsChannel, mesh_connection
+from mesh.rpc.channel import XdsChannel, mesh_connection
 from mesh.rpc.retries import Losses
 from mesh.runtime.service import Mesh, ServiceEntry
 from mesh.security.certificate_files import BUNDLE, CERTIFICATE, KEY
+from mesh.security.identity import Sign
 from weft.control.v1.instances_pb2 import INSTANCE_STATE_SERVING
 
 

@@ -1,8 +1,8 @@
 """What every process answers of the mesh: `weft.control.v1.MeshService`.
 
 It isn't a service of the catalogue's own, since each process must be able to be drained and
-asked, whatever it serves. A call about another instance goes to that one, with its caller's
-credential, so that both judge it; it goes one hop.
+asked, whatever it serves. A call about another instance goes to that one, as its caller's own,
+so that both judge it; it goes one hop.
 """
 
 import asyncio

@@ -17,7 +17,6 @@ from mesh.events.fold import Fold
 from mesh.events.head_ledger import HeadLedger
 from mesh.events.store import EventStore
 from mesh.events.tokens import TokenStream
-from mesh.principal import Principal
 from mesh.rpc.pipeline import Endpoint, Pipeline
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.stages.identity import Identities
@@ -25,6 +24,7 @@ from mesh.rpc.transport import Transport
 from mesh.runtime.bus_access import EVERY_PROCESS, BusAccess
 from mesh.runtime.settings import RuntimeSettings
 from mesh.security.authenticator import Authenticator
+from mesh.security.identity import Sign
 from mesh.security.keyring import Keyring
 
 S = TypeVar("S")
@@ -72,9 +72,9 @@ class Access(Authenticator, Identities, Follower, Protocol):
         """Whether it can say who calls; False once it is out of touch with the log."""
         ...
 
-    def sign(self, principal: Principal, caller: str, seconds: float) -> str:
-        """An identity for another of Weft's processes: that the service `caller` calls on
-        behalf of `principal`, for so many seconds."""
+    @property
+    def sign(self) -> Sign:
+        """Signs identities for other processes of Weft's."""
         ...
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from mesh.principal import Principal
+from mesh.security.identity import ShownKey
+from mesh.security.tokens import AccessToken
 
 
 class Authenticator(Protocol):
@@ -19,6 +21,12 @@ class Authenticator(Protocol):
 
         Raises CredentialInvalid; its text never says what about it was wrong.
         """
+        ...
+
+    def recall(self, shown: ShownKey | AccessToken) -> Principal:
+        """Whose credential it is that another process of the deployment let in. It costs
+        microseconds. Raises CredentialInvalid where it isn't valid any more, or not known
+        here yet."""
         ...
 
     async def caught_up(self) -> bool:

@@ -30,6 +30,8 @@ ACCESS_SECONDS_MAX = 300
 LEEWAY_SECONDS = 10
 """How far the clock of who signed may be ahead."""
 TOKEN_BYTES_MAX = 4_096
+ACCESS_BYTES_MAX = 3_584
+"""Leaves room for what an identity that hands a token's call on says beside."""
 
 _ALGORITHM = "EdDSA"
 _HEADER_BYTES_MAX = 256
@@ -37,10 +39,10 @@ _SIGNATURE_BYTES = 64
 _TIME_MAX = 2**40
 _PART = re.compile(r"[A-Za-z0-9_-]+")
 _KID = re.compile(r"[a-z0-9]{1,64}")
-_TOKEN_ID = re.compile(r"[a-z0-9-]{1,64}")
+TOKEN_ID = re.compile(r"[a-z0-9-]{1,64}")
 _SUBJECT = re.compile(f"tenants/({RESOURCE_ID})/apiKeys/{RESOURCE_ID}")
-_ID = re.compile(RESOURCE_ID)
-_SCOPE = re.compile(r"[a-z]+\.([a-z_]+|\*)")
+ID = re.compile(RESOURCE_ID)
+SCOPE = re.compile(r"[a-z]+\.([a-z_]+|\*)")
 _REFUSED = "the credential isn't valid"
 
 
@@ -96,7 +98,7 @@ def sign_access_token(token: AccessToken, key: SigningKey) -> str:
         "iat": token.issued_seconds,
         "exp": token.expire_seconds,
     }
-    return sign(claims, ACCESS_TYPE, key)
+    return sign(claims, ACCESS_TYPE, key, ACCESS_BYTES_MAX)
 
 
 def verify_access_token(text: str, keys: KeySet, now_ns: int) -> AccessToken:
@@ -110,26 +112,31 @@ def verify_access_token(text: str, keys: KeySet, now_ns: int) -> AccessToken:
     _require(claims.keys() <= allowed and claims.keys() | {"nbf"} == allowed)
     _require(claims["iss"] == ISSUER and claims["aud"] == AUDIENCE)
     issued, expire = check_times(claims, now_ns, ACCESS_SECONDS_MAX)
-    tenant = _matching(claims["tenant"], _ID)
-    subject = _matching(claims["sub"], _SUBJECT)
+    tenant = matching(claims["tenant"], ID)
+    subject = matching(claims["sub"], _SUBJECT)
     _require(subject.split("/")[1] == tenant)
     return AccessToken(
         subject=subject,
         tenant=tenant,
-        roles=_texts(claims["roles"], _ID),
-        scopes=_texts(claims["scopes"], _SCOPE),
-        token_id=_matching(claims["jti"], _TOKEN_ID),
+        roles=texts(claims["roles"], ID),
+        scopes=texts(claims["scopes"], SCOPE),
+        token_id=matching(claims["jti"], TOKEN_ID),
         issued_seconds=issued,
         expire_seconds=expire,
     )
 
 
-def sign(claims: Mapping[str, object], token_type: str, key: SigningKey) -> str:
-    """Signed claims as text. ValueError past 4 KiB, which no verifier takes."""
+def sign(
+    claims: Mapping[str, object],
+    token_type: str,
+    key: SigningKey,
+    bytes_max: int = TOKEN_BYTES_MAX,
+) -> str:
+    """Signed claims as text. ValueError past 4 KiB, which no verifier takes, or fewer."""
     headers = {"kid": key.kid, "typ": token_type}
     text = jwt.encode(dict(claims), key.private_key, algorithm=_ALGORITHM, headers=headers)
-    if len(text) > TOKEN_BYTES_MAX:
-        raise ValueError(f"a token holds at most {TOKEN_BYTES_MAX} bytes")
+    if len(text) > bytes_max:
+        raise ValueError(f"a token holds at most {bytes_max} bytes")
     return text
 
 
@@ -157,8 +164,8 @@ def verify(text: str, token_type: str, keys: KeySet) -> dict[str, Any]:
 def check_times(claims: Mapping[str, Any], now_ns: int, seconds_max: int) -> tuple[int, int]:
     """`iat` and `exp` in seconds, once they and `nbf`, if there is one, allow the token's
     use now. CredentialInvalid where it is too old, too new or lives too long."""
-    issued, expire = _time(claims["iat"]), _time(claims["exp"])
-    not_before = _time(claims.get("nbf", issued))
+    issued, expire = time_of(claims["iat"]), time_of(claims["exp"])
+    not_before = time_of(claims.get("nbf", issued))
     now_seconds = now_ns / NANOSECONDS
     _require(0 < expire - issued <= seconds_max)
     _require(max(issued, not_before) <= now_seconds + LEEWAY_SECONDS)
@@ -170,7 +177,7 @@ def check_times(claims: Mapping[str, Any], now_ns: int, seconds_max: int) -> tup
 def _checked_kid(header: Mapping[str, Any], token_type: str) -> str:
     _require(header.keys() == {"alg", "kid", "typ"})
     _require(header["alg"] == _ALGORITHM and header["typ"] == token_type)
-    return _matching(header["kid"], _KID)
+    return matching(header["kid"], _KID)
 
 
 def _decoded(part: str) -> bytes:
@@ -206,24 +213,27 @@ def _refuse_constant(name: str) -> Any:
     raise refused()
 
 
-def _time(value: object) -> int:
+def time_of(value: object) -> int:
+    """Unix time in seconds, as a claim has it. CredentialInvalid for anything else."""
     # bool is an int to Python, and a float would compare as one.
     if type(value) is not int or not 0 < value < _TIME_MAX:
         raise refused()
     return value
 
 
-def _matching(value: object, pattern: re.Pattern[str]) -> str:
+def matching(value: object, pattern: re.Pattern[str]) -> str:
+    """The text of a claim. CredentialInvalid where it is none, or isn't of the pattern."""
     if not isinstance(value, str) or pattern.fullmatch(value) is None:
         raise refused()
     return value
 
 
-def _texts(value: object, pattern: re.Pattern[str]) -> tuple[str, ...]:
+def texts(value: object, pattern: re.Pattern[str]) -> tuple[str, ...]:
+    """The texts that a claim lists. CredentialInvalid where one isn't of the pattern."""
     if not isinstance(value, list):
         raise refused()
     items: Iterable[object] = value
-    return tuple(_matching(item, pattern) for item in items)
+    return tuple(matching(item, pattern) for item in items)
 
 
 def _require(condition: bool) -> None:

@@ -16,7 +16,7 @@ from mesh.events.fold import evolved
 from mesh.events.store import EventStore, StoredCommit, StreamName
 from mesh.principal import Principal
 from mesh.security import api_keys
-from mesh.security.identity import IdentitySigner, IdentityVerifier
+from mesh.security.identity import Identity, IdentitySigner, IdentityVerifier, ShownKey, Sign
 from mesh.security.keyring import PEPPER
 from mesh.security.secrets import Secrets
 from mesh.security.tokens import (
@@ -31,7 +31,7 @@ from services.auth.access import KeyAccess, SecretAccess, TenantAccess, Use
 from services.auth.background import Background
 from services.auth.checkpoint import CHECKPOINT_COMMITS, load_checkpoint, save_checkpoint
 from services.auth.denials import Denials
-from services.auth.following import ACCESS, Following
+from services.auth.following import ACCESS, AccessFollowing
 from services.auth.settings import AuthSettings
 from services.auth.signing import SigningKeys
 from weft.auth.v1 import access_pb2
@@ -85,7 +85,7 @@ class AccessDirectory:
         self._signing = SigningKeys(events, secrets, clock, self.settings)
         self._access_log = Repository(events, domain.ACCESS_FOLD, clock=clock)
         self._catching_up: asyncio.Task[None] | None = None
-        self._following = Following(events, self._apply, self._tend, clock, self.settings)
+        self._following = AccessFollowing(events, self._apply, self._tend, clock, self.settings)
         self._uses = Background("uses", self._flush_uses, USES_INTERVAL_SECONDS)
         self._denials = Denials(events, clock, self.settings.denied_interval_seconds)
         self._identities = IdentityVerifier(self, clock)
@@ -95,9 +95,9 @@ class AccessDirectory:
         """Returns once it knows all credentials and has a key to sign with."""
         self._pepper = await self._secrets.secret(PEPPER)
         kept = await load_checkpoint(self._events, await self._events.last_position(ACCESS))
-        if kept is not None:
-            self._restore(*kept)
-        await self._following.start()
+        known, position = kept or (access_pb2.DirectoryState(), 0)
+        self._restore(known)
+        await self._following.start(position)
         await self._signing.start()
         self._uses.start()
         self._denials.start()
@@ -130,6 +130,26 @@ class AccessDirectory:
             self._verified.move_to_end(digest)
         if now_ns >= found.use.due_ns:
             self._note_use(found, now_ns)
+        return found.principal
+
+    def recall(self, shown: ShownKey | AccessToken) -> Principal:
+        """See Authenticator."""
+        self._refuse_stale()
+        now_ns = self._clock.now_ns()
+        if isinstance(shown, ShownKey):
+            access = self._by_secret.get(shown.secret_id)
+            secret = access.secrets[shown.secret_id] if access is not None else None
+            if secret is None or secret.key.name != shown.name or _expired(secret, now_ns):
+                raise refused()
+            return secret.principal
+        # No digest of a header is of that length.
+        known_by = f"token {shown.token_id}".encode()
+        found = self._verified.get(known_by)
+        if found is None or not found.access.current:
+            found = self._permitted(shown, now_ns)
+            self._remember(known_by, found)
+        if found.expire_ns <= now_ns:
+            raise refused()
         return found.principal
 
     async def caught_up(self) -> bool:
@@ -180,17 +200,18 @@ class AccessDirectory:
         """See Authenticator."""
         self._denials.record(principal, method)
 
-    def verify(self, text: str) -> tuple[Principal, str]:
+    def verify(self, text: str, contract: str) -> Identity:
         """See Identities."""
-        return self._identities.verify(text)
+        return self._identities.verify(text, contract)
 
     def knows_identity(self, text: str) -> bool:
         """See Identities."""
         return self._identities.knows_identity(text)
 
-    def sign(self, principal: Principal, caller: str, seconds: float) -> str:
+    @property
+    def sign(self) -> Sign:
         """See Access."""
-        return self._signer.sign(principal, caller, seconds)
+        return self._signer.sign
 
     def public_key(self, kid: str) -> Ed25519PublicKey | None:
         """See KeySet."""
@@ -281,9 +302,9 @@ class AccessDirectory:
         same = api_keys.same_hmac(api_keys.hmac_of(self._pepper, parsed), known)
         if access is None or secret is None or not same:
             raise refused()
-        expire_ns = secret.principal.expire_ns
-        if expire_ns is not None and expire_ns <= now_ns:
+        if _expired(secret, now_ns):
             raise refused()
+        expire_ns = secret.principal.expire_ns
         ends_ns = _ENDLESS_NS if expire_ns is None else expire_ns
         return _Verified(secret.principal, access, ends_ns, secret.key.use)
 
@@ -345,11 +366,10 @@ class AccessDirectory:
         for callback in tuple(self._callbacks):
             callback()
 
-    def _restore(self, state: access_pb2.DirectoryState, position: int) -> None:
+    def _restore(self, state: access_pb2.DirectoryState) -> None:
         for tenant in state.tenants:
             self._compile(domain.tenant_of(tenant.tenant.name), tenant)
         self._signing.put(state.signing)
-        self._following.position = position
 
     async def _tend(self) -> None:
         await self._signing.tend()
@@ -376,6 +396,11 @@ class AccessDirectory:
             # What it changes is told by the log soon enough: nothing is decided on it.
             await self._commit(tenant, command)
             self._used -= used
+
+
+def _expired(secret: SecretAccess, now_ns: int) -> bool:
+    expire_ns = secret.principal.expire_ns
+    return expire_ns is not None and expire_ns <= now_ns
 
 
 def _digest(authorization: str) -> bytes:

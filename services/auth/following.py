@@ -1,4 +1,4 @@
-"""Following the log of access: what is new, and whether nothing can have been missed."""
+"""Following the log of access, and whether nothing can have been missed."""
 
 import asyncio
 import contextlib
@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from mesh.clock import Clock
-from mesh.errors import EventStoreUnavailable, Internal, WeftError
+from mesh.errors import EventStoreUnavailable, WeftError
+from mesh.events.following import Following
 from mesh.events.store import EventStore, Selection, StoredCommit
 from services.auth.domain.names import AREA
 from services.auth.settings import AuthSettings
 
-RETRY_SECONDS = 0.5
 ACCESS = Selection(AREA)
 
 CAUGHT_UP_SECONDS = 0.5
@@ -20,7 +20,7 @@ CAUGHT_UP_SECONDS = 0.5
 _log = structlog.get_logger(__name__)
 
 
-class Following:
+class AccessFollowing:
     """Hands each commit behind `position` to `apply`, and knows until when what was applied
     may be trusted.
 
@@ -37,70 +37,48 @@ class Following:
         clock: Clock,
         settings: AuthSettings,
     ) -> None:
-        self.position = 0
         self.trusted_until = 0.0
         """On the monotonic clock, in seconds."""
-        self.failure: WeftError | None = None
-        self._events = events
-        self._apply = apply
+        self._log = Following(events, ACCESS, apply)
         self._tend = tend
         self._clock = clock
         self._settings = settings
-        self._moved = asyncio.Condition()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._task: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """Returns once all that is stored by now was applied. Raises EventStoreUnavailable,
-        and what `apply` raises."""
-        self._tasks.append(asyncio.create_task(self._follow()))
+    @property
+    def position(self) -> int:
+        """Up to which all was applied."""
+        return self._log.position
+
+    @property
+    def failure(self) -> WeftError | None:
+        """Why it isn't followed any more."""
+        return self._log.failure
+
+    async def start(self, position: int = 0) -> None:
+        """Follows what is behind the position; returns once all that is stored by now was
+        applied. Raises EventStoreUnavailable, and what `apply` raises."""
+        self._log.position = position
+        self._log.start()
         asked = self._clock.monotonic()
-        target = await self._events.last_position(ACCESS)
-        if not await self._reached(target, self._settings.catch_up_seconds):
-            raise EventStoreUnavailable("reading who may do what took too long")
-        if self.failure is not None:
-            raise self.failure
+        await self._log.catch_up(self._settings.catch_up_seconds)
         self._trust(asked)
-        self._tasks.append(asyncio.create_task(self._keep_in_touch()))
+        self._task = asyncio.create_task(self._keep_in_touch(), name="in touch with access")
 
     async def catch_up(self) -> None:
         """Applies what is stored by now, unless that takes too long."""
         with contextlib.suppress(TimeoutError, EventStoreUnavailable):
             async with asyncio.timeout(CAUGHT_UP_SECONDS):
-                target = await self._events.last_position(ACCESS)
-            await self._reached(target, CAUGHT_UP_SECONDS)
+                target = await self._log.last_position()
+            await self._log.reached(target, CAUGHT_UP_SECONDS)
 
     async def stop(self) -> None:
         """Ends following. Why it failed was logged by then."""
-        for task in self._tasks:
+        await self._log.stop()
+        task, self._task = self._task, None
+        if task is not None:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()
-
-    async def _follow(self) -> None:
-        try:
-            await self._follow_log()
-        except WeftError as error:
-            _log.error("access_log_unreadable", error=error.message)
-            self.failure = error
-        except Exception:  # noqa: BLE001 - nobody awaits this task: who waits for it is told
-            _log.exception("access_log_not_followed")
-            self.failure = Internal("the log of access isn't followed any more")
-        async with self._moved:
-            self._moved.notify_all()
-
-    async def _follow_log(self) -> None:
-        while True:
-            try:
-                async with contextlib.aclosing(
-                    self._events.watch(ACCESS, self.position)
-                ) as commits:
-                    async for stored in commits:
-                        self._apply(stored)
-                        self.position = stored.position
-                        async with self._moved:
-                            self._moved.notify_all()
-            except EventStoreUnavailable:
-                await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _keep_in_touch(self) -> None:
         interval = self._settings.contact_interval_seconds
@@ -108,8 +86,8 @@ class Following:
             await asyncio.sleep(interval)
             asked = self._clock.monotonic()
             try:
-                target = await self._events.last_position(ACCESS)
-                if await self._reached(target, interval):
+                target = await self._log.last_position()
+                if await self._log.reached(target, interval):
                     self._trust(asked)
                 await self._tend()
             except WeftError as error:
@@ -119,12 +97,3 @@ class Following:
 
     def _trust(self, asked: float) -> None:
         self.trusted_until = asked + self._settings.stale_seconds_max
-
-    async def _reached(self, position: int, seconds: float) -> bool:
-        """Whether what is stored up to there was applied within that time."""
-        try:
-            async with asyncio.timeout(seconds), self._moved:
-                await self._moved.wait_for(lambda: self.position >= position or self.failure)
-        except TimeoutError:
-            return False
-        return True

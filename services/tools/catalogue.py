@@ -1,21 +1,13 @@
 """What tools there are: a read model in memory, fed by the events of every instance."""
 
-import asyncio
-import contextlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import structlog
-
-from mesh.errors import EventStoreUnavailable, WeftError
+from mesh.events.following import Following
 from mesh.events.store import EventStore, Selection, StoredCommit, StreamName
 from services.tools.domain import AREA, ToolState, evolve_commit
 from weft.tools.v1 import tools_pb2
-
-RETRY_SECONDS = 0.5
-
-_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,32 +27,19 @@ class ToolCatalogue:
     """
 
     def __init__(self, events: EventStore, *, catch_up_seconds: float) -> None:
-        self._events = events
+        self._following = Following(events, Selection(AREA), self._apply)
         self._catch_up_seconds = catch_up_seconds
         self._entries: defaultdict[str, dict[str, _Entry]] = defaultdict(dict)
-        self._position = 0
-        self._moved = asyncio.Condition()
-        self._failure: WeftError | None = None
-        self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Returns once it holds all that is registered by now."""
-        target = await self._events.last_position(Selection(AREA))
-        self._task = asyncio.create_task(self._follow())
-        try:
-            async with asyncio.timeout(self._catch_up_seconds), self._moved:
-                await self._moved.wait_for(lambda: self._position >= target or self._failure)
-        except TimeoutError as error:
-            raise EventStoreUnavailable("reading the registered tools took too long") from error
-        self._refuse_stale()
+        """Returns once it holds all that is registered by now. Raises EventStoreUnavailable,
+        DataDamaged."""
+        self._following.start()
+        await self._following.catch_up(self._catch_up_seconds)
 
     async def stop(self) -> None:
         """Ends following."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await self._following.stop()
 
     def put(self, stream: StreamName, revision: int, tool: tools_pb2.Tool | None) -> None:
         """Notes what the stream says at `revision`, unless something newer is known."""
@@ -81,29 +60,12 @@ class ToolCatalogue:
         entries = self._entries.get(tenant, {}).values()
         return [entry.tool for entry in entries if entry.tool is not None]
 
-    async def _follow(self) -> None:
-        while True:
-            try:
-                async for stored in self._events.watch(Selection(AREA), self._position):
-                    self._apply(stored)
-                    async with self._moved:
-                        self._moved.notify_all()
-            except EventStoreUnavailable:
-                await asyncio.sleep(RETRY_SECONDS)
-            except WeftError as error:
-                _log.error("the catalogue of tools stopped", error=error.message)
-                self._failure = error
-                async with self._moved:
-                    self._moved.notify_all()
-                return
-
     def _apply(self, stored: StoredCommit) -> None:
         # Only the last fact counts here: requests aren't answered from the catalogue.
         state = evolve_commit(ToolState(), stored.commit)
         stream = StreamName.parse(stored.commit.stream)
         self.put(stream, stored.head.revision, state.tool)
-        self._position = stored.position
 
     def _refuse_stale(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        if self._following.failure is not None:
+            raise self._following.failure

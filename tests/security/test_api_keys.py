@@ -2,6 +2,7 @@
 
 import base64
 import zlib
+from itertools import count
 
 import pytest
 from hypothesis import example, given
@@ -87,6 +88,7 @@ def test_garbage_is_no_key_and_no_error(text: str) -> None:
         f"weft_{new_id()}__{KEY[33:]}",
         KEY[:-8] + "G" * 8,
     ],
+    ids=map(str, count()),  # the same in each process that runs tests, as the key isn't
 )
 def test_other_spellings_of_a_key_are_none(text: str) -> None:
     assert parse_api_key(text) is None

@@ -61,8 +61,8 @@ class Served:
     def bundle(self) -> bytes:
         return (self.ca.folder / "bundle.pem").read_bytes()
 
-    def identity(self, caller: str) -> tuple[str, str]:
-        return IDENTITY_KEY, self.signer.sign(WHO, caller, 60)
+    def identity(self, caller: str, contract: str) -> tuple[str, str]:
+        return IDENTITY_KEY, self.signer.sign(WHO, caller, contract, 60)
 
     def dial(self, pair: KeyPair | None, service: str = "models") -> grpc.aio.Channel:
         return dial(self.mesh, service, self.bundle, pair)
@@ -75,7 +75,9 @@ class Served:
         self, channel: grpc.aio.Channel, caller: str, spec: MethodSpec = GUARDED[0]
     ) -> grpc.StatusCode:
         for _ in range(ATTEMPTS_MAX):
-            code = await outcome(channel, spec, filled(spec, "acme"), [self.identity(caller)])
+            code = await outcome(
+                channel, spec, filled(spec, "acme"), [self.identity(caller, spec.service)]
+            )
             if not (spec.client_streaming and code is grpc.StatusCode.INTERNAL):
                 break
         return code

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from mesh.errors import CredentialInvalid
 from mesh.ids import new_id
 from mesh.principal import Principal
-from mesh.security.identity import IdentitySigner, IdentityVerifier
+from mesh.security.identity import Identity, IdentitySigner, IdentityVerifier
 from tests.support.access import Access, access
 from tests.support.forging import Forge, as_json, encoded, other_key
 from weft.auth.v1 import api_key_service_pb2, auth_service_pb2, tenant_service_pb2
@@ -32,6 +32,7 @@ from weft.auth.v1 import api_key_service_pb2, auth_service_pb2, tenant_service_p
 ORDER = 2**252 + 27742317777372353535851937790883648493
 """Of the group that Ed25519 signs in (RFC 8032)."""
 ADMIN = "tenants/default/apiKeys/admin"
+MODELS = "weft.models.v1.ModelService"
 
 
 @dataclass
@@ -211,7 +212,7 @@ def malleable(signed: bytes) -> bytes:
 
 def identity(world: World) -> str:
     signer = IdentitySigner(world.access.directory)
-    return signer.sign(Principal(ADMIN, "default"), "gateway", 10)
+    return signer.sign(Principal(ADMIN, "default"), "gateway", MODELS, 10)
 
 
 def identity_as_access(world: World) -> str:
@@ -446,21 +447,20 @@ def test_a_forged_token_is_refused(world: World, name: str) -> None:
 )
 def test_a_forged_token_is_no_identity(world: World, name: str) -> None:
     with pytest.raises(CredentialInvalid):
-        IdentityVerifier(world.access.directory).verify(FORGED[name](world))
+        IdentityVerifier(world.access.directory).verify(FORGED[name](world), MODELS)
 
 
 def test_an_access_token_is_no_identity(world: World) -> None:
     verifier = IdentityVerifier(world.access.directory)
     for token in (world.forge.token(), identity_as_access(world)):
         with pytest.raises(CredentialInvalid):
-            verifier.verify(token)
+            verifier.verify(token, MODELS)
 
 
 def test_an_identity_names_whom_the_call_is_for(world: World) -> None:
-    principal, caller = IdentityVerifier(world.access.directory).verify(identity(world))
-    assert (principal.name, principal.tenant, caller) == (ADMIN, "default", "gateway")
-    assert not principal.grants
-    assert not principal.is_system
+    found = IdentityVerifier(world.access.directory).verify(identity(world), MODELS)
+    # Who it is, and nothing that they may do.
+    assert found == Identity(Principal(ADMIN, "default"), "gateway")
 
 
 @pytest.mark.parametrize(
@@ -474,6 +474,17 @@ def test_an_identity_names_whom_the_call_is_for(world: World) -> None:
         {"caller": 1},
         {"caller": None},
         {"aud": "weft"},
+        {"aud": "weft.tools.v1.ToolService"},
+        {"aud": [MODELS]},
+        {"aud": None},
+        {"secret": 1},
+        {"secret": ["a"]},
+        {"secret": "a", "jti": "b"},
+        {"jti": "a"},
+        {"jti": "a", "roles": [], "scopes": []},
+        {"jti": "a", "roles": ["*"], "scopes": [], "until": 2**33},
+        {"jti": "a", "roles": [], "scopes": ["everything"], "until": 2**33},
+        {"jti": "a", "roles": [], "scopes": [], "until": True},
         {"iss": "other"},
         {"exp": lambda now: now + 2_000},
         {"exp": lambda now: now - 1},
@@ -485,7 +496,7 @@ def test_a_forged_identity_is_refused(world: World, changes: dict[str, Any]) -> 
     now = int(time.time())
     right = {
         "iss": "weft",
-        "aud": "weft-internal",
+        "aud": MODELS,
         "sub": ADMIN,
         "tenant": "default",
         "caller": "gateway",
@@ -494,12 +505,12 @@ def test_a_forged_identity_is_refused(world: World, changes: dict[str, Any]) -> 
     }
     head = world.forge.header(typ="weft-identity+jwt")
     verifier = IdentityVerifier(world.access.directory)
-    assert verifier.verify(world.forge.token(head, right))[1] == "gateway"
+    assert verifier.verify(world.forge.token(head, right), MODELS).caller == "gateway"
     # Times are of now, which may be minutes after the tests were collected.
     made = {name: value(now) if callable(value) else value for name, value in changes.items()}
     wrong = {name: value for name, value in (right | made).items() if value is not None}
     with pytest.raises(CredentialInvalid):
-        verifier.verify(world.forge.token(head, wrong))
+        verifier.verify(world.forge.token(head, wrong), MODELS)
 
 
 LETTERS = string.ascii_letters + string.digits + "-_.=+/ "

@@ -11,7 +11,8 @@ from mesh.rpc.pipeline import Edge, Pipeline
 from mesh.rpc.rate_limiter import RateLimiter
 from mesh.rpc.settings import RateLimitSettings, RpcSettings
 from mesh.runtime.service import Mesh
-from mesh.security.tokens import SigningKey
+from mesh.security.identity import Identity, ShownKey, Sign
+from mesh.security.tokens import AccessToken, SigningKey
 
 TESTER = Principal("tenants/default/apiKeys/tester", "", is_system=True)
 
@@ -39,6 +40,16 @@ class Doorkeeper:
             raise CredentialInvalid("the credential isn't valid")
         self._seen.add(authorization)
         return found
+
+    def recall(self, shown: ShownKey | AccessToken) -> Principal:
+        if self.everybody is not None:
+            return self.everybody
+        for known in self.known.values():
+            if isinstance(shown, ShownKey) and known.secret_id == shown.secret_id:
+                return known
+            if isinstance(shown, AccessToken) and known.token_id == shown.token_id:
+                return known
+        raise CredentialInvalid("the credential isn't valid")
 
     async def caught_up(self) -> bool:
         return False
@@ -69,7 +80,7 @@ class NoIdentities:
     def knows_identity(self, text: str) -> bool:
         return False
 
-    def verify(self, text: str) -> tuple[Principal, str]:
+    def verify(self, text: str, contract: str) -> Identity:
         raise CredentialInvalid("the identity isn't valid")
 
 
@@ -111,14 +122,26 @@ class OpenAccess(Doorkeeper):
     async def stop(self) -> None:
         """It follows nothing."""
 
-    def verify(self, text: str) -> tuple[Principal, str]:
+    def verify(self, text: str, contract: str) -> Identity:
         raise CredentialInvalid("the identity isn't valid")
 
     def knows_identity(self, text: str) -> bool:
         return False
 
-    def sign(self, principal: Principal, caller: str, seconds: float) -> str:
-        return ""
+    @property
+    def sign(self) -> Sign:
+        return _unsigned
+
+
+def _unsigned(
+    principal: Principal | None,
+    caller: str,
+    contract: str,
+    seconds: float,
+    *,
+    handed_on: bool = False,
+) -> str:
+    return ""
 
 
 def open_access(mesh: Mesh) -> OpenAccess:

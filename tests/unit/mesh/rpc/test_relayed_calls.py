@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -29,8 +29,8 @@ from weft.vectors.v1.vector_service_pb2_grpc import VectorServiceStub
 SETTINGS = RpcSettings()
 VECTORS = "weft.vectors.v1.VectorService"
 NAME = "tenants/acme/collections/docs"
-ADA = administrator("acme")
-EVE = Principal("tenants/acme/apiKeys/eve", "acme")
+ADA = replace(administrator("acme"), secret_id="ada1")
+EVE = Principal("tenants/acme/apiKeys/eve", "acme", secret_id="eve1")
 CALLS_PER_SECOND = 5
 
 
@@ -52,6 +52,10 @@ class Two:
             )
             code: grpc.StatusCode = await call.code()
             return code
+
+    def handed_on(self, principal: Principal, caller: str = "gateway") -> tuple[str, str]:
+        """What says to the process behind whose call it is."""
+        return IDENTITY_KEY, self.signer.sign(principal, caller, VECTORS, 5, handed_on=True)
 
 
 def bearer(key: str) -> tuple[str, str]:
@@ -92,32 +96,42 @@ async def test_the_caller_is_there_who_it_was_here(two: Two) -> None:
     assert (call.principal, call.caller, call.relayed_by) == (ADA, "", "gateway")
 
 
+async def test_its_credential_stays_where_it_was_shown(two: Two) -> None:
+    assert await two.get(two.gateway, bearer("ada")) is grpc.StatusCode.OK
+    assert "authorization" not in two.service.vectors.calls[-1].metadata
+
+
 async def test_what_the_caller_may_not_do_is_refused_there_too(two: Two) -> None:
     assert await two.get(two.gateway, bearer("eve")) is grpc.StatusCode.PERMISSION_DENIED
-    handed_on = (bearer("eve"), (IDENTITY_KEY, two.signer.sign(EVE, "gateway", 5)))
-    assert await two.get(two.behind, *handed_on) is grpc.StatusCode.PERMISSION_DENIED
+    assert await two.get(two.behind, two.handed_on(EVE)) is grpc.StatusCode.PERMISSION_DENIED
     assert not two.service.vectors.calls
 
 
-async def test_an_identity_of_one_and_a_credential_of_another_are_nobodys(two: Two) -> None:
-    mixed = (bearer("eve"), (IDENTITY_KEY, two.signer.sign(ADA, "gateway", 5)))
-    assert await two.get(two.behind, *mixed) is grpc.StatusCode.UNAUTHENTICATED
-
-
-@pytest.mark.parametrize("credential", ["nobody", ""])
-async def test_an_identity_does_not_make_a_bad_credential_good(two: Two, credential: str) -> None:
-    both = (bearer(credential), (IDENTITY_KEY, two.signer.sign(ADA, "gateway", 5)))
+@pytest.mark.parametrize("credential", ["ada", "eve", "nobody", ""])
+async def test_an_identity_and_a_credential_are_one_too_many(two: Two, credential: str) -> None:
+    both = (bearer(credential), two.handed_on(ADA))
     assert await two.get(two.behind, *both) is grpc.StatusCode.UNAUTHENTICATED
 
 
+async def test_a_credential_that_was_revoked_meanwhile_is_refused(two: Two) -> None:
+    gone = replace(ADA, secret_id="gone")
+    assert await two.get(two.behind, two.handed_on(gone)) is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_nobody_calls_what_needs_a_credential(two: Two) -> None:
+    nobody = (IDENTITY_KEY, two.signer.sign(None, "gateway", VECTORS, 5))
+    assert await two.get(two.behind, nobody) is grpc.StatusCode.UNAUTHENTICATED
+    assert await two.get(two.behind, nobody, bearer("ada")) is grpc.StatusCode.UNAUTHENTICATED
+
+
 async def test_a_service_that_may_not_call_may_not_hand_on(two: Two) -> None:
-    both = (bearer("ada"), (IDENTITY_KEY, two.signer.sign(ADA, "models", 5)))
-    assert await two.get(two.behind, *both) is grpc.StatusCode.PERMISSION_DENIED
+    handed_on = two.handed_on(ADA, "models")
+    assert await two.get(two.behind, handed_on) is grpc.StatusCode.PERMISSION_DENIED
 
 
 async def test_a_call_counts_once_for_the_rate(two: Two) -> None:
-    handed_on = (bearer("ada"), (IDENTITY_KEY, two.signer.sign(ADA, "gateway", 5)))
-    codes = [await two.get(two.behind, *handed_on) for _ in range(2 * CALLS_PER_SECOND)]
+    handed_on = two.handed_on(ADA)
+    codes = [await two.get(two.behind, handed_on) for _ in range(2 * CALLS_PER_SECOND)]
     assert set(codes) == {grpc.StatusCode.OK}
     codes = [await two.get(two.gateway, bearer("ada")) for _ in range(2 * CALLS_PER_SECOND)]
     assert grpc.StatusCode.RESOURCE_EXHAUSTED in codes

@@ -1,6 +1,7 @@
 """How handlers are bound, and what stands around them in which order."""
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from time import monotonic
 from typing import Any
 
@@ -18,6 +19,7 @@ from mesh.rpc.settings import RateLimitSettings, RpcSettings
 from mesh.rpc.stages.authorize import Authorize
 from mesh.rpc.stages.deadline import Deadlines
 from mesh.rpc.stages.limits import Peers
+from mesh.security.identity import Identity, ShownKey
 from mesh.telemetry import traces
 from tests.support.edge import TESTER, Doorkeeper, NoIdentities, pipeline
 from weft.agents.v1 import agent_service_pb2, turn_service_pb2
@@ -91,8 +93,9 @@ def met(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     noting(traces, "active", "trace")
     noting(pipeline_module, "perf_counter", "metrics")
     noting(Peers, "admitted", "limits")
-    noting(NobodysIdentity, "verify", "peer identity")
+    noting(HandedOn, "verify", "peer identity")
     noting(Doorkeeper, "authenticate", "authenticate")
+    noting(Doorkeeper, "recall", "authenticate")
     noting(RateLimiter, "take", "rate limit")
     noting(MethodSpec, "decode", "decode")
     monkeypatch.setattr(Authorize, "check_of", checked)
@@ -103,13 +106,16 @@ def met(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return steps
 
 
-class NobodysIdentity(NoIdentities):
-    """Lets an identity pass and learns nothing from it, so that the credential is asked."""
+class HandedOn(NoIdentities):
+    """Takes every identity for a gateway's that hands a call on."""
 
-    def verify(self, text: str) -> Any:
-        return None, ""
+    def verify(self, text: str, contract: str) -> Identity:
+        return Identity(None, "gateway", ShownKey("tenants/default/apiKeys/tester", "s1"))
 
 
+@pytest.mark.parametrize(
+    ("key", "not_met"), [("authorization", "peer identity"), ("x-weft-identity", "rate limit")]
+)
 @pytest.mark.parametrize(
     ("service", "handlers", "path", "request_message"),
     [
@@ -118,15 +124,25 @@ class NobodysIdentity(NoIdentities):
     ],
 )
 async def test_a_call_meets_what_is_around_its_handler_in_the_projects_order(
-    met: list[str], service: str, handlers: object, path: str, request_message: Any
+    met: list[str],
+    service: str,
+    handlers: object,
+    path: str,
+    request_message: Any,
+    key: str,
+    not_met: str,
 ) -> None:
-    edge = Edge(Doorkeeper(TESTER), NobodysIdentity(), RateLimiter(RateLimitSettings()))
+    limiter, callers = RateLimiter(RateLimitSettings()), {service: frozenset({"gateway"})}
+    edge = Edge(Doorkeeper(TESTER), HandedOn(), limiter, callers)
     endpoints = bind({service: handlers}, Pipeline(CollectorRegistry(), SETTINGS, edge), SETTINGS)
-    metadata = {"x-weft-identity": "one", "authorization": "Bearer one"}
-    call = Call(path, monotonic() + 5, "r", peer="ipv4:127.0.0.1:1", metadata=metadata)
+    call = Call(path, monotonic() + 5, "r", peer="ipv4:127.0.0.1:1", metadata={key: "Bearer one"})
     answer = endpoints[path].invoke(request_message.SerializeToString(), call)
-    await (anext(answer) if hasattr(answer, "__anext__") else answer)
-    assert met == ORDER
+    if hasattr(answer, "__anext__"):
+        async with aclosing(answer):
+            await anext(answer)
+    else:
+        await answer
+    assert met == [step for step in ORDER if step != not_met]
 
 
 class Failing:

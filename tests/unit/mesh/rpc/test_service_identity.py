@@ -15,7 +15,7 @@ from mesh.rpc.pipeline import Edge, Pipeline, bind
 from mesh.rpc.rate_limiter import RateLimiter
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RateLimitSettings, RpcSettings
-from mesh.security.identity import IdentitySigner, IdentityVerifier
+from mesh.security.identity import Identity, IdentitySigner, IdentityVerifier
 from tests.support.edge import Doorkeeper, OneKey
 from tests.support.rpc_service import SmallService
 from weft.vectors.v1 import collections_pb2
@@ -32,9 +32,9 @@ class Verifier(IdentityVerifier):
 
     asked: list[str]
 
-    def verify(self, text: str) -> tuple[Principal, str]:
+    def verify(self, text: str, contract: str) -> Identity:
         self.asked.append(text)
-        return super().verify(text)
+        return super().verify(text, contract)
 
 
 @pytest.fixture
@@ -104,4 +104,23 @@ async def test_an_identity_that_another_deployment_signed_is_none(
 ) -> None:
     *_, target = served
     channel = RemoteChannel(target, SETTINGS, caller="tools", sign=IdentitySigner(OneKey()).sign)
+    assert isinstance(await refused(channel), CredentialInvalid)
+
+
+async def test_an_identity_for_another_contract_is_none(
+    served: tuple[SmallService, Verifier, IdentitySigner, str],
+) -> None:
+    _, _, signer, target = served
+
+    def sign(
+        principal: Principal | None,
+        caller: str,
+        contract: str,
+        seconds: float,
+        *,
+        handed_on: bool = False,
+    ) -> str:
+        return signer.sign(principal, caller, "weft.models.v1.ModelService", seconds)
+
+    channel = RemoteChannel(target, SETTINGS, caller="tools", sign=sign)
     assert isinstance(await refused(channel), CredentialInvalid)

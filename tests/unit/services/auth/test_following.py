@@ -7,7 +7,7 @@ from mesh.errors import Internal
 from mesh.events.memory import MemoryEventStore
 from mesh.events.store import StoredCommit
 from services.auth import domain
-from services.auth.following import Following
+from services.auth.following import AccessFollowing
 from services.auth.settings import AuthSettings
 from tests.support.events import appended
 from tests.support.eventually import eventually
@@ -22,7 +22,7 @@ async def test_an_error_of_whoever_applies_it_fails_the_start_and_not_the_stop()
 
     store = MemoryEventStore()
     await appended(store, domain.access_stream("acme"), "a")
-    following = Following(store, surprised, tend, SYSTEM, AuthSettings())
+    following = AccessFollowing(store, surprised, tend, SYSTEM, AuthSettings())
     with pytest.raises(Internal):
         await following.start()
     await following.stop()
@@ -36,7 +36,7 @@ async def test_an_error_of_whoever_tends_it_ends_no_trust() -> None:
         raise KeyError("unforeseen")
 
     settings = AuthSettings(contact_interval_seconds=0.02)
-    following = Following(MemoryEventStore(), lambda stored: None, tend, SYSTEM, settings)
+    following = AccessFollowing(MemoryEventStore(), lambda stored: None, tend, SYSTEM, settings)
     await following.start()
     await eventually(lambda: len(tended) > 2)
     assert tended == sorted(set(tended))
