@@ -124,7 +124,7 @@ class Pipeline:
                 identity = call.metadata.get(IDENTITY_KEY)
                 if identity is not None:
                     identify(call, verify(identity, spec.path), recall, public=public)
-                elif not public:
+                elif call.principal is None and not public:
                     call.principal = authenticate(call.metadata.get(AUTHORIZATION_KEY, ""))
                 # What Weft's services call for a principal is part of a call that was
                 # counted; a public method is bounded by what its peer may do.
