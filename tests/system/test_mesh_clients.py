@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.examples import go_example
 from tests.support.processes import line_of, running
 from tests.support.weft_up import WeftUp, weft, weft_up
+
+__all__ = ["go_example"]
 
 pytestmark = pytest.mark.timeout(180)
 OPTIONS = ("--processes", "2", "--port", "0", "--http-port", "0", "--data-dir")
@@ -90,3 +93,44 @@ async def test_it_needs_a_certificate_where_there_are_any(
             assert "answered" not in json.loads(await line_of(client))
         # By the name that they dial it by, xDS clients find no other certificate.
         assert "No match found for server name" not in up.log
+
+
+async def test_a_client_in_go_has_a_certificate_of_its_own_and_may_what_its_key_may(
+    tmp_path: Path,
+    go_example: Path,
+) -> None:
+    secrets = tmp_path / "secrets"
+    for arguments in (["init"], ["issue", "--name", "one"], ["issue", "--client", "go"]):
+        assert weft("ca", *arguments, "--secrets-dir", secrets).code == 0
+    variables = {
+        "WEFT_TLS_CERTIFICATE_DIR": str(secrets / "ca" / "certificates" / "one"),
+        "WEFT_SECURITY_SECRETS_DIR": str(secrets),
+    }
+    with weft_up(tmp_path / "log", *OPTIONS, tmp_path / "data", **variables) as up:
+        by_tls = {"WEFT_CA_FILE": str(secrets / "ca" / "bundle.pem")}
+        own = ("--certificates", secrets / "ca" / "clients" / "go")
+        printed = up.weft("mesh", "bootstrap", *own, **by_tls)
+        assert (printed.code, printed.err) == (0, "")
+
+        async def outcome(key: str) -> str:
+            """What its first call comes to."""
+            environment = {"GRPC_XDS_BOOTSTRAP_CONFIG": printed.out, "WEFT_API_KEY": key}
+            client = await asyncio.create_subprocess_exec(
+                *(go_example, "tenants/default", "20"),
+                stdout=asyncio.subprocess.PIPE,
+                env=os.environ | environment,
+            )
+            try:
+                async with asyncio.timeout(SECONDS_MAX):
+                    while True:
+                        done = json.loads(await line_of(client))
+                        if done["answered"]:
+                            return "answered"
+                        for failure in done["failed"]:
+                            return str(failure)
+            finally:
+                client.kill()
+                await client.wait()
+
+        assert await outcome(str(up.said["api_key"])) == "answered"
+        assert (await outcome("")).startswith("Unauthenticated: ")
