@@ -13,6 +13,8 @@ from services.agents.service import AgentsService
 from services.agents.settings import AgentsSettings
 from services.auth.directory import AccessDirectory
 from services.auth.service import AuthService
+from services.blobs.service import BlobsService
+from services.blobs.settings import BlobsSettings
 from services.control.domain import SPLIT_FOLD
 from services.control.service import ControlService
 from services.control.splits import SERVICE_SPLITS, Splits
@@ -38,6 +40,7 @@ from weft.auth.v1 import (
     role_service_pb2,
     tenant_service_pb2,
 )
+from weft.blobs.v1 import blob_service_pb2
 from weft.control.v1 import mesh_service_pb2, registry_service_pb2, traffic_service_pb2
 from weft.models.v1 import model_service_pb2
 from weft.scheduler.v1 import (
@@ -56,7 +59,7 @@ from weft.vectors.v1.vector_service_pb2_grpc import VectorServiceStub
 
 def access(mesh: Mesh) -> Access:
     """What knows, in every process, who may call."""
-    return AccessDirectory(mesh.events, mesh.keyring, mesh.clock)
+    return AccessDirectory(mesh.events, mesh.keyring, mesh.clock, instance=mesh.instance)
 
 
 def splits(mesh: Mesh) -> Splits:
@@ -75,6 +78,10 @@ def _agents(mesh: Mesh) -> Service:
     counts = TurnCounts(Splits(mesh.events))
     mesh.registry.on_say(counts.tell)
     return AgentsService(mesh, AgentsSettings(), counts)
+
+
+def _blobs(mesh: Mesh) -> Service:
+    return BlobsService(mesh, BlobsSettings())
 
 
 def _control(mesh: Mesh) -> Service:
@@ -114,6 +121,8 @@ def _vectors(mesh: Mesh) -> Service:
 _BUS = {
     "agents": BusAccess(appends=("agents", "state"), tokens=True),
     "auth": BusAccess(appends=("auth",), keys=KeyUse.KEEP),
+    # It notes who put and deleted what, and has a key for its area.
+    "blobs": BusAccess(appends=("blobs",), keys=KeyUse.READ),
     # Who had an instance drained is noted by who was asked to.
     "control": BusAccess(appends=("control", "instances")),
     # It authenticates by what the log says, and notes there who was refused.
@@ -145,6 +154,14 @@ _SERVICES = (
         ),
         calls=(),
         build=_auth,
+    ),
+    ServiceEntry(
+        name="blobs",
+        summary="keeps blobs in files or a bucket, sealed",
+        contracts=(blob_service_pb2.DESCRIPTOR.services_by_name["BlobService"],),
+        calls=(),
+        build=_blobs,
+        single=True,
     ),
     ServiceEntry(
         name="control",
@@ -218,7 +235,17 @@ _SERVICES = (
         name="gateway",
         summary="serves all of them on one gRPC port",
         contracts=(),
-        calls=("agents", "auth", "control", "models", "scheduler", "state", "tools", "vectors"),
+        calls=(
+            "agents",
+            "auth",
+            "blobs",
+            "control",
+            "models",
+            "scheduler",
+            "state",
+            "tools",
+            "vectors",
+        ),
         build=GatewayService,
     ),
 )

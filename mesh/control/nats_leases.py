@@ -9,9 +9,9 @@ our last look: so an instance is called gone only by a look that began after som
 asked for it, hence after the work that it was asked for.
 
 Whose lease it is, its subject says: a user of NATS may write those of its own name only,
-`host` or a service. So no service ends another one's lease, or speaks for it. Who ends in
-order says so there, and whoever hears it needn't wait for the key to go. A key that NATS
-doesn't remove in time is no lease: whoever hears of one has it disregarded.
+`host` or a service. So no service ends another one's lease, prolongs it, or speaks for it.
+Who ends in order says so there, and whoever hears it needn't wait for the key to go. A key
+that NATS doesn't remove in time is no lease: whoever hears of one has it disregarded.
 """
 
 import asyncio
@@ -124,7 +124,7 @@ class NatsLeases:
         self._ended: set[str] = set()
         self._disregarded: dict[str, float] = {}
         self._present: frozenset[str] = frozenset()
-        self._asked: dict[str, float] = {}
+        self._asked: dict[tuple[str, str], float] = {}
         self._loop: asyncio.Task[None] | None = None
         self._saying: Callable[[], bytes] = bytes
         self._look_callbacks: list[Callable[[], None]] = []
@@ -136,19 +136,20 @@ class NatsLeases:
     def held(self) -> bool:
         return self._clock.monotonic() < self._held_until
 
-    def expired(self, instance: str) -> bool:
+    def expired(self, instance: str, service: str = HOST) -> bool:
         if instance == self._instance:
             return False
+        there = self._is_there(instance, service)
         if instance == self._predecessor:
             # Dead, unless this folder is a copy of one whose process lives on: then its
             # key is renewed.
-            return self._looked > _NEVER and instance not in self._present
+            return self._looked > _NEVER and not there
         now = self._clock.monotonic()
         if len(self._asked) >= _ASKED_MAX:
             self._asked.clear()
-        asked = self._asked.setdefault(instance, now)
+        asked = self._asked.setdefault((instance, service), now)
         watched = now - self._looked < LEASE_SECONDS and now - self._bucket_since >= LEASE_SECONDS
-        return watched and asked < self._looked and instance not in self._present
+        return watched and asked < self._looked and not there
 
     async def start(self) -> None:
         """Takes the lease and goes on renewing it; EventStoreUnavailable after 10 s."""
@@ -190,8 +191,10 @@ class NatsLeases:
             self._find_present()
 
     def _find_present(self) -> None:
-        held = self._keys - self._ended - self._disregarded.keys()
-        self._present = frozenset(key.rpartition(".")[2] for key in held)
+        self._present = self._keys - self._ended - self._disregarded.keys()
+
+    def _is_there(self, instance: str, service: str) -> bool:
+        return not self._present.isdisjoint((f"{HOST}.{instance}", f"{service}.{instance}"))
 
     def on_look(self, callback: Callable[[], None]) -> None:
         """Calls `callback` after each look at whose leases are there."""
@@ -272,8 +275,9 @@ class NatsLeases:
             if key in self._keys or since >= began
         }
         self._find_present()
-        for instance in self._present & self._asked.keys():
-            del self._asked[instance]
+        self._asked = {
+            each: since for each, since in self._asked.items() if not self._is_there(*each)
+        }
 
     async def _forget_bucket(self) -> None:
         self._bucket = None

@@ -184,7 +184,9 @@ class NatsRegistry:
         self._changed()
 
     def _look(self) -> None:
-        gone = [each for each in self._known if self._leases.expired(each)]
+        gone = [
+            each for each in self._known if self._leases.expired(each, self._users.get(each, HOST))
+        ]
         for instance_id in gone:
             del self._known[instance_id]
             self._users.pop(instance_id, None)

@@ -15,6 +15,7 @@ from mesh.telemetry.logs import configure_logs
 from tests.benchmarks import (
     append,
     authenticate,
+    blobs,
     cache,
     edge,
     hops,
@@ -43,6 +44,7 @@ BENCHMARKS: dict[str, Callable[[], Awaitable[list[Result]]]] = {
     "hops": hops.run,
     "store-append": append.run,
     "store-load": load.run,
+    "blobs": blobs.run,
     "memory": memory.run,
     "mesh": mesh.run,
     "replicas": replicas.run,

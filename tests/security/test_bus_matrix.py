@@ -12,8 +12,8 @@ from tests.security.bus import STREAMS, USERS, RawClient, bus, logged_in, others
 
 SUBJECT_IS_FULL = 10077
 AREAS = (
-    *("agents", "auth", "control", "exports", "instances", "models", "schedules", "scheduler"),
-    *("state", "tools", "vectors"),
+    *("agents", "auth", "blobs", "control", "exports", "instances", "models", "schedules"),
+    *("scheduler", "state", "tools", "vectors"),
 )
 API = "$JS.API"
 
@@ -68,6 +68,7 @@ PROCESS = LOG | LEASES | READ_KEYS
 GRANTED = {
     "agents": writes("agents", "state") | TOKENS | PROCESS,
     "auth": writes("auth") | PROCESS | KEEPS_KEYS | DESTROYS,
+    "blobs": writes("blobs") | PROCESS,
     "control": writes("control", "instances") | PROCESS,
     "gateway": writes("auth", "instances") | PROCESS,
     "models": PROCESS | CACHES,
