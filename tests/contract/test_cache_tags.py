@@ -139,6 +139,11 @@ async def test_what_cannot_be_stored_is_said(server: NatsServer) -> None:
         await server.kill()
         with pytest.raises(EventStoreUnavailable):
             await tags.invalidate("t", A)
+        before = tags.known.mark
+        await server.start()
+        await until(lambda: tags.in_touch, 30)
+        await tags.invalidate("t", A)
+        assert not tags.known.is_fresh(before, [A])
 
 
 async def test_positions_of_another_stream_say_nothing(server: NatsServer) -> None:
