@@ -9,8 +9,9 @@ our last look: so an instance is called gone only by a look that began after som
 asked for it, hence after the work that it was asked for.
 
 Whose lease it is, its subject says: a user of NATS may write those of its own name only,
-`host` or a service. So no service ends another one's lease, or speaks for it. Who ends in
-order says so there, and whoever hears it needn't wait for the key to go. A key that NATS
+`host` or a service. An instance's id says the same name, and its lease is the one key where
+both agree. So no service ends another one's lease, speaks for it or keeps it alive. Who ends
+in order says so there, and whoever hears it needn't wait for the key to go. A key that NATS
 doesn't remove in time is no lease: whoever hears of one has it disregarded.
 """
 
@@ -25,7 +26,7 @@ import structlog
 from mesh.clock import NANOSECONDS, SYSTEM, Clock
 from mesh.control.leases import LEASE_SECONDS
 from mesh.errors import EventStoreUnavailable
-from mesh.security.spiffe import HOST
+from mesh.ids import user_of_instance
 
 RENEW_SECONDS = 0.3
 
@@ -91,8 +92,8 @@ class Connection(Protocol):
 
 
 class NatsLeases:
-    """See the module, and the port `mesh.control.leases.Leases`; `user` is the name of the
-    process's user of NATS.
+    """See the module, and the port `mesh.control.leases.Leases`; `instance` is an id as
+    `mesh.ids.new_instance_id` makes it for the process's user of NATS.
 
     `predecessor` is the run before this one on the same data folder: this process has
     its lock, so that one is gone as soon as its key is, without watching for a lease. The
@@ -104,7 +105,6 @@ class NatsLeases:
         connection: Connection,
         instance: str,
         *,
-        user: str = HOST,
         predecessor: str | None = None,
         replicas: int = 1,
         clock: Clock = SYSTEM,
@@ -112,7 +112,7 @@ class NatsLeases:
         self._bucket_shape = {**_BUCKET, "num_replicas": replicas}
         self._connection = connection
         self._instance = instance
-        self._subject = f"{LEASE_PREFIX}{user}.{instance}"
+        self._subject = f"{LEASE_PREFIX}{user_of_instance(instance)}.{instance}"
         self._predecessor = predecessor
         self._clock = clock
         self._held_until = _NEVER
@@ -191,7 +191,7 @@ class NatsLeases:
 
     def _find_present(self) -> None:
         held = self._keys - self._ended - self._disregarded.keys()
-        self._present = frozenset(key.rpartition(".")[2] for key in held)
+        self._present = frozenset(map(_holder, held))
 
     def on_look(self, callback: Callable[[], None]) -> None:
         """Calls `callback` after each look at whose leases are there."""
@@ -278,3 +278,11 @@ class NatsLeases:
     async def _forget_bucket(self) -> None:
         self._bucket = None
         self._looked = _NEVER
+
+
+def _holder(key: str) -> str:
+    """The instance whose lease is stored under that key, `{user}.{instance}`; empty where it is
+    nobody's."""
+    user, _, instance = key.rpartition(".")
+    # Of the version before, an id names no user: in doubt nobody is gone.
+    return instance if user_of_instance(instance) in (user, "") else ""
