@@ -183,7 +183,8 @@ class NatsRegistry:
             self._changed()
 
     def _tell_once(self, event: str, key: str) -> None:
-        """That what is stored under that key is passed over: whoever stores such goes on doing so."""
+        """That what is stored under that key is passed over."""
+        # Whoever stores such may do so as often as it likes.
         if event not in self._told:
             _log.warning(event, key=key)
         self._told.add(event)
