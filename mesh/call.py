@@ -45,11 +45,6 @@ class Call:
     acts_as: Callable[[str], bool] | None = None
 
     @property
-    def contract(self) -> str:
-        """The full name of the contract that is called."""
-        return self.method[1:].partition("/")[0]
-
-    @property
     def actor(self) -> str:
         """What the log calls who did it: the principal's name."""
         return self.principal.name if self.principal is not None else "anonymous"

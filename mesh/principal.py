@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import cache
 
 EVERYTHING = "*"
+SYSTEM_NAME = "system"
+"""What the log calls Weft itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ CACHED_NAME_LENGTH_MAX = 512
 @cache
 def system(tenant: str = "") -> Principal:
     """Weft itself, in one tenant or, without one, in all."""
-    return Principal("system", tenant, is_system=True)
+    return Principal(SYSTEM_NAME, tenant, is_system=True)
 
 
 def holds(permissions: Iterable[str], wanted: str) -> bool:

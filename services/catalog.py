@@ -13,6 +13,8 @@ from services.agents.service import AgentsService
 from services.agents.settings import AgentsSettings
 from services.auth.directory import AccessDirectory
 from services.auth.service import AuthService
+from services.blobs.service import BlobsService
+from services.blobs.settings import BlobsSettings
 from services.control.domain import SPLIT_FOLD
 from services.control.service import ControlService
 from services.control.splits import SERVICE_SPLITS, Splits
@@ -38,6 +40,7 @@ from weft.auth.v1 import (
     role_service_pb2,
     tenant_service_pb2,
 )
+from weft.blobs.v1 import blob_service_pb2
 from weft.control.v1 import mesh_service_pb2, registry_service_pb2, traffic_service_pb2
 from weft.models.v1 import model_service_pb2
 from weft.scheduler.v1 import (
@@ -56,7 +59,7 @@ from weft.vectors.v1.vector_service_pb2_grpc import VectorServiceStub
 
 def access(mesh: Mesh) -> Access:
     """What knows, in every process, who may call."""
-    return AccessDirectory(mesh.events, mesh.keyring, mesh.clock)
+    return AccessDirectory(mesh.events, mesh.keyring, mesh.clock, instance=mesh.instance)
 
 
 def splits(mesh: Mesh) -> Splits:
@@ -77,6 +80,10 @@ def _agents(mesh: Mesh) -> Service:
     return AgentsService(mesh, AgentsSettings(), counts)
 
 
+def _blobs(mesh: Mesh) -> Service:
+    return BlobsService(mesh, BlobsSettings())
+
+
 def _control(mesh: Mesh) -> Service:
     agents = mesh.stub(AgentServiceStub)
     traffic = Traffic(
@@ -91,7 +98,7 @@ def _control(mesh: Mesh) -> Service:
 
 
 def _models(mesh: Mesh) -> Service:
-    return ModelsService(ModelsSettings())
+    return ModelsService(ModelsSettings(), mesh.cache)
 
 
 def _scheduler(mesh: Mesh) -> Service:
@@ -103,7 +110,8 @@ def _state(mesh: Mesh) -> Service:
 
 
 def _tools(mesh: Mesh) -> Service:
-    return ToolsService(ToolsSettings(), mesh.events, mesh.clock, mesh.stub(VectorServiceStub))
+    vectors = mesh.stub(VectorServiceStub)
+    return ToolsService(ToolsSettings(), mesh.events, mesh.clock, vectors, mesh.cache)
 
 
 def _vectors(mesh: Mesh) -> Service:
@@ -113,14 +121,22 @@ def _vectors(mesh: Mesh) -> Service:
 _BUS = {
     "agents": BusAccess(appends=("agents", "state"), tokens=True),
     "auth": BusAccess(appends=("auth",), keys=KeyUse.KEEP),
+    # It notes who put and deleted what, and has a key for its area.
+    "blobs": BusAccess(appends=("blobs",), keys=KeyUse.READ),
     # Who had an instance drained is noted by who was asked to.
     "control": BusAccess(appends=("control", "instances")),
     # It authenticates by what the log says, and notes there who was refused.
     "gateway": BusAccess(appends=("auth", "instances")),
-    "models": EVERY_PROCESS,
+    "models": BusAccess(caches=True),
     "scheduler": BusAccess(appends=("scheduler", "schedules")),
-    "state": BusAccess(appends=("exports", "state"), keys=KeyUse.DESTROY, erases=True),
-    "tools": BusAccess(appends=("tools",)),
+    "state": BusAccess(
+        # With a session what others keep of it is forgotten.
+        appends=("exports", "state"),
+        keys=KeyUse.DESTROY,
+        erases=True,
+        caches=True,
+    ),
+    "tools": BusAccess(appends=("tools",), caches=True),
     "vectors": EVERY_PROCESS,
 }
 """What each service does on the bus; one that isn't in here doesn't start."""
@@ -138,6 +154,14 @@ _SERVICES = (
         ),
         calls=(),
         build=_auth,
+    ),
+    ServiceEntry(
+        name="blobs",
+        summary="keeps blobs in files or a bucket, sealed",
+        contracts=(blob_service_pb2.DESCRIPTOR.services_by_name["BlobService"],),
+        calls=(),
+        build=_blobs,
+        single=True,
     ),
     ServiceEntry(
         name="control",
@@ -211,7 +235,17 @@ _SERVICES = (
         name="gateway",
         summary="serves all of them on one gRPC port",
         contracts=(),
-        calls=("agents", "auth", "control", "models", "scheduler", "state", "tools", "vectors"),
+        calls=(
+            "agents",
+            "auth",
+            "blobs",
+            "control",
+            "models",
+            "scheduler",
+            "state",
+            "tools",
+            "vectors",
+        ),
         build=GatewayService,
     ),
 )

@@ -13,6 +13,7 @@ from mesh.cli.agents import agents
 from mesh.cli.asking import add_ask
 from mesh.cli.audit import add_audit
 from mesh.cli.batches import batches
+from mesh.cli.blobs import blobs
 from mesh.cli.calling import add_call
 from mesh.cli.collections import collections
 from mesh.cli.command import silence_stdout, with_shared_options
@@ -64,6 +65,7 @@ def application() -> typer.Typer:
     app.add_typer(schedules, name="schedule")
     app.add_typer(workers, name="worker")
     app.add_typer(collections, name="collection")
+    app.add_typer(blobs, name="blob")
     app.add_typer(models, name="model")
     app.add_typer(events, name="events")
     app.add_typer(keys, name="key")

@@ -19,6 +19,8 @@ _MODULES = (
     "weft.auth.v1.events_pb2",
     "weft.auth.v1.role_service_pb2",
     "weft.auth.v1.tenant_service_pb2",
+    "weft.blobs.v1.blob_service_pb2",
+    "weft.blobs.v1.events_pb2",
     "weft.control.v1.events_pb2",
     "weft.control.v1.mesh_events_pb2",
     "weft.control.v1.mesh_service_pb2",
@@ -43,7 +45,7 @@ _MODULES = (
 )
 _EVENT_PACKAGES = (
     *("weft.state.v1", "weft.agents.v1", "weft.tools.v1", "weft.auth.v1"),
-    *("weft.scheduler.v1", "weft.control.v1"),
+    *("weft.scheduler.v1", "weft.control.v1", "weft.blobs.v1"),
 )
 
 

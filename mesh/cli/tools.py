@@ -134,13 +134,20 @@ def add_grpc_tool(
         float | None,
         typer.Option(metavar="SECONDS", help="How long a call may take.", min=0.001, max=3600),
     ] = None,
+    cache: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="How long a result is given again for the same arguments; with --effect read.",
+            min=0.001,
+            max=604_800,
+        ),
+    ] = None,
 ) -> None:
     """Makes a method of a gRPC server a tool; the server must offer reflection.
 
     A tool of that id is replaced.
     """
-    from google.protobuf.duration_pb2 import Duration
-
     from weft.options.v1 import options_pb2
     from weft.tools.v1 import tool_service_pb2 as pb
     from weft.tools.v1 import tools_pb2
@@ -156,9 +163,9 @@ def add_grpc_tool(
         requires_approval=requires_approval,
     )
     if timeout is not None:
-        duration = Duration()
-        duration.FromMilliseconds(round(timeout * 1000))
-        request.timeout.CopyFrom(duration)
+        request.timeout.FromMilliseconds(round(timeout * 1000))
+    if cache is not None:
+        request.cache_ttl.FromMilliseconds(round(cache * 1000))
     _show(client, client.call(_stub(client).RegisterTool, request).tool)
 
 
@@ -200,6 +207,9 @@ def _show(client: Client, tool: "tools_pb2.Tool") -> None:
         "effect": _effect(tool.effect),
         "approval": "needed" if tool.requires_approval else "",
         "timeout": f"{tool.timeout.ToTimedelta().total_seconds():g} s",
+        "cached": f"{tool.cache_ttl.ToTimedelta().total_seconds():g} s"
+        if tool.HasField("cache_ttl")
+        else "",
         "description": tool.description,
         "schema": tool.parameters_json_schema,
         "created": moment(tool.create_time),

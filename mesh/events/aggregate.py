@@ -37,6 +37,7 @@ from mesh.events.store import (
     StoredCommit,
     StreamName,
 )
+from mesh.principal import SYSTEM_NAME
 from weft.events.v1 import events_pb2
 
 Observer = Callable[[int, Timestamp, Message], None]
@@ -274,18 +275,19 @@ class Aggregate(Generic[S]):
             return Loaded(fold.decode(fold.encode(loaded.state)), loaded.head)
 
     async def execute(
-        self, decide: Callable[[S], Sequence[Message]], request_id: str = ""
+        self, decide: Callable[[S], Sequence[Message]], request_id: str = "", *, actor: str = ""
     ) -> "StoredFacts | None":
         """Decides, appends and waits for the acknowledgement.
 
         `decide` may be called again on a newer state, when somebody else's commit came
-        first. Returns None where it decided that there is nothing to do. Raises what
-        `decide` raises, Conflict after too many losses, EventStoreUnavailable.
+        first. `actor` is who does it, where that isn't the present call's. Returns None where
+        it decided that there is nothing to do. Raises what `decide` raises, Conflict after too
+        many losses, EventStoreUnavailable.
         """
-        return await asyncio.shield(await self.send(decide, request_id))
+        return await asyncio.shield(await self.send(decide, request_id, actor=actor))
 
     async def send(
-        self, decide: Callable[[S], Sequence[Message]], request_id: str = ""
+        self, decide: Callable[[S], Sequence[Message]], request_id: str = "", *, actor: str = ""
     ) -> "asyncio.Task[StoredFacts | None]":
         """As `execute`, but returns while the commit is on its way. A second `send`
         waits for the first one's acknowledgement, since it needs the head."""
@@ -300,7 +302,7 @@ class Aggregate(Generic[S]):
                     raise
                 loaded = await self._ensure()
                 events = list(decide(loaded.state))
-            draft = self._draft(events, request_id)
+            draft = self._draft(events, request_id, actor)
             if self._repository.ahead:
                 self._evolve(loaded, draft)
             self._flight = asyncio.create_task(self._append(loaded, draft, decide))
@@ -318,7 +320,7 @@ class Aggregate(Generic[S]):
                     head = await self._repository.store.append(self.stream, draft, loaded.head)
                 except HeadConflict:
                     loaded = await self._won(loaded)
-                    draft = self._draft(list(decide(loaded.state)), draft.request_id)
+                    draft = self._draft(list(decide(loaded.state)), draft.request_id, draft.actor)
                     if self._repository.ahead:
                         self._evolve(loaded, draft)
                     continue
@@ -342,12 +344,12 @@ class Aggregate(Generic[S]):
         else:
             self._behind = True
 
-    def _draft(self, events: Sequence[Message], request_id: str) -> CommitDraft:
+    def _draft(self, events: Sequence[Message], request_id: str, actor: str) -> CommitDraft:
         call = current_call.get()
         return CommitDraft(
             events=[NewEvent(event) for event in events],
             time_ns=self._repository.clock.now_ns(),
-            actor=call.actor if call else "system",
+            actor=actor or (call.actor if call else SYSTEM_NAME),
             request_id=request_id or (call.request_id if call else ""),
             traceparent=call.traceparent if call else "",
         )

@@ -35,7 +35,7 @@ from mesh.rpc.sending import Sending
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.status import from_rpc_error
 from mesh.rpc.transport import PLAIN, Transport
-from mesh.security.identity import Sign
+from mesh.security.identity import Sign, audience_of
 
 _UNKNOWN = descriptor_pb2.MethodOptions.IDEMPOTENCY_UNKNOWN
 _NO_SIDE_EFFECTS = descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS
@@ -74,7 +74,8 @@ class _Connection:
 
 
 class RemoteChannel(StubChannel):
-    """Reaches the process at `target` in which `service` runs, over `transport`.
+    """Reaches the process at `target` in which `service` runs, over `transport`; `instance` is
+    its id, where it is that one which is called and no other.
 
     Deadline, request id and trace are sent with every call, and with `sign` the identity of
     who calls; what the server answers is raised as the WeftError that its handler raised.
@@ -95,6 +96,7 @@ class RemoteChannel(StubChannel):
         relays: bool = False,
         transport: Transport = PLAIN,
         service: str = "",
+        instance: str = "",
     ) -> None:
         self._target = target
         self._settings = settings
@@ -103,6 +105,7 @@ class RemoteChannel(StubChannel):
         self._relays = relays
         self._transport = transport
         self._service = service
+        self._instance = instance
         self._closing: set[asyncio.Task[None]] = set()
         self._held = transport.held()
         self._looked = monotonic()
@@ -163,7 +166,7 @@ class RemoteChannel(StubChannel):
         identity = self._sign(
             call.principal,
             self._caller,
-            call.contract,
+            audience_of(call.method, self._instance),
             call.remaining_seconds(),
             handed_on=answered is not None and bool(answered.peer) and not answered.caller,
         )

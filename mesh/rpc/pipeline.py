@@ -123,7 +123,7 @@ class Pipeline:
             if call.peer:
                 identity = call.metadata.get(IDENTITY_KEY)
                 if identity is not None:
-                    identify(call, verify(identity, spec.service), recall, public=public)
+                    identify(call, verify(identity, spec.path), recall, public=public)
                 elif not public:
                     call.principal = authenticate(call.metadata.get(AUTHORIZATION_KEY, ""))
                 # What Weft's services call for a principal is part of a call that was

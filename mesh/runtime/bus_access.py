@@ -22,7 +22,8 @@ class BusAccess:
 
     `appends` are the areas whose streams it writes, with their snapshots and blobs;
     `reads` is the whole log, live too, with its snapshots and blobs, and goes with
-    `appends`; `erases` purges snapshots, tokens and blobs.
+    `appends`; `erases` purges snapshots, tokens and blobs; `caches` says that it keeps
+    values in the cache, or has some forgotten.
     """
 
     appends: tuple[str, ...] = ()
@@ -30,6 +31,7 @@ class BusAccess:
     tokens: bool = False
     keys: KeyUse = KeyUse.NONE
     erases: bool = False
+    caches: bool = False
 
     @property
     def reads_log(self) -> bool:
@@ -51,4 +53,5 @@ def union(accesses: Iterable[BusAccess]) -> BusAccess:
         tokens=any(access.tokens for access in each),
         keys=max(access.keys for access in each),
         erases=any(access.erases for access in each),
+        caches=any(access.caches for access in each),
     )

@@ -14,6 +14,8 @@ import structlog
 from grpc import aio
 from prometheus_client import CollectorRegistry
 
+from mesh.cache.cache import Cache
+from mesh.cache.opening import opened_cache
 from mesh.clock import SYSTEM, Clock
 from mesh.control.leases import Leases
 from mesh.control.nats_leases import NatsLeases
@@ -126,6 +128,7 @@ class Host:
         self.registry: NatsRegistry
         self._elsewhere: Elsewhere
         self._tokens: JetStreamTokenStream
+        self.cache: Cache
         self._ready: dict[str, bool] = {entry.name: False for entry in self._served}
         self._stopping = False
         self._stack = AsyncExitStack()
@@ -352,6 +355,11 @@ class Host:
         self._stack.push_async_callback(self._heads.stop)
         await check_log(self._store, self._heads, settings, embedded=self._nats is not None)
         self._tokens = JetStreamTokenStream(connection, codecs)
+        if self._bus.caches:
+            cache = opened_cache(
+                self._keyring, connection, lambda: self.redis, self.data_dir, self.metrics
+            )
+            self.cache = await self._stack.enter_async_context(cache)
         self._leases = NatsLeases(
             connection,
             self._instance,

@@ -14,7 +14,10 @@ from mesh.control.nats_leases import LEASE_PREFIX, LIVE_LEASE_PREFIX
 from mesh.errors import FailedPrecondition
 from mesh.events.jetstream.assets import (
     BLOBS_BUCKET,
+    CACHE,
+    CACHE_PREFIX,
     EVENTS,
+    LIVE_CACHE_PREFIX,
     LIVE_PREFIX,
     SNAPSHOT_PREFIX,
     SNAPSHOTS,
@@ -137,6 +140,8 @@ def user_of(name: str, access: BusAccess, *, apart: bool = False) -> BusUser:
         grants.append(_TOKENS)
     if access.erases:
         grants.append(_ERASURE)
+    if access.caches:
+        grants.append(_CACHE)
     return BusUser(
         name,
         sends=_sorted(grant.sends for grant in grants),
@@ -157,6 +162,15 @@ _ERASURE = BusUser(
         f"STREAM.MSG.DELETE.{_BLOBS}",
     ),
     gets=(f"DIRECT.GET.{SNAPSHOTS}", f"DIRECT.GET.{_BLOBS}"),
+)
+# What one service has forgotten, others may have kept: so a tag isn't one service's. All that
+# is done by an invalidation is that something is made once more.
+_CACHE = BusUser(
+    "",
+    sends=(f"{CACHE_PREFIX}.>",),
+    calls=(f"STREAM.INFO.{CACHE}",),
+    gets=(f"DIRECT.GET.{CACHE}",),
+    hears=(f"{LIVE_CACHE_PREFIX}.>",),
 )
 # A restart of the server takes away what lies in memory: who uses such a stream may
 # make it again. JetStream refuses to make one that is there in another shape.

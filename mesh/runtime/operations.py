@@ -169,6 +169,7 @@ class Operations:
             relays=True,
             transport=self._mesh.transport,
             service=instance.services[0],
+            instance=name.removeprefix(COLLECTION),
         )
         try:
             return await channel.callable_of(call.method)(request)

@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc import aio
 
+from mesh.cache.cache import Cache
 from mesh.clock import Clock
 from mesh.control.leases import Leases
 from mesh.control.registry import Registry
@@ -124,6 +125,12 @@ class Mesh(Protocol):
     @property
     def control_plane(self) -> ControlPlane:
         """What this process tells xDS clients of the instances."""
+        ...
+
+    @property
+    def cache(self) -> Cache:
+        """What this process keeps of what was costly to make. Only for services of which the
+        catalogue says that they cache: others may not hear of what is invalidated."""
         ...
 
     @property

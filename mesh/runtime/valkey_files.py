@@ -65,7 +65,7 @@ set-proc-title no
 save ""
 appendonly no
 databases 1
-maxclients 64
+maxclients 256
 maxmemory {_MEMORY_MAX}
 maxmemory-policy allkeys-lru
 enable-protected-configs no

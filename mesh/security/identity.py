@@ -2,7 +2,7 @@
 process.
 
 A service that calls another one in a different process says on whose behalf it does, which
-service it is, and which contract it calls: the identity is good for that one (RFC 8725, 3.9),
+service it is, and which method it calls: the identity is good for that one (RFC 8725, 3.9),
 so that whoever is called can't pass for the caller elsewhere. What the principal may do was
 decided at the edge, so it isn't in it.
 
@@ -19,9 +19,12 @@ from mesh.clock import NANOSECONDS, SYSTEM, Clock
 from mesh.ids import RESOURCE_ID
 from mesh.principal import Principal, system
 from mesh.security.tokens import (
+    ACCESS_SECONDS_MAX,
     ID,
     ISSUER,
+    LEEWAY_SECONDS,
     SCOPE,
+    SUBJECT,
     TOKEN_ID,
     AccessToken,
     KeySet,
@@ -42,6 +45,8 @@ SIGNED_AGAIN_SECONDS = 5.0
 CACHED_MAX = 10_000
 
 _LIFETIMES_SECONDS = (15, 60, 300, IDENTITY_SECONDS_MAX)
+OF_AN_INSTANCE = "/weft.control.v1.MeshService/"
+"""What begins methods that each instance answers for itself."""
 NOBODY = "nobody"
 """Who calls what needs no credential."""
 
@@ -75,14 +80,20 @@ class Identity:
     shown: ShownKey | AccessToken | None = None
 
 
+def audience_of(method: str, instance: str) -> str:
+    """What an identity for a call of `/package.Service/Method` is for: that method, of whichever
+    instance takes the call; or of that one, where each answers for itself."""
+    return f"{instance}{method}" if method.startswith(OF_AN_INSTANCE) else method
+
+
 class Sign(Protocol):
-    """Signs for whom a service calls a contract; see `IdentitySigner.sign`."""
+    """Signs for whom a service calls a method; see `IdentitySigner.sign`."""
 
     def __call__(
         self,
         principal: Principal | None,
         caller: str,
-        contract: str,
+        audience: str,
         seconds: float,
         *,
         handed_on: bool = False,
@@ -107,13 +118,13 @@ class IdentitySigner:
         self,
         principal: Principal | None,
         caller: str,
-        contract: str,
+        audience: str,
         seconds: float,
         *,
         handed_on: bool = False,
     ) -> str:
-        """The identity for a call of the service `caller` to a contract, by its full name,
-        that has `seconds` left.
+        """The identity for a call of the service `caller` that has `seconds` left; what it
+        calls is `audience_of` the method.
 
         It expires at least 5 s behind the call's deadline, rounded up to one of a few
         lengths so that calls can share it, and after 15 minutes at most. `handed_on` is for
@@ -124,11 +135,10 @@ class IdentitySigner:
         lifetime = _lifetime(seconds)
         shown: dict[str, object] = _shown(principal) if handed_on and principal else {}
         subject = (principal.name, principal.tenant) if principal else (NOBODY, "")
-        known_by = (principal.secret_id, principal.token_id) if shown and principal else ()
-        key = (*subject, caller, contract, str(lifetime), *known_by)
+        key = (*subject, caller, audience, str(lifetime), *map(str, shown.values()))
         signed = self._signed.get(key)
         if signed is None or signed.until <= self._clock.monotonic():
-            claims = {"sub": subject[0], "tenant": subject[1], "caller": caller, "aud": contract}
+            claims = {"sub": subject[0], "tenant": subject[1], "caller": caller, "aud": audience}
             signed = self._sign(claims | shown, lifetime)
             self._signed[key] = signed
             self._signed.move_to_end(key)
@@ -146,20 +156,22 @@ class IdentitySigner:
 @dataclass(frozen=True, slots=True)
 class _Verified:
     identity: Identity
-    contract: str
+    audience: str
     expire_ns: int
 
 
 class IdentityVerifier:
-    """Checks identities with the deployment's public keys; each text once."""
+    """Checks identities for calls of this instance with the deployment's public keys; each
+    text once."""
 
-    def __init__(self, keys: KeySet, clock: Clock = SYSTEM) -> None:
+    def __init__(self, keys: KeySet, clock: Clock = SYSTEM, *, instance: str = "") -> None:
         self._keys = keys
         self._clock = clock
+        self._instance = instance
         self._verified: OrderedDict[str, _Verified] = OrderedDict()
 
-    def verify(self, text: str, contract: str) -> Identity:
-        """On whose behalf the contract of that full name is called, and by which service.
+    def verify(self, text: str, method: str) -> Identity:
+        """On whose behalf `/package.Service/Method` is called here, and by which service.
         Raises CredentialInvalid."""
         now_ns = self._clock.now_ns()
         verified = self._verified.get(text)
@@ -171,7 +183,7 @@ class IdentityVerifier:
         if now_ns >= verified.expire_ns:
             del self._verified[text]
             raise refused()
-        if verified.contract != contract:
+        if verified.audience != audience_of(method, self._instance):
             raise refused()
         return verified.identity
 
@@ -190,16 +202,19 @@ class IdentityVerifier:
         principal = _principal(claims["sub"], claims["tenant"])
         shown: ShownKey | AccessToken | None = None
         if claims.keys() == _KEY_CLAIMS:
-            shown = ShownKey(claims["sub"], matching(claims["secret"], TOKEN_ID))
+            shown = ShownKey(matching(claims["sub"], SUBJECT), matching(claims["secret"], TOKEN_ID))
         elif claims.keys() == _TOKEN_CLAIMS:
+            until_seconds = time_of(claims["until"])
+            if until_seconds - issued_seconds > ACCESS_SECONDS_MAX + LEEWAY_SECONDS:
+                raise refused()
             shown = AccessToken(
-                subject=claims["sub"],
+                subject=matching(claims["sub"], SUBJECT),
                 tenant=claims["tenant"],
                 roles=texts(claims["roles"], ID),
                 scopes=texts(claims["scopes"], SCOPE),
                 token_id=matching(claims["jti"], TOKEN_ID),
                 issued_seconds=issued_seconds,
-                expire_seconds=time_of(claims["until"]),
+                expire_seconds=until_seconds,
             )
         if _CALLER.fullmatch(claims["caller"]) is None:
             raise refused()

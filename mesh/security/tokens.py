@@ -40,7 +40,7 @@ _TIME_MAX = 2**40
 _PART = re.compile(r"[A-Za-z0-9_-]+")
 _KID = re.compile(r"[a-z0-9]{1,64}")
 TOKEN_ID = re.compile(r"[a-z0-9-]{1,64}")
-_SUBJECT = re.compile(f"tenants/({RESOURCE_ID})/apiKeys/{RESOURCE_ID}")
+SUBJECT = re.compile(f"tenants/({RESOURCE_ID})/apiKeys/{RESOURCE_ID}")
 ID = re.compile(RESOURCE_ID)
 SCOPE = re.compile(r"[a-z]+\.([a-z_]+|\*)")
 _REFUSED = "the credential isn't valid"
@@ -113,7 +113,7 @@ def verify_access_token(text: str, keys: KeySet, now_ns: int) -> AccessToken:
     _require(claims["iss"] == ISSUER and claims["aud"] == AUDIENCE)
     issued, expire = check_times(claims, now_ns, ACCESS_SECONDS_MAX)
     tenant = matching(claims["tenant"], ID)
-    subject = matching(claims["sub"], _SUBJECT)
+    subject = matching(claims["sub"], SUBJECT)
     _require(subject.split("/")[1] == tenant)
     return AccessToken(
         subject=subject,

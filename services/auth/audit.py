@@ -40,6 +40,7 @@ _DAMAGED = "damaged"
 _DENIED = facts.AccessDenied.DESCRIPTOR.full_name
 _COLLECTIONS = {
     "agents": "agents",
+    "blobs": "blobs",
     "instances": "instances",
     "schedules": "schedules",
     "scheduler": "queues",

@@ -8,13 +8,16 @@ import structlog
 
 from mesh.errors import WeftError
 
+_DOUBLINGS_MAX = 6
+
 _log = structlog.get_logger(__name__)
 
 
 class Background:
     """Runs `flush` once something was noted, and then at most once per `interval_seconds`.
 
-    What it raises of WeftError is logged and waits for the next time.
+    What it raises of WeftError is logged and waits for the next time, which comes later each
+    time that it fails: a process whose user of NATS may not write it never will.
     """
 
     def __init__(
@@ -46,18 +49,22 @@ class Background:
             await self._flush_once()
 
     async def _run(self) -> None:
+        failures = 0
         while True:
             await self._noted.wait()
-            await self._flush_once()
-            await asyncio.sleep(self._interval_seconds)
+            failures = 0 if await self._flush_once() else min(failures + 1, _DOUBLINGS_MAX)
+            await asyncio.sleep(self._interval_seconds * 2**failures)
 
-    async def _flush_once(self) -> None:
+    async def _flush_once(self) -> bool:
+        """Whether all that was noted is committed."""
         self._noted.clear()
         try:
             await self._flush()
+            return True
         except WeftError as error:
             _log.warning("facts_not_noted", what=self._name, error=error.message)
             self._noted.set()
+            return False
         except BaseException:
             # A stop in the middle: whatever wasn't flushed is flushed at the end.
             self._noted.set()

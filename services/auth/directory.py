@@ -70,6 +70,8 @@ class AccessDirectory:
         secrets: Secrets,
         clock: Clock = SYSTEM,
         settings: AuthSettings | None = None,
+        *,
+        instance: str = "",
     ) -> None:
         self.settings = settings or AuthSettings()
         self._events = events
@@ -88,7 +90,7 @@ class AccessDirectory:
         self._following = AccessFollowing(events, self._apply, self._tend, clock, self.settings)
         self._uses = Background("uses", self._flush_uses, USES_INTERVAL_SECONDS)
         self._denials = Denials(events, clock, self.settings.denied_interval_seconds)
-        self._identities = IdentityVerifier(self, clock)
+        self._identities = IdentityVerifier(self, clock, instance=instance)
         self._signer = IdentitySigner(self, clock)
 
     async def start(self) -> None:
@@ -142,8 +144,8 @@ class AccessDirectory:
             if secret is None or secret.key.name != shown.name or _expired(secret, now_ns):
                 raise refused()
             return secret.principal
-        # No digest of a header is of that length.
-        known_by = f"token {shown.token_id}".encode()
+        # What begins so is no digest of a header.
+        known_by = f"token {shown.token_id} {shown.roles}".encode()
         found = self._verified.get(known_by)
         if found is None or not found.access.current:
             found = self._permitted(shown, now_ns)
@@ -200,9 +202,9 @@ class AccessDirectory:
         """See Authenticator."""
         self._denials.record(principal, method)
 
-    def verify(self, text: str, contract: str) -> Identity:
+    def verify(self, text: str, method: str) -> Identity:
         """See Identities."""
-        return self._identities.verify(text, contract)
+        return self._identities.verify(text, method)
 
     def knows_identity(self, text: str) -> bool:
         """See Identities."""

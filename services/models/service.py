@@ -4,7 +4,10 @@ import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
+from mesh.cache.cache import Cache
+from mesh.cache.codecs import MessageCodec
 from mesh.call import Call
+from mesh.clock import NANOSECONDS
 from mesh.errors import FieldViolation, InvalidArgument, ModelBadAnswer, ModelUnavailable, NotFound
 from mesh.rpc.pages import read_page_token, write_page_token
 from mesh.telemetry import traces
@@ -25,8 +28,9 @@ _TEMPERATURE_MAX = 2.0
 class ModelsService:
     """Implements `weft.models.v1.ModelService` over the providers that are configured."""
 
-    def __init__(self, settings: ModelsSettings) -> None:
+    def __init__(self, settings: ModelsSettings, cache: Cache) -> None:
         self._settings = settings
+        self._answers = cache.of("models.answers", MessageCodec(pb.GenerateResponse))
         extractive = ExtractiveProvider(settings.extractive_context_tokens_max)
         self._openai = OpenAIProvider(settings) if settings.has_openai else None
         configured: list[Provider] = [extractive]
@@ -69,11 +73,28 @@ class ModelsService:
 
     async def generate(self, request: pb.GenerateRequest, call: Call) -> pb.GenerateResponse:
         """One answer, whole. Raises as `stream_generate` does."""
-        async with aclosing(self._parts(request, call)) as parts:
-            async for part in parts:
-                if isinstance(part, pb.GenerateResponse):
-                    return part
-        raise ModelBadAnswer("the model's answer has no end")
+        if not request.HasField("cache_ttl"):
+            return await self._whole(request, call)
+        _check(request)
+        asked = pb.GenerateRequest()
+        asked.CopyFrom(request)
+        asked.ClearField("cache_ttl")
+        # The default model may be another one tomorrow.
+        asked.model = request.model or await self._default_model()
+        made: list[pb.GenerateResponse] = []
+
+        async def load() -> pb.GenerateResponse:
+            made.append(await self._whole(asked, call))
+            return made[0]
+
+        answer = await self._answers.get(
+            request.parent.split("/")[1],
+            asked.SerializeToString(deterministic=True),
+            load,
+            ttl_seconds=request.cache_ttl.ToNanoseconds() / NANOSECONDS,
+        )
+        answer.cached = not made
+        return answer
 
     async def stream_generate(
         self, request: pb.StreamGenerateRequest, call: Call
@@ -83,12 +104,24 @@ class ModelsService:
         Raises InvalidArgument, NotFound for an unknown model, ModelRefused,
         ModelRateLimited, ModelUnavailable, ModelBadAnswer.
         """
+        if request.request.HasField("cache_ttl"):
+            answer = await self.generate(request.request, call)
+            yield pb.StreamGenerateResponse(text_delta=answer.message.text)
+            yield pb.StreamGenerateResponse(completed=answer)
+            return
         async with aclosing(self._parts(request.request, call)) as parts:
             async for part in parts:
                 if isinstance(part, str):
                     yield pb.StreamGenerateResponse(text_delta=part)
                 else:
                     yield pb.StreamGenerateResponse(completed=part)
+
+    async def _whole(self, request: pb.GenerateRequest, call: Call) -> pb.GenerateResponse:
+        async with aclosing(self._parts(request, call)) as parts:
+            async for part in parts:
+                if isinstance(part, pb.GenerateResponse):
+                    return part
+        raise ModelBadAnswer("the model's answer has no end")
 
     async def _parts(
         self, request: pb.GenerateRequest, call: Call
@@ -123,6 +156,8 @@ def _check(request: pb.GenerateRequest) -> None:
         if not _is_object(tool.parameters_json_schema or "{}"):
             field = f"tools[{index}].parameters_json_schema"
             violations.append(FieldViolation(field, "must be a JSON object"))
+    if request.HasField("cache_ttl") and request.cache_ttl.ToNanoseconds() <= 0:
+        violations.append(FieldViolation("cache_ttl", "must be more than 0"))
     if violations:
         text = "; ".join(f"{one.field}: {one.description}" for one in violations)
         raise InvalidArgument(text, violations=violations)

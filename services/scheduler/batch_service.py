@@ -70,7 +70,7 @@ class BatchService:
         later = any(isinstance(error, LimitExceeded) for error in errors.values())
         if not request.open and not later and request.batch_id in queue.state.batches:
             close = partial(batches.close, batch=request.batch_id)
-            await queue.journal.put(f"batch {request.batch_id}", close)
+            await queue.journal.put(f"batch {request.batch_id}", close, actor=call.actor)
         response = pb.SubmitBatchResponse(batch=await self._batch(name))
         for index, error in sorted(errors.items()):
             response.errors.add(
@@ -108,7 +108,9 @@ class BatchService:
         reason = request.reason or f"cancelled by {call.actor}"
         try:
             await queue.journal.put(
-                f"batch {batch}", partial(batches.cancel, batch=batch, reason=reason)
+                f"batch {batch}",
+                partial(batches.cancel, batch=batch, reason=reason),
+                actor=call.actor,
             )
         except NotFound:
             found = await self._batch(request.name)
@@ -162,7 +164,7 @@ class BatchService:
             creator=call.actor,
         )
         # Alone in its commit, so that the bound on batches is exact.
-        await queue.journal.put("", create)
+        await queue.journal.put("", create, actor=call.actor)
 
     async def _batch(self, name: str) -> batches_pb2.Batch:
         found = await self._queues.read_model.batch(name)
@@ -266,6 +268,7 @@ class _Submission:
             submit,
             # The same item isn't decided on twice in one commit.
             request_id=f"{batch}/{index}",
+            actor=self._call.actor,
         )
 
     async def _changed_items(self, known: dict[int, batches_pb2.BatchItem]) -> dict[int, WeftError]:

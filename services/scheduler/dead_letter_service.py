@@ -50,7 +50,7 @@ class DeadLetterService:
         """Of those named each must be a dead letter. Repeating it does no harm to those that
         are tasks again. NotFound for a batch that isn't there, InvalidArgument for one of
         another queue, or together with names."""
-        count = await self._each(request, decide.redrive)
+        count = await self._each(request, decide.redrive, call.actor)
         return pb.RedriveDeadLettersResponse(count=count)
 
     async def discard_dead_letters(
@@ -59,13 +59,14 @@ class DeadLetterService:
         """As redriving; they are listed as cancelled from then on."""
         reason = request.reason or f"discarded by {call.actor}"
         discard = partial(decide.discard, reason=reason)
-        count = await self._each(request, discard)
+        count = await self._each(request, discard, call.actor)
         return pb.DiscardDeadLettersResponse(count=count)
 
     async def _each(
         self,
         request: pb.RedriveDeadLettersRequest | pb.DiscardDeadLettersRequest,
         change: Callable[..., Facts],
+        actor: str,
     ) -> int:
         parent, wanted = request.parent, request.names
         queue = await self._queues.existing(parent)
@@ -81,7 +82,10 @@ class DeadLetterService:
             tasks = list(queue.dead)
         changes: list[Decide] = [partial(change, task=task) for task in tasks]
         stored = await asyncio.gather(
-            *(queue.journal.put(task, each) for task, each in zip(tasks, changes, strict=True)),
+            *(
+                queue.journal.put(task, each, actor=actor)
+                for task, each in zip(tasks, changes, strict=True)
+            ),
             return_exceptions=True,
         )
         count = 0

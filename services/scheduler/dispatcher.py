@@ -135,6 +135,7 @@ class Dispatcher:
             submission.task,
             partial(decide.submit, submission=submission, taker=taker),
             request_id=submission.request_id,
+            actor=submission.creator,
         )
         if worker is not None:
             stored.add_done_callback(partial(self._given, queue, submission.task, attempt, worker))
@@ -237,7 +238,7 @@ class Dispatcher:
             worker.recorded(task, attempt, stale=True)
             return
         queue = self.tenants[names.queue_stream(task).tenant]
-        stored = queue.journal.put(names.task_id(task), ending)
+        stored = queue.journal.put(names.task_id(task), ending, actor=worker.actor)
         stored.add_done_callback(partial(self._reported, worker, task, attempt))
 
     def _ending(

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 
 from mesh.errors import Internal, WeftError
 from mesh.events.aggregate import Aggregate
+from mesh.principal import SYSTEM_NAME
 from services.scheduler.domain import batches
 from services.scheduler.domain.state import QueueState
 from weft.scheduler.v1 import events_pb2 as facts
@@ -37,6 +38,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(slots=True, eq=False)
 class _Command:
+    actor: str
     decide: Decide
     keys: tuple[str, ...]
     done: "asyncio.Future[Facts]"
@@ -58,17 +60,19 @@ class Journal:
         """Whether too much waits already."""
         return len(self._waiting) >= WAITING_MAX
 
-    def put(self, key: str, decide: Decide, *, request_id: str = "") -> "asyncio.Future[Facts]":
+    def put(
+        self, key: str, decide: Decide, *, request_id: str = "", actor: str = SYSTEM_NAME
+    ) -> "asyncio.Future[Facts]":
         """Decides and stores a transition of the task `key` (of the whole queue where it is
-        empty), together with others of other tasks and requests; resolved with the facts
-        once they are stored.
+        empty), which is the actor's doing, together with others of theirs; resolved with the
+        facts once they are stored.
 
         `decide` may be called again on a newer state. What it raises, the future raises;
         EventStoreUnavailable where it isn't known whether the facts are stored.
         """
         done: asyncio.Future[Facts] = asyncio.get_running_loop().create_future()
         keys = (key, f"request {request_id}") if request_id else (key,)
-        self._waiting.append(_Command(decide, keys, done))
+        self._waiting.append(_Command(actor, decide, keys, done))
         if self._task is None:
             # In a context of its own: what many callers asked for is nobody's call.
             self._task = asyncio.create_task(self._run(), context=contextvars.Context())
@@ -94,8 +98,8 @@ class Journal:
             await asyncio.sleep(0)
 
     def _batch(self) -> list[_Command]:
-        """What goes together: of each task one transition, since each is decided on the
-        state before the commit; what concerns the queue itself goes alone."""
+        """What goes together: what one actor does, of each task one transition, since each is
+        decided on the state before the commit; what concerns the queue itself goes alone."""
         batch: list[_Command] = []
         left: list[_Command] = []
         keys: set[str] = set()
@@ -105,7 +109,8 @@ class Journal:
             if whole and (batch or left):
                 left.append(command)
                 break
-            if not keys.isdisjoint(command.keys):
+            anothers = bool(batch) and command.actor != batch[0].actor
+            if anothers or not keys.isdisjoint(command.keys):
                 # And what comes after it of the same task goes after it.
                 keys.update(command.keys)
                 left.append(command)
@@ -150,7 +155,7 @@ class Journal:
             return found
 
         try:
-            await self._aggregate.execute(decide)
+            await self._aggregate.execute(decide, actor=batch[0].actor)
             # What didn't fit is decided anew, before all that came after it.
             self._waiting.extendleft(reversed(batch[fitting:]))
             del batch[fitting:]

@@ -42,7 +42,8 @@ class QueueService:
             if stream not in others and len(others) >= count:
                 raise LimitExceeded(f"a tenant has at most {count} queues")
             queue = await self._queues.queue(stream)
-            await queue.journal.put("", partial(decide.create, limits=request.limits))
+            create = partial(decide.create, limits=request.limits)
+            await queue.journal.put("", create, actor=call.actor)
         return pb.CreateQueueResponse(queue=self._queues.queue_view(queue))
 
     async def get_queue(self, request: pb.GetQueueRequest, call: Call) -> pb.GetQueueResponse:
@@ -69,19 +70,19 @@ class QueueService:
     ) -> pb.UpdateQueueResponse:
         """Tasks that are there already stay, also beyond the new limits."""
         change = partial(decide.change_limits, limits=request.limits)
-        return pb.UpdateQueueResponse(queue=await self._changed(request.name, change))
+        return pb.UpdateQueueResponse(queue=await self._changed(request.name, change, call))
 
     async def pause_queue(self, request: pb.PauseQueueRequest, call: Call) -> pb.PauseQueueResponse:
         """What runs goes on."""
-        return pb.PauseQueueResponse(queue=await self._changed(request.name, decide.pause))
+        return pb.PauseQueueResponse(queue=await self._changed(request.name, decide.pause, call))
 
     async def resume_queue(
         self, request: pb.ResumeQueueRequest, call: Call
     ) -> pb.ResumeQueueResponse:
         """Does nothing where it isn't paused."""
-        return pb.ResumeQueueResponse(queue=await self._changed(request.name, decide.resume))
+        return pb.ResumeQueueResponse(queue=await self._changed(request.name, decide.resume, call))
 
-    async def _changed(self, name: str, change: Decide) -> queues_pb2.Queue:
+    async def _changed(self, name: str, change: Decide, call: Call) -> queues_pb2.Queue:
         queue = await self._queues.existing(name)
-        await queue.journal.put("", change)
+        await queue.journal.put("", change, actor=call.actor)
         return self._queues.queue_view(queue)

@@ -83,20 +83,20 @@ class TaskService:
         """Does nothing to a task that is cancelled already. FailedPrecondition for one that
         is final otherwise."""
         reason = request.reason or f"cancelled by {call.actor}"
-        task = await self._end(request.name, decide.cancel, reason, CANCELLED)
+        task = await self._end(request.name, decide.cancel, reason, CANCELLED, call.actor)
         return pb.CancelTaskResponse(task=task)
 
     async def skip_task(self, request: pb.SkipTaskRequest, call: Call) -> pb.SkipTaskResponse:
         """As cancelling, but doesn't wait for the worker."""
         reason = request.reason or f"skipped by {call.actor}"
-        task = await self._end(request.name, stalls.skip, reason, CANCELLED)
+        task = await self._end(request.name, stalls.skip, reason, CANCELLED, call.actor)
         return pb.SkipTaskResponse(task=task)
 
     async def fail_task(self, request: pb.FailTaskRequest, call: Call) -> pb.FailTaskResponse:
         """Does nothing to a dead letter. FailedPrecondition for a task that is final
         otherwise, NotFound for none."""
         reason = request.reason or f"failed by {call.actor}"
-        task = await self._end(request.name, stalls.fail_now, reason, FAILED)
+        task = await self._end(request.name, stalls.fail_now, reason, FAILED, call.actor)
         return pb.FailTaskResponse(task=task)
 
     async def retry_task(self, request: pb.RetryTaskRequest, call: Call) -> pb.RetryTaskResponse:
@@ -104,7 +104,7 @@ class TaskService:
         queue = await self._queues.existing(request.name)
         task = names.task_id(request.name)
         try:
-            await queue.journal.put(task, partial(decide.redrive, task=task))
+            await queue.journal.put(task, partial(decide.redrive, task=task), actor=call.actor)
         except NotFound:
             final = await self._queues.task(request.name)
             raise FailedPrecondition(f"the task is {_said(final.state)}: submit it anew") from None
@@ -139,14 +139,14 @@ class TaskService:
                         await changed.wait()
 
     async def _end(
-        self, name: str, end: Callable[..., Facts], reason: str, as_state: int
+        self, name: str, end: Callable[..., Facts], reason: str, as_state: int, actor: str
     ) -> tasks_pb2.Task:
         """The task once its end is stored, or asked for, or where it ended `as_state` before.
         FailedPrecondition for one that is final otherwise, NotFound for none."""
         queue = await self._queues.existing(name)
         task = names.task_id(name)
         try:
-            await queue.journal.put(task, partial(end, task=task, reason=reason))
+            await queue.journal.put(task, partial(end, task=task, reason=reason), actor=actor)
         except NotFound:
             final = await self._queues.task(name)
             if final.state != as_state:

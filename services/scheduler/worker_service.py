@@ -57,7 +57,9 @@ class WorkerService:
                     raise InvalidArgument.of("queue", "isn't the one of the first message")
                 yield request
 
-        async with aclosing(self._serve(dispatcher, first, later(), queue.tenant)) as messages:
+        async with aclosing(
+            self._serve(dispatcher, first, later(), queue.tenant, call)
+        ) as messages:
             async for message in messages:
                 yield message
 
@@ -76,7 +78,7 @@ class WorkerService:
                     raise InvalidArgument.of("queue_id", "isn't the one of the first message")
                 yield request
 
-        async with aclosing(self._serve(dispatcher, first, later(), "")) as messages:
+        async with aclosing(self._serve(dispatcher, first, later(), "", call)) as messages:
             async for message in messages:
                 # The fields of both are the same.
                 yield pb.AttachSharedResponse.FromString(message.SerializeToString())
@@ -130,10 +132,11 @@ class WorkerService:
         first: _Request,
         later: AsyncIterator[_Request],
         tenant: str,
+        call: Call,
     ) -> AsyncGenerator[pb.AttachResponse, None]:
         await self._catch_up(dispatcher, first.hello)
         worker = dispatcher.attach(first.hello, first.hello.worker_id or new_id(), tenant)
-        worker.attach_ns = self._queues.clock.now_ns()
+        worker.attach_ns, worker.actor = self._queues.clock.now_ns(), call.actor
         reader = asyncio.create_task(self._read(dispatcher, worker, later))
         try:
             async with aclosing(worker.messages()) as messages:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import structlog
 
 from mesh.clock import NANOSECONDS
+from mesh.principal import SYSTEM_NAME
 from services.scheduler.domain import decide
 from weft.scheduler.v1 import tasks_pb2
 from weft.scheduler.v1 import worker_service_pb2 as pb
@@ -79,8 +80,8 @@ class Held:
 @dataclass(slots=True, eq=False)
 class Worker:
     """A worker. `held` is by the task's name and attempt. `seen` is when it was last heard
-    of, on the monotonic clock; `attach_ns` when its stream began, in Unix nanoseconds. `outbox`
-    is what is to be sent to it; None ends its stream."""
+    of, on the monotonic clock; `attach_ns` when its stream began, in Unix nanoseconds. `actor` is
+    who it is to the log. `outbox` is what is to be sent to it; None ends its stream."""
 
     id: str
     tenant: str
@@ -95,6 +96,7 @@ class Worker:
     load: float = 0.0
     attached: bool = True
     attach_ns: int = 0
+    actor: str = SYSTEM_NAME
     held: dict[Attempt, Held] = field(default_factory=dict)
     outbox: "asyncio.Queue[pb.AttachResponse | None]" = field(default_factory=asyncio.Queue)
 

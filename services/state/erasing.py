@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from mesh import failpoints
+from mesh.cache.cache import Cache
+from mesh.cache.entries import session_tag
 from mesh.call import current_call
 from mesh.clock import NANOSECONDS, Clock
 from mesh.errors import (
@@ -54,11 +56,13 @@ class Erasures:
         read_model: SessionsReadModel,
         keyring: Keyring,
         tokens: TokenStream,
+        cache: Cache,
     ) -> None:
         self._repository = repository
         self._read_model = read_model
         self._keyring = keyring
         self._tokens = tokens
+        self._cache = cache
         self._running: set[asyncio.Task[list[str]]] = set()
 
     async def stop(self) -> None:
@@ -162,6 +166,7 @@ class Erasures:
             await self._erase(Erasure(late, erasure.request_id, erasure.request_hash))
         await self._repository.store.scrub(stream)
         await self._tokens.forget(stream)
+        await self._cache.invalidate(stream.tenant, [session_tag(erasure.session)])
         self._read_model.finish(erasure.session)
 
     async def _commit_unread(self, stream: StreamName, command: domain.EraseSession) -> None:

@@ -29,7 +29,9 @@ class StateService:
             mesh.clock,
         )
         revisions = Revisions(mesh.stub(AgentServiceStub), mesh.repository(SPLIT_FOLD))
-        erasures = Erasures(self._repository, self._read_model, mesh.keyring, mesh.tokens)
+        erasures = Erasures(
+            self._repository, self._read_model, mesh.keyring, mesh.tokens, mesh.cache
+        )
         imports = Imports(self._repository, revisions, settings, mesh.clock)
         self._sweeper = Sweeper(erasures, settings, mesh.clock)
         self._sessions = Sessions(self._repository, self._read_model, revisions, erasures, imports)

@@ -3,10 +3,12 @@
 import hashlib
 import re
 from collections.abc import Mapping
+from functools import partial
 
 from google.protobuf.duration_pb2 import Duration
 
 from mesh import failpoints
+from mesh.cache.cache import Cache
 from mesh.call import Call
 from mesh.clock import Clock
 from mesh.errors import AlreadyExists, DeadlineExceeded, InvalidArgument, LimitExceeded, NotFound
@@ -15,6 +17,7 @@ from mesh.ids import new_id
 from mesh.rpc.pages import read_page_token, write_page_token
 from mesh.telemetry import traces
 from services.tools.builtin import BuiltinTools, SearchStub, builtin_tools, is_builtin
+from services.tools.cached_results import CachedResults
 from services.tools.catalogue import ToolCatalogue
 from services.tools.domain import (
     Delete,
@@ -49,9 +52,15 @@ class ToolsService:
     """Keeps a tenant's tools and runs them. `vectors` is a `VectorServiceStub`."""
 
     def __init__(
-        self, settings: ToolsSettings, events: EventStore, clock: Clock, vectors: SearchStub
+        self,
+        settings: ToolsSettings,
+        events: EventStore,
+        clock: Clock,
+        vectors: SearchStub,
+        cache: Cache,
     ) -> None:
         self._settings = settings
+        self._results = CachedResults(cache)
         self._clock = clock
         self._registry = ToolRegistry(events, clock)
         self._catalogue = ToolCatalogue(events, catch_up_seconds=settings.catch_up_seconds)
@@ -109,6 +118,8 @@ class ToolsService:
         state, _ = await self._registry.load(stream)
         earlier = answered(state, request.request_id, digest) if request.request_id else None
         if earlier is not None and earlier.tool is not None:
+            # Its first attempt may have ended before this.
+            await self._results.forget(name)
             return pb.RegisterToolResponse(tool=earlier.tool)
         if state.tool is None and len(self._catalogue.tools(tenant)) >= self._settings.tools_max:
             raise LimitExceeded(f"a tenant has at most {self._settings.tools_max} tools")
@@ -116,6 +127,7 @@ class ToolsService:
         request_id = request.request_id or new_id()
         outcome = await self._registry.execute(stream, command, request_id, call)
         self._catalogue.put(stream, outcome.revision, outcome.state.tool)
+        await self._results.forget(name)
         return pb.RegisterToolResponse(tool=outcome.request.tool)
 
     async def delete_tool(self, request: pb.DeleteToolRequest, call: Call) -> pb.DeleteToolResponse:
@@ -126,6 +138,7 @@ class ToolsService:
         request_id = request.request_id or new_id()
         outcome = await self._registry.execute(stream, Delete(request.name), request_id, call)
         self._catalogue.put(stream, outcome.revision, outcome.state.tool)
+        await self._results.forget(request.name)
         return pb.DeleteToolResponse()
 
     async def invoke_tool(self, request: pb.InvokeToolRequest, call: Call) -> pb.InvokeToolResponse:
@@ -140,6 +153,18 @@ class ToolsService:
             raise InvalidArgument.of("idempotency_key", "must be printable ASCII")
         tool = self._tool(request.name)
         arguments = self._arguments.check(tool, request.arguments_json)
+        run = partial(self._answer, tool, arguments, request, call)
+        if tool.HasField("cache_ttl"):
+            return await self._results.get(tool, arguments, key, run)
+        return await run()
+
+    async def _answer(
+        self,
+        tool: tools_pb2.Tool,
+        arguments: Mapping[str, object],
+        request: pb.InvokeToolRequest,
+        call: Call,
+    ) -> pb.InvokeToolResponse:
         result = await self._run(tool, arguments, request, call)
         return pb.InvokeToolResponse(
             content=cut(result.content, self._settings.content_length_max),
@@ -193,6 +218,8 @@ class ToolsService:
         tool.timeout.FromNanoseconds(int(self._settings.timeout_seconds * 1e9))
         if request.HasField("timeout"):
             tool.timeout.CopyFrom(request.timeout)
+        if request.HasField("cache_ttl"):
+            tool.cache_ttl.CopyFrom(request.cache_ttl)
         tool.create_time.FromNanoseconds(self._clock.now_ns())
         return with_etag(tool)
 
@@ -221,6 +248,11 @@ def _check_registration(request: pb.RegisterToolRequest) -> None:
         raise InvalidArgument.of("effect", "must be read, idempotent or irreversible")
     if request.HasField("timeout") and _seconds(request.timeout) <= 0:
         raise InvalidArgument.of("timeout", "must be more than 0")
+    if request.HasField("cache_ttl"):
+        if request.effect != options_pb2.EFFECT_READ:
+            raise InvalidArgument.of("cache_ttl", "is for tools that only read")
+        if _seconds(request.cache_ttl) <= 0:
+            raise InvalidArgument.of("cache_ttl", "must be more than 0")
     match = _ADDRESS.fullmatch(request.grpc.address)
     if match is None or not 0 < int(match[1]) < 65_536:
         raise InvalidArgument.of("grpc.address", "must be host:port, such as localhost:50051")

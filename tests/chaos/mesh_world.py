@@ -28,7 +28,8 @@ PARTS = {
     "work": ("agents", "scheduler", "state"),
     "gateway": ("gateway",),
 }
-"""The services of each part. `vectors` runs in one process only, with the first of `control`."""
+"""The services of each part. `blobs` and `vectors` run in one process only, with the first of
+`control`."""
 ZONES = ("east", "west")
 SCRAPE_SECONDS_MAX = 5.0
 
@@ -132,7 +133,7 @@ def _replicas(folder: Path, name: str, nats_url: str) -> Iterator[Platform]:
             "WEFT_ZONE": zone,
             "WEFT_AGENTS_RESUMES_MAX": RESUMES_MAX,
         }
-        alone = ("vectors",) if name == "control" and number == 0 else ()
+        alone = ("blobs", "vectors") if name == "control" and number == 0 else ()
         # Clients of gateways know them by their port.
         port = _free_port() if name == "gateway" else 0
         yield Platform(

@@ -60,7 +60,7 @@ def fields_of(
 
 def test_there_are_contracts() -> None:
     assert {spec.service.split(".")[1] for spec in METHODS} >= {
-        *("agents", "auth", "models", "state", "tools", "vectors"),
+        *("agents", "auth", "blobs", "models", "state", "tools", "vectors"),
     }
 
 

@@ -23,7 +23,7 @@ from tests.support.nats import instance_of
 
 USERS = {user.name: user for user in bus_users(CATALOGUE)}
 _REFUSAL = re.compile(r'permissions violation for (\w+) to "([^"]+)"')
-STREAMS = ("EVENTS", "SNAPSHOTS", "OBJ_BLOBS", "TOKENS", "KV_LEASES", "KV_KEYS")
+STREAMS = ("EVENTS", "SNAPSHOTS", "OBJ_BLOBS", "TOKENS", "KV_LEASES", "KV_KEYS", "CACHE")
 
 
 @dataclass

@@ -63,7 +63,7 @@ async def bad(weft: Deployment) -> dict[str, Metadata]:
     claims = {"iss": "weft", "aud": "weft", "sub": "tenants/acme/apiKeys/admin", "iat": now}
     claims |= {"exp": now + 60, "jti": "x", "tenant": "acme", "roles": ["admin"], "scopes": []}
     admin = Principal("tenants/acme/apiKeys/admin", "acme")
-    identity = weft.host.access.sign(admin, "agents", "weft.models.v1.OtherService", 60)
+    identity = weft.host.access.sign(admin, "agents", "/weft.models.v1.ModelService/Other", 60)
     await asyncio.sleep(max(0.0, expires - time.monotonic()))
     return {
         "none": (),
@@ -81,7 +81,7 @@ async def bad(weft: Deployment) -> dict[str, Metadata]:
         "a token of a revoked key": _header(f"Bearer {exchanged.token}"),
         "an unsigned token": _header(f"Bearer {_unsigned(claims)}"),
         "an identity of a service as a token": _header(f"Bearer {identity}"),
-        "an identity of a service for another contract": (("x-weft-identity", identity),),
+        "an identity of a service for another method": (("x-weft-identity", identity),),
         "a key under another header": (("x-api-key", good), ("api-key", good)),
         "two keys": (*_header(f"Bearer {good}"), *_header(f"Bearer {good}")),
         "a key and a forged identity": (

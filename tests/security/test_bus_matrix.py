@@ -12,8 +12,8 @@ from tests.security.bus import STREAMS, USERS, RawClient, bus, logged_in, others
 
 SUBJECT_IS_FULL = 10077
 AREAS = (
-    *("agents", "auth", "control", "exports", "instances", "models", "schedules", "scheduler"),
-    *("state", "tools", "vectors"),
+    *("agents", "auth", "blobs", "control", "exports", "instances", "models", "schedules"),
+    *("scheduler", "state", "tools", "vectors"),
 )
 API = "$JS.API"
 
@@ -32,6 +32,10 @@ TOKENS = {
 LEASES = {
     *("STREAM.CREATE.KV_LEASES", "STREAM.INFO.KV_LEASES", "DIRECT.GET.KV_LEASES"),
     "hear weft.leases.>",
+}
+CACHES = {
+    *("weft.cache.t.refused", "STREAM.INFO.CACHE", "DIRECT.GET.CACHE"),
+    "hear weft.live.cache.>",
 }
 READ_KEYS = {
     *("STREAM.INFO.KV_KEYS", "STREAM.MSG.GET.KV_KEYS", "DIRECT.GET.KV_KEYS"),
@@ -64,12 +68,13 @@ PROCESS = LOG | LEASES | READ_KEYS
 GRANTED = {
     "agents": writes("agents", "state") | TOKENS | PROCESS,
     "auth": writes("auth") | PROCESS | KEEPS_KEYS | DESTROYS,
+    "blobs": writes("blobs") | PROCESS,
     "control": writes("control", "instances") | PROCESS,
     "gateway": writes("auth", "instances") | PROCESS,
-    "models": PROCESS,
+    "models": PROCESS | CACHES,
     "scheduler": writes("scheduler", "schedules") | PROCESS,
-    "state": writes("exports", "state") | PROCESS | DESTROYS | ERASES,
-    "tools": writes("tools") | PROCESS,
+    "state": writes("exports", "state") | PROCESS | DESTROYS | ERASES | CACHES,
+    "tools": writes("tools") | PROCESS | CACHES,
     "vectors": PROCESS,
     "admin": {
         *(f"STREAM.{call}.{name}" for call in ("CREATE", "UPDATE", "INFO") for name in STREAMS),
@@ -90,6 +95,7 @@ CALLS = (
 )
 SUBJECTS = (
     *(f"weft.{kind}.{area}.t.refused" for kind in ("events", "snapshots") for area in AREAS),
+    *("weft.cache.t.refused", "weft.live.cache.t.refused"),
     *("weft.events.refused", "weft.live.events.state.t.refused", "weft.tokens.state.t.refused"),
     *("$O.BLOBS.C.refused", "$O.BLOBS.M.refused", "$KV.LEASES.refused", "$KV.KEYS.refused"),
     *(f"$KV.LEASES.{each}.refused" for each in (*(entry.name for entry in CATALOGUE), "host")),
@@ -107,6 +113,8 @@ HEARD = (
     *(">", "*.>", "weft.>", "weft.events.>", "weft.live.events.>", "weft.live.>", "weft.tokens.>"),
     *(
         "weft.snapshots.>",
+        "weft.cache.>",
+        "weft.live.cache.>",
         "$KV.KEYS.>",
         "$KV.LEASES.>",
         "weft.leases.>",
@@ -180,10 +188,10 @@ async def test_what_is_granted_works(endpoint: NatsEndpoint, name: str) -> None:
 async def test_nothing_that_was_refused_had_an_effect(endpoint: NatsEndpoint) -> None:
     async with (
         logged_in(endpoint.url, endpoint.login(ADMIN)) as admin,
-        logged_in(endpoint.url, endpoint.login(USERS["models"])) as client,
+        logged_in(endpoint.url, endpoint.login(USERS["vectors"])) as client,
     ):
         before = await shape(admin)
-        await may(client, USERS["models"].api, "models")
+        await may(client, USERS["vectors"].api, "vectors")
         assert await shape(admin) == before
 
 

@@ -27,7 +27,7 @@ from mesh.runtime.service import callers_of
 from mesh.security.ca import CertificateAuthority
 from mesh.security.certificate_files import CertificateFiles
 from mesh.security.certificates import KeyPair, read_pair
-from mesh.security.identity import IdentitySigner, IdentityVerifier
+from mesh.security.identity import IdentitySigner, IdentityVerifier, audience_of
 from mesh.security.spiffe import TRUST_DOMAIN
 from services.catalog import CATALOGUE
 from tests.contract.test_contracts import METHODS
@@ -36,7 +36,7 @@ from tests.support.certificates import SERVICES, authority, dial, leaf, root_of,
 from tests.support.edge import NO_LIMITS, Doorkeeper, OneKey, administrator
 from tests.support.requests import filled, outcome
 
-SETTINGS = RpcSettings(peer_calls_max=10_000)
+SETTINGS = RpcSettings(peer_calls_max=10_000, peer_failures_max=10_000)
 WHO = Principal("tenants/acme/apiKeys/ada", "acme")
 KEY = "key"
 GRANTED = grpc.StatusCode.UNIMPLEMENTED
@@ -63,8 +63,8 @@ class Served:
     def bundle(self) -> bytes:
         return (self.ca.folder / "bundle.pem").read_bytes()
 
-    def identity(self, caller: str, contract: str) -> tuple[str, str]:
-        return IDENTITY_KEY, self.signer.sign(WHO, caller, contract, 60)
+    def identity(self, caller: str, method: str) -> tuple[str, str]:
+        return IDENTITY_KEY, self.signer.sign(WHO, caller, audience_of(method, ""), 60)
 
     def dial(self, pair: KeyPair | None, service: str = "models") -> grpc.aio.Channel:
         return dial(self.mesh, service, self.bundle, pair)
@@ -78,7 +78,7 @@ class Served:
     ) -> grpc.StatusCode:
         for _ in range(ATTEMPTS_MAX):
             code = await outcome(
-                channel, spec, filled(spec, "acme"), [self.identity(caller, spec.service)]
+                channel, spec, filled(spec, "acme"), [self.identity(caller, spec.path)]
             )
             if not (spec.client_streaming and code is grpc.StatusCode.INTERNAL):
                 break
@@ -171,10 +171,11 @@ async def test_a_clients_certificate_is_no_service_and_lets_it_do_what_its_key_m
         for spec in GUARDED:
             for caller in ("gateway", "agents", "client", "host"):
                 assert await served.call(channel, caller, spec) is REFUSED, (caller, spec.path)
-            sent = filled(spec, "acme")
-            assert await outcome(channel, spec, sent) is grpc.StatusCode.UNAUTHENTICATED
-            by_key = await outcome(channel, spec, sent, [("authorization", f"Bearer {KEY}")])
+            sent = [("authorization", f"Bearer {KEY}")]
+            by_key = await outcome(channel, spec, filled(spec, "acme"), sent)
             assert by_key is GRANTED, spec.path
+        nobody = await outcome(channel, GUARDED[0], filled(GUARDED[0], "acme"))
+        assert nobody is grpc.StatusCode.UNAUTHENTICATED
     files = CertificateFiles(folder)
     with pytest.raises(FailedPrecondition, match="client/gateway"):
         Transport(files).check_serving(["gateway"])

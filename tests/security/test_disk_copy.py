@@ -17,10 +17,12 @@ from mesh.runtime.settings import RuntimeSettings
 from services.auth.directory import AccessDirectory
 from services.catalog import CATALOGUE, access
 from tests.security.conftest import Deployment, deployed, environment
+from tests.support.blobs import requests
 from weft.agents.v1 import agent_pb2, agent_service_pb2
 from weft.agents.v1.agent_service_pb2_grpc import AgentServiceStub
 from weft.auth.v1 import auth_service_pb2
 from weft.auth.v1.auth_service_pb2_grpc import AuthServiceStub
+from weft.blobs.v1.blob_service_pb2_grpc import BlobServiceStub
 
 MARK = "zebrafish in the attic"
 API_KEY = re.compile(rb"weft_[0-9a-z]{26}_[a-z2-7]{52}")
@@ -38,6 +40,8 @@ async def use(weft: Deployment) -> list[bytes]:
         parent="tenants/acme", agent_id="a", spec=agent_pb2.AgentSpec(instructions=MARK)
     )
     await agents.CreateAgent(request, timeout=10)
+    blobs: Any = BlobServiceStub(weft.keyed("acme"))
+    await blobs.PutBlob(requests("tenants/acme/blobs/b", MARK.encode() * 1_000), timeout=10)
     directory = weft.host.access
     assert isinstance(directory, AccessDirectory)
     names = ["pepper", *(f"signing.{key.kid}" for key in directory.signing.keys)]
@@ -75,6 +79,7 @@ def test_no_secret_is_in_any_file_of_it(thief: Any) -> None:
     copy, secrets, _ = thief
     files = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     assert any(path.name == "access.conf" for path in files)
+    assert any("blobs" in path.parts for path in files)
     found = [
         (path.name, secret)
         for path, data in files.items()

@@ -32,7 +32,7 @@ from weft.auth.v1 import api_key_service_pb2, auth_service_pb2, tenant_service_p
 ORDER = 2**252 + 27742317777372353535851937790883648493
 """Of the group that Ed25519 signs in (RFC 8032)."""
 ADMIN = "tenants/default/apiKeys/admin"
-MODELS = "weft.models.v1.ModelService"
+GENERATE = "/weft.models.v1.ModelService/Generate"
 
 
 @dataclass
@@ -212,7 +212,7 @@ def malleable(signed: bytes) -> bytes:
 
 def identity(world: World) -> str:
     signer = IdentitySigner(world.access.directory)
-    return signer.sign(Principal(ADMIN, "default"), "gateway", MODELS, 10)
+    return signer.sign(Principal(ADMIN, "default"), "gateway", GENERATE, 10)
 
 
 def identity_as_access(world: World) -> str:
@@ -447,18 +447,18 @@ def test_a_forged_token_is_refused(world: World, name: str) -> None:
 )
 def test_a_forged_token_is_no_identity(world: World, name: str) -> None:
     with pytest.raises(CredentialInvalid):
-        IdentityVerifier(world.access.directory).verify(FORGED[name](world), MODELS)
+        IdentityVerifier(world.access.directory).verify(FORGED[name](world), GENERATE)
 
 
 def test_an_access_token_is_no_identity(world: World) -> None:
     verifier = IdentityVerifier(world.access.directory)
     for token in (world.forge.token(), identity_as_access(world)):
         with pytest.raises(CredentialInvalid):
-            verifier.verify(token, MODELS)
+            verifier.verify(token, GENERATE)
 
 
 def test_an_identity_names_whom_the_call_is_for(world: World) -> None:
-    found = IdentityVerifier(world.access.directory).verify(identity(world), MODELS)
+    found = IdentityVerifier(world.access.directory).verify(identity(world), GENERATE)
     # Who it is, and nothing that they may do.
     assert found == Identity(Principal(ADMIN, "default"), "gateway")
 
@@ -474,8 +474,13 @@ def test_an_identity_names_whom_the_call_is_for(world: World) -> None:
         {"caller": 1},
         {"caller": None},
         {"aud": "weft"},
-        {"aud": "weft.tools.v1.ToolService"},
-        {"aud": [MODELS]},
+        {"aud": "/weft.models.v1.ModelService/Embed"},
+        {"aud": "/weft.models.v1.ModelService/"},
+        {"sub": "system", "secret": "a"},
+        {"sub": "nobody", "tenant": "", "secret": "a"},
+        {"sub": "tenants/default/schedules/nightly", "secret": "a"},
+        {"jti": "a", "roles": [], "scopes": [], "until": lambda now: now + 400},
+        {"aud": [GENERATE]},
         {"aud": None},
         {"secret": 1},
         {"secret": ["a"]},
@@ -496,7 +501,7 @@ def test_a_forged_identity_is_refused(world: World, changes: dict[str, Any]) -> 
     now = int(time.time())
     right = {
         "iss": "weft",
-        "aud": MODELS,
+        "aud": GENERATE,
         "sub": ADMIN,
         "tenant": "default",
         "caller": "gateway",
@@ -505,12 +510,12 @@ def test_a_forged_identity_is_refused(world: World, changes: dict[str, Any]) -> 
     }
     head = world.forge.header(typ="weft-identity+jwt")
     verifier = IdentityVerifier(world.access.directory)
-    assert verifier.verify(world.forge.token(head, right), MODELS).caller == "gateway"
+    assert verifier.verify(world.forge.token(head, right), GENERATE).caller == "gateway"
     # Times are of now, which may be minutes after the tests were collected.
     made = {name: value(now) if callable(value) else value for name, value in changes.items()}
     wrong = {name: value for name, value in (right | made).items() if value is not None}
     with pytest.raises(CredentialInvalid):
-        verifier.verify(world.forge.token(head, wrong), MODELS)
+        verifier.verify(world.forge.token(head, wrong), GENERATE)
 
 
 LETTERS = string.ascii_letters + string.digits + "-_.=+/ "

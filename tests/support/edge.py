@@ -80,7 +80,7 @@ class NoIdentities:
     def knows_identity(self, text: str) -> bool:
         return False
 
-    def verify(self, text: str, contract: str) -> Identity:
+    def verify(self, text: str, method: str) -> Identity:
         raise CredentialInvalid("the identity isn't valid")
 
 
@@ -122,7 +122,7 @@ class OpenAccess(Doorkeeper):
     async def stop(self) -> None:
         """It follows nothing."""
 
-    def verify(self, text: str, contract: str) -> Identity:
+    def verify(self, text: str, method: str) -> Identity:
         raise CredentialInvalid("the identity isn't valid")
 
     def knows_identity(self, text: str) -> bool:
@@ -136,7 +136,7 @@ class OpenAccess(Doorkeeper):
 def _unsigned(
     principal: Principal | None,
     caller: str,
-    contract: str,
+    audience: str,
     seconds: float,
     *,
     handed_on: bool = False,

@@ -1,15 +1,18 @@
 """A small Weft in memory behind the real RPC server, for what talks to one as a client."""
 
 import asyncio
+import tempfile
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from mesh.rpc.pipeline import bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
+from tests.support.blobs import BlobParts
 from tests.support.edge import pipeline
 from tests.support.memory_access import MemoryAccess, admitting
 from tests.support.memory_batches import MemoryBatches
@@ -45,6 +48,8 @@ class MemoryPlatform:
         self.tools = MemoryTools()
         self.collections = MemoryCollections()
         self.models = MemoryModels()
+        self._folder = tempfile.TemporaryDirectory()
+        self.blobs = BlobParts(Path(self._folder.name)).service()
         self.instances = MemoryInstances()
         self.traffic = memory_traffic(self.agents, self.instances)
         self.tasks = MemoryTasks()
@@ -65,14 +70,17 @@ class MemoryPlatform:
         """Serves from here on."""
         self._thread.start()
         self._run(self.traffic.start())
+        self._run(self.blobs.start())
         self._run(self._listen())
 
     def stop(self) -> None:
         """Ends serving and the thread."""
         self._run(self._cut())
         self._run(self.traffic.stop())
+        self._run(self.blobs.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(STEP_SECONDS_MAX)
+        self._folder.cleanup()
 
     def restart(self) -> None:
         """Cuts every connection, then listens on the same port."""
@@ -111,6 +119,7 @@ class MemoryPlatform:
             "weft.auth.v1.AuthService": self.access,
             "weft.auth.v1.RoleService": self.access,
             "weft.auth.v1.TenantService": self.access,
+            "weft.blobs.v1.BlobService": self.blobs,
             "weft.control.v1.MeshService": self.instances,
             "weft.control.v1.RegistryService": self.instances,
             "weft.control.v1.TrafficService": self.traffic,

@@ -13,6 +13,7 @@ the whole, as `weft up --processes` starts them; with `--serves` it is one of th
 import argparse
 import asyncio
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ SCRIPTED_CATALOGUE = tuple(
 
 SPLIT = [
     ["auth", "control"],
-    ["models", "tools", "vectors"],
+    ["blobs", "models", "tools", "vectors"],
     ["state"],
     ["scheduler"],
     ["agents"],
@@ -106,6 +107,7 @@ def stopping_event() -> asyncio.Event:
 
 if __name__ == "__main__":
     end_with_parent()
+    os.environ.setdefault("WEFT_BLOBS_HTTP_PORT", "0")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument(

@@ -27,6 +27,7 @@ def environment(**more: str) -> dict[str, str]:
     return (
         kept
         | {"COLUMNS": "200", "WEFT_RUNTIME_NATS_PORT": "0", "WEFT_RUNTIME_XDS_PORT": "0"}
+        | {"WEFT_BLOBS_HTTP_PORT": "0"}
         | more
     )
 

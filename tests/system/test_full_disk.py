@@ -1,52 +1,22 @@
 """A disk that has no room left, on a small file system of its own."""
 
 import asyncio
-import contextlib
-import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc.aio
 import orjson
-import pytest
 
 from tests.support.plans import plan, writing
 from tests.support.platform import Platform, platform
-from tests.support.processes import finished
+from tests.support.small_disk import fill, small_disk
 from tests.support.turn_client import TurnClient
 from weft.agents.v1 import agent_pb2
 from weft.state.v1 import state_service_pb2
 
-DISK_BYTES = 160 * 1024 * 1024
+__all__ = ["small_disk"]
 SESSIONS_MAX = 500
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system in memory; its test is skipped where we may not mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    options = ["-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs"]
-    try:
-        mounted = finished(["mount", *options, folder])
-    except FileNotFoundError:
-        pytest.skip("there is no command mount")
-    if mounted.returncode:
-        pytest.skip(f"a file system can't be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    assert finished(["umount", "--lazy", folder]).returncode == 0
-
-
-def fill(path: Path) -> None:
-    """Takes all that is left of the disk."""
-    with path.open("wb", buffering=0) as file:
-        for size in (1 << 20, 1 << 12):
-            with contextlib.suppress(OSError):
-                while file.write(bytes(size)):
-                    continue
-    assert not shutil.disk_usage(path.parent).free
 
 
 async def ready(http: str) -> bool:

@@ -340,3 +340,30 @@ async def test_more_than_nats_tells_at_once_keeps_nobody_from_starting(tmp_path:
             assert len(behind.instances()) == 1
     await connection.close()
     await server.stop()
+
+
+async def test_no_other_user_keeps_a_dead_instance_in_its_place(tmp_path: Path) -> None:
+    users = {user.name: user for user in bus_users(CATALOGUE)}
+    server = EmbeddedNats(tmp_path, tuple(users.values()), port=0)
+    endpoint = await server.start()
+    liar = await connect(endpoint.url, name="liar", login=endpoint.login(users["tools"]))
+    dead_id = instance_of(users["agents"])
+    said = Instance(name=f"instances/{dead_id}", target="there:1", services=["tools"])
+
+    async def goes_on() -> None:
+        while True:
+            subject = f"{LEASE_PREFIX}tools.{dead_id}"
+            await liar.publish(subject, said.SerializeToString(), FOR_A_LEASE)
+            await asyncio.sleep(0.1)
+
+    async with seat(endpoint, instance_of(users["host"]), user=users["host"]) as (_, leases):
+        async with seat(endpoint, dead_id, "agents", user=users["agents"]) as (agents, _):
+            await agents.register("127.0.0.1:1")
+            going_on = asyncio.create_task(goes_on())
+            await until(lambda: leases.expired(instance_of(name="nobody")))
+            assert not leases.expired(dead_id)
+        await until(lambda: leases.expired(dead_id))
+        assert not going_on.done()
+        going_on.cancel()
+    await liar.close()
+    await server.stop()

@@ -23,7 +23,7 @@ from weft.tools.v1.tool_service_pb2_grpc import ToolServiceStub
 
 pytestmark = pytest.mark.timeout(180)
 SECONDS_MAX = 60.0
-FRONT = ("auth", "control", "gateway", "agents", "scheduler", "state", "vectors")
+FRONT = ("auth", "blobs", "control", "gateway", "agents", "scheduler", "state", "vectors")
 BEHIND = ("models", "tools")
 TOOLS, MODELS = "services/tools/split", "services/models/split"
 CALLS = 1_000

@@ -14,14 +14,21 @@ EVENTS = "EVENTS"
 SNAPSHOTS = "SNAPSHOTS"
 TOKENS = "TOKENS"
 KEYS = "KV_KEYS"
+CACHE = "CACHE"
+"""Which tags of cached values were invalidated: see `mesh.cache.nats_tags`."""
 BLOBS_BUCKET = "BLOBS"
 LIVE_PREFIX = "weft.live.events"
 SNAPSHOT_PREFIX = "weft.snapshots"
 TOKEN_PREFIX = "weft.tokens"
 KEYS_PREFIX = "$KV.KEYS"
+CACHE_PREFIX = "weft.cache"
+LIVE_CACHE_PREFIX = "weft.live.cache"
 SNAPSHOTS_KEPT = 8
 KEY_MESSAGES_MAX = 8
 """More than the one there should be: see `key_store`."""
+CACHE_TAGS_MAX = 65_536
+CACHE_SECONDS_MAX = 604_800
+"""How long it is remembered that a tag was invalidated."""
 
 _STREAM_EXISTS = 10058
 _NOT_NOW = 503
@@ -65,6 +72,18 @@ _FILES: dict[str, dict[str, Any]] = {
         "max_msgs_per_subject": KEY_MESSAGES_MAX,
         "max_msg_size": VALUE_BYTES_MAX + 4096,
         "allow_direct": True,
+    },
+    CACHE: {
+        "subjects": [f"{CACHE_PREFIX}.>"],
+        "storage": "file",
+        "discard": "old",
+        "max_msgs_per_subject": 1,
+        "max_msgs": CACHE_TAGS_MAX,
+        # No cached value lives longer.
+        "max_age": CACHE_SECONDS_MAX * NANOSECONDS,
+        "max_msg_size": 1_024,
+        "allow_direct": True,
+        "republish": {"src": f"{CACHE_PREFIX}.>", "dest": f"{LIVE_CACHE_PREFIX}.>"},
     },
 }
 _MEMORY: dict[str, dict[str, Any]] = {

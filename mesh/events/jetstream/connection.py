@@ -109,6 +109,8 @@ class Connection:
         self._inbox = f"{self._inbox_prefix}.{new_id()}"
         self._api_prefix = api_prefix
         self._connected = asyncio.Event()
+        self.reconnects = 0
+        """How often the connection was lost and is there again."""
         self._tokens = itertools.count(1)
         self._unheard: set[str] = set()
         self.login_refused = False
@@ -324,6 +326,7 @@ class Connection:
 
     async def _on_reconnect(self) -> None:
         _log.info("nats_reconnected", connection=self._name)
+        self.reconnects += 1
         self._connected.set()
         self.login_refused = False
         for callback in self._reconnect_callbacks:

@@ -17,8 +17,8 @@ from mesh.security.tokens import AccessToken
 class Identities(Protocol):
     """Checks the identities that Weft's own processes send each other."""
 
-    def verify(self, text: str, contract: str) -> Identity:
-        """On whose behalf the contract of that full name is called, and by which service.
+    def verify(self, text: str, method: str) -> Identity:
+        """On whose behalf `/package.Service/Method` is called here, and by which service.
         One that was checked before is known. CredentialInvalid where it isn't valid for it."""
         ...
 

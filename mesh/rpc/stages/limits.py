@@ -105,7 +105,7 @@ class Peers:
         if not (may_look or self._identities.knows_identity(identity)):
             return False
         try:
-            caller = self._identities.verify(identity, call.contract).caller
+            caller = self._identities.verify(identity, call.method).caller
         except CredentialInvalid:
             return False
         return call.acts_as is None or call.acts_as(caller)

@@ -1,9 +1,9 @@
 """The roles that come with Weft.
 
-- `viewer` reads: definitions, sessions, tools, documents.
+- `viewer` reads: definitions, sessions, tools, documents, blobs.
 - `operator` is on call: sees what viewers see, runs and approves turns, reads the audit
   trail, checks the log, and revokes credentials that leaked. It makes nothing.
-- `developer` builds: agents, tools, collections, sessions. It doesn't approve, since what
+- `developer` builds: agents, tools, collections, blobs, sessions. It doesn't approve, since what
   waits for approval is meant to be seen by somebody else than its author.
 - `worker` is an application that runs agents which others made.
 - `admin` may do all, also what later versions add.
@@ -20,6 +20,7 @@ ADMIN = "admin"
 _VIEWER = frozenset(
     {
         *("agents.get", "agents.list", "agents.list_stalled", "auth.get_tenant", "models.list"),
+        *("blobs.get", "blobs.list", "blobs.stat"),
         *("control.get_split", "control.list_splits"),
         *("scheduler.get", "scheduler.get_queue", "scheduler.list", "scheduler.list_queues"),
         *("scheduler.get_schedule", "scheduler.list_schedules", "scheduler.list_workers"),
@@ -46,6 +47,7 @@ _OPERATOR = _VIEWER | {
 }
 _DEVELOPER = _VIEWER | {
     *("agents.create", "agents.delete", "agents.run", "agents.update", "auth.list_roles"),
+    *("blobs.delete", "blobs.put", "blobs.sign"),
     "control.set_split",
     *("models.generate", "state.create", "state.export", "state.fork", "state.import"),
     *("scheduler.cancel", "scheduler.create_queue", "scheduler.retry", "scheduler.submit"),
@@ -56,6 +58,7 @@ _DEVELOPER = _VIEWER | {
 _WORKER = frozenset(
     {
         *("agents.get", "agents.run", "models.generate", "models.list", "state.create"),
+        *("blobs.get", "blobs.list", "blobs.put", "blobs.sign", "blobs.stat"),
         *("scheduler.get", "scheduler.submit", "scheduler.work"),
         *("state.get", "state.watch", "tools.get", "tools.invoke", "tools.list"),
         *("vectors.get", "vectors.list", "vectors.search", "vectors.write"),

@@ -5,6 +5,7 @@ Calling models of any provider through one contract."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from weft.models.v1 import models_pb2 as _models_pb2
@@ -89,6 +90,7 @@ class GenerateRequest(_message.Message):
     CONVERSATION_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
+    CACHE_TTL_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """The tenant, as `tenants/{tenant}`."""
     model: _builtins.str
@@ -107,6 +109,14 @@ class GenerateRequest(_message.Message):
     def parameters(self) -> _models_pb2.Parameters:
         """How to generate."""
 
+    @_builtins.property
+    def cache_ttl(self) -> _duration_pb2.Duration:
+        """How long the answer may be given again to whoever of the tenant asks the
+        same of the same model and wants one that was given before, a week at
+        most; not at all where it isn't set. Such an answer comes whole: of a
+        stream the text is one part.
+        """
+
     def __init__(
         self,
         *,
@@ -116,10 +126,11 @@ class GenerateRequest(_message.Message):
         conversation: _models_pb2.Conversation | None = ...,
         tools: _abc.Iterable[_models_pb2.ToolDefinition] | None = ...,
         parameters: _models_pb2.Parameters | None = ...,
+        cache_ttl: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "parameters", b"parameters"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "conversation", b"conversation", "parameters", b"parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "instructions", b"instructions", "model", b"model", "parameters", b"parameters", "parent", b"parent", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "conversation", b"conversation", "instructions", b"instructions", "model", b"model", "parameters", b"parameters", "parent", b"parent", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -135,10 +146,13 @@ class GenerateResponse(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    CACHED_FIELD_NUMBER: _builtins.int
     finish_reason: _models_pb2.FinishReason.ValueType
     """Why the model stopped."""
     model: _builtins.str
     """The model that answered, as `<provider>/<model>`."""
+    cached: _builtins.bool
+    """It was given before, and no model was asked: `usage` is what it took then."""
     @_builtins.property
     def message(self) -> _models_pb2.Message:
         """The answer."""
@@ -154,10 +168,11 @@ class GenerateResponse(_message.Message):
         usage: _models_pb2.Usage | None = ...,
         finish_reason: _models_pb2.FinishReason.ValueType = ...,
         model: _builtins.str = ...,
+        cached: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "message", b"message", "model", b"model", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "finish_reason", b"finish_reason", "message", b"message", "model", b"model", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -139,6 +139,7 @@ class RegisterToolRequest(_message.Message):
     REQUIRES_APPROVAL_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CACHE_TTL_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """The tenant, as `tenants/{tenant}`."""
     tool_id: _builtins.str
@@ -163,6 +164,13 @@ class RegisterToolRequest(_message.Message):
     def timeout(self) -> _duration_pb2.Duration:
         """How long a call may take; 30 s where it isn't set."""
 
+    @_builtins.property
+    def cache_ttl(self) -> _duration_pb2.Duration:
+        """How long a result may be given again to a call with the same arguments,
+        a week at most; for tools that only read. To register the tool again
+        forgets the results that are kept.
+        """
+
     def __init__(
         self,
         *,
@@ -174,10 +182,11 @@ class RegisterToolRequest(_message.Message):
         requires_approval: _builtins.bool = ...,
         timeout: _duration_pb2.Duration | None = ...,
         request_id: _builtins.str = ...,
+        cache_ttl: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["grpc", b"grpc", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "grpc", b"grpc", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "effect", b"effect", "grpc", b"grpc", "parent", b"parent", "request_id", b"request_id", "requires_approval", b"requires_approval", "timeout", b"timeout", "tool_id", b"tool_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "description", b"description", "effect", b"effect", "grpc", b"grpc", "parent", b"parent", "request_id", b"request_id", "requires_approval", b"requires_approval", "timeout", b"timeout", "tool_id", b"tool_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -97,7 +97,8 @@ class ToolServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def InvokeTool(self, request, context):
-        """Calls a tool. Arguments are checked against its schema first.
+        """Calls a tool. Arguments are checked against its schema first. Of a tool
+        with `cache_ttl` an earlier result may be given, and nothing called.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

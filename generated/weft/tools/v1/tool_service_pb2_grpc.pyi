@@ -45,7 +45,9 @@ class ToolServiceStub:
     DeleteTool: _grpc.UnaryUnaryMultiCallable[_tool_service_pb2.DeleteToolRequest, _tool_service_pb2.DeleteToolResponse]
     """Takes a registered tool away."""
     InvokeTool: _grpc.UnaryUnaryMultiCallable[_tool_service_pb2.InvokeToolRequest, _tool_service_pb2.InvokeToolResponse]
-    """Calls a tool. Arguments are checked against its schema first."""
+    """Calls a tool. Arguments are checked against its schema first. Of a tool
+    with `cache_ttl` an earlier result may be given, and nothing called.
+    """
 
 @_typing.type_check_only
 class ToolServiceAsyncStub(ToolServiceStub):
@@ -64,7 +66,9 @@ class ToolServiceAsyncStub(ToolServiceStub):
     DeleteTool: _aio.UnaryUnaryMultiCallable[_tool_service_pb2.DeleteToolRequest, _tool_service_pb2.DeleteToolResponse]  # type: ignore[assignment]
     """Takes a registered tool away."""
     InvokeTool: _aio.UnaryUnaryMultiCallable[_tool_service_pb2.InvokeToolRequest, _tool_service_pb2.InvokeToolResponse]  # type: ignore[assignment]
-    """Calls a tool. Arguments are checked against its schema first."""
+    """Calls a tool. Arguments are checked against its schema first. Of a tool
+    with `cache_ttl` an earlier result may be given, and nothing called.
+    """
 
 class ToolServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps the tools of a tenant and runs them."""
@@ -110,6 +114,8 @@ class ToolServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tool_service_pb2.InvokeToolRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tool_service_pb2.InvokeToolResponse, _abc.Awaitable[_tool_service_pb2.InvokeToolResponse]]:
-        """Calls a tool. Arguments are checked against its schema first."""
+        """Calls a tool. Arguments are checked against its schema first. Of a tool
+        with `cache_ttl` an earlier result may be given, and nothing called.
+        """
 
 def add_ToolServiceServicer_to_server(servicer: ToolServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -36,6 +36,7 @@ class Tool(_message.Message):
     GRPC_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    CACHE_TTL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, as `tenants/{tenant}/tools/{tool}`."""
     description: _builtins.str
@@ -64,6 +65,12 @@ class Tool(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was registered; not set for built-in tools."""
 
+    @_builtins.property
+    def cache_ttl(self) -> _duration_pb2.Duration:
+        """How long a result may be given again to a call with the same arguments,
+        by whichever agent of the tenant; not at all where it isn't set.
+        """
+
     def __init__(
         self,
         *,
@@ -77,10 +84,11 @@ class Tool(_message.Message):
         grpc: Global___GrpcTool | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        cache_ttl: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["builtin", b"builtin", "create_time", b"create_time", "grpc", b"grpc", "kind", b"kind", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["builtin", b"builtin", "cache_ttl", b"cache_ttl", "create_time", b"create_time", "grpc", b"grpc", "kind", b"kind", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["builtin", b"builtin", "create_time", b"create_time", "description", b"description", "effect", b"effect", "etag", b"etag", "grpc", b"grpc", "kind", b"kind", "name", b"name", "parameters_json_schema", b"parameters_json_schema", "requires_approval", b"requires_approval", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["builtin", b"builtin", "cache_ttl", b"cache_ttl", "create_time", b"create_time", "description", b"description", "effect", b"effect", "etag", b"etag", "grpc", b"grpc", "kind", b"kind", "name", b"name", "parameters_json_schema", b"parameters_json_schema", "requires_approval", b"requires_approval", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["builtin", "grpc"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015

@@ -28,6 +28,7 @@ from weft.vectors.v1.vector_service_pb2_grpc import VectorServiceStub
 
 SETTINGS = RpcSettings()
 VECTORS = "weft.vectors.v1.VectorService"
+GET_COLLECTION = f"/{VECTORS}/GetCollection"
 NAME = "tenants/acme/collections/docs"
 ADA = replace(administrator("acme"), secret_id="ada1")
 EVE = Principal("tenants/acme/apiKeys/eve", "acme", secret_id="eve1")
@@ -55,7 +56,7 @@ class Two:
 
     def handed_on(self, principal: Principal, caller: str = "gateway") -> tuple[str, str]:
         """What says to the process behind whose call it is."""
-        return IDENTITY_KEY, self.signer.sign(principal, caller, VECTORS, 5, handed_on=True)
+        return IDENTITY_KEY, self.signer.sign(principal, caller, GET_COLLECTION, 5, handed_on=True)
 
 
 def bearer(key: str) -> tuple[str, str]:
@@ -119,7 +120,7 @@ async def test_a_credential_that_was_revoked_meanwhile_is_refused(two: Two) -> N
 
 
 async def test_nobody_calls_what_needs_a_credential(two: Two) -> None:
-    nobody = (IDENTITY_KEY, two.signer.sign(None, "gateway", VECTORS, 5))
+    nobody = (IDENTITY_KEY, two.signer.sign(None, "gateway", GET_COLLECTION, 5))
     assert await two.get(two.behind, nobody) is grpc.StatusCode.UNAUTHENTICATED
     assert await two.get(two.behind, nobody, bearer("ada")) is grpc.StatusCode.UNAUTHENTICATED
 
@@ -127,6 +128,16 @@ async def test_nobody_calls_what_needs_a_credential(two: Two) -> None:
 async def test_a_service_that_may_not_call_may_not_hand_on(two: Two) -> None:
     handed_on = two.handed_on(ADA, "models")
     assert await two.get(two.behind, handed_on) is grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize("caller", ["gateway", "agents"])
+async def test_an_identity_isnt_signed_anew_by_who_hands_calls_on(two: Two, caller: str) -> None:
+    own = (IDENTITY_KEY, two.signer.sign(ADA, caller, GET_COLLECTION, 5))
+    assert await two.get(two.gateway, own) is grpc.StatusCode.PERMISSION_DENIED
+    assert await two.get(two.gateway, two.handed_on(ADA, caller)) is (
+        grpc.StatusCode.PERMISSION_DENIED
+    )
+    assert not two.service.vectors.calls
 
 
 async def test_a_call_counts_once_for_the_rate(two: Two) -> None:

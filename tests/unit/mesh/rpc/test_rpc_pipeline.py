@@ -109,7 +109,7 @@ def met(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 class HandedOn(NoIdentities):
     """Takes every identity for a gateway's that hands a call on."""
 
-    def verify(self, text: str, contract: str) -> Identity:
+    def verify(self, text: str, method: str) -> Identity:
         return Identity(None, "gateway", ShownKey("tenants/default/apiKeys/tester", "s1"))
 
 

@@ -32,9 +32,9 @@ class Verifier(IdentityVerifier):
 
     asked: list[str]
 
-    def verify(self, text: str, contract: str) -> Identity:
+    def verify(self, text: str, method: str) -> Identity:
         self.asked.append(text)
-        return super().verify(text, contract)
+        return super().verify(text, method)
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ async def test_an_identity_that_another_deployment_signed_is_none(
     assert isinstance(await refused(channel), CredentialInvalid)
 
 
-async def test_an_identity_for_another_contract_is_none(
+async def test_an_identity_for_another_method_is_none(
     served: tuple[SmallService, Verifier, IdentitySigner, str],
 ) -> None:
     _, _, signer, target = served
@@ -115,12 +115,14 @@ async def test_an_identity_for_another_contract_is_none(
     def sign(
         principal: Principal | None,
         caller: str,
-        contract: str,
+        audience: str,
         seconds: float,
         *,
         handed_on: bool = False,
     ) -> str:
-        return signer.sign(principal, caller, "weft.models.v1.ModelService", seconds)
+        return signer.sign(
+            principal, caller, "/weft.vectors.v1.VectorService/ListCollections", seconds
+        )
 
     channel = RemoteChannel(target, SETTINGS, caller="tools", sign=sign)
     assert isinstance(await refused(channel), CredentialInvalid)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -9,14 +10,21 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from mesh.errors import CredentialInvalid
 from mesh.principal import Grant, Principal, system
-from mesh.security.identity import Identity, IdentitySigner, IdentityVerifier, ShownKey
+from mesh.security.identity import (
+    Identity,
+    IdentitySigner,
+    IdentityVerifier,
+    ShownKey,
+    audience_of,
+)
 from mesh.security.tokens import ACCESS_BYTES_MAX, AccessToken, SigningKey, sign_access_token
 from tests.support.access import MovedClock
 
 ADA = Principal("tenants/acme/apiKeys/ada", "acme")
 BY_KEY = replace(ADA, secret_id="01j8zqj4c9x2m6d4t0w3v5y7ab")
-MODELS = "weft.models.v1.ModelService"
-TOOLS = "weft.tools.v1.ToolService"
+GENERATE = "/weft.models.v1.ModelService/Generate"
+EMBED = "/weft.models.v1.ModelService/Embed"
+DRAIN = "/weft.control.v1.MeshService/DrainInstance"
 
 
 class OneKey:
@@ -46,76 +54,101 @@ def test_an_identity_outlives_its_call(seconds: float) -> None:
     moved = MovedClock()
     keys = OneKey()
     signer = IdentitySigner(keys, moved.clock)
-    text = signer.sign(ADA, "gateway", MODELS, seconds)
+    text = signer.sign(ADA, "gateway", GENERATE, seconds)
     moved.seconds = 4.9
-    assert signer.sign(ADA, "gateway", MODELS, seconds) == text
+    assert signer.sign(ADA, "gateway", GENERATE, seconds) == text
     moved.seconds += seconds + 4
-    assert IdentityVerifier(keys, moved.clock).verify(text, MODELS).principal == ADA
+    assert IdentityVerifier(keys, moved.clock).verify(text, GENERATE).principal == ADA
 
 
 @pytest.mark.parametrize("seconds", [900.0, 86_400.0, float("inf")])
 def test_no_identity_lives_longer_than_a_quarter_of_an_hour(seconds: float) -> None:
-    assert lifetime(IdentitySigner(OneKey()).sign(ADA, "gateway", MODELS, seconds)) == 900
+    assert lifetime(IdentitySigner(OneKey()).sign(ADA, "gateway", GENERATE, seconds)) == 900
 
 
 def test_calls_share_an_identity_for_a_few_seconds() -> None:
     moved = MovedClock()
     keys = OneKey()
     signer = IdentitySigner(keys, moved.clock)
-    texts = {signer.sign(ADA, "gateway", MODELS, 1 + number / 100) for number in range(100)}
+    texts = {signer.sign(ADA, "gateway", GENERATE, 1 + number / 100) for number in range(100)}
     assert (len(texts), keys.signed) == (1, 1)
-    signer.sign(ADA, "agents", MODELS, 1)
-    signer.sign(system("acme"), "gateway", MODELS, 1)
-    signer.sign(ADA, "gateway", TOOLS, 1)
-    signer.sign(BY_KEY, "gateway", MODELS, 1, handed_on=True)
+    signer.sign(ADA, "agents", GENERATE, 1)
+    signer.sign(system("acme"), "gateway", GENERATE, 1)
+    signer.sign(ADA, "gateway", EMBED, 1)
+    signer.sign(BY_KEY, "gateway", GENERATE, 1, handed_on=True)
     assert keys.signed == 5
     moved.seconds = 6
-    assert signer.sign(ADA, "gateway", MODELS, 1) not in texts
+    assert signer.sign(ADA, "gateway", GENERATE, 1) not in texts
 
 
 def test_an_identity_is_checked_once_until_it_expires() -> None:
     moved = MovedClock()
     keys = OneKey()
-    text = IdentitySigner(keys, moved.clock).sign(ADA, "gateway", MODELS, 1)
+    text = IdentitySigner(keys, moved.clock).sign(ADA, "gateway", GENERATE, 1)
     verifier = IdentityVerifier(keys, moved.clock)
     for _ in range(10):
-        identity = verifier.verify(text, MODELS)
+        identity = verifier.verify(text, GENERATE)
     assert (identity, keys.verified) == (Identity(ADA, "gateway"), 1)
     moved.seconds = lifetime(text) + 1
     for _ in range(2):
         with pytest.raises(CredentialInvalid):
-            verifier.verify(text, MODELS)
+            verifier.verify(text, GENERATE)
 
 
 @pytest.mark.parametrize("tenant", ["", "acme"])
 def test_weft_calls_for_itself(tenant: str) -> None:
     keys = OneKey()
-    text = IdentitySigner(keys).sign(system(tenant), "agents", MODELS, 5)
-    identity = IdentityVerifier(keys).verify(text, MODELS)
+    text = IdentitySigner(keys).sign(system(tenant), "agents", GENERATE, 5)
+    identity = IdentityVerifier(keys).verify(text, GENERATE)
     assert identity == Identity(system(tenant), "agents")
     assert system(tenant).allows("agents.run", "tenants/acme")
 
 
-def test_an_identity_is_good_for_the_contract_that_is_called() -> None:
+def test_an_identity_is_good_for_the_method_that_is_called() -> None:
     keys = OneKey()
-    text = IdentitySigner(keys).sign(ADA, "agents", MODELS, 5)
+    text = IdentitySigner(keys).sign(ADA, "agents", GENERATE, 5)
     verifier = IdentityVerifier(keys)
     for _ in range(2):
         with pytest.raises(CredentialInvalid):
-            verifier.verify(text, TOOLS)
-    assert verifier.verify(text, MODELS).principal == ADA
+            verifier.verify(text, EMBED)
+    assert verifier.verify(text, GENERATE).principal == ADA
+
+
+def test_what_an_instance_answers_for_itself_no_other_one_takes() -> None:
+    keys = OneKey()
+    text = IdentitySigner(keys).sign(ADA, "gateway", audience_of(DRAIN, "one"), 5)
+    assert IdentityVerifier(keys, instance="one").verify(text, DRAIN).principal == ADA
+    for other in ("two", ""):
+        with pytest.raises(CredentialInvalid):
+            IdentityVerifier(keys, instance=other).verify(text, DRAIN)
+    anywhere = IdentitySigner(keys).sign(ADA, "gateway", audience_of(GENERATE, "one"), 5)
+    assert IdentityVerifier(keys, instance="two").verify(anywhere, GENERATE).principal == ADA
+
+
+def test_what_a_token_gives_is_told_as_it_is_by_now() -> None:
+    keys = OneKey()
+    signer, verifier = IdentitySigner(keys), IdentityVerifier(keys)
+    told = []
+    for roles in (("worker",), ("developer", "worker")):
+        grants = tuple(Grant(f"tenants/acme/roles/{each}", frozenset(), "") for each in roles)
+        by_token = replace(ADA, grants=grants, token_id="t1", expire_ns=time.time_ns() + 10**10)
+        text = signer.sign(by_token, "gateway", GENERATE, 5, handed_on=True)
+        shown = verifier.verify(text, GENERATE).shown
+        assert isinstance(shown, AccessToken)
+        told.append(shown.roles)
+    assert told == [("worker",), ("developer", "worker")]
 
 
 def test_who_needs_no_credential_is_nobody() -> None:
     keys = OneKey()
-    text = IdentitySigner(keys).sign(None, "gateway", MODELS, 5, handed_on=True)
-    assert IdentityVerifier(keys).verify(text, MODELS) == Identity(None, "gateway")
+    text = IdentitySigner(keys).sign(None, "gateway", GENERATE, 5, handed_on=True)
+    assert IdentityVerifier(keys).verify(text, GENERATE) == Identity(None, "gateway")
 
 
 def test_a_call_from_outside_is_told_of_with_its_key() -> None:
     keys = OneKey()
-    text = IdentitySigner(keys).sign(BY_KEY, "gateway", MODELS, 5, handed_on=True)
-    shown = IdentityVerifier(keys).verify(text, MODELS).shown
+    text = IdentitySigner(keys).sign(BY_KEY, "gateway", GENERATE, 5, handed_on=True)
+    shown = IdentityVerifier(keys).verify(text, GENERATE).shown
     assert shown == ShownKey(BY_KEY.name, BY_KEY.secret_id)
 
 
@@ -123,9 +156,10 @@ def test_the_longest_token_still_fits_in_the_identity_that_tells_of_it() -> None
     moved, keys = MovedClock(), OneKey()
     roles = [f"r{number:02}-{'a' * 58}" for number in range(99)]
     now_seconds = moved.clock.now_ns() // 10**9
+    ends = now_seconds + 290
     longest = None
     for count in range(len(roles)):
-        token = AccessToken(ADA.name, "acme", tuple(roles[:count]), (), "t1", now_seconds, 2**39)
+        token = AccessToken(ADA.name, "acme", tuple(roles[:count]), (), "t1", now_seconds, ends)
         try:
             assert len(sign_access_token(token, keys.key)) <= ACCESS_BYTES_MAX
         except ValueError:
@@ -136,13 +170,13 @@ def test_the_longest_token_still_fits_in_the_identity_that_tells_of_it() -> None
     grants = tuple(
         Grant(f"tenants/acme/roles/{role}", frozenset(), "tenants/acme") for role in longest.roles
     )
-    by_token = replace(ADA, grants=grants, token_id="t1", expire_ns=2**39 * 10**9)
-    caller, contract = "c" * 63, "weft.scheduler.v1.DeadLetterService"
-    text = IdentitySigner(keys, moved.clock).sign(by_token, caller, contract, 900, handed_on=True)
-    identity = IdentityVerifier(keys, moved.clock).verify(text, contract)
+    by_token = replace(ADA, grants=grants, token_id="t1", expire_ns=ends * 10**9)
+    caller, method = "c" * 63, "/weft.scheduler.v1.DeadLetterService/PurgeDeadLetters"
+    text = IdentitySigner(keys, moved.clock).sign(by_token, caller, method, 900, handed_on=True)
+    identity = IdentityVerifier(keys, moved.clock).verify(text, method)
     assert identity.shown == replace(longest, issued_seconds=now_seconds)
 
 
 def test_a_call_from_outside_without_a_credential_is_not_handed_on() -> None:
     with pytest.raises(CredentialInvalid):
-        IdentitySigner(OneKey()).sign(ADA, "gateway", MODELS, 5, handed_on=True)
+        IdentitySigner(OneKey()).sign(ADA, "gateway", GENERATE, 5, handed_on=True)

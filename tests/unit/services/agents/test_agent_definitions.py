@@ -29,6 +29,7 @@ from services.agents.domain import AGENT_FOLD
 from services.agents.read_model import AgentsReadModel
 from services.tools.service import ToolsService
 from services.tools.settings import ToolsSettings
+from tests.support.cached import memory_cache
 from tests.support.edge import pipeline
 from tests.support.keys import memory_keyring
 from weft.agents.v1 import agent_pb2, agent_service_pb2
@@ -63,7 +64,7 @@ def tools_of(store: MemoryEventStore) -> Any:
     endpoints: dict[str, Endpoint] = {}
     channel: Any = LocalChannel(endpoints)
     vectors: Any = VectorServiceStub(channel)
-    service = ToolsService(ToolsSettings(), store, SYSTEM, vectors)
+    service = ToolsService(ToolsSettings(), store, SYSTEM, vectors, memory_cache())
     endpoints.update(bind(service.handlers, pipeline(RpcSettings()), RpcSettings()))
     return ToolServiceStub(channel)
 

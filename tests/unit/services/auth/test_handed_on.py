@@ -1,6 +1,7 @@
 """What one process tells another of a credential that it let in."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,7 @@ from weft.auth.v1 import api_key_service_pb2 as keys
 from weft.auth.v1 import auth_service_pb2 as auth
 from weft.auth.v1 import role_service_pb2 as roles
 
-CONTRACT = "weft.vectors.v1.VectorService"
+METHOD = "/weft.vectors.v1.VectorService/GetCollection"
 PARENT = "tenants/default"
 NAME = f"{PARENT}/apiKeys/k"
 VIEWER = f"{PARENT}/roles/viewer"
@@ -47,8 +48,8 @@ async def shown(one: Access, kind: str, seconds: int = 600) -> Principal:
 
 def recalled(one: Access, principal: Principal) -> Principal:
     """Who a process takes it for to which the call is handed on."""
-    text = one.directory.sign(principal, "gateway", CONTRACT, 5, handed_on=True)
-    identity = one.directory.verify(text, CONTRACT)
+    text = one.directory.sign(principal, "gateway", METHOD, 5, handed_on=True)
+    identity = one.directory.verify(text, METHOD)
     assert identity.shown is not None
     return one.directory.recall(identity.shown)
 
@@ -119,6 +120,13 @@ async def test_a_token_gives_no_more_there_than_when_it_was_issued(one: Access) 
     await one.handler("RoleService").create_role_binding(request, one.call())
     assert not recalled(one, principal).allows("agents.create", PARENT)
     assert recalled(one, principal).scopes == {"agents.*"}
+
+
+async def test_what_was_given_back_is_given_there_too(one: Access) -> None:
+    principal = await shown(one, "token")
+    less = replace(principal, grants=())
+    assert not recalled(one, less).grants
+    assert recalled(one, principal).allows("agents.get", f"{PARENT}/agents/bot")
 
 
 async def test_a_secret_of_another_key_is_not_theirs(one: Access) -> None:

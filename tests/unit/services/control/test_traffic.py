@@ -371,3 +371,25 @@ async def test_turns_that_one_who_runs_none_says_do_not_count(
     await looks.splits[0].stop()
     split = (await traffic.get_split(pb.GetSplitRequest(name=BOT), call())).split
     assert len(split.changes) == 1
+
+
+async def test_a_split_that_changes_while_others_are_judged_is_left_alone(
+    traffic: Traffic, store: MemoryEventStore, agents: MemoryInstances
+) -> None:
+    await traffic.set_split(bot_split(v6=90, v7=10), call())
+    looks = Looks(store, agents, 1)
+    splits, rollbacks = looks.splits[0], looks._rollbacks[0]
+    await splits.start()
+    await looks.look_at_turns(1)
+    one = agents.instances("agents")[0]
+    one.load.turns.add(
+        split=split_key(BOT), split_revision=1, agent_revision=7, turns=10, failures=10
+    )
+    rollbacks._count()
+    await traffic.set_split(bot_split(v6=80, v7=20), call())
+    await splits.catch_up()
+    (state,) = splits
+    await rollbacks._judge(state, rollbacks._windows[BOT])
+    await splits.stop()
+    split = (await traffic.get_split(pb.GetSplitRequest(name=BOT), call())).split
+    assert [each.weight for each in split.portions] == [80, 20]

@@ -11,6 +11,7 @@ from mesh.call import Call
 from mesh.errors import InvalidArgument, NotFound
 from services.models.service import ModelsService
 from services.models.settings import ModelsSettings
+from tests.support.cached import memory_cache
 from tests.support.openai_server import OpenAIServer, said, serve_openai
 from weft.models.v1 import model_service_pb2 as pb
 from weft.models.v1 import models_pb2
@@ -37,7 +38,7 @@ def _no_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def service() -> AsyncIterator[ModelsService]:
-    made = ModelsService(ModelsSettings())
+    made = ModelsService(ModelsSettings(), memory_cache())
     await made.start()
     yield made
     await made.stop()
@@ -51,7 +52,9 @@ async def server() -> AsyncIterator[OpenAIServer]:
 
 
 def test_serves_its_contract() -> None:
-    assert list(ModelsService(ModelsSettings()).handlers) == ["weft.models.v1.ModelService"]
+    assert list(ModelsService(ModelsSettings(), memory_cache()).handlers) == [
+        "weft.models.v1.ModelService"
+    ]
 
 
 async def test_the_offline_model_is_the_default_without_an_endpoint(
@@ -78,7 +81,7 @@ async def test_a_stream_is_its_deltas_and_then_the_whole(service: ModelsService)
 
 async def test_the_endpoints_model_is_the_default_where_there_is_one(server: OpenAIServer) -> None:
     server.listed = {"data": [{"id": "tiny"}, {"id": "big"}]}
-    service = ModelsService(ModelsSettings(openai_base_url=server.base_url))
+    service = ModelsService(ModelsSettings(openai_base_url=server.base_url), memory_cache())
     response = await service.generate(request(), call())
     assert (response.model, response.message.text) == ("openai/tiny", "Hi there")
     listed = await service.list_models(pb.ListModelsRequest(parent=PARENT), call())
@@ -93,7 +96,7 @@ async def test_the_endpoints_model_is_the_default_where_there_is_one(server: Ope
 
 
 async def test_models_are_listed_while_the_endpoint_is_down(server: OpenAIServer) -> None:
-    service = ModelsService(ModelsSettings(openai_base_url=server.base_url))
+    service = ModelsService(ModelsSettings(openai_base_url=server.base_url), memory_cache())
     listed = await service.list_models(pb.ListModelsRequest(parent=PARENT), call())
     assert [model.id for model in listed.models] == ["builtin/extractive"]
     await service.stop()
@@ -101,7 +104,7 @@ async def test_models_are_listed_while_the_endpoint_is_down(server: OpenAIServer
 
 async def test_models_are_listed_by_the_page(server: OpenAIServer) -> None:
     server.listed = {"data": [{"id": f"m{number}"} for number in range(4)]}
-    service = ModelsService(ModelsSettings(openai_base_url=server.base_url))
+    service = ModelsService(ModelsSettings(openai_base_url=server.base_url), memory_cache())
     found: list[str] = []
     token = ""
     for _ in range(3):
@@ -187,3 +190,47 @@ def test_settings_come_from_the_environment(
 def test_a_base_url_that_is_none_is_refused() -> None:
     with pytest.raises(InvalidArgument):
         ModelsSettings(openai_base_url="ftp://example.org")
+
+
+def again(text: str = QUESTION, seconds: int = 60, **fields: Any) -> pb.GenerateRequest:
+    """What asks for an answer that may have been given before."""
+    made = request(text, **fields)
+    made.cache_ttl.FromSeconds(seconds)
+    return made
+
+
+async def test_an_answer_is_given_again_to_who_wants_it(server: OpenAIServer) -> None:
+    server.script = [said(text) for text in ("one", "two", "three", "four", "five")]
+    service = ModelsService(ModelsSettings(openai_base_url=server.base_url), memory_cache())
+    asked = [
+        request(model="openai/a"),
+        again(model="openai/a"),
+        again(model="openai/a"),
+        # Another question, another model, another tenant.
+        again("else?", model="openai/a"),
+        again(model="openai/b"),
+        request(model="openai/a"),
+    ]
+    found = [await service.generate(each, call()) for each in asked]
+    assert [each.message.text for each in found] == ["one", "two", "two", "three", "four", "five"]
+    assert [each.cached for each in found] == [False, False, True, False, False, False]
+    stream = pb.StreamGenerateRequest(request=again(model="openai/a"))
+    parts = [part async for part in service.stream_generate(stream, call())]
+    assert [part.text_delta for part in parts] == ["two", ""]
+    assert parts[-1].completed == found[2]
+    await service.stop()
+
+
+async def test_an_answer_is_given_again_within_its_tenant_only(server: OpenAIServer) -> None:
+    server.script = [said("one"), said("two")]
+    service = ModelsService(ModelsSettings(openai_base_url=server.base_url), memory_cache())
+    other = again(model="openai/a")
+    other.parent = "tenants/other"
+    for asked, text in ((again(model="openai/a"), "one"), (other, "two")):
+        assert (await service.generate(asked, call())).message.text == text
+    await service.stop()
+
+
+async def test_a_time_of_nothing_is_refused(service: ModelsService) -> None:
+    with pytest.raises(InvalidArgument, match="cache_ttl"):
+        await service.generate(again(seconds=0), call())

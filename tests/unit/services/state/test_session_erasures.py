@@ -21,6 +21,7 @@ from services.state.erasing import Erasures, Sweeper
 from services.state.existing import existing
 from services.state.read_model import SessionsReadModel
 from services.state.settings import StateSettings
+from tests.support.cached import memory_cache
 from tests.support.eventually import eventually
 from tests.support.keys import memory_keyring, sealing
 from tests.support.memory_tokens import MemoryTokens
@@ -78,7 +79,7 @@ async def world_of(codecs: Codecs, path: Path, keyring: Keyring) -> AsyncIterato
     repository = Repository(store, domain.SESSION_FOLD, snapshot_commits=SNAPSHOT_COMMITS)
     read_model = SessionsReadModel(store, path / "sessions.sqlite3", keyring)
     await read_model.start()
-    erasures = Erasures(repository, read_model, keyring, tokens)
+    erasures = Erasures(repository, read_model, keyring, tokens, memory_cache())
     yield World(repository, read_model, erasures, blobs, log, tokens)
     await read_model.stop()
 

@@ -25,6 +25,7 @@ from services.state.read_model import SessionsReadModel
 from services.state.revisions import Revisions
 from services.state.sessions import Sessions
 from services.state.settings import StateSettings
+from tests.support.cached import memory_cache
 from tests.support.keys import memory_keyring
 from tests.support.memory_tokens import MemoryTokens
 from tests.support.session_log import SESSION, SessionLog
@@ -64,7 +65,7 @@ async def sessions(repository: Repo, tmp_path: Path) -> AsyncIterator[Sessions]:
     # Nobody serves agents: only what makes a session of one asks for it.
     channel: Any = LocalChannel({})
     agents = AgentServiceStub(channel)
-    erasures = Erasures(repository, read_model, memory_keyring(), MemoryTokens())
+    erasures = Erasures(repository, read_model, memory_keyring(), MemoryTokens(), memory_cache())
     revisions = Revisions(agents, Repository(repository.store, SPLIT_FOLD))
     imports = Imports(repository, revisions, StateSettings(), SYSTEM)
     yield Sessions(repository, read_model, revisions, erasures, imports)

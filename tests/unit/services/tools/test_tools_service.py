@@ -29,6 +29,7 @@ from services.tools.service import ToolsService
 from services.tools.settings import ToolsSettings
 from services.vectors.service import VectorsService
 from services.vectors.settings import VectorsSettings
+from tests.support.cached import memory_cache
 from tests.support.grpc_server import serving
 from tests.support.ledger_server import LEDGER, Entry, Ledger, effects_by_key, read_entries
 from tests.support.processes import running, until
@@ -102,7 +103,7 @@ async def started(
 ) -> ToolsService:
     clock = Clock(now_ns=lambda: START_NS, monotonic=SYSTEM.monotonic)
     bounds = settings or ToolsSettings(tools_max=3, content_length_max=1_000, reflection_seconds=2)
-    service = ToolsService(bounds, events, clock, LocalVectors(vectors))
+    service = ToolsService(bounds, events, clock, LocalVectors(vectors), memory_cache())
     await service.start()
     return service
 

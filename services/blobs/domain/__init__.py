@@ -1,0 +1,1 @@
+"""What names, objects, conditions and ranges are: pure."""
