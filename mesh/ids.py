@@ -8,6 +8,7 @@ case they are valid resource ids and NATS tokens.
 
 import hashlib
 import itertools
+import re
 import secrets
 import threading
 import time
@@ -42,6 +43,22 @@ def new_id() -> str:
 def new_request_id() -> str:
     """A fresh id for a call that came without one: cheap, and unique as `new_id` is."""
     return f"{_PROCESS}-{next(_requests):x}"
+
+
+def new_instance_id(user: str) -> str:
+    """A fresh id for a process that is that user of NATS, which the id's end says: nobody else
+    may then write what is kept under it. ValueError for a name that a resource id can't end with,
+    such as one of more than 36 characters."""
+    instance = f"{new_id()}-{user}"
+    if not re.fullmatch(RESOURCE_ID, instance) or not user:
+        raise ValueError(f"a user of NATS whose processes have leases can't be named {user!r}")
+    return instance
+
+
+def user_of_instance(instance: str) -> str:
+    """The user of NATS that an instance's id names: all behind the first hyphen, for names may
+    have hyphens and what is before has none. Empty where it names none."""
+    return instance.partition("-")[2]
 
 
 def id_from(*parts: str) -> str:

@@ -2,8 +2,6 @@
 
 from typing import Protocol
 
-from mesh.security.spiffe import HOST
-
 LEASE_SECONDS = 1.0
 """How long a lease holds after its last renewal."""
 
@@ -26,9 +24,8 @@ class Leases(Protocol):
         every effect."""
         ...
 
-    def expired(self, instance: str, service: str = HOST) -> bool:
-        """Whether `instance`, in which `service` ran, is certainly gone: its lease expired
-        while we watched, or this process succeeded it on its data folder. False while in
-        doubt, and for one full lease after we (re)connected. What another service's user of
-        NATS says of it doesn't count."""
+    def expired(self, instance: str) -> bool:
+        """Whether `instance` is certainly gone: its lease expired while we watched, or
+        this process succeeded it on its data folder. False while in doubt, and for one
+        full lease after we (re)connected."""
         ...

@@ -9,9 +9,10 @@ our last look: so an instance is called gone only by a look that began after som
 asked for it, hence after the work that it was asked for.
 
 Whose lease it is, its subject says: a user of NATS may write those of its own name only,
-`host` or a service. So no service ends another one's lease, prolongs it, or speaks for it.
-Who ends in order says so there, and whoever hears it needn't wait for the key to go. A key
-that NATS doesn't remove in time is no lease: whoever hears of one has it disregarded.
+`host` or a service. An instance's id says the same name, and its lease is the one key where
+both agree. So no service ends another one's lease, speaks for it or keeps it alive. Who ends
+in order says so there, and whoever hears it needn't wait for the key to go. A key that NATS
+doesn't remove in time is no lease: whoever hears of one has it disregarded.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ import structlog
 from mesh.clock import NANOSECONDS, SYSTEM, Clock
 from mesh.control.leases import LEASE_SECONDS
 from mesh.errors import EventStoreUnavailable
-from mesh.security.spiffe import HOST
+from mesh.ids import user_of_instance
 
 RENEW_SECONDS = 0.3
 
@@ -91,8 +92,8 @@ class Connection(Protocol):
 
 
 class NatsLeases:
-    """See the module, and the port `mesh.control.leases.Leases`; `user` is the name of the
-    process's user of NATS.
+    """See the module, and the port `mesh.control.leases.Leases`; `instance` is an id as
+    `mesh.ids.new_instance_id` makes it for the process's user of NATS.
 
     `predecessor` is the run before this one on the same data folder: this process has
     its lock, so that one is gone as soon as its key is, without watching for a lease. The
@@ -104,7 +105,6 @@ class NatsLeases:
         connection: Connection,
         instance: str,
         *,
-        user: str = HOST,
         predecessor: str | None = None,
         replicas: int = 1,
         clock: Clock = SYSTEM,
@@ -112,7 +112,7 @@ class NatsLeases:
         self._bucket_shape = {**_BUCKET, "num_replicas": replicas}
         self._connection = connection
         self._instance = instance
-        self._subject = f"{LEASE_PREFIX}{user}.{instance}"
+        self._subject = f"{LEASE_PREFIX}{user_of_instance(instance)}.{instance}"
         self._predecessor = predecessor
         self._clock = clock
         self._held_until = _NEVER
@@ -124,7 +124,7 @@ class NatsLeases:
         self._ended: set[str] = set()
         self._disregarded: dict[str, float] = {}
         self._present: frozenset[str] = frozenset()
-        self._asked: dict[tuple[str, str], float] = {}
+        self._asked: dict[str, float] = {}
         self._loop: asyncio.Task[None] | None = None
         self._saying: Callable[[], bytes] = bytes
         self._look_callbacks: list[Callable[[], None]] = []
@@ -136,20 +136,19 @@ class NatsLeases:
     def held(self) -> bool:
         return self._clock.monotonic() < self._held_until
 
-    def expired(self, instance: str, service: str = HOST) -> bool:
+    def expired(self, instance: str) -> bool:
         if instance == self._instance:
             return False
-        there = self._is_there(instance, service)
         if instance == self._predecessor:
             # Dead, unless this folder is a copy of one whose process lives on: then its
             # key is renewed.
-            return self._looked > _NEVER and not there
+            return self._looked > _NEVER and instance not in self._present
         now = self._clock.monotonic()
         if len(self._asked) >= _ASKED_MAX:
             self._asked.clear()
-        asked = self._asked.setdefault((instance, service), now)
+        asked = self._asked.setdefault(instance, now)
         watched = now - self._looked < LEASE_SECONDS and now - self._bucket_since >= LEASE_SECONDS
-        return watched and asked < self._looked and not there
+        return watched and asked < self._looked and instance not in self._present
 
     async def start(self) -> None:
         """Takes the lease and goes on renewing it; EventStoreUnavailable after 10 s."""
@@ -191,10 +190,8 @@ class NatsLeases:
             self._find_present()
 
     def _find_present(self) -> None:
-        self._present = self._keys - self._ended - self._disregarded.keys()
-
-    def _is_there(self, instance: str, service: str) -> bool:
-        return not self._present.isdisjoint((f"{HOST}.{instance}", f"{service}.{instance}"))
+        held = self._keys - self._ended - self._disregarded.keys()
+        self._present = frozenset(map(_holder, held))
 
     def on_look(self, callback: Callable[[], None]) -> None:
         """Calls `callback` after each look at whose leases are there."""
@@ -275,10 +272,17 @@ class NatsLeases:
             if key in self._keys or since >= began
         }
         self._find_present()
-        self._asked = {
-            each: since for each, since in self._asked.items() if not self._is_there(*each)
-        }
+        for instance in self._present & self._asked.keys():
+            del self._asked[instance]
 
     async def _forget_bucket(self) -> None:
         self._bucket = None
         self._looked = _NEVER
+
+
+def _holder(key: str) -> str:
+    """The instance whose lease is stored under that key, `{user}.{instance}`; empty where it is
+    nobody's."""
+    user, _, instance = key.rpartition(".")
+    # Of the version before, an id names no user: in doubt nobody is gone.
+    return instance if user_of_instance(instance) in (user, "") else ""

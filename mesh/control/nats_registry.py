@@ -25,6 +25,7 @@ from mesh.control.nats_leases import (
     NatsLeases,
 )
 from mesh.events.jetstream.connection import TooMany
+from mesh.ids import user_of_instance
 from mesh.security.spiffe import HOST
 from weft.control.v1 import instances_pb2
 from weft.control.v1.instances_pb2 import Instance
@@ -62,9 +63,7 @@ class NatsRegistry:
         self._own = own
         self._load = load
         self._known: dict[str, Instance] = {}
-        self._users: dict[str, str] = {}
-        self._full = False
-        self._endless = False
+        self._told: set[str] = set()
         self._by_service: dict[str, Sequence[Instance]] = {}
         self._serving: dict[str, Sequence[Instance]] = {}
         self._callbacks: list[Callable[[], None]] = []
@@ -152,31 +151,23 @@ class NatsRegistry:
             return
         if not _ends_with_lease(message.headers):
             self._leases.disregard(key)
-            if not self._endless:
-                _log.warning("instance_without_end", instance=instance_id, user=user)
-            self._endless = True
+            self._tell_once("instance_without_end", key)
             return
         self._leases.regard(key)
         if instance_id == self._leases.instance or not data:
             # Itself, or one that holds a lease and takes no calls yet.
             return
         said = _parsed(data)
-        if said is None or said.name != COLLECTION + instance_id or not said.services:
-            _log.warning("instance_unreadable", instance=instance_id)
+        if said is None or said.name != COLLECTION + instance_id:
+            self._tell_once("instance_unreadable", key)
+            return
+        if user_of_instance(instance_id) != user or not _may_serve(user, said.services):
+            self._tell_once("instance_not_its_users", key)
             return
         before = self._known.get(instance_id)
-        if user not in (HOST, *said.services) or (user != HOST and len(said.services) > 1):
-            _log.warning("instance_of_another_user", instance=instance_id, user=user)
-            return
-        if before is not None and self._users[instance_id] != user:
-            _log.warning("instance_of_another_user", instance=instance_id, user=user)
-            return
         if before is None and len(self._known) >= INSTANCES_MAX:
-            if not self._full:
-                _log.warning("instances_too_many", instance=instance_id)
-            self._full = True
+            self._tell_once("instances_too_many", key)
             return
-        self._users[instance_id] = user
         if before is not None and _lasting(before) == _lasting(said):
             before.load.CopyFrom(said.load)
             return
@@ -184,15 +175,19 @@ class NatsRegistry:
         self._changed()
 
     def _look(self) -> None:
-        gone = [
-            each for each in self._known if self._leases.expired(each, self._users.get(each, HOST))
-        ]
+        gone = [each for each in self._known if self._leases.expired(each)]
         for instance_id in gone:
             del self._known[instance_id]
-            self._users.pop(instance_id, None)
         if gone:
-            self._full = False
+            self._told.discard("instances_too_many")
             self._changed()
+
+    def _tell_once(self, event: str, key: str) -> None:
+        """That what is stored under that key is passed over."""
+        # Whoever stores such may do so as often as it likes.
+        if event not in self._told:
+            _log.warning(event, key=key)
+        self._told.add(event)
 
     def _changed(self) -> None:
         self._by_service.clear()
@@ -201,6 +196,11 @@ class NatsRegistry:
         for callback in self._callbacks:
             # Not from here: what fails there must not end the renewals.
             loop.call_soon(callback)
+
+
+def _may_serve(user: str, services: Sequence[str]) -> bool:
+    """Whether an instance of that user of NATS is believed to serve these."""
+    return list(services) == [user] or (user == HOST and bool(services))
 
 
 def _ends_with_lease(headers: bytes) -> bool:

@@ -30,7 +30,7 @@ from mesh.events.jetstream.connection import Login, NotPermitted
 from mesh.events.jetstream.key_store import JetStreamKeyStore
 from mesh.events.jetstream.store import JetStreamEventStore, connect_prepared, log_end
 from mesh.events.jetstream.tokens import JetStreamTokenStream
-from mesh.ids import cluster_id, new_id
+from mesh.ids import cluster_id, new_instance_id
 from mesh.rpc.channel import MeshChannel
 from mesh.rpc.forwarding import forwarded
 from mesh.rpc.pipeline import Edge, Endpoint, Pipeline, bind
@@ -108,7 +108,13 @@ class Host:
         self._served = served(self._catalogue, serves)
         self._bus = union(entry.bus for entry in self._served)
         self.transport.check_serving([entry.name for entry in self._served])
-        self._instance = new_id()
+        # Who it is on NATS, its id says.
+        self._user = (
+            external_user(settings.nats_user, self._catalogue)
+            if settings.nats_url
+            else process_user(self._served)
+        )
+        self._instance = new_instance_id(self._user.name)
         self._repositories: dict[int, Repository[Any]] = {}
         self._redis: LazyRedis | None = None
         self._nats: EmbeddedNats | None = None
@@ -357,7 +363,6 @@ class Host:
         self._leases = NatsLeases(
             connection,
             self._instance,
-            user=settings.nats_user if settings.nats_url else process_user(self._served).name,
             predecessor=predecessor,
             replicas=replicas,
             clock=self.clock,
@@ -387,8 +392,7 @@ class Host:
         and as who works with them."""
         settings = self.settings
         if settings.nats_url:
-            user = external_user(settings.nats_user, self._catalogue)
-            login = Login(settings.nats_seed_file, user.inbox, user.api)
+            login = Login(settings.nats_seed_file, self._user.inbox, self._user.api)
             admin_seed = settings.nats_admin_seed_file
             return settings.nats_url, Login(admin_seed, ADMIN.inbox) if admin_seed else login, login
         users = bus_users(self._catalogue)
@@ -399,7 +403,7 @@ class Host:
         endpoint = await self._nats.start()
         if endpoint.port_taken is not None:
             self.notes.append(f"port {endpoint.port_taken} (nats) is in use; using {endpoint.url}")
-        return endpoint.url, endpoint.login(ADMIN), endpoint.login(process_user(self._served))
+        return endpoint.url, endpoint.login(ADMIN), endpoint.login(self._user)
 
     async def _prepare(self, url: str, admin: Login) -> None:
         """Makes the streams or brings them up to date, and makes the keys that a deployment

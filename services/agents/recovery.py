@@ -11,8 +11,6 @@ from services.agents.read_model import AgentsReadModel, OpenTurnRow
 from services.agents.running import RunningTurns
 
 _log = structlog.get_logger()
-SERVICE = "agents"
-"""Whose instances own turns."""
 RESUMED_AT_ONCE_MAX = 32
 
 
@@ -72,7 +70,7 @@ class Recovery:
             return False
         if row.owner == self._leases.instance:
             return not self._running.runs(row.session, row.turn)
-        return self._leases.expired(row.owner, SERVICE)
+        return self._leases.expired(row.owner)
 
     async def _resume(self, row: OpenTurnRow) -> None:
         try:

@@ -18,7 +18,6 @@ from mesh.events.aggregate import Repository
 from mesh.rpc.pages import read_page_token, write_page_token
 from services.agents.history import open_turn
 from services.agents.read_model import AgentsReadModel, OpenTurnRow
-from services.agents.recovery import SERVICE
 from services.agents.running import RunningTurns
 from services.agents.settings import AgentsSettings
 from services.agents.turns import Turns
@@ -132,7 +131,7 @@ class StalledTurns:
                 await self._tell(row, since_ns)
 
     def _is_ours(self, row: OpenTurnRow) -> bool:
-        return row.owner == self._leases.instance or self._leases.expired(row.owner, SERVICE)
+        return row.owner == self._leases.instance or self._leases.expired(row.owner)
 
     async def _tell(self, row: OpenTurnRow, since_ns: int) -> None:
         change = partial(

@@ -7,7 +7,6 @@ from mesh.clock import Clock
 from mesh.control.leases import Leases
 from services.scheduler.domain import names
 from services.scheduler.domain.state import RUNNING, Entry
-from services.scheduler.owners import SERVICE
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.tenant_queue import TenantQueue
 from services.scheduler.workers import Attempt, Worker, holder_of
@@ -76,4 +75,4 @@ class Losses:
     def _is_elsewhere(self, entry: Entry) -> bool:
         """Whether the worker is another instance's, which is alive."""
         instance = entry.task.attempts[-1].instance
-        return instance != self._leases.instance and not self._leases.expired(instance, SERVICE)
+        return instance != self._leases.instance and not self._leases.expired(instance)

@@ -186,7 +186,7 @@ class Alone:
         """See Leases."""
         return True
 
-    def expired(self, instance: str, service: str = "") -> bool:
+    def expired(self, instance: str) -> bool:
         """See Leases."""
         return False
 

@@ -19,6 +19,7 @@ from mesh.events.jetstream.store import connect_store
 from mesh.runtime.nats_server import EmbeddedNats, NatsEndpoint
 from mesh.runtime.nats_users import ADMIN, HOST, BusUser, bus_users
 from services.catalog import CATALOGUE
+from tests.support.nats import instance_of
 
 USERS = {user.name: user for user in bus_users(CATALOGUE)}
 _REFUSAL = re.compile(r'permissions violation for (\w+) to "([^"]+)"')
@@ -107,7 +108,7 @@ async def make_streams(endpoint: NatsEndpoint) -> None:
         assert "error" not in await store.connection.api("STREAM.CREATE.KV_KEYS", keys)
     await store.close()
     connection = await connect(endpoint.url, name="lease", login=endpoint.login(USERS[HOST]))
-    leases = NatsLeases(connection, "first")
+    leases = NatsLeases(connection, instance_of(USERS[HOST]))
     await leases.start()
     await leases.stop()
     await connection.close()

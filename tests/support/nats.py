@@ -13,12 +13,18 @@ from pathlib import Path
 
 import pytest
 
+from mesh.ids import new_id
 from mesh.runtime.nats_users import ADMIN, BusUser
 
 START_SECONDS_MAX = 10.0
 UNBOUND = BusUser("host", sends=(">",), hears=(">",))
 """A user who may do everything, for tests of what isn't about permissions."""
 UNBOUND_USERS = (ADMIN, UNBOUND)
+
+
+def instance_of(user: BusUser = UNBOUND, name: str = "") -> str:
+    """Id of an instance of that user; one that nobody has yet where it gets no name."""
+    return f"{name or new_id()}-{user.name}"
 
 
 class NatsServer:

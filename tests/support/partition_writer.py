@@ -19,6 +19,7 @@ from mesh.events.jetstream.store import JetStreamEventStore, connect_store
 from mesh.events.store import START, Head, HeadConflict, StreamName
 from mesh.telemetry.logs import configure_logs
 from tests.support.events import commits_of, draft, texts_of
+from tests.support.nats import instance_of
 from tests.support.processes import end_with_parent
 
 PAUSE_SECONDS = 0.02
@@ -58,7 +59,7 @@ class Writer:
 async def main(name: str, url: str, stream: StreamName, heedless: bool) -> None:
     """Until it is killed."""
     store = await connect_store(url, name=name, append_seconds_max=1.5, attempt_seconds=0.5)
-    leases = NatsLeases(store.connection, name)
+    leases = NatsLeases(store.connection, instance_of(name=name))
     await leases.start()
     writer = Writer(name, store, stream)
     await writer.look()
@@ -68,7 +69,7 @@ async def main(name: str, url: str, stream: StreamName, heedless: bool) -> None:
             if not (heedless or leases.held()):
                 continue
             text = f"{name} {number}"
-        elif leases.expired(writer.owner):
+        elif leases.expired(instance_of(name=writer.owner)):
             text = f"{name} {number} takes over"
         else:
             await writer.look()

@@ -15,11 +15,10 @@ from mesh.control.leases import LEASE_SECONDS
 from mesh.control.nats_leases import ENDED, LEASE_PREFIX, NatsLeases
 from mesh.control.nats_registry import NatsRegistry
 from mesh.events.jetstream.connection import connect
-from mesh.ids import new_id
 from mesh.runtime.nats_server import EmbeddedNats, NatsEndpoint
 from mesh.runtime.nats_users import BusUser, bus_users
 from services.catalog import CATALOGUE
-from tests.support.nats import UNBOUND, UNBOUND_USERS
+from tests.support.nats import UNBOUND, UNBOUND_USERS, instance_of
 from tests.support.processes import line_of, running, until
 from weft.control.v1 import instances_pb2
 from weft.control.v1.instances_pb2 import Instance, InstanceLoad
@@ -44,7 +43,7 @@ async def seat(
     """The registry and the leases as a process of that id has them; not registered yet. Each
     reading of its load counts one call more."""
     connection = await connect(endpoint.url, name=instance, login=endpoint.login(user))
-    leases = NatsLeases(connection, instance, user=user.name)
+    leases = NatsLeases(connection, instance)
     await leases.start()
     calls = itertools.count(1)
     own = Instance(name=f"instances/{instance}", services=services or ("state",), zone="here")
@@ -77,7 +76,7 @@ def arguments(endpoint: NatsEndpoint, instance: str) -> tuple[str, Path, str]:
 
 
 async def test_what_one_says_of_itself_all_others_know(endpoint: NatsEndpoint) -> None:
-    one_id, two_id = new_id(), new_id()
+    one_id, two_id = instance_of(), instance_of()
     async with (
         member(endpoint, one_id, "auth", "scheduler") as one,
         member(endpoint, two_id) as two,
@@ -96,8 +95,8 @@ async def test_what_one_says_of_itself_all_others_know(endpoint: NatsEndpoint) -
 
 
 async def test_load_is_told_without_being_a_change(endpoint: NatsEndpoint) -> None:
-    one_id = new_id()
-    async with member(endpoint, one_id) as one, member(endpoint, new_id()) as two:
+    one_id = instance_of()
+    async with member(endpoint, one_id) as one, member(endpoint, instance_of()) as two:
         await one.register("127.0.0.1:1")
         await until(lambda: found(two, one_id) is not None)
         changes: list[int] = []
@@ -115,8 +114,8 @@ async def test_load_is_told_without_being_a_change(endpoint: NatsEndpoint) -> No
 
 
 async def test_what_a_service_adds_is_told_with_the_load(endpoint: NatsEndpoint) -> None:
-    one_id = new_id()
-    async with member(endpoint, one_id) as one, member(endpoint, new_id()) as two:
+    one_id = instance_of()
+    async with member(endpoint, one_id) as one, member(endpoint, instance_of()) as two:
         turns = itertools.count(1)
         one.on_say(lambda load: load.turns.add(agent_revision=7, turns=next(turns)) and None)
         await one.register("127.0.0.1:1")
@@ -129,8 +128,8 @@ async def test_what_a_service_adds_is_told_with_the_load(endpoint: NatsEndpoint)
 
 
 async def test_one_that_ends_in_order_is_gone_from_the_list(endpoint: NatsEndpoint) -> None:
-    one_id = new_id()
-    async with member(endpoint, new_id()) as two:
+    one_id = instance_of()
+    async with member(endpoint, instance_of()) as two:
         async with member(endpoint, one_id) as one:
             await one.register("127.0.0.1:1")
             await until(lambda: found(two, one_id) is not None)
@@ -138,17 +137,18 @@ async def test_one_that_ends_in_order_is_gone_from_the_list(endpoint: NatsEndpoi
 
 
 async def test_one_that_never_registered_drains_unseen(endpoint: NatsEndpoint) -> None:
-    one_id = new_id()
+    one_id = instance_of()
     async with member(endpoint, one_id) as one:
         await one.drain()
         assert found(one, one_id) is None
 
 
 async def test_a_killed_instance_goes_and_a_stopped_one_comes_back(endpoint: NatsEndpoint) -> None:
+    stopped_id, killed_id = instance_of(), instance_of()
     async with (
-        member(endpoint, new_id()) as watching,
-        running(HOLDER, *arguments(endpoint, "stopped")) as stopped,
-        running(HOLDER, *arguments(endpoint, "killed")) as killed,
+        member(endpoint, instance_of()) as watching,
+        running(HOLDER, *arguments(endpoint, stopped_id)) as stopped,
+        running(HOLDER, *arguments(endpoint, killed_id)) as killed,
     ):
         for holder in (stopped, killed):
             assert await line_of(holder) == "held"
@@ -157,29 +157,29 @@ async def test_a_killed_instance_goes_and_a_stopped_one_comes_back(endpoint: Nat
         os.kill(stopped.pid, signal.SIGSTOP)
         await until(lambda: watching.instances("scheduler") == ())
         os.kill(stopped.pid, signal.SIGCONT)
-        await until(lambda: found(watching, "stopped") is not None)
-        assert found(watching, "killed") is None
+        await until(lambda: found(watching, stopped_id) is not None)
+        assert found(watching, killed_id) is None
 
 
 async def test_what_isnt_an_instances_own_word_is_not_believed(endpoint: NatsEndpoint) -> None:
-    one_id = new_id()
+    one_id, liar_id = instance_of(), instance_of()
     connection = await connect(endpoint.url, name="liar", login=endpoint.login(UNBOUND))
     async with member(endpoint, one_id) as one:
         await one.register("127.0.0.1:1")
         claim = Instance(name=f"instances/{one_id}", target="elsewhere:1")
         for subject, data in (
-            ("liar", claim.SerializeToString()),
-            ("liar", b"\xff\xff"),
+            (liar_id, claim.SerializeToString()),
+            (liar_id, b"\xff\xff"),
             # It would be dialled as one of its services.
-            ("liar", Instance(name="instances/liar", target="there:1").SerializeToString()),
+            (liar_id, Instance(name=f"instances/{liar_id}", target="there:1").SerializeToString()),
             (one_id, claim.SerializeToString()),
         ):
             await connection.publish(f"{LEASE_PREFIX}host.{subject}", data, FOR_A_LEASE)
-        said = Instance(name="instances/liar", target="there:2", services=["tools"])
-        subject = f"{LEASE_PREFIX}host.liar"
+        said = Instance(name=f"instances/{liar_id}", target="there:2", services=["tools"])
+        subject = f"{LEASE_PREFIX}host.{liar_id}"
         await connection.publish(subject, said.SerializeToString(), FOR_A_LEASE)
-        await until(lambda: found(one, "liar") is not None)
-        liar, own = found(one, "liar"), found(one, one_id)
+        await until(lambda: found(one, liar_id) is not None)
+        liar, own = found(one, liar_id), found(one, one_id)
         assert liar is not None
         assert own is not None
         assert (liar.target, own.target) == ("there:2", "127.0.0.1:1")
@@ -189,7 +189,8 @@ async def test_what_isnt_an_instances_own_word_is_not_believed(endpoint: NatsEnd
 async def test_nobody_goes_because_nats_was_killed_and_lost_its_memory(tmp_path: Path) -> None:
     server = EmbeddedNats(tmp_path, UNBOUND_USERS, port=0)
     endpoint = await server.start()
-    async with member(endpoint, "one") as one, member(endpoint, "two") as two:
+    two_id = instance_of()
+    async with member(endpoint, instance_of()) as one, member(endpoint, two_id) as two:
         for each in (one, two):
             await each.register("127.0.0.1:1")
         await until(lambda: len(one.instances()) == len(two.instances()) == 2)
@@ -201,7 +202,7 @@ async def test_nobody_goes_because_nats_was_killed_and_lost_its_memory(tmp_path:
         while time.monotonic() < ends:
             assert len(one.instances()) == 2
             await asyncio.sleep(0.01)
-        seen = found(one, "two")
+        seen = found(one, two_id)
         assert seen is not None
         calls = seen.load.calls
         await until(lambda: seen.load.calls > calls)
@@ -215,12 +216,16 @@ async def test_users_of_their_own_know_each_other_and_speak_for_nobody_else(
     tmp_path: Path,
 ) -> None:
     users = {user.name: user for user in bus_users(CATALOGUE)}
+    gateway_id = instance_of(users["gateway"], "gateway")
+    liar_id, another_id = instance_of(users["tools"]), instance_of(users["tools"])
     server = EmbeddedNats(tmp_path, tuple(users.values()), port=0)
     endpoint = await server.start()
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(server.stop)
         parts = {
-            name: await stack.enter_async_context(member(endpoint, name, name, user=users[name]))
+            name: await stack.enter_async_context(
+                member(endpoint, instance_of(users[name], name), name, user=users[name])
+            )
             for name in ("gateway", "tools", "host")
         }
         for registry in parts.values():
@@ -231,22 +236,62 @@ async def test_users_of_their_own_know_each_other_and_speak_for_nobody_else(
         stack.push_async_callback(liar.close)
         for claim in (
             # A service that its user isn't, and an instance that another user has.
-            Instance(name="instances/liar", target="there:1", services=["auth"]),
-            Instance(name="instances/gateway", target="there:1", services=["tools"]),
+            Instance(name=f"instances/{liar_id}", target="there:1", services=["auth"]),
+            Instance(name=f"instances/{gateway_id}", target="there:1", services=["tools"]),
         ):
             instance = claim.name.removeprefix("instances/")
             subject = f"{LEASE_PREFIX}tools.{instance}"
             await liar.publish(subject, claim.SerializeToString(), FOR_A_LEASE)
             await liar.publish(subject, ENDED, FOR_A_LEASE)
-        honest = Instance(name="instances/another", target="there:2", services=["tools"])
-        subject = f"{LEASE_PREFIX}tools.another"
+        honest = Instance(name=f"instances/{another_id}", target="there:2", services=["tools"])
+        subject = f"{LEASE_PREFIX}tools.{another_id}"
         await liar.publish(subject, honest.SerializeToString(), FOR_A_LEASE)
         for registry in (parts["gateway"], parts["host"]):
-            await until(lambda: found(registry, "another") is not None)  # noqa: B023
-            assert found(registry, "liar") is None
-            gateway = found(registry, "gateway")
+            await until(lambda: found(registry, another_id) is not None)  # noqa: B023
+            assert found(registry, liar_id) is None
+            gateway = found(registry, gateway_id)
             assert gateway is not None
             assert (gateway.target, list(gateway.services)) == ("127.0.0.1:1", ["gateway"])
+
+
+async def test_nobody_hides_an_instance_of_another_user(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    users = {user.name: user for user in bus_users(CATALOGUE)}
+    host, models = users["host"], users["models"]
+    one_id = instance_of(host)
+    subject = f"{LEASE_PREFIX}models.{one_id}"
+    claim = Instance(name=f"instances/{one_id}", target="there:1", services=["models"])
+    server = EmbeddedNats(tmp_path, tuple(users.values()), port=0)
+    endpoint = await server.start()
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(server.stop)
+        enemy = await connect(endpoint.url, name="enemy", login=endpoint.login(models))
+        stack.push_async_callback(enemy.close)
+        one, _ = await stack.enter_async_context(seat(endpoint, one_id, user=host))
+        # What is false is there first, for who listens already and for who starts then.
+        for headers in (FOR_A_LEASE, {"Nats-TTL": "never"}, FOR_A_LEASE):
+            await enemy.publish(subject, claim.SerializeToString(), headers)
+        later, leases = await stack.enter_async_context(
+            seat(endpoint, instance_of(users["agents"]), "agents", user=users["agents"])
+        )
+        await until(lambda: leases.expired(instance_of(name="never")))
+        await one.register("127.0.0.1:1")
+        await until(lambda: found(later, one_id) is not None)
+        for data, headers in itertools.product(
+            (claim.SerializeToString(), b"", ENDED), (FOR_A_LEASE, {"Nats-TTL": "never"})
+        ):
+            await enemy.publish(subject, data, headers)
+            heard = found(later, one_id)
+            assert heard is not None
+            # By the next reading of its load all of that was heard, too.
+            calls = heard.load.calls
+            await until(lambda: heard.load.calls > calls + 1)  # noqa: B023
+            assert not leases.expired(one_id)
+            assert found(later, one_id) is heard
+            assert (heard.target, list(heard.services)) == ("127.0.0.1:1", ["state"])
+    # Once for each that hears it, however often it is said.
+    assert capfd.readouterr().out.count("instance_not_its_users") == 1
 
 
 @pytest.mark.parametrize("ttl", [None, "never", "2s", "never\r\nNats-TTL: 1s"])
@@ -255,9 +300,9 @@ async def test_what_nats_would_keep_past_a_lease_is_nobodys_word(
 ) -> None:
     connection = await connect(endpoint.url, name="endless", login=endpoint.login(UNBOUND))
     headers = {"Nats-TTL": ttl} if ttl is not None else None
-    one_id, *names = (new_id() for _ in range(4))
+    one_id, *names = (instance_of() for _ in range(4))
     async with (
-        seat(endpoint, new_id()) as (heard, leases),
+        seat(endpoint, instance_of()) as (heard, leases),
         contextlib.AsyncExitStack() as stack,
     ):
         for name in names:
@@ -282,14 +327,16 @@ async def test_more_than_nats_tells_at_once_keeps_nobody_from_starting(tmp_path:
     server = EmbeddedNats(tmp_path, UNBOUND_USERS, port=0)
     endpoint = await server.start()
     connection = await connect(endpoint.url, name="endless", login=endpoint.login(UNBOUND))
-    async with member(endpoint, "before") as before:
+    before_id = instance_of()
+    async with member(endpoint, before_id) as before:
         await before.register("127.0.0.1:1")
         for number in range(1_100):
-            said = Instance(name=f"instances/i{number}", target="there:1", services=["tools"])
-            subject = f"{LEASE_PREFIX}host.i{number}"
+            name = instance_of(name=f"i{number}")
+            said = Instance(name=f"instances/{name}", target="there:1", services=["tools"])
+            subject = f"{LEASE_PREFIX}host.{name}"
             await connection.publish(subject, said.SerializeToString(), {"Nats-TTL": "never"})
-        async with member(endpoint, "behind") as behind:
-            await until(lambda: found(behind, "before") is not None)
+        async with member(endpoint, instance_of()) as behind:
+            await until(lambda: found(behind, before_id) is not None)
             assert len(behind.instances()) == 1
     await connection.close()
     await server.stop()
@@ -300,22 +347,23 @@ async def test_no_other_user_keeps_a_dead_instance_in_its_place(tmp_path: Path) 
     server = EmbeddedNats(tmp_path, tuple(users.values()), port=0)
     endpoint = await server.start()
     liar = await connect(endpoint.url, name="liar", login=endpoint.login(users["tools"]))
-    said = Instance(name="instances/dead", target="there:1", services=["tools"])
+    dead_id = instance_of(users["agents"])
+    said = Instance(name=f"instances/{dead_id}", target="there:1", services=["tools"])
 
     async def goes_on() -> None:
         while True:
-            subject = f"{LEASE_PREFIX}tools.dead"
+            subject = f"{LEASE_PREFIX}tools.{dead_id}"
             await liar.publish(subject, said.SerializeToString(), FOR_A_LEASE)
             await asyncio.sleep(0.1)
 
-    async with seat(endpoint, "watching", user=users["host"]) as (_, leases):
-        async with seat(endpoint, "dead", "agents", user=users["agents"]) as (agents, _):
+    async with seat(endpoint, instance_of(users["host"]), user=users["host"]) as (_, leases):
+        async with seat(endpoint, dead_id, "agents", user=users["agents"]) as (agents, _):
             await agents.register("127.0.0.1:1")
             going_on = asyncio.create_task(goes_on())
-            await until(lambda: leases.expired("nobody", "agents"))
-            assert not leases.expired("dead", "agents")
-        await until(lambda: leases.expired("dead", "agents"))
-        assert not leases.expired("dead", "tools"), "the liar was heard all along"
+            await until(lambda: leases.expired(instance_of(name="nobody")))
+            assert not leases.expired(dead_id)
+        await until(lambda: leases.expired(dead_id))
+        assert not going_on.done()
         going_on.cancel()
     await liar.close()
     await server.stop()
