@@ -44,7 +44,7 @@ def test_instances_of_one_service_as_data(weft: Weft, platform: MemoryPlatform) 
         platform.instances.add(instance(name, service))
     found = weft("mesh", "instances", "--service", "vectors", "-o", "json").data
     assert [each["name"] for each in found] == ["instances/two"]
-    assert found[0]["load"] == {"cpu_utilization": 0.25, "calls": 3, "served": []}
+    assert found[0]["load"] == {"cpu_utilization": 0.25, "calls": 3, "served": [], "turns": []}
 
 
 def test_a_bootstrap_names_the_certificates_and_says_what_is_wrong_with_them(
