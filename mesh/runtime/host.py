@@ -48,6 +48,7 @@ from mesh.runtime.nats_users import ADMIN, bus_users, external_user, no_admin, p
 from mesh.runtime.operations import Operations
 from mesh.runtime.redis_client import LazyRedis, client_of_url
 from mesh.runtime.registration import LoadMeter, own_instance, targets
+from mesh.runtime.seat import Seat
 from mesh.runtime.service import Access, Follower, Mesh, Service, ServiceEntry, callers_of
 from mesh.runtime.settings import RuntimeSettings
 from mesh.runtime.valkey_server import EmbeddedValkey
@@ -429,7 +430,7 @@ class Host:
         return folder is not None and is_full(folder)
 
     async def _start_service(self, entry: ServiceEntry) -> None:
-        service: Service = entry.build(cast(Mesh, _Seat(self, entry)))
+        service: Service = entry.build(cast(Mesh, Seat(self, entry)))
         bound = bind(service.handlers, self._pipeline, self.rpc_settings)
         # Who calls from here what is elsewhere calls it there, and not through the gateway.
         (self.endpoints if entry.contracts else self._forwarded).update(bound)
@@ -480,25 +481,3 @@ class Host:
             told["ca_file"] = str(self.transport.bundle_file)
         path = write_addresses(self.settings.data_dir, told)
         self._stack.callback(path.unlink, missing_ok=True)
-
-
-class _Seat:
-    """The host as one service has it: its stubs reach only what the catalogue lets it call."""
-
-    def __init__(self, host: Host, entry: ServiceEntry) -> None:
-        self._host = host
-        self._entry = entry
-        self._channels = {
-            validated: host.channel_of(entry, validated) for validated in (False, True)
-        }
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._host, name)
-
-    def elsewhere(self) -> Mapping[str, object]:
-        """See Mesh."""
-        return self._host.forwards(self._entry)
-
-    def stub(self, stub_class: Callable[[aio.Channel], T], *, validated: bool = False) -> T:
-        """See Mesh."""
-        return stub_class(cast(aio.Channel, self._channels[validated]))

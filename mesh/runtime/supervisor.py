@@ -57,6 +57,7 @@ class Part:
     said: Mapping[str, Any] = field(default_factory=dict)
     child: ChildProcess | None = None
     ready: bool = False
+    starting: bool = False
 
     @property
     def name(self) -> str:
@@ -228,6 +229,7 @@ class Supervisor:
         http_port = str(part.said.get("http", ":0")).rpartition(":")[2]
         options = ("--port", "0", "--http-port", http_port, "-o", "json")
         level = ("--log-level", self.settings.log_level)
+        part.starting = True
         part.child = child = await ChildProcess.start(
             [*self._command, *part.services, *options, *level, "--data-dir", folder],
             lock_file=folder.with_suffix(".lock"),
@@ -248,6 +250,8 @@ class Supervisor:
             if isinstance(error, TimeoutError):
                 raise Unavailable(f"{part.name} wasn't ready in {READY_SECONDS_MAX:g} s") from None
             raise
+        finally:
+            part.starting = False
         part.ready = True
 
     async def _supervise(self, part: Part) -> None:
@@ -280,7 +284,8 @@ class Supervisor:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             child = part.child
-            if child is None or not child.alive:
+            if child is None or not child.alive or part.starting:
+                # A start has a bound of its own.
                 answered = clock()
                 continue
             ready = await _is_ready(str(part.said.get("http", "")))
