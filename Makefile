@@ -25,8 +25,10 @@ run: .venv/runtime ## Show Weft at work, from an empty folder to a killed and re
 up: .venv/runtime ## Start Weft on its own embedded servers, with its data in .weft/
 	@$(BIN)/weft up
 
-test: .venv/development $(GOOGLE_API) ## Run the whole test suite; ONLY= takes what pytest -k takes
-	@$(BIN)/pytest $${ONLY:+-k "$$ONLY"}
+# Tests wait for most of their time, so that two go well beside each other; those of a file share
+# the servers that it starts.
+test: .venv/development $(GOOGLE_API) ## Run the whole test suite; ONLY= takes what pytest -k takes, WORKERS= (2)
+	@$(BIN)/pytest -n $(or $(WORKERS),2) --dist loadfile $${ONLY:+-k "$$ONLY"}
 
 # Runs the command $(2): one line if it succeeds, else all that it said.
 step = @said=$$($(2) 2>&1) && echo "ok  $(1)" || { printf '%s\n' "$$said" "failed: $(1)"; exit 1; }
