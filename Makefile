@@ -26,9 +26,12 @@ up: .venv/runtime ## Start Weft on its own embedded servers, with its data in .w
 	@$(BIN)/weft up
 
 # Tests wait for most of their time, so that two go well beside each other; those of a file share
-# the servers that it starts.
+# the servers that it starts. Those that put a deployment under load go alone behind them.
 test: .venv/development $(GOOGLE_API) ## Run the whole test suite; ONLY= takes what pytest -k takes, WORKERS= (2)
-	@$(BIN)/pytest -n $(or $(WORKERS),2) --dist loadfile $${ONLY:+-k "$$ONLY"}
+	@$(BIN)/pytest -m "not alone" -n $(or $(WORKERS),2) --dist loadfile $${ONLY:+-k "$$ONLY"}; \
+	first=$$?; [ $$first -eq 0 ] || [ $$first -eq 5 ] || exit $$first; \
+	$(BIN)/pytest -m alone $${ONLY:+-k "$$ONLY"}; \
+	second=$$?; [ $$second -ne 5 ] || exit $$first; exit $$second
 
 # Runs the command $(2): one line if it succeeds, else all that it said.
 step = @said=$$($(2) 2>&1) && echo "ok  $(1)" || { printf '%s\n' "$$said" "failed: $(1)"; exit 1; }

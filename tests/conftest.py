@@ -5,9 +5,10 @@ from contextlib import ExitStack
 import pytest
 
 from tests.support.config_home import config_home
+from tests.support.logged import log_lines
 from tests.support.nats import harmed_nats_server, nats_server, tenant
 
-__all__ = ["harmed_nats_server", "nats_server", "tenant"]
+__all__ = ["harmed_nats_server", "log_lines", "nats_server", "tenant"]
 
 _stack = ExitStack()
 

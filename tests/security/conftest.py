@@ -1,6 +1,7 @@
 """A whole Weft in this process, with two tenants, for what tries to get in."""
 
 import os
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ async def weft(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Deploy
 @asynccontextmanager
 async def deployed(home: Path) -> AsyncIterator[Deployment]:
     """A deployment with its data and secrets under `home`."""
-    configure_logs("warning")
+    configure_logs("warning", sys.stderr)  # so that what is logged is still to be caught
     secrets = {"WEFT_SECURITY_SECRETS_DIR": str(home / "secrets")}
     settings = RuntimeSettings(
         data_dir=home / "data", grpc_port=0, http_port=0, nats_port=0, xds_port=0

@@ -311,7 +311,7 @@ async def test_a_seed_of_admin_that_nobody_named_is_what_is_missed(
 
 
 async def test_a_login_that_nats_refuses_is_told_as_that_and_once(
-    endpoint: NatsEndpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    endpoint: NatsEndpoint, tmp_path: Path, log_lines: list[dict[str, Any]]
 ) -> None:
     ensure_seed(tmp_path / "unknown.nkey")
     for login, said in (
@@ -320,9 +320,10 @@ async def test_a_login_that_nats_refuses_is_told_as_that_and_once(
     ):
         with pytest.raises(EventStoreUnavailable, match=re.escape(said)):
             await connect(endpoint.url, name="asking", login=login, timeout=1)
-        lines = [line for line in capfd.readouterr().out.splitlines() if "nats_error" in line]
-        assert sum("[warning" in line for line in lines) == 1, lines
-        assert len(lines) > 1, "it tries again"
+        levels = [line["log_level"] for line in log_lines if line["event"] == "nats_error"]
+        log_lines.clear()
+        assert levels.count("warning") == 1
+        assert len(levels) > 1, "it tries again"
 
 
 @pytest.mark.parametrize("held", [None, b"", b"\xff\xfe", b"SUnonsense"])

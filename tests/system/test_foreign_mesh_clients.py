@@ -27,7 +27,7 @@ from weft.tools.v1 import tool_service_pb2
 
 __all__ = ["go_example", "node_example"]
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.alone]
 PER_SECOND = 200
 SECONDS_MAX = 30.0
 TOOLS = RoutedService("tools", (tool_service_pb2.DESCRIPTOR.services_by_name["ToolService"],))

@@ -10,7 +10,7 @@ import pytest
 from tests.chaos import mesh
 from tests.chaos.mesh_world import Load, MeshWorld, mesh_world
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.alone]
 PER_SECOND = 100.0
 SEED = 20_261_127
 

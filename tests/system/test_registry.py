@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -255,7 +256,7 @@ async def test_users_of_their_own_know_each_other_and_speak_for_nobody_else(
 
 
 async def test_nobody_hides_an_instance_of_another_user(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, log_lines: list[dict[str, Any]]
 ) -> None:
     users = {user.name: user for user in bus_users(CATALOGUE)}
     host, models = users["host"], users["models"]
@@ -291,12 +292,12 @@ async def test_nobody_hides_an_instance_of_another_user(
             assert found(later, one_id) is heard
             assert (heard.target, list(heard.services)) == ("127.0.0.1:1", ["state"])
     # Once for each that hears it, however often it is said.
-    assert capfd.readouterr().out.count("instance_not_its_users") == 1
+    assert [line["event"] for line in log_lines].count("instance_not_its_users") == 1
 
 
 @pytest.mark.parametrize("ttl", [None, "never", "2s", "never\r\nNats-TTL: 1s"])
 async def test_what_nats_would_keep_past_a_lease_is_nobodys_word(
-    endpoint: NatsEndpoint, ttl: str | None, capfd: pytest.CaptureFixture[str]
+    endpoint: NatsEndpoint, ttl: str | None, log_lines: list[dict[str, Any]]
 ) -> None:
     connection = await connect(endpoint.url, name="endless", login=endpoint.login(UNBOUND))
     headers = {"Nats-TTL": ttl} if ttl is not None else None
@@ -320,7 +321,8 @@ async def test_what_nats_would_keep_past_a_lease_is_nobodys_word(
         await until(lambda: found(heard, names[-1]) is not None)
         await until(lambda: not leases.expired(names[-1]))
     await connection.close()
-    assert capfd.readouterr().out.count("instance_without_end") == 2, "once for each that hears it"
+    told = [line["event"] for line in log_lines].count("instance_without_end")
+    assert told == 2, "once for each that hears it"
 
 
 async def test_more_than_nats_tells_at_once_keeps_nobody_from_starting(tmp_path: Path) -> None:

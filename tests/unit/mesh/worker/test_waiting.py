@@ -4,11 +4,11 @@ import asyncio
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from mesh.rpc.channel import MeshChannel
 from mesh.rpc.settings import RpcSettings
 from mesh.worker import Worker, worker
+from tests.support.logged import logged
 from tests.support.processes import until
 from weft.scheduler.v1.worker_service_pb2_grpc import WorkerServiceStub
 
@@ -16,7 +16,7 @@ from weft.scheduler.v1.worker_service_pb2_grpc import WorkerServiceStub
 async def levels_of(made: Worker, count: int) -> list[str]:
     """How it tells of its first vain attempts to attach."""
     made.task("work")(lambda task: "")
-    with capture_logs() as said:
+    with logged() as said:
         working = asyncio.create_task(made.work())
         await until(lambda: len(said) >= count)
         working.cancel()
