@@ -18,6 +18,7 @@ from typing import Protocol
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from mesh.errors import FailedPrecondition
+from mesh.private_files import sync_folder
 from mesh.security.aead import KEY_BYTES, derived, seal, unseal
 from mesh.security.settings import SecuritySettings
 
@@ -138,7 +139,7 @@ class FileMasterKey:
             new = self._folder / f"{PRESENT_FILE}.{secrets.token_hex(8)}"
             self._make(new, key)
             new.replace(present)
-            _sync(self._folder)
+            sync_folder(self._folder)
         self._read()
 
     def _read(self) -> None:
@@ -182,7 +183,7 @@ class FileMasterKey:
                 pass
             finally:
                 new.unlink()
-            _sync(self._folder)
+            sync_folder(self._folder)
         except OSError as error:
             raise FailedPrecondition(
                 f"the master key can't be kept in {self._folder}: {error.strerror}; "
@@ -263,11 +264,3 @@ def _decoded(text: bytes, origin: str) -> bytes:
     if len(key) != KEY_BYTES:
         raise FailedPrecondition(f"{origin} doesn't hold 32 bytes in base64")
     return key
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

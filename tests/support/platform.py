@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 import grpc.aio
 
 from tests.support.keyed import KeyedChannel, is_known, key_of
+from tests.support.nats import running_nats
 from tests.support.processes import ROOT
 from weft.agents.v1 import agent_pb2, agent_service_pb2
 from weft.agents.v1.agent_service_pb2_grpc import AgentServiceStub
@@ -183,6 +184,22 @@ async def platform(data_dir: Path, **environment: str) -> AsyncIterator[Platform
     """A platform that is started, and killed at the end where it still runs."""
     async with _started(Platform(data_dir, environment)) as running:
         yield running
+
+
+@asynccontextmanager
+async def two_instances(
+    folder: Path, **environment: str
+) -> AsyncIterator[tuple[Platform, Platform]]:
+    """Two platforms on one nats-server, and so on one log."""
+    async with AsyncExitStack() as stack:
+        nats = await stack.enter_async_context(running_nats(folder))
+        one, two = await asyncio.gather(
+            *(
+                stack.enter_async_context(platform(folder / name, NATS_URL=nats.url, **environment))
+                for name in ("one", "two")
+            )
+        )
+        yield one, two
 
 
 @asynccontextmanager

@@ -14,10 +14,17 @@ DISK_BYTES = 160 * 1024 * 1024
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system in memory; its test is skipped where we may not mount one."""
-    folder = tmp_path / "disk"
+    """One of `DISK_BYTES`."""
+    with mounted_disk(tmp_path / "disk", DISK_BYTES) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def mounted_disk(folder: Path, size_bytes: int) -> Iterator[Path]:
+    """A file system in memory at the folder, which is made; its test is skipped where we may
+    not mount one."""
     folder.mkdir()
-    options = ["-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs"]
+    options = ["-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs"]
     try:
         mounted = finished(["mount", *options, folder])
     except FileNotFoundError:

@@ -4,16 +4,14 @@ instance runs them; what isn't its fault isn't counted, and no turn is counted t
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mesh.ids import new_id
-from tests.support.nats import running_nats
 from tests.support.plans import plan, writing
-from tests.support.platform import TENANT, Platform, one_process, platform
+from tests.support.platform import TENANT, Platform, one_process, two_instances
 from tests.support.turn_client import TurnClient
 from weft.agents.v1 import agent_pb2, agent_service_pb2, turn_service_pb2
 from weft.agents.v1.agent_service_pb2_grpc import AgentServiceStub
@@ -39,16 +37,8 @@ Pair = tuple[Platform, Platform]
 @pytest.fixture(scope="module")
 async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
     """Two instances on one log."""
-    folder = tmp_path_factory.mktemp("revisions")
-    async with AsyncExitStack() as stack:
-        nats = await stack.enter_async_context(running_nats(folder))
-        one, two = await asyncio.gather(
-            *(
-                stack.enter_async_context(platform(folder / name, NATS_URL=nats.url))
-                for name in ("one", "two")
-            )
-        )
-        yield one, two
+    async with two_instances(tmp_path_factory.mktemp("revisions")) as both:
+        yield both
 
 
 async def until(holds: Callable[[], Awaitable[bool]]) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ from google.protobuf.duration_pb2 import Duration
 from mesh.ids import new_id
 from tests.support.grpc_server import serving
 from tests.support.keyed import KeyedChannel
-from tests.support.nats import running_nats
 from tests.support.plans import plan
-from tests.support.platform import TENANT, Platform, platform
+from tests.support.platform import TENANT, Platform, platform, two_instances
 from tests.support.processes import until
 from tests.support.protos import message_type
 from tests.support.stored_session import (
@@ -86,14 +84,7 @@ async def pair(
 ) -> AsyncIterator[Pair]:
     """Two instances on one nats-server; both know the tool."""
     folder = tmp_path_factory.mktemp("stalled")
-    async with AsyncExitStack() as stack:
-        nats = await stack.enter_async_context(running_nats(folder))
-        one, two = await asyncio.gather(
-            *(
-                stack.enter_async_context(platform(folder / name, NATS_URL=nats.url, **SETTINGS))
-                for name in ("one", "two")
-            )
-        )
+    async with two_instances(folder, **SETTINGS) as (one, two):
         for tool, effect in EFFECTS.items():
             register = tool_service_pb2.RegisterToolRequest(
                 parent=TENANT,

@@ -5,7 +5,6 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ import grpc.aio
 import pytest
 
 from mesh.worker import WorkerTask
-from tests.support.nats import running_nats
-from tests.support.platform import TENANT, Platform, platform
+from tests.support.platform import TENANT, Platform, two_instances
 from tests.support.scheduling import Echo, Scheduling, spec
 from tests.support.task_log import ends_in_the_log
 from weft.scheduler.v1 import queue_service_pb2 as queue_pb
@@ -36,25 +34,11 @@ Pair = tuple[Scheduling, Scheduling]
 Handlers = dict[str, Callable[[WorkerTask], Any]]
 
 
-@contextlib.asynccontextmanager
-async def two(folder: Path) -> AsyncIterator[tuple[Platform, Platform]]:
-    """Two instances on one nats-server."""
-    async with AsyncExitStack() as stack:
-        nats = await stack.enter_async_context(running_nats(folder))
-        one, other = await asyncio.gather(
-            *(
-                stack.enter_async_context(platform(folder / name, NATS_URL=nats.url, **SETTINGS))
-                for name in ("one", "two")
-            )
-        )
-        yield one, other
-
-
 @pytest.fixture(scope="module")
 async def platforms(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[tuple[Platform, Platform]]:
-    async with two(tmp_path_factory.mktemp("tasks")) as running:
+    async with two_instances(tmp_path_factory.mktemp("tasks"), **SETTINGS) as running:
         yield running
 
 
@@ -146,7 +130,7 @@ async def test_when_one_is_killed_its_workers_go_on_at_the_other(tmp_path: Path)
         return task.payload
 
     echo = Echo()
-    async with two(tmp_path) as platforms:
+    async with two_instances(tmp_path, **SETTINGS) as platforms:
         pair = (Scheduling(platforms[0]), Scheduling(platforms[1]))
         handlers: Handlers = {"echo": echo, "held": held}
         first, second = address_of(*pair), address_of(*reversed(pair))
@@ -177,7 +161,7 @@ async def test_when_one_is_killed_with_its_workers_the_other_runs_their_tasks_ag
     async def never(task: WorkerTask) -> None:
         await asyncio.sleep(600)
 
-    async with two(tmp_path) as platforms:
+    async with two_instances(tmp_path, **SETTINGS) as platforms:
         pair = (Scheduling(platforms[0]), Scheduling(platforms[1]))
         async with pair[0].working({"echo": never}, worker_id="one", slots=HELD) as lost:
             names = [(await pair[0].submit(spec(payload=b"x"))).name for _ in range(HELD)]

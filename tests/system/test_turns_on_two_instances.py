@@ -3,7 +3,7 @@ runs, the other shows and steers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from itertools import pairwise
 from typing import Any
 
@@ -12,9 +12,8 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from mesh.ids import new_id
-from tests.support.nats import running_nats
 from tests.support.plans import plan, writing
-from tests.support.platform import TENANT, Platform, platform
+from tests.support.platform import TENANT, Platform, two_instances
 from tests.support.processes import until
 from tests.support.stored_session import faults_of_session, faults_of_view, state_of
 from tests.support.turn_client import TurnClient, events_of, kind_of
@@ -34,16 +33,8 @@ Pair = tuple[Platform, Platform]
 @pytest.fixture(scope="module")
 async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
     """Two instances."""
-    folder = tmp_path_factory.mktemp("pair")
-    async with AsyncExitStack() as stack:
-        nats = await stack.enter_async_context(running_nats(folder))
-        one, two = await asyncio.gather(
-            *(
-                stack.enter_async_context(platform(folder / name, NATS_URL=nats.url))
-                for name in ("one", "two")
-            )
-        )
-        yield one, two
+    async with two_instances(tmp_path_factory.mktemp("pair")) as both:
+        yield both
 
 
 async def new_session(

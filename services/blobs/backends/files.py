@@ -12,7 +12,7 @@ import obstore
 from obstore.store import LocalStore
 
 from mesh.errors import LimitExceeded
-from mesh.private_files import make_private_folder
+from mesh.private_files import make_private_folder, sync_folder
 from services.blobs.backends.store import ObstoreObjects, called, translated
 from services.blobs.objects import ABSENT, Version, VersionConflict
 
@@ -132,7 +132,7 @@ def _destroy(path: Path) -> None:
     finally:
         os.close(descriptor)
     path.unlink()
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _sync(path: Path) -> None:
@@ -142,15 +142,7 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(path.parent)
 
 
 def _page(folder: Path, prefix: str, after: str, count: int) -> Sequence[str]:

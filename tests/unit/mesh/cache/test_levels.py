@@ -22,7 +22,8 @@ from mesh.cache.metrics import FAULT, HIT, LOAD, OFF
 from mesh.clock import SYSTEM
 from mesh.runtime.valkey_server import EmbeddedValkey
 from tests.support.cached import SECRET, TENANT, Hand, Text, full_cache, settled
-from tests.support.processes import finished, until
+from tests.support.processes import until
+from tests.support.small_disk import mounted_disk
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -338,17 +339,8 @@ async def test_a_file_that_is_damaged_while_it_is_open_is_made_anew(tmp_path: Pa
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system in memory; its test is skipped where we may not mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    try:
-        mounted = finished(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder])
-    except FileNotFoundError:
-        pytest.skip("there is no command mount")
-    if mounted.returncode:
-        pytest.skip(f"a file system can't be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    assert finished(["umount", "--lazy", folder]).returncode == 0
+    with mounted_disk(tmp_path / "disk", 2 << 20) as folder:
+        yield folder
 
 
 async def test_a_full_disk_costs_no_call_and_is_used_again_once_it_has_room(
