@@ -181,3 +181,39 @@ class TestFiles:
         os.link(path, other_name)
         await store.destroy("h/a/x")
         assert other_name.read_bytes() == bytes(3)
+
+    async def test_nobody_reads_what_is_being_overwritten(self, tmp_path: Path) -> None:
+        store = FileObjects(tmp_path / "objects", free_bytes_min=0)
+        seen: set[bytes | None] = set()
+
+        async def reading() -> None:
+            while True:
+                found = await store.get("h/a/x")
+                seen.add(None if found is None else found[0])
+
+        readers = [asyncio.create_task(reading()) for _ in range(8)]
+        for _ in range(100):
+            await store.put("h/a/x", b"one", ABSENT)
+            found = await store.get("h/a/x")
+            assert found is not None
+            await store.put("h/a/x", b"two", found[1])
+            await store.destroy("h/a/x")
+        for reader in readers:
+            reader.cancel()
+        await asyncio.wait(readers)
+        assert all(reader.cancelled() for reader in readers)
+        assert seen == {b"one", b"two", None}
+
+    async def test_what_a_crash_kept_from_being_destroyed_is_so_at_the_start(
+        self, tmp_path: Path
+    ) -> None:
+        store = FileObjects(tmp_path / "objects", free_bytes_min=0)
+        await store.put("h/a/x", b"x", ABSENT)
+        left, other_name = tmp_path / "objects" / "h" / "a" / "x#0", tmp_path / "linked"
+        (tmp_path / "objects" / "h" / "a" / "x").rename(left)
+        os.link(left, other_name)
+        assert await listed(store, "h") == {}
+        assert await store.page("h/a", "", "", 10) == []
+        await store.open()
+        assert not left.exists()
+        assert other_name.read_bytes() == bytes(1)

@@ -11,13 +11,16 @@ from pathlib import Path
 import obstore
 from obstore.store import LocalStore
 
-from mesh.errors import LimitExceeded
+from mesh.errors import LimitExceeded, Unavailable
 from mesh.private_files import make_private_folder, sync_folder
 from services.blobs.backends.store import ObstoreObjects, called, translated
 from services.blobs.objects import ABSENT, Version, VersionConflict
 
 _HALF_WRITTEN = "#"
 """obstore writes beside a file, under a name with this in it, and renames."""
+_DESTROYED = f"{_HALF_WRITTEN}0"
+"""How the name of a file ends that is overwritten next; obstore counts its own from 1."""
+_READS_MAX = 8
 
 
 class FileObjects(ObstoreObjects):
@@ -97,20 +100,30 @@ class FileObjects(ObstoreObjects):
 
     def _clear(self) -> None:
         for path in self._folder.rglob(f"*{_HALF_WRITTEN}*"):
-            path.unlink(missing_ok=True)
+            if path.name.endswith(_DESTROYED):
+                _destroy_hidden(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
-def _version(path: Path) -> Version:
+def _version(path: Path | int) -> Version:
     try:
-        found = path.stat()
+        found = os.stat(path)
     except FileNotFoundError:
         return ABSENT
     return Version(f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}")
 
 
 def _read(path: Path) -> tuple[bytes, Version]:
-    version = _version(path)
-    return path.read_bytes(), version
+    """What a file holds that still was in its place when it was read: one that isn't any more
+    is overwritten, maybe under the reader's hands."""
+    for _ in range(_READS_MAX):
+        with path.open("rb") as file:
+            version = _version(file.fileno())
+            data = file.read()
+        if _version(path) == version:
+            return data, version
+    raise Unavailable("an object changes all the time")
 
 
 def _opened(path: Path) -> int | None:
@@ -126,6 +139,14 @@ def _overwrite(descriptor: int) -> None:
 
 
 def _destroy(path: Path) -> None:
+    """Nobody finds it half overwritten, and what a crash leaves is destroyed at the start."""
+    hidden = path.with_name(f"{path.name}{_DESTROYED}")
+    path.rename(hidden)
+    sync_folder(path.parent)
+    _destroy_hidden(hidden)
+
+
+def _destroy_hidden(path: Path) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         _overwrite(descriptor)
