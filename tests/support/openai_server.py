@@ -56,7 +56,7 @@ class OpenAIServer:
     async def embed(self, request: Request) -> Response:
         """Answers `POST /embeddings`: the first number of a text's vector is its length, the
         last text comes first."""
-        await self._note(request)
+        body = await self._note(request)
         self.under_way += 1
         self.under_way_max = max(self.under_way_max, self.under_way)
         try:
@@ -65,7 +65,6 @@ class OpenAIServer:
                 return await self.embeddings_script.pop(0)()
         finally:
             self.under_way -= 1
-        body = self.requests[-1]
         size = body.get("dimensions", self.embedding_dimension)
         data = [
             {
@@ -79,12 +78,14 @@ class OpenAIServer:
         answer = {"object": "list", "model": body["model"], "data": data[::-1], "usage": usage}
         return JSONResponse(answer)
 
-    async def _note(self, request: Request) -> None:
-        self.requests.append(json.loads(await request.body()))
+    async def _note(self, request: Request) -> Any:
+        body = json.loads(await request.body())
+        self.requests.append(body)
         self.headers.append(dict(request.headers))
         self.paths.append(request.url.path)
         if request.client is not None:
             self.connections.add((request.client.host, request.client.port))
+        return body
 
     async def list_models(self, request: Request) -> Response:
         """Answers `GET /models`."""
