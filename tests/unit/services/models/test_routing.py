@@ -259,6 +259,16 @@ async def test_routes_are_listed_with_the_smallest_window_and_can_be_the_default
     assert found["route/r"].description == "Route, by cost: one/m, two/m"
 
 
+async def test_any_name_that_a_request_may_hold_goes_to_the_endpoint(
+    one: OpenAIServer, make: Make
+) -> None:
+    one.script = [refused(404)]
+    name = "x" * 196
+    with pytest.raises(ModelRefused):
+        await answer(make(), model=f"one/{name}")
+    assert one.requests[0]["model"] == name
+
+
 async def test_a_route_that_isnt_there_is_not_found(make: Make) -> None:
     with pytest.raises(NotFound):
         await answer(make(), model="route/other")
