@@ -16,7 +16,7 @@ from mesh.events.store import EventStore
 from mesh.ids import new_id
 from mesh.rpc.pages import read_page_token, write_page_token
 from mesh.telemetry import traces
-from services.tools.builtin import BuiltinTools, SearchStub, builtin_tools, is_builtin
+from services.tools.builtins.builtin import BuiltinTools, SearchStub, builtin_tools, is_builtin
 from services.tools.cached_results import CachedResults
 from services.tools.catalogue import ToolCatalogue
 from services.tools.domain import (

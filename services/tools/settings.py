@@ -30,5 +30,17 @@ class ToolsSettings(Section):
     """Most servers to which connections are kept."""
     compiled_max: int = Field(default=256, ge=1)
     """Most compiled schemas and methods that are kept."""
+    egress_allowed_hosts: frozenset[str] = frozenset()
+    """Where they are given, tools connect to these hosts only; `*.example.com` is all below it."""
+    egress_blocked_hosts: frozenset[str] = frozenset()
+    """Hosts to which tools never connect."""
+    egress_private_hosts: frozenset[str] = frozenset()
+    """Hosts, as `host` or `host:port`, that may have addresses which aren't public."""
+    fetch_seconds: float = Field(default=15, gt=0)
+    """How long it may take to fetch a URL, with all its redirects."""
+    fetch_bytes_max: int = Field(default=2_097_152, ge=1_024)
+    """Most bytes that are fetched, as they are once decompressed."""
+    fetch_redirects_max: int = Field(default=5, ge=0, le=20)
+    """Most redirects that are followed."""
     catch_up_seconds: float = Field(default=30, gt=0)
     """How long the start may take to read what was registered."""
