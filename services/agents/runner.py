@@ -22,9 +22,10 @@ from mesh.events.aggregate import Aggregate, StoredFacts
 from mesh.events.tokens import TokenStream
 from mesh.principal import system
 from services.agents import context
-from services.agents.effects import BoundTool, CallInDoubt, Effects, planned_calls, refusal
+from services.agents.effects import BoundTool, CallInDoubt, Effects, is_unserved
 from services.agents.feed import TurnFeed
 from services.agents.outcomes import Outcomes, failed_by_revision
+from services.agents.plans import planned_calls, refusal
 from services.agents.settings import AgentsSettings
 from services.agents.token_batch import TokenBatch
 from services.state import domain
@@ -110,8 +111,8 @@ class TurnRunner:
         """Runs until the turn ends, waits for a person, or another instance has it.
         `pending` is the commit that gave it to us, if it isn't acknowledged yet.
 
-        Faults that aren't the turn's own (a store that is away, a lost lease) leave it
-        open: whoever holds its lease then resumes it.
+        Faults that aren't the turn's own (a store or a service that is away, a lost lease)
+        leave it open: whoever holds its lease then resumes it.
         """
         self._pending = _Pending(pending) if pending is not None else None
         try:
@@ -127,7 +128,11 @@ class TurnRunner:
         except EventStoreUnavailable as error:
             _log.warning("turn is left open", turn=self.turn, error=error.message)
         except WeftError as error:
-            await self._fail(error.reason, error.message)
+            if is_unserved(error):
+                # As if this process had died: it is resumed soon, the broken step anew.
+                _log.warning("turn is left open", turn=self.turn, error=error.message)
+            else:
+                await self._fail(error.reason, error.message)
 
     def observe(self, revision: int, time: Timestamp, fact: Message) -> None:
         """Is told of the session's facts, whoever wrote them."""
@@ -200,8 +205,7 @@ class TurnRunner:
         step = self._owned_turn().step_count + 1
         message = _with_unique_calls(answer.message, step)
         limits = self._agent.spec.limits
-        held_scopes = self._owned_turn().held_scopes
-        denies = self._agent.spec.taint_policy == agent_pb2.TAINT_POLICY_DENY
+        scopes = self._owned_turn().held_scopes
         command = domain.CompleteStep(
             turn=self.turn,
             epoch=self.epoch,
@@ -210,11 +214,11 @@ class TurnRunner:
             usage=answer.usage,
             finish_reason=answer.finish_reason,
             model=answer.model,
-            calls=planned_calls(self._state.name, self.turn, step, message, tools, held_scopes),
+            calls=planned_calls(self._state.name, self.turn, step, message, tools, scopes),
             steps_max=limits.steps_max or self._settings.steps_max,
             tokens_max=limits.turn_tokens_max or self._settings.turn_tokens_max,
             now_ns=self._clock.now_ns(),
-            denies_tainted=denies,
+            denies_tainted=self._agent.spec.taint_policy == agent_pb2.TAINT_POLICY_DENY,
         )
         await self._commit(command)
         self._partial_text = ""
