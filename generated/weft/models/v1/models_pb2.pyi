@@ -257,26 +257,74 @@ class Usage(_message.Message):
     INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     ESTIMATED_FIELD_NUMBER: _builtins.int
+    CACHED_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    REASONING_TOKENS_FIELD_NUMBER: _builtins.int
+    COST_MICRO_USD_FIELD_NUMBER: _builtins.int
     input_tokens: _builtins.int
     """Tokens read."""
     output_tokens: _builtins.int
     """Tokens written."""
     estimated: _builtins.bool
     """The figures are our estimate, since the provider gave none."""
+    cached_input_tokens: _builtins.int
+    """Of the tokens read, those that the provider had cached."""
+    reasoning_tokens: _builtins.int
+    """Of the tokens written, those that the model thought with and that aren't in
+    the answer.
+    """
+    cost_micro_usd: _builtins.int
+    """What the call cost, in millionths of a US dollar; not set where the model has no
+    price, which counts as nothing.
+    """
     def __init__(
         self,
         *,
         input_tokens: _builtins.int = ...,
         output_tokens: _builtins.int = ...,
         estimated: _builtins.bool = ...,
+        cached_input_tokens: _builtins.int = ...,
+        reasoning_tokens: _builtins.int = ...,
+        cost_micro_usd: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_micro_usd", b"_cost_micro_usd", "cost_micro_usd", b"cost_micro_usd"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_micro_usd", b"_cost_micro_usd", "cached_input_tokens", b"cached_input_tokens", "cost_micro_usd", b"cost_micro_usd", "estimated", b"estimated", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "reasoning_tokens", b"reasoning_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cost_micro_usd: _TypeAlias = _typing.Literal["cost_micro_usd"]  # noqa: Y015
+    _WhichOneofArgType__cost_micro_usd: _TypeAlias = _typing.Literal["_cost_micro_usd", b"_cost_micro_usd"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_micro_usd) -> _WhichOneofReturnType__cost_micro_usd | None: ...
+
+Global___Usage: _TypeAlias = Usage  # noqa: Y015
+
+@_typing.final
+class Price(_message.Message):
+    """What a model's tokens cost, in millionths of a US dollar per million tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUT_MICRO_USD_FIELD_NUMBER: _builtins.int
+    OUTPUT_MICRO_USD_FIELD_NUMBER: _builtins.int
+    CACHED_INPUT_MICRO_USD_FIELD_NUMBER: _builtins.int
+    input_micro_usd: _builtins.int
+    """Tokens read."""
+    output_micro_usd: _builtins.int
+    """Tokens written."""
+    cached_input_micro_usd: _builtins.int
+    """Tokens read that the provider had cached."""
+    def __init__(
+        self,
+        *,
+        input_micro_usd: _builtins.int = ...,
+        output_micro_usd: _builtins.int = ...,
+        cached_input_micro_usd: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimated", b"estimated", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_input_micro_usd", b"cached_input_micro_usd", "input_micro_usd", b"input_micro_usd", "output_micro_usd", b"output_micro_usd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Usage: _TypeAlias = Usage  # noqa: Y015
+Global___Price: _TypeAlias = Price  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
@@ -288,6 +336,7 @@ class Model(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     CONTEXT_TOKENS_MAX_FIELD_NUMBER: _builtins.int
     IS_DEFAULT_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id, as `<provider>/<model>`."""
     description: _builtins.str
@@ -296,6 +345,10 @@ class Model(_message.Message):
     """Tokens that fit in one call, question and answer together."""
     is_default: _builtins.bool
     """The one used where an agent names none."""
+    @_builtins.property
+    def price(self) -> Global___Price:
+        """What it costs; not set where the settings have no price for it."""
+
     def __init__(
         self,
         *,
@@ -303,10 +356,11 @@ class Model(_message.Message):
         description: _builtins.str = ...,
         context_tokens_max: _builtins.int = ...,
         is_default: _builtins.bool = ...,
+        price: Global___Price | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens_max", b"context_tokens_max", "description", b"description", "id", b"id", "is_default", b"is_default"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens_max", b"context_tokens_max", "description", b"description", "id", b"id", "is_default", b"is_default", "price", b"price"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
