@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ModelServiceStub:
-    """Generates answers with the models that are configured."""
+    """Generates answers and embeddings with the models that are configured."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -45,10 +45,14 @@ class ModelServiceStub:
     """Generates many answers, some at once, and streams each as it is there, whatever
     became of the others. Calls that are under way end with the stream.
     """
+    Embed: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.EmbedRequest, _model_service_pb2.EmbedResponse]
+    """Embeds texts: each becomes a vector, close to those of texts that mean the
+    same to the model.
+    """
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
-    """Generates answers with the models that are configured."""
+    """Generates answers and embeddings with the models that are configured."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListModels: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]  # type: ignore[assignment]
@@ -63,9 +67,13 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Generates many answers, some at once, and streams each as it is there, whatever
     became of the others. Calls that are under way end with the stream.
     """
+    Embed: _aio.UnaryUnaryMultiCallable[_model_service_pb2.EmbedRequest, _model_service_pb2.EmbedResponse]  # type: ignore[assignment]
+    """Embeds texts: each becomes a vector, close to those of texts that mean the
+    same to the model.
+    """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Generates answers with the models that are configured."""
+    """Generates answers and embeddings with the models that are configured."""
 
     @_abc_1.abstractmethod
     def ListModels(
@@ -101,6 +109,16 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_model_service_pb2.BatchGenerateResponse], _abc.AsyncIterator[_model_service_pb2.BatchGenerateResponse]]:
         """Generates many answers, some at once, and streams each as it is there, whatever
         became of the others. Calls that are under way end with the stream.
+        """
+
+    @_abc_1.abstractmethod
+    def Embed(
+        self,
+        request: _model_service_pb2.EmbedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.EmbedResponse, _abc.Awaitable[_model_service_pb2.EmbedResponse]]:
+        """Embeds texts: each becomes a vector, close to those of texts that mean the
+        same to the model.
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
