@@ -11,6 +11,10 @@ from mesh.clock import NANOSECONDS
 from mesh.errors import FieldViolation, InvalidArgument, ModelBadAnswer, ModelUnavailable, NotFound
 from mesh.rpc.pages import read_page_token, write_page_token
 from mesh.telemetry import traces
+from services.models.batches import generate_each
+from services.models.budgets.budgets import Budgets
+from services.models.charged import charged_stream, check_charged, free_of_charge, price_of
+from services.models.domain import Price
 from services.models.providers.extractive import ExtractiveProvider
 from services.models.providers.openai import OpenAIProvider
 from services.models.providers.provider import Provider
@@ -28,8 +32,9 @@ _TEMPERATURE_MAX = 2.0
 class ModelsService:
     """Implements `weft.models.v1.ModelService` over the providers that are configured."""
 
-    def __init__(self, settings: ModelsSettings, cache: Cache) -> None:
+    def __init__(self, settings: ModelsSettings, cache: Cache, budgets: Budgets) -> None:
         self._settings = settings
+        self._budgets = budgets
         self._answers = cache.of("models.answers", MessageCodec(pb.GenerateResponse))
         extractive = ExtractiveProvider(settings.extractive_context_tokens_max)
         self._openai = OpenAIProvider(settings) if settings.has_openai else None
@@ -40,14 +45,20 @@ class ModelsService:
 
     @property
     def handlers(self) -> Mapping[str, object]:
-        """The one contract that it serves."""
-        return {pb.DESCRIPTOR.services_by_name["ModelService"].full_name: self}
+        """What implements each contract."""
+        return {
+            "weft.models.v1.BudgetService": self._budgets.rpcs,
+            "weft.models.v1.ModelService": self,
+        }
 
     async def start(self) -> None:
-        """Nothing to prepare: an endpoint that is down must not keep Weft from starting."""
+        """Reads the budgets; an endpoint that is down must not keep Weft from starting. Raises
+        EventStoreUnavailable, DataDamaged."""
+        await self._budgets.start()
 
     async def stop(self) -> None:
-        """Closes the providers' connections."""
+        """Gives back what is left of budgets, and closes the providers' connections."""
+        await self._budgets.stop()
         for provider in self._providers.values():
             await provider.close()
 
@@ -67,6 +78,7 @@ class ModelsService:
         for model_id in page:
             response.models.add().CopyFrom(models[model_id])
             response.models[-1].is_default = model_id == default
+            _say_price(response.models[-1], price_of(self._settings, model_id))
         if len(page) < len(following):
             response.next_page_token = write_page_token(page[-1], request.parent)
         return response
@@ -76,11 +88,17 @@ class ModelsService:
         if not request.HasField("cache_ttl"):
             return await self._whole(request, call)
         _check(request)
+        check_charged(request, call)
         asked = pb.GenerateRequest()
         asked.CopyFrom(request)
         asked.ClearField("cache_ttl")
         # The default model may be another one tomorrow.
         asked.model = request.model or await self._default_model()
+        charged = asked.charged_session
+        # Who asks makes no difference to the answer.
+        asked.ClearField("charged_session")
+        key = asked.SerializeToString(deterministic=True)
+        asked.charged_session = charged
         made: list[pb.GenerateResponse] = []
 
         async def load() -> pb.GenerateResponse:
@@ -89,11 +107,13 @@ class ModelsService:
 
         answer = await self._answers.get(
             request.parent.split("/")[1],
-            asked.SerializeToString(deterministic=True),
+            key,
             load,
             ttl_seconds=request.cache_ttl.ToNanoseconds() / NANOSECONDS,
         )
         answer.cached = not made
+        if answer.cached:
+            free_of_charge(answer.usage)
         return answer
 
     async def stream_generate(
@@ -102,7 +122,8 @@ class ModelsService:
         """One answer, as it comes.
 
         Raises InvalidArgument, NotFound for an unknown model, ModelRefused,
-        ModelRateLimited, ModelUnavailable, ModelBadAnswer.
+        ModelRateLimited, ModelUnavailable, ModelBadAnswer, BudgetSpent, PermissionDenied for a
+        charged_session that isn't an agent's.
         """
         if request.request.HasField("cache_ttl"):
             answer = await self.generate(request.request, call)
@@ -116,6 +137,24 @@ class ModelsService:
                 else:
                     yield pb.StreamGenerateResponse(completed=part)
 
+    async def batch_generate(
+        self, request: pb.BatchGenerateRequest, call: Call
+    ) -> AsyncGenerator[pb.BatchGenerateResponse, None]:
+        """What becomes of each call, as it ends. Raises InvalidArgument where one is of another
+        tenant than the batch; what one of them raises is its own."""
+        for index, each in enumerate(request.requests):
+            if each.parent != request.parent:
+                raise InvalidArgument.of(f"requests[{index}].parent", f"must be {request.parent}")
+        most = self._settings.batch_concurrency_max
+        outcomes = generate_each(
+            request.requests,
+            lambda each: self.generate(each, call),
+            min(request.concurrency_max or most, most),
+        )
+        async with aclosing(outcomes):
+            async for outcome in outcomes:
+                yield outcome
+
     async def _whole(self, request: pb.GenerateRequest, call: Call) -> pb.GenerateResponse:
         async with aclosing(self._parts(request, call)) as parts:
             async for part in parts:
@@ -127,12 +166,20 @@ class ModelsService:
         self, request: pb.GenerateRequest, call: Call
     ) -> AsyncGenerator[str | pb.GenerateResponse, None]:
         _check(request)
+        check_charged(request, call)
         model_id = request.model or await self._default_model()
         provider_name, _, model = model_id.partition("/")
         provider = self._providers.get(provider_name)
         if provider is None:
             raise NotFound.of("model", model_id)
-        parts = provider.stream(request, model, call.remaining_seconds())
+        parts = charged_stream(
+            self._budgets,
+            provider,
+            request,
+            model_id,
+            self._settings.budget_output_tokens_max,
+            call.remaining_seconds(),
+        )
         with traces.model_span("chat", provider_name, model, call.traceparent) as span:
             async with aclosing(parts):
                 async for part in parts:
@@ -147,6 +194,13 @@ class ModelsService:
         if self._openai is not None:
             return await self._openai.default_model()
         return EXTRACTIVE_ID
+
+
+def _say_price(model: models_pb2.Model, price: Price | None) -> None:
+    if price is not None:
+        model.price.input_micro_usd = price.input_micro_usd
+        model.price.output_micro_usd = price.output_micro_usd
+        model.price.cached_input_micro_usd = price.cached_input_micro_usd
 
 
 def _check(request: pb.GenerateRequest) -> None:

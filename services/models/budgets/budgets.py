@@ -1,6 +1,6 @@
 """Puts together what budgets are made of."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from mesh.clock import Clock
@@ -27,7 +27,7 @@ class Budgets:
         repository: Repository[domain.State],
         usage_repository: Repository[domain.UsageState],
         folder: Path,
-        prices: Mapping[str, Price],
+        price_of: Callable[[str], Price | None],
         *,
         instance: str,
         clock: Clock,
@@ -40,7 +40,7 @@ class Budgets:
             self._known,
             repository,
             self._recorder,
-            prices,
+            price_of,
             instance=instance,
             clock=clock,
             wait_seconds=wait_seconds,
@@ -59,10 +59,6 @@ class Budgets:
         await self._charging.stop()
         await self._recorder.stop()
         await self._usage.stop()
-
-    def price(self, model: str) -> Price | None:
-        """What a model costs, by its id; None where the settings don't say."""
-        return self._charging.price(model)
 
     def covers(self, parent: str, session: str) -> bool:
         """Whether a budget covers calls of that tenant, for that session where it isn't

@@ -3,7 +3,7 @@ is charged after, whatever became of it."""
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable
 from types import TracebackType
 
 import structlog
@@ -101,7 +101,7 @@ class Charging:
         known: KnownBudgets,
         repository: Repository[domain.State],
         recorder: UsageRecorder,
-        prices: Mapping[str, Price],
+        price_of: Callable[[str], Price | None],
         *,
         instance: str,
         clock: Clock,
@@ -110,17 +110,13 @@ class Charging:
         self._known = known
         self._repository = repository
         self._recorder = recorder
-        self._prices = prices
+        self._price_of = price_of
         self._instance = instance
         self._clock = clock
         self._wait_seconds = wait_seconds
         self._pools: dict[str, Pool] = {}
         self._ticking: asyncio.Task[None] | None = None
         known.on_change(self._tell)
-
-    def price(self, model: str) -> Price | None:
-        """What a model costs, by its id; None where the settings don't say."""
-        return self._prices.get(model)
 
     def covers(self, parent: str, session: str) -> bool:
         """Whether a budget covers such calls. Raises Unavailable where nobody knows."""
@@ -149,7 +145,7 @@ class Charging:
         """Sets aside what a call may take of each budget that covers it: so many tokens read
         and written at most. Raises BudgetSpent, FailedPrecondition for a model without a price
         where a budget demands one, EventStoreUnavailable, Unavailable."""
-        price = self.price(caller.model)
+        price = self._price_of(caller.model)
         budgets = self._known.covering(caller.parent, caller.session)
         reservations: list[tuple[Pool, Reservation]] = []
         if budgets:
@@ -208,5 +204,3 @@ class Charging:
                 _log.warning("budget not told of", budget=name, error=error.message)
             if pool.idle:
                 del self._pools[name]
-
-

@@ -106,9 +106,7 @@ class Pool:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def reserve(
-        self, term: Term, estimate: Amount, seconds_max: float
-    ) -> Reservation:
+    async def reserve(self, term: Term, estimate: Amount, seconds_max: float) -> Reservation:
         """Sets `estimate` aside. Where calls that are under way hold what it needs it waits
         for them, for a moment. Raises BudgetSpent, EventStoreUnavailable."""
         until = self._clock.monotonic() + min(seconds_max, self._wait_seconds)
@@ -182,9 +180,7 @@ class Pool:
         changes, drawn = self._changes, self._clock.monotonic()
         aggregate = self._repository.open(domain.budget_stream(self.name))
         try:
-            await aggregate.execute(
-                lambda state: domain.decide(state, command), actor=SYSTEM_NAME
-            )
+            await aggregate.execute(lambda state: domain.decide(state, command), actor=SYSTEM_NAME)
         except BudgetSpent as error:
             self._refusal = _Refusal(changes, estimate, term, error)
             raise

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from mesh.events.projection import Projection
 from mesh.events.store import EventStore, Selection, StoredCommit
 from services.models import domain
-from weft.models.v1 import budgets_pb2
 from weft.models.v1 import budget_service_pb2 as pb
+from weft.models.v1 import budgets_pb2
 from weft.models.v1 import events_pb2 as facts
 
 KEPT_DAYS = 400
@@ -142,7 +142,9 @@ def _conditions(request: pb.GetUsageRequest) -> tuple[list[str], list[str | int]
 
 
 def _row(grouping: "pb.UsageGrouping.ValueType", key: str, sums: Sequence[int]) -> Row:
-    entry = budgets_pb2.UsageEntry(**dict(zip(_SUMS, sums, strict=True)))
+    entry = budgets_pb2.UsageEntry()
+    for name, value in zip(_SUMS, sums, strict=True):
+        setattr(entry, name, value)
     if grouping in _TIMES:
         entry.start_time.FromNanoseconds(int(key))
     elif grouping in _FIELDS:

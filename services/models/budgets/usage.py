@@ -117,9 +117,7 @@ class UsageRecorder:
 
     async def _store(self, tenant: str, record: facts.UsageRecorded) -> None:
         aggregate = self._repository.open(domain.usage_stream(tenant))
-        await aggregate.execute(
-            lambda state: domain.decide_usage(state, record), actor=SYSTEM_NAME
-        )
+        await aggregate.execute(lambda state: domain.decide_usage(state, record), actor=SYSTEM_NAME)
 
     async def _record_always(self) -> None:
         while True:

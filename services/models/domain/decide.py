@@ -14,7 +14,7 @@ from mesh.errors import (
     NotFound,
     RequestIdReused,
 )
-from services.models.domain.amounts import UNLIMITED, Amount, amount_of, limit_of, total
+from services.models.domain.amounts import Amount, amount_of, limit_of, total
 from services.models.domain.evolve import State, UsageState, taken
 from services.models.domain.names import parent_of
 from services.models.domain.windows import SECOND_NS, Window, window_at

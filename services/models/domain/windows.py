@@ -26,9 +26,7 @@ def window_at(kind: "budgets_pb2.BudgetWindow.ValueType", now_ns: int) -> Window
     if kind == budgets_pb2.BUDGET_WINDOW_MONTH:
         now = datetime.fromtimestamp(now_ns // SECOND_NS, UTC)
         first = datetime(now.year, now.month, 1, tzinfo=UTC)
-        year, month = (
-            (now.year + 1, 1) if now.month == DECEMBER else (now.year, now.month + 1)
-        )
+        year, month = (now.year + 1, 1) if now.month == DECEMBER else (now.year, now.month + 1)
         return Window(_ns(first), _ns(datetime(year, month, 1, tzinfo=UTC)))
     return Window(0, 0)
 
