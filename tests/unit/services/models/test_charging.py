@@ -25,6 +25,7 @@ from mesh.events.memory import MemoryEventStore
 from services.models import domain
 from services.models.budgets import rpcs
 from services.models.budgets.budgets import Budgets
+from services.models.budgets.charging import Charge
 from services.models.budgets.usage import Caller
 from services.models.domain import Price
 from tests.support.budgets import PARENT, limit, memory_budgets, set_budget
@@ -66,6 +67,12 @@ async def use(
     """A call that uses so many tokens, of the most that it says it may write."""
     with await budgets.charge(caller, read, written if most is None else most, 5.0) as charge:
         charge.finish(models_pb2.Usage(input_tokens=read, output_tokens=written))
+
+
+def fail(charge: Charge, wrote: str, error: BaseException) -> None:
+    with charge:
+        charge.wrote(wrote)
+        raise error
 
 
 async def shown(budgets: Budgets, name: str = BUDGET) -> budgets_pb2.Budget:
@@ -146,9 +153,8 @@ async def test_a_call_that_fails_costs_what_it_used(
 ) -> None:
     await set_budget(budgets, limit(tokens=1_000), call())
     charge = await budgets.charge(CALLER, 100, 300, 5.0)
-    with pytest.raises(type(error)), charge:
-        charge.wrote(wrote)
-        raise error
+    with pytest.raises(type(error)):
+        fail(charge, wrote, error)
     await budgets.stop()
     await budgets.start()
     assert (await shown(budgets)).spent.tokens == spent
