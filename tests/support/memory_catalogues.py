@@ -208,7 +208,14 @@ class MemoryCollections:
 
 
 class MemoryModels:
-    """`weft.models.v1.ModelService`: lists the offline model, and streams an echo."""
+    """`weft.models.v1.ModelService`: lists the offline model, and answers with an echo; what
+    is asked to fail does."""
+
+    async def batch_generate(
+        self, request: models.BatchGenerateRequest, _: Call
+    ) -> AsyncGenerator[models.BatchGenerateResponse, None]:
+        async for outcome in generate_each(request.requests, _echo, 2):
+            yield outcome
 
     async def list_models(
         self, request: models.ListModelsRequest, _: Call
@@ -220,3 +227,11 @@ class MemoryModels:
             is_default=True,
         )
         return models.ListModelsResponse(models=[model])
+
+
+async def _echo(request: models.GenerateRequest) -> models.GenerateResponse:
+    text = request.conversation.messages[-1].text
+    if text == "fail":
+        raise FailedPrecondition("no")
+    message = models_pb2.Message(role=models_pb2.ROLE_ASSISTANT, text=text)
+    return models.GenerateResponse(message=message, model=request.model)
