@@ -112,7 +112,7 @@ def _models(mesh: Mesh) -> Service:
         clock=mesh.clock,
         wait_seconds=settings.budget_wait_seconds,
     )
-    return ModelsService(settings, mesh.cache, budgets)
+    return ModelsService(settings, mesh.cache, budgets, mesh.metrics)
 
 
 def _scheduler(mesh: Mesh) -> Service:

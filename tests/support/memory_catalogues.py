@@ -2,10 +2,12 @@
 
 import json
 import math
+from collections.abc import AsyncGenerator
 from typing import TypeVar
 
 from mesh.call import Call
-from mesh.errors import AlreadyExists, Conflict, NotFound, ToolUnavailable
+from mesh.errors import AlreadyExists, Conflict, FailedPrecondition, NotFound, ToolUnavailable
+from services.models.batches import generate_each
 from weft.agents.v1 import agent_pb2
 from weft.agents.v1 import agent_service_pb2 as agents
 from weft.models.v1 import model_service_pb2 as models
