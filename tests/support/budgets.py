@@ -55,10 +55,11 @@ async def set_budget(
     call: Call,
     *,
     budget: str = "b",
+    parent: str = PARENT,
     **fields: Any,
 ) -> budgets_pb2.Budget:
-    """Sets the tenant's budget of that id: of all time, unless `window` says more."""
+    """Sets a tenant's budget of that id: of all time, unless `window` says more."""
     request = pb.SetBudgetRequest(
-        name=f"{PARENT}/budgets/{budget}", limit=amount, **{"window": TOTAL, **fields}
+        name=f"{parent}/budgets/{budget}", limit=amount, **{"window": TOTAL, **fields}
     )
     return (await budgets.rpcs.set_budget(request, call)).budget

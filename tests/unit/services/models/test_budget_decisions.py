@@ -1,5 +1,6 @@
 """What may be done to a budget, and what of it may be spent: the pure core."""
 
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import pytest
@@ -232,10 +233,52 @@ def test_cost_is_rounded_up_and_cached_tokens_have_their_own_price() -> None:
     assert price.most_micro_usd(1_000, 10) >= price.cost_micro_usd(usage)
 
 
+@dataclass
+class Instance:
+    """What a process does: it draws, and sets aside for its calls."""
+
+    log: Log
+    lease: str
+    granted: int = 0
+    used: int = 0
+    calls: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def reserved(self) -> int:
+        return sum(estimate for estimate, _ in self.calls)
+
+    def begin(self, estimate: int, used: int, now_ns: int) -> None:
+        if self.granted - self.used - self.reserved < estimate:
+            try:
+                self.granted = self.log.draw(self.lease, self.used, self.reserved, estimate, now_ns)
+            except BudgetSpent:
+                return
+        self.calls.append((estimate, min(used, estimate)))
+
+    def end(self) -> int:
+        """What the oldest call used."""
+        used = self.calls.pop(0)[1] if self.calls else 0
+        self.used += used
+        return used
+
+    def tick(self, now_ns: int, *, keeps: bool) -> None:
+        if not keeps:
+            self.granted = self.used + self.reserved
+        closes = not keeps and not self.calls
+        amounts = Amount(tokens=self.used), Amount(tokens=self.granted)
+        self.log.does(Report(self.lease, *amounts, closes, now_ns))
+        if closes:
+            self.begins_anew()
+
+    def begins_anew(self) -> None:
+        self.lease, self.granted, self.used = f"{self.lease}x", 0, 0
+        self.calls = []
+
+
 amounts = st.integers(0, 60)
 steps = st.lists(
     st.tuples(
-        st.sampled_from(("begin", "end", "tick", "kill", "wait", "raise")),
+        st.sampled_from(("begin", "begin", "end", "tick", "kill", "wait", "raise")),
         st.integers(0, 2),
         amounts,
         amounts,
@@ -247,53 +290,29 @@ steps = st.lists(
 @given(steps)
 def test_no_order_of_what_instances_do_overspends(steps: list[tuple[str, int, int, int]]) -> None:
     """Three instances begin and end calls, tell, are killed, and time passes: what was used
-    never exceeds the limit, and what is shown as spent and held never does."""
-    log, limit, now = Log(), 200, NOW
+    never exceeds the limit, nor does what is shown as spent and held."""
+    log, limit, now_ns, spent = Log(), 200, NOW, 0
     log.set(limit)
-    spent = 0
-    leases = [[f"{i}-0", 0, 0, 0] for i in range(3)]  # id, granted, used, reserved
-    calls: list[list[tuple[int, int]]] = [[], [], []]
-    for step, instance, estimate, share in steps:
-        lease = leases[instance]
+    instances = [Instance(log, f"i{number}") for number in range(3)]
+    for step, number, amount, used in steps:
+        instance = instances[number]
         if step == "begin":
-            estimate += 1
-            if lease[1] - lease[2] - lease[3] < estimate:
-                try:
-                    lease[1] = log.draw(lease[0], lease[2], lease[3], estimate, now)
-                except BudgetSpent:
-                    continue
-            lease[3] += estimate
-            calls[instance].append((estimate, min(share, estimate)))
-        elif step == "end" and calls[instance]:
-            estimate, used = calls[instance].pop(0)
-            lease[3] -= estimate
-            lease[2] += used
-            spent += used
-        elif step == "tick" and lease[1]:
-            lease[1] = lease[2] + lease[3]
-            log.does(
-                Report(
-                    lease[0], Amount(tokens=lease[2]), Amount(tokens=lease[1]), not lease[3], now
-                )
-            )
-            if not lease[3]:
-                leases[instance] = [f"{lease[0]}x", 0, 0, 0]
+            instance.begin(amount + 1, used, now_ns)
+        elif step == "end":
+            spent += instance.end()
+        elif step == "tick" and instance.granted:
+            instance.tick(now_ns, keeps=False)
         elif step == "kill":
-            # What its calls used nobody hears; the provider bills it.
-            spent += sum(used for _, used in calls[instance])
-            calls[instance] = []
-            leases[instance] = [f"{lease[0]}k", 0, 0, 0]
+            # What its calls used nobody hears of, but who bills it.
+            spent += sum(used for _, used in instance.calls)
+            instance.begins_anew()
         elif step == "wait":
-            now += DEAD_NS
-            for living in leases:
-                if living[1]:
-                    keeps = Amount(tokens=living[1])
-                    log.does(Report(living[0], Amount(tokens=living[2]), keeps, False, now))
+            now_ns += DEAD_NS
+            for each in instances:
+                each.tick(now_ns, keeps=True)
         elif step == "raise":
-            limit += estimate
+            limit += amount
             log.set(limit)
-        shown, held = log.seen(now)
-        assert shown + held <= limit
-        assert spent <= limit
-    under_way = sum(used for each in calls for _, used in each)
-    assert spent + under_way <= limit
+        assert sum(log.seen(now_ns)) <= limit
+        under_way = sum(used for each in instances for _, used in each.calls)
+        assert spent + under_way <= limit
