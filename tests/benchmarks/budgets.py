@@ -1,7 +1,4 @@
 """Budgets: what a call costs more that one or three of them cover, with the real log. The model is
-an HTTP server on the loopback; the step around the call is measured alone, too."""
-
-"""Budgets: what a call costs more that one or three of them cover, with the real log. The model is
 an HTTP server on the loopback; the step alone is measured beside it."""
 
 import tempfile
