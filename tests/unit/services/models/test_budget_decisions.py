@@ -20,7 +20,7 @@ from mesh.events.fold import Place
 from services.models import domain
 from services.models.domain import Amount, Command, Draw, Price, Report, State
 from services.models.domain.windows import SECOND_NS
-from weft.models.v1 import budgets_pb2, models_pb2
+from weft.models.v1 import budgets_pb2, events_pb2, models_pb2
 
 NAME = "tenants/acme/budgets/b"
 NOW = int(datetime(2026, 12, 31, 23, 59, 58, tzinfo=UTC).timestamp()) * SECOND_NS
@@ -231,6 +231,17 @@ def test_cost_is_rounded_up_and_cached_tokens_have_their_own_price() -> None:
     assert price.cost_micro_usd(usage) == 600 * 3 + 120 + 150
     assert Price(1, 0, 0).cost_micro_usd(models_pb2.Usage(input_tokens=1)) == 1
     assert price.most_micro_usd(1_000, 10) >= price.cost_micro_usd(usage)
+
+
+def test_a_record_of_usage_is_stored_once() -> None:
+    state, facts = domain.UsageState(), []
+    for number in (1, 1, 2, 2, 1):
+        record = events_pb2.UsageRecorded(instance="i", number=number)
+        for fact in domain.decide_usage(state, record):
+            facts.append(fact)
+            state = domain.USAGE_FOLD.evolve(state, fact, Place(len(facts), Timestamp()))
+    assert len(facts) == 2
+    assert domain.decide_usage(state, events_pb2.UsageRecorded(instance="j", number=1))
 
 
 @dataclass
