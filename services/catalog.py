@@ -107,6 +107,7 @@ def _models(mesh: Mesh) -> Service:
         mesh.repository(BUDGET_FOLD),
         mesh.repository(USAGE_FOLD),
         mesh.data_dir,
+        mesh.keyring,
         lambda model: price_of(settings, model),
         instance=mesh.instance,
         clock=mesh.clock,

@@ -76,6 +76,7 @@ def made(store: JetStreamEventStore, folder: Path) -> Budgets:
         Repository(store, BUDGET_FOLD),
         Repository(store, USAGE_FOLD),
         folder,
+        memory_keyring(),
         {MODEL: Price(150_000, 600_000, 75_000)}.get,
         instance=new_id(),
         clock=SYSTEM,

@@ -13,6 +13,7 @@ from mesh.events.memory import MemoryEventStore
 from mesh.ids import new_id
 from services.models.budgets.budgets import Budgets
 from services.models.domain import BUDGET_FOLD, USAGE_FOLD, Price
+from tests.support.keys import memory_keyring
 from weft.models.v1 import budget_service_pb2 as pb
 from weft.models.v1 import budgets_pb2
 
@@ -35,6 +36,7 @@ def memory_budgets(
         Repository(store, BUDGET_FOLD, clock=clock),
         Repository(store, USAGE_FOLD, clock=clock),
         Path(folder.name),
+        memory_keyring(),
         (prices or {}).get,
         instance=new_id(),
         clock=clock,

@@ -6,20 +6,20 @@ from pathlib import Path
 from mesh.clock import Clock
 from mesh.events.aggregate import Repository
 from mesh.events.store import EventStore
+from mesh.security.secrets import Secrets
 from services.models import domain
 from services.models.budgets.charging import Charge, Charging
 from services.models.budgets.known import KnownBudgets
-from services.models.budgets.read_model import UsageReadModel
 from services.models.budgets.rpcs import BudgetRpcs
 from services.models.budgets.usage import Caller, UsageRecorder
 from services.models.domain import Price
 
-FILE_NAME = "usage.sqlite3"
+FILE_NAME = "models.sqlite3"
 
 
 class Budgets:
     """Charges calls to budgets, records what they used, and answers the RPCs of both. The
-    folder holds the read model of usage."""
+    folder holds the read model of both."""
 
     def __init__(
         self,
@@ -27,17 +27,17 @@ class Budgets:
         repository: Repository[domain.State],
         usage_repository: Repository[domain.UsageState],
         folder: Path,
+        secrets: Secrets,
         price_of: Callable[[str], Price | None],
         *,
         instance: str,
         clock: Clock,
         wait_seconds: float,
     ) -> None:
-        self._known = KnownBudgets(events)
+        known = KnownBudgets(events, folder / FILE_NAME, secrets)
         self._recorder = UsageRecorder(usage_repository, instance, clock)
-        self._usage = UsageReadModel(events, folder / FILE_NAME)
         self._charging = Charging(
-            self._known,
+            known,
             repository,
             self._recorder,
             price_of,
@@ -45,20 +45,18 @@ class Budgets:
             clock=clock,
             wait_seconds=wait_seconds,
         )
-        self.rpcs = BudgetRpcs(self._known, repository, self._recorder, self._usage, clock)
+        self.rpcs = BudgetRpcs(known, repository, self._recorder, clock)
 
     async def start(self) -> None:
         """Returns once the budgets and the usage are known. Raises EventStoreUnavailable,
         DataDamaged."""
         await self._charging.start()
-        await self._usage.start()
         self._recorder.start()
 
     async def stop(self) -> None:
         """Says what was spent and used; what was set aside and isn't used is given back."""
-        await self._charging.stop()
         await self._recorder.stop()
-        await self._usage.stop()
+        await self._charging.stop()
 
     def covers(self, parent: str, session: str) -> bool:
         """Whether a budget covers calls of that tenant, for that session where it isn't

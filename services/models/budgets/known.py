@@ -1,24 +1,23 @@
 """Budgets in memory, as the log has them: what covers a call is found without reading."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 from mesh.errors import FailedPrecondition, Unavailable, WeftError
-from mesh.events.fold import evolved
-from mesh.events.following import Following
-from mesh.events.store import EventStore, Selection, StoredCommit, StreamName
+from mesh.events.store import EventStore
+from mesh.security.secrets import Secrets
 from services.models import domain
+from services.models.budgets.read_model import ModelsReadModel
 from weft.models.v1 import budgets_pb2
-
-START_SECONDS_MAX = 30.0
-CATCH_UP_SECONDS_MAX = 5.0
 
 
 class KnownBudgets:
     """All budgets of all tenants. Where the log can't be reached they stay what they were;
     where it can't be read, nobody knows what a call is charged to, and none is let through."""
 
-    def __init__(self, events: EventStore) -> None:
-        self._following = Following(events, Selection(domain.BUDGETS), self._apply)
+    def __init__(self, events: EventStore, path: Path, secrets: Secrets) -> None:
+        self.read_model = ModelsReadModel(events, path, secrets, self._observe)
+        self._started = False
         self._states: dict[str, domain.State] = {}
         self._by_scope: dict[str, tuple[str, ...]] = {}
         self._callbacks: list[Callable[[str], None]] = []
@@ -26,17 +25,19 @@ class KnownBudgets:
     async def start(self) -> None:
         """Returns once all that is stored by now is known. Raises EventStoreUnavailable, and
         DataDamaged where it can't be read."""
-        self._following.start()
-        await self.catch_up(START_SECONDS_MAX)
+        await self.read_model.start()
+        for name, state in (await self.read_model.budgets()).items():
+            self._take(name, state)
+        self._started = True
 
     async def stop(self) -> None:
         """Ends following."""
-        await self._following.stop()
+        await self.read_model.stop()
 
-    async def catch_up(self, seconds_max: float = CATCH_UP_SECONDS_MAX) -> None:
+    async def catch_up(self) -> None:
         """Returns once all that is stored by now is known. EventStoreUnavailable where that
         takes longer, and what ended the following."""
-        await self._following.catch_up(seconds_max)
+        await self.read_model.catch_up()
 
     def on_change(self, callback: Callable[[str], None]) -> None:
         """Calls `callback` with the name of each budget of which something was stored."""
@@ -55,8 +56,8 @@ class KnownBudgets:
     def covering(self, parent: str, session: str) -> list[budgets_pb2.Budget]:
         """The budgets that a call is charged to, always in the same order. Raises Unavailable
         where that can't be known."""
-        if self._following.failure is not None:
-            raise _unknown(self._following.failure)
+        if self.read_model.failure is not None:
+            raise _unknown(self.read_model.failure)
         if not self._by_scope:
             return []
         names = [
@@ -70,24 +71,21 @@ class KnownBudgets:
         """How many budgets are of exactly that scope."""
         return len(self._by_scope.get(scope, ()))
 
-    def _apply(self, stored: StoredCommit) -> None:
-        stream = StreamName.parse(stored.commit.stream)
-        if stored.erased:
-            return
-        name = domain.budget_name(stream)
-        before = self._states.get(name)
-        scope = before.budget.scope if before is not None else ""
-        state = evolved(domain.BUDGET_FOLD, before or domain.State(), stored)
-        # Nothing is decided on it: who decides reads the log.
-        state.ClearField("requests")
-        if domain.exists(state):
+    def _observe(self, names: Iterable[str]) -> None:
+        if self._started:
+            for name in names:
+                self._take(name, self.read_model.budget(name))
+                for callback in self._callbacks:
+                    callback(name)
+
+    def _take(self, name: str, state: domain.State | None) -> None:
+        before = self._states.pop(name, None)
+        old = before.budget.scope if before is not None else ""
+        new = state.budget.scope if state is not None else ""
+        if state is not None:
             self._states[name] = state
-        else:
-            self._states.pop(name, None)
-        if scope != state.budget.scope:
-            self._index(name, scope, state.budget.scope)
-        for callback in self._callbacks:
-            callback(name)
+        if old != new:
+            self._index(name, old, new)
 
     def _index(self, name: str, before: str, scope: str) -> None:
         if before:

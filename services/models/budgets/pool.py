@@ -71,8 +71,8 @@ class Pool:
     """This process's part of one budget.
 
     A call's estimate is set aside in memory. Where what was granted doesn't do, more is
-    drawn, by a commit to the budget; the ticks say what was used, and give back what nobody
-    takes. What a killed process held is counted as spent.
+    drawn, by a commit to the budget. Ticks give back what nobody takes, and say twice a minute
+    what was used. What a killed process held is counted as spent.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class Pool:
         self._clock = clock
         self._wait_seconds = wait_seconds
         self._leases: list[Lease] = []
+        self._users = 0
         self._drawing = asyncio.Lock()
         self._changes = 0
         self._changed = asyncio.Event()
@@ -96,8 +97,8 @@ class Pool:
 
     @property
     def idle(self) -> bool:
-        """Whether it holds nothing."""
-        return not self._leases
+        """Whether it holds nothing, and nobody waits for what it may."""
+        return not self._leases and not self._users
 
     def changed(self) -> None:
         """Something was stored of the budget, or a call of ours ended: what was refused may
@@ -109,7 +110,14 @@ class Pool:
     async def reserve(self, term: Term, estimate: Amount, seconds_max: float) -> Reservation:
         """Sets `estimate` aside. Where calls that are under way hold what it needs it waits
         for them, for a moment. Raises BudgetSpent, EventStoreUnavailable."""
-        until = self._clock.monotonic() + min(seconds_max, self._wait_seconds)
+        self._users += 1
+        try:
+            until = self._clock.monotonic() + min(seconds_max, self._wait_seconds)
+            return await self._reserved_until(until, term, estimate)
+        finally:
+            self._users -= 1
+
+    async def _reserved_until(self, until: float, term: Term, estimate: Amount) -> Reservation:
         while True:
             changed = self._changed
             try:
@@ -168,7 +176,7 @@ class Pool:
 
     async def _draw(self, term: Term, estimate: Amount) -> None:
         self._refuse_again(term, estimate)
-        lease = self._current(term) or Lease(term)
+        lease = self._current(term) or self._new_lease(term)
         command = domain.Draw(
             lease=lease.id,
             instance=self._instance,
@@ -188,11 +196,17 @@ class Pool:
         if granted is None:
             # Deleted, or set anew, in between.
             raise NotFound.of("budget", self.name)
-        if lease not in self._leases:
-            self._leases.append(lease)
         lease.granted = domain.amount_of(granted.granted)
         lease.told = (command.used, lease.granted)
         lease.until = drawn + LEASE_SECONDS
+
+    def _new_lease(self, term: Term) -> Lease:
+        """Kept before anything is granted: whoever draws may be cancelled meanwhile, and what
+        the log grants then is told of as well."""
+        lease = Lease(term)
+        lease.until = self._clock.monotonic() + LEASE_SECONDS
+        self._leases.append(lease)
+        return lease
 
     def _refuse_again(self, term: Term, estimate: Amount) -> None:
         refusal = self._refusal
@@ -213,7 +227,8 @@ class Pool:
         now = self._clock.monotonic()
         telling = (lease.used, lease.granted)
         is_young = now < lease.until - RENEWED_SECONDS
-        if not closes and is_young and lease.told == telling:
+        if not closes and is_young and (touched or lease.told == telling):
+            # One that is used is told of seldom, and not with each tick.
             return
         command = domain.Report(lease.id, *telling, closes, self._clock.now_ns())
         try:

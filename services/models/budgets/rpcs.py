@@ -11,7 +11,6 @@ from mesh.rpc.pages import read_page_token, write_page_token
 from mesh.runtime.requests import request_hash
 from services.models import domain
 from services.models.budgets.known import KnownBudgets
-from services.models.budgets.read_model import UsageReadModel
 from services.models.budgets.usage import UsageRecorder
 from weft.models.v1 import budget_service_pb2 as pb
 from weft.models.v1 import budgets_pb2
@@ -34,13 +33,11 @@ class BudgetRpcs:
         known: KnownBudgets,
         repository: Repository[domain.State],
         recorder: UsageRecorder,
-        usage: UsageReadModel,
         clock: Clock,
     ) -> None:
         self._known = known
         self._repository = repository
         self._recorder = recorder
-        self._usage = usage
         self._clock = clock
 
     async def set_budget(self, request: pb.SetBudgetRequest, call: Call) -> pb.SetBudgetResponse:
@@ -96,7 +93,7 @@ class BudgetRpcs:
         of = f"{request.parent} {request.group_by}"
         after = read_page_token(request.page_token, of) if request.page_token else None
         size = request.page_size or PAGE_SIZE
-        rows = await self._usage.page(request, after, size + 1)
+        rows = await self._known.read_model.usage(request, after, size + 1)
         response = pb.GetUsageResponse(rows=[row.entry for row in rows[:size]])
         if len(rows) > size:
             response.next_page_token = write_page_token(rows[size - 1].key, of)

@@ -121,14 +121,14 @@ class Budget(_message.Message):
 
     @_builtins.property
     def spent(self) -> Global___Amount:
-        """What was spent in the present window. What an instance held that is gone is
-        counted as spent.
+        """What was spent in the present window, as far as instances said so. What one held
+        that is gone is counted as spent.
         """
 
     @_builtins.property
     def held(self) -> Global___Amount:
-        """What instances hold for the calls that they make. They tell what they spent of
-        it, and give the rest back, within seconds.
+        """What instances hold for the calls that they make, with what they haven't told of
+        yet. They do within half a minute, and give back what they don't need.
         """
 
     @_builtins.property
