@@ -16,6 +16,7 @@ from mesh.cli.batches import batches
 from mesh.cli.blobs import blobs
 from mesh.cli.budgets import add_usage, budgets
 from mesh.cli.calling import add_call
+from mesh.cli.chat import add_chat
 from mesh.cli.collections import collections
 from mesh.cli.command import silence_stdout, with_shared_options
 from mesh.cli.contexts import contexts
@@ -68,6 +69,7 @@ def application() -> typer.Typer:
     app.add_typer(workers, name="worker")
     app.add_typer(collections, name="collection")
     app.add_typer(blobs, name="blob")
+    add_chat(models)
     add_model_batch(models)
     app.add_typer(models, name="model")
     app.add_typer(budgets, name="budget")
