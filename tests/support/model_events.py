@@ -25,7 +25,8 @@ def failed(kind: str) -> dict[str, Any]:
     """The event that says that the endpoint failed while it answered."""
     error = {"type": "overloaded_error", "message": "overloaded"}
     if kind == "openai-responses":
-        return _numbered([_ended("failed", error={"code": "server_error", "message": "no"})])[0]
+        event = _ended("failed", error={"code": "server_error", "message": "no"})
+        return {**event, "sequence_number": 0}
     return {"error": error} if kind == "openai" else {"type": "error", "error": error}
 
 
@@ -34,8 +35,8 @@ def _chat(words: Sequence[str], finish: str, calls: int) -> list[Any]:
     events += [chunk({"content": word}) for word in words]
     for index in range(calls):
         begin, end = _halves()
-        head = {"name": CALL["name"], "arguments": begin}
-        call = {"index": index, "id": f"call_{index}", "type": "function", "function": head}
+        function = {"name": CALL["name"], "arguments": begin}
+        call = {"index": index, "id": f"call_{index}", "type": "function", "function": function}
         more = {"index": index, "function": {"arguments": end}}
         events += [chunk({"tool_calls": [call]}), chunk({"tool_calls": [more]})]
     reason = {"stop": "tool_calls" if calls else "stop", "filter": "content_filter"}
@@ -122,7 +123,7 @@ def _messages(words: Sequence[str], finish: str, calls: int) -> list[Any]:
         "cache_creation_input_tokens": 0,
         "output_tokens": 1,
     }
-    head = {
+    head: dict[str, Any] = {
         "id": "msg_1",
         "type": "message",
         "role": "assistant",

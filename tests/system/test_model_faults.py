@@ -174,6 +174,7 @@ async def test_a_turn_goes_on_with_the_next_model_of_its_route(
 
 
 async def test_texts_are_embedded_over_the_wire(endpoint: OpenAIServer, weft: Platform) -> None:
+    assert weft.channel is not None
     stub: Any = ModelServiceStub(weft.channel)
     request = model_service_pb2.EmbedRequest(
         parent="tenants/default", model="spare/small", texts=["one", "three"], dimension=4

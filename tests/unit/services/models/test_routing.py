@@ -1,8 +1,10 @@
 """Routes: who is asked first, who next, and what a provider that fails costs the others."""
 
 import asyncio
+import inspect
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -300,7 +302,7 @@ def test_settings_that_dont_fit_are_refused(fields: dict[str, Any], text: str) -
 
 
 def test_the_key_comes_from_where_it_is_named_and_is_never_told(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     key = "sk-canary-99"
     file = tmp_path / "key"
@@ -345,3 +347,26 @@ def test_a_provider_named_openai_takes_the_place_of_the_variables() -> None:
     providers = [{"name": "openai", "base_url": "http://127.0.0.1:1/v1"}]
     settings = ModelsSettings(providers=providers, openai_base_url="http://127.0.0.1:2/v1")
     assert [provider.url for provider in settings.every_provider] == ["http://127.0.0.1:1/v1"]
+
+
+def test_the_example_in_the_settings_is_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    written = inspect.getdoc(ModelsSettings) or ""
+    lines = [line[4:] for line in written.splitlines() if line.startswith("    ") or not line]
+    (tmp_path / "weft.toml").write_text("\n".join(lines))
+    monkeypatch.setenv("WEFT_CONFIG", str(tmp_path / "weft.toml"))
+    found = ModelsSettings()
+    assert [(each.name, each.kind) for each in found.providers] == [
+        ("anthropic", "anthropic"),
+        ("responses", "openai-responses"),
+        ("dashscope", "openai"),
+        ("vllm", "openai"),
+        ("ollama", "openai"),
+    ]
+    assert found.model("anthropic/claude-sonnet-4-5").labels == {"region": "us"}
+    assert found.model("vllm/unknown").input_price_usd_micros_per_mtok is None
+    for each in found.providers:
+        if each.api_key_variable:
+            monkeypatch.setenv(each.api_key_variable, "sk-some")
+    ModelsService(found, memory_cache())
