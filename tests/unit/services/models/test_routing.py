@@ -369,4 +369,4 @@ def test_the_example_in_the_settings_is_one(
     for each in found.providers:
         if each.api_key_variable:
             monkeypatch.setenv(each.api_key_variable, "sk-some")
-    ModelsService(found, memory_cache())
+    ModelsService(found, memory_cache(), memory_budgets())
