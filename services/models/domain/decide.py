@@ -17,6 +17,7 @@ from mesh.errors import (
 from services.models.domain.amounts import Amount, amount_of, limit_of, total
 from services.models.domain.evolve import State, UsageState, taken
 from services.models.domain.names import parent_of
+from services.models.domain.prices import MILLION
 from services.models.domain.windows import SECOND_NS, Window, window_at
 from weft.models.v1 import budgets_pb2
 from weft.models.v1 import events_pb2 as facts
@@ -265,8 +266,8 @@ def _spent(
         kind, said = "tokens", f"{max(0, left.tokens)} tokens"
         may_take = f"{wanted.tokens} tokens"
     else:
-        kind, said = "micro_usd", f"{max(0, left.micro_usd)} micro-USD"
-        may_take = f"{wanted.micro_usd} micro-USD"
+        kind, said = "micro_usd", _usd(max(0, left.micro_usd))
+        may_take = _usd(wanted.micro_usd)
     why = "; calls that are under way hold the rest" if is_held else ""
     retry_seconds = None
     if is_held:
@@ -282,3 +283,7 @@ def _spent(
 
 def _answered(request: Request) -> budgets_pb2.BudgetRequest:
     return budgets_pb2.BudgetRequest(request_id=request.id, request_hash=request.hash)
+
+
+def _usd(micro_usd: int) -> str:
+    return f"${micro_usd / MILLION:.6f}".rstrip("0").removesuffix(".")
