@@ -6,7 +6,7 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 PROTOS = $(sort $(shell find proto -name '*.proto'))
 SERVICE_PROTOS = $(filter %_service.proto,$(PROTOS))
-GOOGLE_API := build/googleapis/google/api/annotations.proto build/googleapis/google/api/http.proto
+GOOGLE_API := $(addprefix build/googleapis/google/,api/annotations.proto api/http.proto rpc/status.proto)
 
 # Two makes at once take turns, where the system has flock.
 TURNS := $(if $(shell command -v flock),flock .venv/lock)
@@ -48,7 +48,7 @@ check: .venv/development $(GOOGLE_API) ## Check format, lint, types, imports, co
 	$(call step,generated code,diff -r --exclude=__pycache__ build/expected/weft generated/weft)
 	$(call step,house,$(BIN)/pytest -q tests/house)
 
-# The types of google/api come from the installed package, not from a copy of ours.
+# The types of google/api and google/rpc come from the installed package, not from a copy of ours.
 site_packages = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 generate_into = $(BIN)/python -m grpc_tools.protoc -Iproto -I$(site_packages) \
 	--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
@@ -62,7 +62,7 @@ generate: .venv/development ## Write generated/ anew from proto/
 	@$(call generate_into,build/generated)
 	@rm -rf generated/weft && mv build/generated/weft generated/weft
 
-# A bare git reference lacks google/api, so both sides are built before they are compared.
+# A bare git reference lacks what is Google's, so both sides are built before they are compared.
 breaking: .venv/development $(GOOGLE_API) ## Compare the contracts with those of the git reference BASE=
 	@test -n "$(BASE)" || { echo "make breaking BASE=<git reference>"; exit 2; }
 	@rm -rf build/base && mkdir -p build/base/build
@@ -120,4 +120,4 @@ clean: ## Remove all that make has made; data in .weft/ stays
 
 $(GOOGLE_API): .venv/development
 	@mkdir -p $(@D)
-	@cp $(site_packages)/google/api/$(@F) $@
+	@cp $(site_packages)/$(@:build/googleapis/%=%) $@

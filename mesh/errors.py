@@ -23,7 +23,8 @@ status that is stands in one table, in `mesh.rpc.status`.
     ├── PermissionDenied          the caller may not do this
     ├── LimitExceeded             a published bound was reached
     │   ├── RateLimited           too many calls; try again later
-    │   └── ModelRateLimited
+    │   ├── ModelRateLimited
+    │   └── BudgetSpent           what a call may take isn't left of a budget
     ├── DeadlineExceeded
     ├── Cancelled
     ├── Unimplemented             this server doesn't offer the method
@@ -201,6 +202,12 @@ class ModelRateLimited(LimitExceeded):
     """The model's endpoint limits our rate, or our own limit of calls to it is reached."""
 
     reason = errors_pb2.REASON_MODEL_RATE_LIMITED
+
+
+class BudgetSpent(LimitExceeded):
+    """What the call may take isn't left of a budget; `retry_seconds` says when more may be."""
+
+    reason = errors_pb2.REASON_BUDGET_SPENT
 
 
 class DeadlineExceeded(WeftError):

@@ -21,6 +21,9 @@ from services.control.splits import SERVICE_SPLITS, Splits
 from services.control.traffic import Traffic
 from services.control.turn_counts import TurnCounts
 from services.gateway.service import GatewayService
+from services.models.budgets.budgets import Budgets
+from services.models.charged import price_of
+from services.models.domain import BUDGET_FOLD, USAGE_FOLD
 from services.models.service import ModelsService
 from services.models.settings import ModelsSettings
 from services.scheduler.service import SchedulerService
@@ -43,7 +46,7 @@ from weft.auth.v1 import (
 from weft.blobs.v1 import blob_service_pb2
 from weft.blobs.v1.blob_service_pb2_grpc import BlobServiceStub
 from weft.control.v1 import mesh_service_pb2, registry_service_pb2, traffic_service_pb2
-from weft.models.v1 import model_service_pb2
+from weft.models.v1 import budget_service_pb2, model_service_pb2
 from weft.scheduler.v1 import (
     batch_service_pb2,
     dead_letter_service_pb2,
@@ -99,7 +102,19 @@ def _control(mesh: Mesh) -> Service:
 
 
 def _models(mesh: Mesh) -> Service:
-    return ModelsService(ModelsSettings(), mesh.cache, mesh.metrics)
+    settings = ModelsSettings()
+    budgets = Budgets(
+        mesh.events,
+        mesh.repository(BUDGET_FOLD),
+        mesh.repository(USAGE_FOLD),
+        mesh.data_dir,
+        mesh.keyring,
+        lambda model: price_of(settings, model),
+        instance=mesh.instance,
+        clock=mesh.clock,
+        wait_seconds=settings.budget_wait_seconds,
+    )
+    return ModelsService(settings, mesh.cache, budgets, mesh.metrics)
 
 
 def _scheduler(mesh: Mesh) -> Service:
@@ -129,7 +144,7 @@ _BUS = {
     "control": BusAccess(appends=("control", "instances")),
     # It authenticates by what the log says, and notes there who was refused.
     "gateway": BusAccess(appends=("auth", "instances")),
-    "models": BusAccess(caches=True),
+    "models": BusAccess(appends=("budgets", "usage"), caches=True),
     "scheduler": BusAccess(appends=("scheduler", "schedules")),
     "state": BusAccess(
         # With a session what others keep of it is forgotten.
@@ -178,8 +193,11 @@ _SERVICES = (
     ),
     ServiceEntry(
         name="models",
-        summary="calls models of any provider",
-        contracts=(model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],),
+        summary="calls models of any provider, within budgets",
+        contracts=(
+            model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
+            budget_service_pb2.DESCRIPTOR.services_by_name["BudgetService"],
+        ),
         calls=(),
         build=_models,
     ),

@@ -14,6 +14,7 @@ from mesh.cli.asking import add_ask
 from mesh.cli.audit import add_audit
 from mesh.cli.batches import batches
 from mesh.cli.blobs import blobs
+from mesh.cli.budgets import add_usage, budgets
 from mesh.cli.calling import add_call
 from mesh.cli.chat import add_chat
 from mesh.cli.collections import collections
@@ -25,6 +26,7 @@ from mesh.cli.events import events
 from mesh.cli.failures import CommandFailed, ExitCode
 from mesh.cli.identity import add_identity
 from mesh.cli.keys import keys
+from mesh.cli.model_batches import add_model_batch
 from mesh.cli.models import models
 from mesh.cli.operations import instances
 from mesh.cli.output import printable
@@ -68,7 +70,9 @@ def application() -> typer.Typer:
     app.add_typer(collections, name="collection")
     app.add_typer(blobs, name="blob")
     add_chat(models)
+    add_model_batch(models)
     app.add_typer(models, name="model")
+    app.add_typer(budgets, name="budget")
     app.add_typer(events, name="events")
     app.add_typer(keys, name="key")
     app.add_typer(roles, name="role")
@@ -76,6 +80,7 @@ def application() -> typer.Typer:
     add_traffic(instances)
     app.add_typer(instances, name="mesh")
     app.add_typer(contexts, name="context")
+    add_usage(app)
     add_identity(app)
     add_audit(app)
     add_verify(app)

@@ -1,11 +1,16 @@
 """`weft model`: the models that can be called."""
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from mesh.cli.command import command
 from mesh.cli.connection import Client
 from mesh.cli.output import one_line, show_list
 from mesh.cli.pages import LIMIT, Limit, fetch
+
+if TYPE_CHECKING:
+    from weft.models.v1 import models_pb2
 
 models = typer.Typer(help="List models, and talk to one.", no_args_is_help=True)
 
@@ -25,6 +30,15 @@ def list_models(client: Client, limit: Limit = LIMIT) -> None:
         "embeds": lambda m: "yes" if m.embeds else "",
         "labels": lambda m: ", ".join(f"{each.key}={each.value}" for each in m.labels),
         "context tokens": lambda m: m.context_tokens_max,
+        "price": _price,
         "description": lambda m: one_line(m.description),
     }
     show_list(client.output, found, columns)
+
+
+def _price(model: "models_pb2.Model") -> str:
+    """Of a million tokens read, and written, in dollars; - where nobody said it."""
+    if not model.HasField("price"):
+        return "-"
+    read, written = model.price.input_micro_usd, model.price.output_micro_usd
+    return f"${read / 1e6:g} / ${written / 1e6:g}"

@@ -80,6 +80,11 @@ class Projection:
         assert self._connection is not None, "start first"
         return self._connection
 
+    @property
+    def failure(self) -> WeftError | None:
+        """Why it doesn't follow the log any more; None while it does."""
+        return self._follow_failed
+
     async def start(self, sealed_with: str = "") -> None:
         """Opens the file, and returns once it holds all that is in the log by now.
         `sealed_with` tells which key its rows are sealed with, where they are."""

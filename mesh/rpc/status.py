@@ -45,6 +45,7 @@ TABLE: dict["Reason.ValueType", tuple[grpc.StatusCode, type[WeftError]]] = {
     errors_pb2.REASON_TOOL_UNAVAILABLE: (_Code.UNAVAILABLE, errors.ToolUnavailable),
     errors_pb2.REASON_LIMIT_EXCEEDED: (_Code.RESOURCE_EXHAUSTED, errors.LimitExceeded),
     errors_pb2.REASON_MODEL_RATE_LIMITED: (_Code.RESOURCE_EXHAUSTED, errors.ModelRateLimited),
+    errors_pb2.REASON_BUDGET_SPENT: (_Code.RESOURCE_EXHAUSTED, errors.BudgetSpent),
     errors_pb2.REASON_RATE_LIMITED: (_Code.RESOURCE_EXHAUSTED, errors.RateLimited),
     errors_pb2.REASON_CREDENTIAL_INVALID: (_Code.UNAUTHENTICATED, errors.CredentialInvalid),
     errors_pb2.REASON_PERMISSION_DENIED: (_Code.PERMISSION_DENIED, errors.PermissionDenied),

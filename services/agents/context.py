@@ -33,6 +33,7 @@ def generate_request(
         model=agent.spec.model,
         instructions=instructions(state, agent),
         tools=tools,
+        charged_session=state.name,
     )
     if agent.spec.HasField("parameters"):
         request.parameters.CopyFrom(agent.spec.parameters)
@@ -81,6 +82,7 @@ def summary_request(
         model=agent.spec.model,
         instructions=instructions(state, agent),
         parameters=models_pb2.Parameters(output_tokens_max=SUMMARY_TOKENS_MAX),
+        charged_session=state.name,
     )
     request.conversation.messages.extend(state.context.messages[:message_count])
     request.conversation.messages.add(role=models_pb2.ROLE_USER, text=SUMMARISE)

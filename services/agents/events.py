@@ -92,6 +92,8 @@ class TurnTranslator:
         self._usage.input_tokens += fact.usage.input_tokens
         self._usage.output_tokens += fact.usage.output_tokens
         self._usage.estimated |= fact.usage.estimated
+        if fact.usage.HasField("cost_micro_usd"):
+            self._usage.cost_micro_usd += fact.usage.cost_micro_usd
         self._calls = {call.id: call for call in fact.message.tool_calls}
         self._planned = {planned.call_id: planned for planned in fact.calls}
 

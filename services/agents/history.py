@@ -94,6 +94,8 @@ class TurnHistory:
                 turn.usage.input_tokens += fact.usage.input_tokens
                 turn.usage.output_tokens += fact.usage.output_tokens
                 turn.usage.estimated |= fact.usage.estimated
+                if fact.usage.HasField("cost_micro_usd"):
+                    turn.usage.cost_micro_usd += fact.usage.cost_micro_usd
             case events_pb2.ToolCallCompleted():
                 turn.sources.extend(s for s in fact.sources if s not in turn.sources)
             case events_pb2.TurnCompleted():

@@ -22,6 +22,15 @@ from mesh.errors import (
 )
 from mesh.rpc.pages import read_page_token, write_page_token
 from mesh.telemetry import traces
+from services.models.batches import generate_each
+from services.models.budgets.budgets import Budgets
+from services.models.charged import (
+    charge_texts,
+    charged_stream,
+    check_charged,
+    price_of,
+    say_price,
+)
 from services.models.embedding import Embeddings
 from services.models.metrics import CHAT, EMBEDDINGS, ModelMetrics, Names
 from services.models.providers.builtin import BuiltinProvider
@@ -48,14 +57,19 @@ log = structlog.get_logger(__name__)
 class ModelsService:
     """Implements `weft.models.v1.ModelService` over the providers that are configured.
 
-    Each call of a provider passes `_called` or `_embedded`. Raises InvalidArgument where a
-    provider's key can't be read.
+    Each call of a provider passes `_called` or `_embedded`, and is charged there. Raises
+    InvalidArgument where a provider's key can't be read.
     """
 
     def __init__(
-        self, settings: ModelsSettings, cache: Cache, registry: CollectorRegistry | None = None
+        self,
+        settings: ModelsSettings,
+        cache: Cache,
+        budgets: Budgets,
+        registry: CollectorRegistry | None = None,
     ) -> None:
         self._settings = settings
+        self._budgets = budgets
         self._answers = cache.of("models.answers", MessageCodec(pb.GenerateResponse))
         self._embeddings = Embeddings(cache)
         self._metrics = ModelMetrics(registry)
@@ -73,14 +87,20 @@ class ModelsService:
 
     @property
     def handlers(self) -> Mapping[str, object]:
-        """The one contract that it serves."""
-        return {pb.DESCRIPTOR.services_by_name["ModelService"].full_name: self}
+        """What implements each contract."""
+        return {
+            "weft.models.v1.BudgetService": self._budgets.rpcs,
+            "weft.models.v1.ModelService": self,
+        }
 
     async def start(self) -> None:
-        """Nothing to prepare: an endpoint that is down must not keep Weft from starting."""
+        """Reads the budgets; an endpoint that is down must not keep Weft from starting. Raises
+        EventStoreUnavailable, DataDamaged."""
+        await self._budgets.start()
 
     async def stop(self) -> None:
-        """Closes the providers' connections."""
+        """Gives back what is left of budgets, and closes the providers' connections."""
+        await self._budgets.stop()
         for provider in self._providers.values():
             await provider.close()
 
@@ -99,6 +119,7 @@ class ModelsService:
         for model_id in page:
             response.models.add().CopyFrom(models[model_id])
             response.models[-1].is_default = model_id == default
+            say_price(response.models[-1], price_of(self._settings, model_id))
         if len(page) < len(following):
             response.next_page_token = write_page_token(page[-1], request.parent)
         return response
@@ -108,11 +129,16 @@ class ModelsService:
         if not request.HasField("cache_ttl"):
             return await whole(self._parts(request, call))
         check_generate(request)
+        check_charged(request, call)
         asked = pb.GenerateRequest()
         asked.CopyFrom(request)
         asked.ClearField("cache_ttl")
         # The default model may be another one tomorrow.
         asked.model = request.model or await self._default_model()
+        # Who asks makes no difference to the answer.
+        asked.ClearField("charged_session")
+        key = asked.SerializeToString(deterministic=True)
+        asked.charged_session = request.charged_session
         made: list[pb.GenerateResponse] = []
 
         async def load() -> pb.GenerateResponse:
@@ -121,11 +147,13 @@ class ModelsService:
 
         answer = await self._answers.get(
             request.parent.split("/")[1],
-            asked.SerializeToString(deterministic=True),
+            key,
             load,
             ttl_seconds=request.cache_ttl.ToNanoseconds() / NANOSECONDS,
         )
         answer.cached = not made
+        if answer.cached and answer.usage.HasField("cost_micro_usd"):
+            answer.usage.cost_micro_usd = 0
         return answer
 
     async def stream_generate(
@@ -138,7 +166,8 @@ class ModelsService:
         off, so the caller has what came and the error.
 
         Raises InvalidArgument, NotFound for an unknown model, ModelRefused,
-        ModelRateLimited, ModelUnavailable, ModelBadAnswer.
+        ModelRateLimited, ModelUnavailable, ModelBadAnswer, BudgetSpent, and PermissionDenied for
+        a charged_session that isn't an agent's.
         """
         if request.request.HasField("cache_ttl"):
             answer = await self.generate(request.request, call)
@@ -151,6 +180,24 @@ class ModelsService:
                     yield pb.StreamGenerateResponse(text_delta=part)
                 else:
                     yield pb.StreamGenerateResponse(completed=part)
+
+    async def batch_generate(
+        self, request: pb.BatchGenerateRequest, call: Call
+    ) -> AsyncGenerator[pb.BatchGenerateResponse, None]:
+        """What becomes of each call, as it ends. Raises InvalidArgument where one is of another
+        tenant than the batch; what one of them raises is its own."""
+        for index, each in enumerate(request.requests):
+            if each.parent != request.parent:
+                raise InvalidArgument.of(f"requests[{index}].parent", f"must be {request.parent}")
+        most = self._settings.batch_concurrency_max
+        outcomes = generate_each(
+            request.requests,
+            lambda each: self.generate(each, call),
+            min(request.concurrency_max or most, most),
+        )
+        async with aclosing(outcomes):
+            async for outcome in outcomes:
+                yield outcome
 
     async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
         """The texts' vectors. Raises as `stream_generate` does, LimitExceeded where they are
@@ -167,6 +214,7 @@ class ModelsService:
     async def _parts(self, request: pb.GenerateRequest, call: Call) -> Parts:
         """An answer's text and then the whole, by the first candidate that has one."""
         check_generate(request)
+        check_charged(request, call)
         model_id = request.model or await self._default_model()
         candidates = self._routing.candidates(model_id, request)
         for candidate in candidates:
@@ -192,7 +240,13 @@ class ModelsService:
 
     async def _called(self, candidate: Candidate, request: pb.GenerateRequest, call: Call) -> Parts:
         """One call of a provider to generate, with its attempts."""
-        parts = candidate.provider.stream(request, candidate.model, call.remaining_seconds())
+        parts = charged_stream(
+            self._budgets,
+            candidate,
+            request,
+            self._settings.budget_output_tokens_max,
+            call.remaining_seconds(),
+        )
         with self._measured(CHAT, candidate, call) as (names, span):
             started, first_seconds = time.perf_counter(), -1.0
             span.set(traces.GEN_AI_REQUEST_STREAM, True)
@@ -215,9 +269,15 @@ class ModelsService:
     ) -> Vectors:
         """One call of a provider to embed, with its attempts."""
         with self._measured(EMBEDDINGS, candidate, call) as (names, span):
-            vectors = await candidate.provider.embed(
-                texts, candidate.model, request.dimension, call.remaining_seconds()
+            seconds_max = call.remaining_seconds()
+            charge = await charge_texts(
+                self._budgets, candidate, request.parent, texts, seconds_max
             )
+            with charge:
+                vectors = await candidate.provider.embed(
+                    texts, candidate.model, request.dimension, seconds_max
+                )
+                charge.finish(vectors.usage)
             self._metrics.used(names, vectors.usage.input_tokens, 0)
             span.set(traces.GEN_AI_USAGE_INPUT_TOKENS, vectors.usage.input_tokens)
             span.set(traces.GEN_AI_EMBEDDINGS_DIMENSION_COUNT, len(vectors.values[0]))

@@ -86,6 +86,13 @@ class ModelsSettings(Section):
     providers: tuple[ProviderSettings, ...] = Field((), max_length=32)
     routes: tuple[RouteSettings, ...] = Field((), max_length=100)
 
+    budget_output_tokens_max: int = Field(4_096, ge=1, le=1_000_000)
+    """Most tokens of an answer where a budget covers the call and the request sets no bound."""
+    budget_wait_seconds: float = Field(10.0, ge=0)
+    """How long a call waits for others that hold what is left of a budget."""
+    batch_concurrency_max: int = Field(16, ge=1, le=1_000)
+    """Calls of one batch that are under way at once."""
+
     extractive_context_tokens_max: int = Field(32_768, ge=1_024)
 
     openai_base_url: str = Field("", validation_alias=_either("openai_base_url", "OPENAI_BASE_URL"))

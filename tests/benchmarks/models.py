@@ -22,6 +22,7 @@ from services.models.service import ModelsService
 from services.models.settings import ModelsSettings
 from tests.benchmarks.measure import UNLIMITED, alternate, median_ms
 from tests.benchmarks.results import Baseline, Goal, Result
+from tests.support.budgets import memory_budgets
 from tests.support.cached import memory_cache
 from tests.support.platform import Platform
 from tests.support.processes import line_of, running
@@ -89,7 +90,7 @@ async def run() -> list[Result]:
         url = await line_of(server)
         provider = {"name": "p", "base_url": url, "lists_models": False}
         settings = ModelsSettings.model_validate({"providers": [provider]})
-        service = ModelsService(settings, memory_cache())
+        service = ModelsService(settings, memory_cache(), memory_budgets())
         stack.push_async_callback(service.stop)
         client = await stack.enter_async_context(httpx2.AsyncClient(timeout=60))
         folder = Path(stack.enter_context(TemporaryDirectory()))

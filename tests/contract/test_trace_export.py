@@ -22,6 +22,7 @@ from mesh.telemetry import traces
 from services.models.metrics import SERIES_MAX, ModelMetrics
 from services.models.service import ModelsService
 from services.models.settings import ModelsSettings
+from tests.support.budgets import memory_budgets
 from tests.support.cached import memory_cache
 from tests.support.edge import pipeline
 from tests.support.openai_server import refused, said, serve_openai
@@ -184,7 +185,9 @@ async def test_the_models_service_tells_what_a_call_took_and_no_word_of_it(
     async with serve_openai() as endpoint:
         endpoint.script = [said("se", "cret-answer"), refused(500)]
         provider = {"name": "mine", "base_url": endpoint.base_url, "attempts_max": 1}
-        service = ModelsService(ModelsSettings(providers=[provider]), memory_cache(), registry)
+        service = ModelsService(
+            ModelsSettings(providers=[provider]), memory_cache(), memory_budgets(), registry
+        )
         about = Call("test", time.monotonic() + 10, "r1", traceparent=PARENT)
         asked = models.GenerateRequest(parent="tenants/default", model="mine/small")
         asked.conversation.messages.add(role=models_pb2.ROLE_USER, text="secret-question")

@@ -12,8 +12,8 @@ from tests.security.bus import STREAMS, USERS, RawClient, bus, logged_in, others
 
 SUBJECT_IS_FULL = 10077
 AREAS = (
-    *("agents", "auth", "blobs", "control", "exports", "instances", "models", "schedules"),
-    *("scheduler", "state", "tools", "vectors"),
+    *("agents", "auth", "blobs", "budgets", "control", "exports", "instances", "models"),
+    *("schedules", "scheduler", "state", "tools", "usage", "vectors"),
 )
 API = "$JS.API"
 
@@ -71,7 +71,7 @@ GRANTED = {
     "blobs": writes("blobs") | PROCESS,
     "control": writes("control", "instances") | PROCESS,
     "gateway": writes("auth", "instances") | PROCESS,
-    "models": PROCESS | CACHES,
+    "models": writes("budgets", "usage") | PROCESS | CACHES,
     "scheduler": writes("scheduler", "schedules") | PROCESS,
     "state": writes("exports", "state") | PROCESS | DESTROYS | ERASES | CACHES,
     "tools": writes("tools") | PROCESS | CACHES,

@@ -2,10 +2,12 @@
 
 import json
 import math
+from collections.abc import AsyncGenerator
 from typing import TypeVar
 
 from mesh.call import Call
-from mesh.errors import AlreadyExists, Conflict, NotFound, ToolUnavailable
+from mesh.errors import AlreadyExists, Conflict, FailedPrecondition, NotFound, ToolUnavailable
+from services.models.batches import generate_each
 from weft.agents.v1 import agent_pb2
 from weft.agents.v1 import agent_service_pb2 as agents
 from weft.models.v1 import model_service_pb2 as models
@@ -210,7 +212,14 @@ class MemoryCollections:
 
 
 class MemoryModels:
-    """`weft.models.v1.ModelService`: lists the offline model, and streams an echo."""
+    """`weft.models.v1.ModelService`: lists the offline model, and answers with an echo; what
+    is asked to fail does."""
+
+    async def batch_generate(
+        self, request: models.BatchGenerateRequest, _: Call
+    ) -> AsyncGenerator[models.BatchGenerateResponse, None]:
+        async for outcome in generate_each(request.requests, _echo, 2):
+            yield outcome
 
     async def list_models(
         self, request: models.ListModelsRequest, _: Call
@@ -222,3 +231,11 @@ class MemoryModels:
             is_default=True,
         )
         return models.ListModelsResponse(models=[model])
+
+
+async def _echo(request: models.GenerateRequest) -> models.GenerateResponse:
+    text = request.conversation.messages[-1].text
+    if text == "fail":
+        raise FailedPrecondition("no")
+    message = models_pb2.Message(role=models_pb2.ROLE_ASSISTANT, text=text)
+    return models.GenerateResponse(message=message, model=request.model)

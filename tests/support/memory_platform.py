@@ -13,6 +13,7 @@ from mesh.rpc.pipeline import bind
 from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
 from tests.support.blobs import BlobParts
+from tests.support.budgets import memory_budgets
 from tests.support.edge import pipeline
 from tests.support.memory_access import MemoryAccess, admitting
 from tests.support.memory_batches import MemoryBatches
@@ -48,6 +49,7 @@ class MemoryPlatform:
         self.tools = MemoryTools()
         self.collections = MemoryCollections()
         self.models = MemoryModels()
+        self.budgets = memory_budgets()
         self._folder = tempfile.TemporaryDirectory()
         self.blobs = BlobParts(Path(self._folder.name)).service()
         self.instances = MemoryInstances()
@@ -71,6 +73,7 @@ class MemoryPlatform:
         self._thread.start()
         self._run(self.traffic.start())
         self._run(self.blobs.start())
+        self._run(self.budgets.start())
         self._run(self._listen())
 
     def stop(self) -> None:
@@ -78,6 +81,7 @@ class MemoryPlatform:
         self._run(self._cut())
         self._run(self.traffic.stop())
         self._run(self.blobs.stop())
+        self._run(self.budgets.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(STEP_SECONDS_MAX)
         self._folder.cleanup()
@@ -123,6 +127,7 @@ class MemoryPlatform:
             "weft.control.v1.MeshService": self.instances,
             "weft.control.v1.RegistryService": self.instances,
             "weft.control.v1.TrafficService": self.traffic,
+            "weft.models.v1.BudgetService": self.budgets.rpcs,
             "weft.models.v1.ModelService": self.models,
             "weft.scheduler.v1.BatchService": self.batches,
             "weft.scheduler.v1.DeadLetterService": self.tasks,

@@ -21,6 +21,7 @@ _VIEWER = frozenset(
     {
         *("agents.get", "agents.list", "agents.list_stalled", "auth.get_tenant", "models.list"),
         *("blobs.get", "blobs.list", "blobs.stat"),
+        *("models.get_budget", "models.get_usage", "models.list_budgets"),
         *("control.get_split", "control.list_splits"),
         *("scheduler.get", "scheduler.get_queue", "scheduler.list", "scheduler.list_queues"),
         *("scheduler.get_schedule", "scheduler.list_schedules", "scheduler.list_workers"),
@@ -42,6 +43,7 @@ _OPERATOR = _VIEWER | {
     *("scheduler.cancel", "scheduler.create_queue", "scheduler.discard", "scheduler.pause"),
     *("scheduler.redrive", "scheduler.retry", "scheduler.submit", "scheduler.update_queue"),
     *("agents.fail", "agents.skip", "scheduler.fail", "scheduler.skip"),
+    *("models.delete_budget", "models.set_budget"),
     "control.set_split",
     *_SCHEDULES,
 }

@@ -338,6 +338,8 @@ def _use(state: State, usage: models_pb2.Usage) -> None:
         total.input_tokens += usage.input_tokens
         total.output_tokens += usage.output_tokens
         total.estimated = total.estimated or usage.estimated
+        if usage.HasField("cost_micro_usd"):
+            total.cost_micro_usd += usage.cost_micro_usd
 
 
 _E = TypeVar("_E", bound=Message)

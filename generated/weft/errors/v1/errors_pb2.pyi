@@ -86,6 +86,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """
     REASON_DATA_ERASED: _Reason.ValueType  # 25
     """NOT_FOUND: the data were erased, and their key with them."""
+    REASON_BUDGET_SPENT: _Reason.ValueType  # 26
+    """RESOURCE_EXHAUSTED: a budget of calls of models is spent;
+    `google.rpc.RetryInfo` says when to try again, where that is known.
+    """
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call failed. The gRPC status code that goes with it stands beside it."""
@@ -152,4 +156,8 @@ again.
 """
 REASON_DATA_ERASED: Reason.ValueType  # 25
 """NOT_FOUND: the data were erased, and their key with them."""
+REASON_BUDGET_SPENT: Reason.ValueType  # 26
+"""RESOURCE_EXHAUSTED: a budget of calls of models is spent;
+`google.rpc.RetryInfo` says when to try again, where that is known.
+"""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

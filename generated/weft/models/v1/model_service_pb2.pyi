@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.rpc import status_pb2 as _status_pb2
 from weft.models.v1 import models_pb2 as _models_pb2
 import builtins as _builtins
 import sys
@@ -93,6 +94,7 @@ class GenerateRequest(_message.Message):
     CACHE_TTL_FIELD_NUMBER: _builtins.int
     RESPONSE_JSON_SCHEMA_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    CHARGED_SESSION_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """The tenant, as `tenants/{tenant}`."""
     model: _builtins.str
@@ -107,6 +109,10 @@ class GenerateRequest(_message.Message):
     where the model's provider wants one. The text is checked; where it doesn't
     fit the model is asked once more. Such an answer comes whole, too. One that
     calls tools isn't checked.
+    """
+    charged_session: _builtins.str
+    """The session for whose turn it is: its budgets and its agent's are charged, beside
+    the tenant's. Only Weft's own agents may say so.
     """
     @_builtins.property
     def conversation(self) -> _models_pb2.Conversation:
@@ -146,10 +152,11 @@ class GenerateRequest(_message.Message):
         cache_ttl: _duration_pb2.Duration | None = ...,
         response_json_schema: _builtins.str = ...,
         labels: _abc.Iterable[_models_pb2.ModelLabel] | None = ...,
+        charged_session: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "conversation", b"conversation", "parameters", b"parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "conversation", b"conversation", "instructions", b"instructions", "labels", b"labels", "model", b"model", "parameters", b"parameters", "parent", b"parent", "response_json_schema", b"response_json_schema", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "charged_session", b"charged_session", "conversation", b"conversation", "instructions", b"instructions", "labels", b"labels", "model", b"model", "parameters", b"parameters", "parent", b"parent", "response_json_schema", b"response_json_schema", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -360,3 +367,71 @@ class Embedding(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Embedding: _TypeAlias = Embedding  # noqa: Y015
+
+@_typing.final
+class BatchGenerateRequest(_message.Message):
+    """What to generate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_MAX_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """The tenant, as `tenants/{tenant}`."""
+    concurrency_max: _builtins.int
+    """Most calls at once; as the settings say where it is 0, and never more."""
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___GenerateRequest]:
+        """The calls, each with the same parent."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        requests: _abc.Iterable[Global___GenerateRequest] | None = ...,
+        concurrency_max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrency_max", b"concurrency_max", "parent", b"parent", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGenerateRequest: _TypeAlias = BatchGenerateRequest  # noqa: Y015
+
+@_typing.final
+class BatchGenerateResponse(_message.Message):
+    """What became of one of the calls."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Which one, from 0."""
+    @_builtins.property
+    def response(self) -> Global___GenerateResponse:
+        """Its answer."""
+
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Why there is none."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        response: Global___GenerateResponse | None = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "index", b"index", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___BatchGenerateResponse: _TypeAlias = BatchGenerateResponse  # noqa: Y015

@@ -50,6 +50,11 @@ class ModelServiceStub(object):
                 request_serializer=weft_dot_models_dot_v1_dot_model__service__pb2.StreamGenerateRequest.SerializeToString,
                 response_deserializer=weft_dot_models_dot_v1_dot_model__service__pb2.StreamGenerateResponse.FromString,
                 _registered_method=True)
+        self.BatchGenerate = channel.unary_stream(
+                '/weft.models.v1.ModelService/BatchGenerate',
+                request_serializer=weft_dot_models_dot_v1_dot_model__service__pb2.BatchGenerateRequest.SerializeToString,
+                response_deserializer=weft_dot_models_dot_v1_dot_model__service__pb2.BatchGenerateResponse.FromString,
+                _registered_method=True)
         self.Embed = channel.unary_unary(
                 '/weft.models.v1.ModelService/Embed',
                 request_serializer=weft_dot_models_dot_v1_dot_model__service__pb2.EmbedRequest.SerializeToString,
@@ -83,6 +88,14 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchGenerate(self, request, context):
+        """Generates many answers, some at once, and streams each as it is there, whatever
+        became of the others. Calls that are under way end with the stream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Embed(self, request, context):
         """Embeds texts: each becomes a vector, close to those of texts that mean the
         same to the model.
@@ -108,6 +121,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.StreamGenerate,
                     request_deserializer=weft_dot_models_dot_v1_dot_model__service__pb2.StreamGenerateRequest.FromString,
                     response_serializer=weft_dot_models_dot_v1_dot_model__service__pb2.StreamGenerateResponse.SerializeToString,
+            ),
+            'BatchGenerate': grpc.unary_stream_rpc_method_handler(
+                    servicer.BatchGenerate,
+                    request_deserializer=weft_dot_models_dot_v1_dot_model__service__pb2.BatchGenerateRequest.FromString,
+                    response_serializer=weft_dot_models_dot_v1_dot_model__service__pb2.BatchGenerateResponse.SerializeToString,
             ),
             'Embed': grpc.unary_unary_rpc_method_handler(
                     servicer.Embed,
@@ -197,6 +215,33 @@ class ModelService(object):
             '/weft.models.v1.ModelService/StreamGenerate',
             weft_dot_models_dot_v1_dot_model__service__pb2.StreamGenerateRequest.SerializeToString,
             weft_dot_models_dot_v1_dot_model__service__pb2.StreamGenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGenerate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/weft.models.v1.ModelService/BatchGenerate',
+            weft_dot_models_dot_v1_dot_model__service__pb2.BatchGenerateRequest.SerializeToString,
+            weft_dot_models_dot_v1_dot_model__service__pb2.BatchGenerateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,10 @@ class ModelServiceStub:
     """Generates one answer and streams its text as it comes; the last message
     holds the whole.
     """
+    BatchGenerate: _grpc.UnaryStreamMultiCallable[_model_service_pb2.BatchGenerateRequest, _model_service_pb2.BatchGenerateResponse]
+    """Generates many answers, some at once, and streams each as it is there, whatever
+    became of the others. Calls that are under way end with the stream.
+    """
     Embed: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.EmbedRequest, _model_service_pb2.EmbedResponse]
     """Embeds texts: each becomes a vector, close to those of texts that mean the
     same to the model.
@@ -58,6 +62,10 @@ class ModelServiceAsyncStub(ModelServiceStub):
     StreamGenerate: _aio.UnaryStreamMultiCallable[_model_service_pb2.StreamGenerateRequest, _model_service_pb2.StreamGenerateResponse]  # type: ignore[assignment]
     """Generates one answer and streams its text as it comes; the last message
     holds the whole.
+    """
+    BatchGenerate: _aio.UnaryStreamMultiCallable[_model_service_pb2.BatchGenerateRequest, _model_service_pb2.BatchGenerateResponse]  # type: ignore[assignment]
+    """Generates many answers, some at once, and streams each as it is there, whatever
+    became of the others. Calls that are under way end with the stream.
     """
     Embed: _aio.UnaryUnaryMultiCallable[_model_service_pb2.EmbedRequest, _model_service_pb2.EmbedResponse]  # type: ignore[assignment]
     """Embeds texts: each becomes a vector, close to those of texts that mean the
@@ -91,6 +99,16 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_model_service_pb2.StreamGenerateResponse], _abc.AsyncIterator[_model_service_pb2.StreamGenerateResponse]]:
         """Generates one answer and streams its text as it comes; the last message
         holds the whole.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchGenerate(
+        self,
+        request: _model_service_pb2.BatchGenerateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_model_service_pb2.BatchGenerateResponse], _abc.AsyncIterator[_model_service_pb2.BatchGenerateResponse]]:
+        """Generates many answers, some at once, and streams each as it is there, whatever
+        became of the others. Calls that are under way end with the stream.
         """
 
     @_abc_1.abstractmethod

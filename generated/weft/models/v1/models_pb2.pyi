@@ -259,6 +259,7 @@ class Usage(_message.Message):
     ESTIMATED_FIELD_NUMBER: _builtins.int
     CACHED_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     REASONING_TOKENS_FIELD_NUMBER: _builtins.int
+    COST_MICRO_USD_FIELD_NUMBER: _builtins.int
     input_tokens: _builtins.int
     """Tokens read."""
     output_tokens: _builtins.int
@@ -271,6 +272,10 @@ class Usage(_message.Message):
     """Of the tokens written, those that the model thought with and that aren't in
     the answer.
     """
+    cost_micro_usd: _builtins.int
+    """What the call cost, in millionths of a US dollar; not set where the model has no
+    price, which counts as nothing.
+    """
     def __init__(
         self,
         *,
@@ -279,14 +284,47 @@ class Usage(_message.Message):
         estimated: _builtins.bool = ...,
         cached_input_tokens: _builtins.int = ...,
         reasoning_tokens: _builtins.int = ...,
+        cost_micro_usd: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_micro_usd", b"_cost_micro_usd", "cost_micro_usd", b"cost_micro_usd"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_micro_usd", b"_cost_micro_usd", "cached_input_tokens", b"cached_input_tokens", "cost_micro_usd", b"cost_micro_usd", "estimated", b"estimated", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "reasoning_tokens", b"reasoning_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cost_micro_usd: _TypeAlias = _typing.Literal["cost_micro_usd"]  # noqa: Y015
+    _WhichOneofArgType__cost_micro_usd: _TypeAlias = _typing.Literal["_cost_micro_usd", b"_cost_micro_usd"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_micro_usd) -> _WhichOneofReturnType__cost_micro_usd | None: ...
+
+Global___Usage: _TypeAlias = Usage  # noqa: Y015
+
+@_typing.final
+class Price(_message.Message):
+    """What a model's tokens cost, in millionths of a US dollar per million tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUT_MICRO_USD_FIELD_NUMBER: _builtins.int
+    OUTPUT_MICRO_USD_FIELD_NUMBER: _builtins.int
+    CACHED_INPUT_MICRO_USD_FIELD_NUMBER: _builtins.int
+    input_micro_usd: _builtins.int
+    """Tokens read."""
+    output_micro_usd: _builtins.int
+    """Tokens written."""
+    cached_input_micro_usd: _builtins.int
+    """Tokens read that the provider had cached."""
+    def __init__(
+        self,
+        *,
+        input_micro_usd: _builtins.int = ...,
+        output_micro_usd: _builtins.int = ...,
+        cached_input_micro_usd: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_input_tokens", b"cached_input_tokens", "estimated", b"estimated", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "reasoning_tokens", b"reasoning_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_input_micro_usd", b"cached_input_micro_usd", "input_micro_usd", b"input_micro_usd", "output_micro_usd", b"output_micro_usd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Usage: _TypeAlias = Usage  # noqa: Y015
+Global___Price: _TypeAlias = Price  # noqa: Y015
 
 @_typing.final
 class ModelLabel(_message.Message):
@@ -326,6 +364,7 @@ class Model(_message.Message):
     IS_DEFAULT_FIELD_NUMBER: _builtins.int
     EMBEDS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id, as `<provider>/<model>`."""
     description: _builtins.str
@@ -340,6 +379,10 @@ class Model(_message.Message):
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelLabel]:
         """Labels that the settings give it."""
 
+    @_builtins.property
+    def price(self) -> Global___Price:
+        """What it costs; not set where the settings have no price for it."""
+
     def __init__(
         self,
         *,
@@ -349,10 +392,11 @@ class Model(_message.Message):
         is_default: _builtins.bool = ...,
         embeds: _builtins.bool = ...,
         labels: _abc.Iterable[Global___ModelLabel] | None = ...,
+        price: Global___Price | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens_max", b"context_tokens_max", "description", b"description", "embeds", b"embeds", "id", b"id", "is_default", b"is_default", "labels", b"labels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens_max", b"context_tokens_max", "description", b"description", "embeds", b"embeds", "id", b"id", "is_default", b"is_default", "labels", b"labels", "price", b"price"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -76,7 +76,9 @@ def test_a_grpc_tool_needs_a_method_and_its_effect(weft: Weft, arguments: list[s
 
 def test_models_are_listed_with_the_default(weft: Weft) -> None:
     header, row = weft("model", "list").out.splitlines()
-    assert header.split() == ["MODEL", "DEFAULT", "CONTEXT", "TOKENS", "DESCRIPTION"]
+    assert header.split() == [
+        *("MODEL", "DEFAULT", "EMBEDS", "LABELS", "CONTEXT", "TOKENS", "PRICE", "DESCRIPTION"),
+    ]
     assert row.split()[:2] == ["builtin/extractive", "yes"]
 
 

@@ -43,7 +43,9 @@ COMMANDS = [
     *(["worker", verb] for verb in ("run", "list")),
     ["events", "tail"],
     *(["collection", verb] for verb in ("create", "list", "show", "delete", "ingest", "search")),
-    *(["model", verb] for verb in ("list", "chat")),
+    *(["model", verb] for verb in ("list", "chat", "batch")),
+    *(["budget", verb] for verb in ("set", "show", "list", "delete")),
+    ["usage"],
     ["call"],
     ["doctor"],
 ]

@@ -23,6 +23,7 @@ OF_THE_REVISION = {
 }
 OF_OTHERS = {
     # A person's word.
+    "BUDGET_SPENT",
     "CANCELLED",
     # Weft's own.
     "EVENT_STORE_UNAVAILABLE",

@@ -23,6 +23,7 @@ from mesh.errors import (
 from services.models.providers import hashing
 from services.models.service import ModelsService
 from services.models.settings import ModelsSettings
+from tests.support.budgets import memory_budgets
 from tests.support.cached import memory_cache
 from tests.support.openai_server import OpenAIServer, Reply, refused, serve_openai
 from weft.models.v1 import model_service_pb2 as pb
@@ -65,7 +66,7 @@ async def make(server: OpenAIServer) -> AsyncIterator[Make]:
         provider = {"name": "p", "base_url": server.base_url, "attempts_max": 1, **fields}
         anthropic = {"name": "a", "kind": "anthropic", "base_url": server.base_url}
         found = ModelsSettings(providers=[provider, anthropic])
-        made.append(ModelsService(found, cache or memory_cache()))
+        made.append(ModelsService(found, cache or memory_cache(), memory_budgets()))
         return made[-1]
 
     yield service

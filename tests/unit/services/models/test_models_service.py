@@ -11,6 +11,7 @@ from mesh.call import Call
 from mesh.errors import InvalidArgument, NotFound
 from services.models.service import ModelsService
 from services.models.settings import ModelsSettings
+from tests.support.budgets import memory_budgets
 from tests.support.cached import memory_cache
 from tests.support.openai_server import OpenAIServer, said, serve_openai
 from weft.models.v1 import model_service_pb2 as pb
@@ -38,7 +39,7 @@ def _no_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def service() -> AsyncIterator[ModelsService]:
-    made = ModelsService(ModelsSettings(), memory_cache())
+    made = ModelsService(ModelsSettings(), memory_cache(), memory_budgets())
     await made.start()
     yield made
     await made.stop()
@@ -52,8 +53,9 @@ async def server() -> AsyncIterator[OpenAIServer]:
 
 
 def test_serves_its_contract() -> None:
-    assert list(ModelsService(ModelsSettings(), memory_cache()).handlers) == [
-        "weft.models.v1.ModelService"
+    assert list(ModelsService(ModelsSettings(), memory_cache(), memory_budgets()).handlers) == [
+        "weft.models.v1.BudgetService",
+        "weft.models.v1.ModelService",
     ]
 
 
@@ -83,7 +85,9 @@ async def test_a_stream_is_its_deltas_and_then_the_whole(service: ModelsService)
 
 async def test_the_endpoints_model_is_the_default_where_there_is_one(server: OpenAIServer) -> None:
     server.listed = {"data": [{"id": "tiny"}, {"id": "big"}]}
-    service = ModelsService(ModelsSettings(openai_base_url=server.base_url), memory_cache())
+    service = ModelsService(
+        ModelsSettings(openai_base_url=server.base_url), memory_cache(), memory_budgets()
+    )
     response = await service.generate(request(), call())
     assert (response.model, response.message.text) == ("openai/tiny", "Hi there")
     listed = await service.list_models(pb.ListModelsRequest(parent=PARENT), call())
@@ -99,7 +103,9 @@ async def test_the_endpoints_model_is_the_default_where_there_is_one(server: Ope
 
 
 async def test_models_are_listed_while_the_endpoint_is_down(server: OpenAIServer) -> None:
-    service = ModelsService(ModelsSettings(openai_base_url=server.base_url), memory_cache())
+    service = ModelsService(
+        ModelsSettings(openai_base_url=server.base_url), memory_cache(), memory_budgets()
+    )
     listed = await service.list_models(pb.ListModelsRequest(parent=PARENT), call())
     assert [model.id for model in listed.models] == ["builtin/extractive", "builtin/hashing"]
     await service.stop()
@@ -107,7 +113,9 @@ async def test_models_are_listed_while_the_endpoint_is_down(server: OpenAIServer
 
 async def test_models_are_listed_by_the_page(server: OpenAIServer) -> None:
     server.listed = {"data": [{"id": f"m{number}"} for number in range(3)]}
-    service = ModelsService(ModelsSettings(openai_base_url=server.base_url), memory_cache())
+    service = ModelsService(
+        ModelsSettings(openai_base_url=server.base_url), memory_cache(), memory_budgets()
+    )
     found: list[str] = []
     token = ""
     for _ in range(3):
@@ -205,7 +213,9 @@ def again(text: str = QUESTION, seconds: int = 60, **fields: Any) -> pb.Generate
 
 async def test_an_answer_is_given_again_to_who_wants_it(server: OpenAIServer) -> None:
     server.script = [said(text) for text in ("one", "two", "three", "four", "five")]
-    service = ModelsService(ModelsSettings(openai_base_url=server.base_url), memory_cache())
+    service = ModelsService(
+        ModelsSettings(openai_base_url=server.base_url), memory_cache(), memory_budgets()
+    )
     asked = [
         request(model="openai/a"),
         again(model="openai/a"),
@@ -227,7 +237,9 @@ async def test_an_answer_is_given_again_to_who_wants_it(server: OpenAIServer) ->
 
 async def test_an_answer_is_given_again_within_its_tenant_only(server: OpenAIServer) -> None:
     server.script = [said("one"), said("two")]
-    service = ModelsService(ModelsSettings(openai_base_url=server.base_url), memory_cache())
+    service = ModelsService(
+        ModelsSettings(openai_base_url=server.base_url), memory_cache(), memory_budgets()
+    )
     other = again(model="openai/a")
     other.parent = "tenants/other"
     for asked, text in ((again(model="openai/a"), "one"), (other, "two")):

@@ -23,6 +23,7 @@ from mesh.errors import (
 from services.models.routing import FRESH_SECONDS, PROBE_SECONDS, Latencies
 from services.models.service import ModelsService
 from services.models.settings import ModelsSettings
+from tests.support.budgets import memory_budgets
 from tests.support.cached import memory_cache
 from tests.support.openai_server import (
     OpenAIServer,
@@ -88,7 +89,7 @@ async def make(one: OpenAIServer, two: OpenAIServer) -> AsyncIterator[Make]:
         ]
         routes = [{"name": "r", "models": ["one/m", "two/m"], "choose": choose}]
         settings = ModelsSettings(providers=providers, routes=routes, default_model="route/r")
-        made.append(ModelsService(settings, memory_cache()))
+        made.append(ModelsService(settings, memory_cache(), memory_budgets()))
         return made[-1]
 
     yield service
@@ -356,7 +357,7 @@ def test_the_key_comes_from_where_it_is_named_and_is_never_told(
 def test_a_key_that_isnt_there_is_refused_at_the_start(source: dict[str, str]) -> None:
     settings = ModelsSettings(providers=[{"name": "p", **source}])
     with pytest.raises(InvalidArgument, match="p: ") as caught:
-        ModelsService(settings, memory_cache())
+        ModelsService(settings, memory_cache(), memory_budgets())
     assert "/no/such" not in caught.value.message
 
 
@@ -403,4 +404,4 @@ def test_the_example_in_the_settings_is_one(
     for each in found.providers:
         if each.api_key_variable:
             monkeypatch.setenv(each.api_key_variable, "sk-some")
-    ModelsService(found, memory_cache())
+    ModelsService(found, memory_cache(), memory_budgets())

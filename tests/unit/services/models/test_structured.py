@@ -12,6 +12,7 @@ from mesh.errors import InvalidArgument, ModelBadAnswer, ModelRefused
 from services.models.service import ModelsService
 from services.models.settings import ModelsSettings
 from services.models.structured import schema_problem
+from tests.support.budgets import memory_budgets
 from tests.support.cached import memory_cache
 from tests.support.openai_server import (
     OpenAIServer,
@@ -37,7 +38,7 @@ async def server() -> AsyncIterator[OpenAIServer]:
 @pytest.fixture
 async def service(server: OpenAIServer) -> AsyncIterator[ModelsService]:
     settings = ModelsSettings(openai_base_url=server.base_url, openai_model="m")
-    made = ModelsService(settings, memory_cache())
+    made = ModelsService(settings, memory_cache(), memory_budgets())
     yield made
     await made.stop()
 
