@@ -25,6 +25,7 @@ _VIEWER = frozenset(
         *("scheduler.get", "scheduler.get_queue", "scheduler.list", "scheduler.list_queues"),
         *("scheduler.get_schedule", "scheduler.list_schedules", "scheduler.list_workers"),
         *("state.get", "state.list", "state.watch", "tools.get", "tools.list"),
+        *("tools.get_mcp_server", "tools.list_mcp_servers"),
         *("vectors.get", "vectors.list", "vectors.search"),
     }
 )
@@ -42,7 +43,7 @@ _OPERATOR = _VIEWER | {
     *("scheduler.cancel", "scheduler.create_queue", "scheduler.discard", "scheduler.pause"),
     *("scheduler.redrive", "scheduler.retry", "scheduler.submit", "scheduler.update_queue"),
     *("agents.fail", "agents.skip", "scheduler.fail", "scheduler.skip"),
-    "control.set_split",
+    *("control.set_split", "tools.refresh_mcp_server"),
     *_SCHEDULES,
 }
 _DEVELOPER = _VIEWER | {
@@ -53,6 +54,7 @@ _DEVELOPER = _VIEWER | {
     *("scheduler.cancel", "scheduler.create_queue", "scheduler.retry", "scheduler.submit"),
     *_SCHEDULES,
     *("state.verify", "tools.delete", "tools.invoke", "tools.register"),
+    "tools.refresh_mcp_server",
     *("vectors.create", "vectors.delete", "vectors.write"),
 }
 _WORKER = frozenset(
@@ -87,11 +89,13 @@ ADMIN_ONLY = frozenset(
             *("control.list_instances", "control.list_routes"),
             "scheduler.work_shared",
             "state.erase",
+            # It may start programs on the server, and holds credentials.
+            *("tools.add_mcp_server", "tools.delete_mcp_server"),
         ),
     }
 )
-"""What no other built-in role gives: what hands out access, concerns the deployment, or
-destroys for good."""
+"""What no other built-in role gives: what hands out access, concerns the deployment, starts
+programs there, or destroys for good."""
 
 
 @lru_cache(maxsize=1_024)

@@ -31,6 +31,7 @@ from services.vectors.service import VectorsService
 from services.vectors.settings import VectorsSettings
 from tests.support.cached import memory_cache
 from tests.support.grpc_server import serving
+from tests.support.keys import memory_keyring
 from tests.support.ledger_server import LEDGER, Entry, Ledger, effects_by_key, read_entries
 from tests.support.processes import running, until
 from tests.support.protos import message_type
@@ -43,6 +44,7 @@ from weft.vectors.v1 import vector_service_pb2 as vectors_pb
 PARENT = "tenants/acme"
 CREDIT = f"{PARENT}/tools/credit"
 ECHO = "kinds.v1.Echo"
+NO_FOLDER = Path("/nonexistent")
 START_NS = 1_800_000_000 * 1_000_000_000
 
 
@@ -103,7 +105,9 @@ async def started(
 ) -> ToolsService:
     clock = Clock(now_ns=lambda: START_NS, monotonic=SYSTEM.monotonic)
     bounds = settings or ToolsSettings(tools_max=3, content_length_max=1_000, reflection_seconds=2)
-    service = ToolsService(bounds, events, clock, LocalVectors(vectors), memory_cache())
+    service = ToolsService(
+        *(bounds, events, clock, LocalVectors(vectors), memory_cache(), memory_keyring()), NO_FOLDER
+    )
     await service.start()
     return service
 
