@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 CLIENT_NAME = "weft"
 CLOSE_SECONDS_MAX = 15.0
 LISTEN_AGAIN_SECONDS = 30.0
+DOUBT_SECONDS = 10.0
 PAGES_MAX = 100
 LISTED_MAX = 10_000
 """Tools of one list that are looked at."""
 ERROR_LENGTH_MAX = 1_000
 
+_CLOSED = "Connection closed"
 _SESSION_GONE = "Session terminated"
 _NO_ANSWER = ("Server returned an error response", "Not Found", "SSE stream", "Unexpected content")
 """How the texts of mcp 2.3 begin where it, and not the server's tool, says why there is no
@@ -65,6 +67,7 @@ class McpSession:
         self._client: Client | None = None
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task: asyncio.Task[None] | None = None
+        self._doubts: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(
@@ -199,7 +202,9 @@ class McpSession:
         try:
             return await answer
         except MCPError as error:
-            if error.code == CONNECTION_CLOSED:
+            if error.message == _CLOSED:
+                # Not of this call alone; a transport may not tell in another way.
+                self.notice.over.set()
                 said = "the tool's server ended or broke the connection, and may have run it"
                 raise ToolUnavailable(self._why(said)) from None
             if error.code == REQUEST_TIMEOUT:
@@ -207,7 +212,10 @@ class McpSession:
             if error.message == _SESSION_GONE:
                 self.notice.over.set()
                 raise SessionGone from None
-            if error.message.startswith(_NO_ANSWER):
+            is_unanswered = error.message.startswith(_NO_ANSWER)
+            if is_unanswered or error.code == CONNECTION_CLOSED:
+                self._doubt()
+            if is_unanswered:
                 raise ToolUnavailable("the tool's server answered no result") from None
             text = cut(error.message.encode(errors="replace").decode(), ERROR_LENGTH_MAX)
             raise CallRefused(f"error {error.code}: {text}") from None
@@ -215,6 +223,22 @@ class McpSession:
             raise CallRefused(
                 "the server's answer isn't what its version of the protocol demands"
             ) from None
+
+    def _doubt(self) -> None:
+        """The server may have forgotten the session, which not all say as they should. Others'
+        calls go on until that is known."""
+        if self._doubts is None or self._doubts.done():
+            self._doubts = asyncio.create_task(self._asked(), name="asking an MCP server")
+
+    async def _asked(self) -> None:
+        from mcp import MCPError
+        from pydantic import ValidationError
+
+        try:
+            async with asyncio.timeout(DOUBT_SECONDS):
+                await self._connected.session.list_tools()
+        except (MCPError, ValidationError, ToolUnavailable, TimeoutError):
+            self.notice.over.set()
 
     async def _run(self, seconds: float) -> None:
         """Holds the connection. All of it is entered and left in this one task, as the
@@ -241,8 +265,9 @@ class McpSession:
             self._failed(error)
         finally:
             self.notice.over.set()
-            if listening is not None:
-                listening.cancel()
+            for task in (listening, self._doubts):
+                if task is not None:
+                    task.cancel()
             if not self._ready.done():
                 self._ready.cancel()
 

@@ -9,7 +9,9 @@ import pytest
 
 from mesh.errors import ToolUnavailable
 from services.tools.grpc_methods import GrpcMethods, Invocation
+from services.tools.secrets import ToolSecrets
 from services.tools.settings import ToolsSettings
+from tests.support.keys import memory_keyring
 from tests.support.grpc_server import serving
 from tests.support.http2_server import (
     STATUS_200,
@@ -28,7 +30,7 @@ PROTOCOL_ERROR, INTERNAL_ERROR, REFUSED_STREAM, CANCEL, ENHANCE_YOUR_CALM = 1, 2
 
 @pytest.fixture
 async def methods() -> AsyncIterator[GrpcMethods]:
-    methods = GrpcMethods(ToolsSettings())
+    methods = GrpcMethods(ToolsSettings(), ToolSecrets(memory_keyring()))
     yield methods
     await methods.close()
 
