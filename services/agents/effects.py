@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from mesh.errors import (
     ToolUnavailable,
     WeftError,
 )
+from mesh.principal import Principal
 from services.agents import context
 from services.agents.settings import AgentsSettings
 from weft.agents.v1 import agent_pb2
@@ -33,6 +34,7 @@ LOOKUP_SECONDS = 5.0
 TOOL_SECONDS = 30.0
 CACHE_ENTRIES_MAX = 4_096
 ERROR_LENGTH_MAX = 1_024
+TOOL_LENGTH_MAX = 128
 LeaseHeld = Callable[[], Awaitable[None]]
 
 
@@ -52,6 +54,28 @@ class BoundTool:
     def requires_approval(self) -> bool:
         """Whether a person must approve each call."""
         return self.tool.requires_approval or self.binding.requires_approval
+
+    @property
+    def untrusted(self) -> bool:
+        """Whether anybody may have a say in all that it answers."""
+        return self.tool.trust in (tools_pb2.TRUST_UNSPECIFIED, tools_pb2.TRUST_UNTRUSTED)
+
+    def denial(self, held_scopes: Collection[str]) -> str:
+        """Why a turn that was asked for with these permissions may not call it; empty where
+        it may."""
+        missing = [scope for scope in self.tool.required_scopes if scope not in held_scopes]
+        if not missing:
+            return ""
+        wanted = ", ".join(missing)
+        return f"permission denied: whoever asked for this turn lacks {wanted}, which it needs"
+
+    def change(self, call: session_pb2.CallState) -> str:
+        """Why a call that was planned isn't made now: the tool is another one than it was then,
+        to the call's disadvantage. Empty where it isn't."""
+        approved = call.status == session_pb2.CALL_STATUS_APPROVED
+        if self.tool.effect == call.effect and (approved or not self.requires_approval):
+            return ""
+        return "not made: the tool has changed since the call was asked for; ask again"
 
     @property
     def seconds_max(self) -> float:
@@ -85,6 +109,15 @@ class Effects:
             if tool is not None:
                 bound[binding.tool] = tool
         return bound
+
+    async def held_scopes(self, agent: agent_pb2.Agent, principal: Principal | None) -> list[str]:
+        """Which of the permissions that the agent's tools want whoever calls has."""
+        if principal is None:
+            return []
+        tenant = agent.name.rsplit("/agents/", 1)[0]
+        tools = await self.bound_tools(agent)
+        wanted = {scope for bound in tools.values() for scope in bound.tool.required_scopes}
+        return sorted(scope for scope in wanted if principal.allows(scope, tenant))
 
     async def _bound(self, name: str, binding: agent_pb2.ToolBinding) -> BoundTool | None:
         key = (name, binding.SerializeToString(deterministic=True))
@@ -213,23 +246,43 @@ def _failed(error: WeftError) -> tool_service_pb2.InvokeToolResponse:
     )
 
 
+def refusal(
+    call: session_pb2.CallState, bound: BoundTool | None, held_scopes: Collection[str]
+) -> str:
+    """Why a call that was planned isn't made; empty where it is. What was asked for days ago,
+    or before a crash, may be of a tool that is another one now."""
+    if bound is None:
+        return _absent(call.call.tool)
+    return bound.denial(held_scopes) or bound.change(call)
+
+
+def _absent(tool: str) -> str:
+    return f"this agent has no tool {tool[:TOOL_LENGTH_MAX]}"
+
+
 def planned_calls(
     session: str,
     turn: str,
     step: int,
     message: models_pb2.Message,
     tools: dict[str, BoundTool],
+    held_scopes: Collection[str],
 ) -> list[events_pb2.PlannedCall]:
-    """What the catalogue says of the calls that a model asks for. A tool that the agent
-    may not call is planned as a read: the runner answers it without calling anything."""
+    """What the catalogue says of the calls that a model asks for. One that may not be made is
+    planned as a read with its refusal, and nothing is called, whatever is registered later."""
     planned = []
     for call in message.tool_calls:
         bound = tools.get(call.tool)
+        refusal = bound.denial(held_scopes) if bound else _absent(call.tool)
+        if refusal:
+            bound = None
         plan = events_pb2.PlannedCall(
             call_id=call.id,
             effect=bound.tool.effect if bound else options_pb2.EFFECT_READ,
             idempotency_key=f"{session}/turns/{turn}/steps/{step}/calls/{call.id}",
             requires_approval=bound.requires_approval if bound else False,
+            untrusted=bound.untrusted if bound else False,
+            refusal=refusal,
         )
         plan.timeout.FromMilliseconds(int((bound.seconds_max if bound else TOOL_SECONDS) * 1000))
         planned.append(plan)

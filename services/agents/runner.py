@@ -22,7 +22,7 @@ from mesh.events.aggregate import Aggregate, StoredFacts
 from mesh.events.tokens import TokenStream
 from mesh.principal import system
 from services.agents import context
-from services.agents.effects import BoundTool, CallInDoubt, Effects, planned_calls
+from services.agents.effects import BoundTool, CallInDoubt, Effects, planned_calls, refusal
 from services.agents.feed import TurnFeed
 from services.agents.outcomes import Outcomes, failed_by_revision
 from services.agents.settings import AgentsSettings
@@ -200,6 +200,8 @@ class TurnRunner:
         step = self._owned_turn().step_count + 1
         message = _with_unique_calls(answer.message, step)
         limits = self._agent.spec.limits
+        held_scopes = self._owned_turn().held_scopes
+        denies = self._agent.spec.taint_policy == agent_pb2.TAINT_POLICY_DENY
         command = domain.CompleteStep(
             turn=self.turn,
             epoch=self.epoch,
@@ -208,10 +210,11 @@ class TurnRunner:
             usage=answer.usage,
             finish_reason=answer.finish_reason,
             model=answer.model,
-            calls=planned_calls(self._state.name, self.turn, step, message, tools),
+            calls=planned_calls(self._state.name, self.turn, step, message, tools, held_scopes),
             steps_max=limits.steps_max or self._settings.steps_max,
             tokens_max=limits.turn_tokens_max or self._settings.turn_tokens_max,
             now_ns=self._clock.now_ns(),
+            denies_tainted=denies,
         )
         await self._commit(command)
         self._partial_text = ""
@@ -296,8 +299,9 @@ class TurnRunner:
         """What became of a call."""
         completed = events_pb2.ToolCallCompleted(turn=self.turn, call_id=call.call.id)
         bound = tools.get(call.call.tool)
-        if bound is None:
-            completed.content = f"this agent has no tool {call.call.tool}"
+        refused = refusal(call, bound, self._owned_turn().held_scopes)
+        if bound is None or refused:
+            completed.content = refused
             completed.is_error = True
             return completed
         if call.effect == options_pb2.EFFECT_IRREVERSIBLE:
@@ -319,6 +323,7 @@ class TurnRunner:
         completed.content = result.content
         completed.is_error = result.is_error
         completed.sources.extend(result.sources)
+        completed.untrusted = result.untrusted or call.untrusted
         return completed
 
     async def _commit_results(

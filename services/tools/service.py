@@ -18,7 +18,7 @@ from mesh.rpc.pages import read_page_token, write_page_token
 from mesh.runtime.requests import request_hash
 from mesh.security.keyring import Keyring
 from mesh.telemetry import traces
-from services.tools.builtin import BuiltinTools, SearchStub, builtin_tools, is_builtin
+from services.tools.builtins.builtin import BuiltinTools, SearchStub, builtin_tools, is_builtin
 from services.tools.cached_results import CachedResults
 from services.tools.catalogue import ToolCatalogue
 from services.tools.domain import (
@@ -29,6 +29,7 @@ from services.tools.domain import (
     tool_stream,
     with_etag,
 )
+from services.tools.egress import EgressPolicy
 from services.tools.grpc_credentials import check_secrets, has_secrets, take_secrets
 from services.tools.grpc_methods import GrpcMethods, Invocation
 from services.tools.mcp.servers import McpServers
@@ -76,8 +77,14 @@ class ToolsService:
         self._catalogue = ToolCatalogue(events, catch_up_seconds=settings.catch_up_seconds)
         self._builtin = BuiltinTools(clock, vectors)
         self._methods = GrpcMethods(settings, self._secrets)
+        egress = EgressPolicy(
+            settings.egress_allowed_hosts,
+            settings.egress_blocked_hosts,
+            settings.egress_private_hosts,
+        )
         self._mcp = McpServers(
-            *(settings, events, self._secrets, clock, data_dir, instance, self._taken_ids)
+            *(settings, egress, events, self._secrets, clock, data_dir, instance),
+            self._taken_ids,
         )
         self._arguments = ArgumentChecker(settings.compiled_max)
 

@@ -1,7 +1,6 @@
 """Settings of the tools service: the table `[tools]`, variables `WEFT_TOOLS_*`."""
 
 import shlex
-from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import ClassVar
 
@@ -33,6 +32,18 @@ class ToolsSettings(Section):
     """Most servers to which connections are kept."""
     compiled_max: int = Field(default=256, ge=1)
     """Most compiled schemas and methods that are kept."""
+    egress_allowed_hosts: frozenset[str] = frozenset()
+    """Where they are given, tools connect to these hosts only; `*.example.com` is all below it."""
+    egress_blocked_hosts: frozenset[str] = frozenset()
+    """Hosts to which tools never connect."""
+    egress_private_hosts: frozenset[str] = frozenset()
+    """Hosts, as `host` or `host:port`, that may have addresses which aren't public."""
+    fetch_seconds: float = Field(default=15, gt=0)
+    """How long it may take to fetch a URL, with all its redirects."""
+    fetch_bytes_max: int = Field(default=2_097_152, ge=1_024)
+    """Most bytes that are fetched, as they are once decompressed."""
+    fetch_redirects_max: int = Field(default=5, ge=0, le=20)
+    """Most redirects that are followed."""
     catch_up_seconds: float = Field(default=30, gt=0)
     """How long the start may take to read what was registered."""
     stream_items_max: int = Field(default=1_000, ge=1)
@@ -42,9 +53,6 @@ class ToolsSettings(Section):
     where it is empty. As a JSON list, each written as in a shell, with the program's absolute
     path. They run as Weft's user: with `/usr/bin/node` alone whoever may add servers runs
     anything."""
-    mcp_networks: tuple[IPv4Network | IPv6Network, ...] = ()
-    """Networks beside the public ones in which MCP servers may be called, and those in which
-    `http:` will do. As a JSON list, such as `["127.0.0.0/8"]`."""
     mcp_servers_max: int = Field(default=100, ge=1)
     """Most MCP servers of a tenant."""
     mcp_tools_max: int = Field(default=500, ge=1, le=1_000)

@@ -12,6 +12,7 @@ import structlog
 
 from mesh.clock import NANOSECONDS, Clock
 from mesh.errors import FailedPrecondition, LimitExceeded, ToolUnavailable, WeftError
+from services.tools.egress import EgressPolicy
 from services.tools.mcp.domain import Record, server_stream
 from services.tools.mcp.http import http_transport
 from services.tools.mcp.session import McpSession, load_library
@@ -79,6 +80,7 @@ class McpConnections:
     def __init__(
         self,
         settings: ToolsSettings,
+        egress: EgressPolicy,
         secrets: ToolSecrets,
         folder: Path,
         clock: Clock,
@@ -86,6 +88,7 @@ class McpConnections:
         on_change: Callable[[str], None],
     ) -> None:
         self._settings = settings
+        self._egress = egress
         self._secrets = secrets
         self._folder = folder
         self._clock = clock
@@ -260,8 +263,7 @@ class McpConnections:
         bytes_max = self._settings.mcp_message_bytes_max
         if server.HasField("http"):
             headers = {each.name: put_in(each, HEADERS, values) for each in server.http.headers}
-            networks = self._settings.mcp_networks
-            return http_transport(server.http.url, headers, networks, bytes_max)
+            return http_transport(server.http.url, headers, self._egress, bytes_max)
         # Once more: the operator may have taken it off the list since.
         check_command(server.stdio, self._settings.mcp_command_lines)
         environment = {

@@ -93,6 +93,7 @@ def _tool(record: Record, tool: "types.Tool", name: str) -> tools_pb2.Tool:
         timeout=server.timeout,
         mcp=tools_pb2.McpTool(server=server.name, tool=tool.name, hints=hints),
         create_time=server.create_time,
+        trust=server.trust,
     )
     return with_etag(made)
 

@@ -17,12 +17,13 @@ from mesh.events.aggregate import Aggregate, Repository
 from mesh.events.store import EventStore
 from mesh.ids import new_id
 from mesh.rpc.pages import read_page_token, write_page_token
+from services.tools.egress import EgressPolicy
 from services.tools.grpc_methods import Invocation
 from services.tools.mcp import domain
 from services.tools.mcp.catalogue import McpCatalogue
 from services.tools.mcp.connections import ENVIRONMENT, HEADERS, McpConnections, check_command
 from services.tools.mcp.domain import MCP_FOLD, Record, server_name, server_stream
-from services.tools.mcp.http import checked_address
+from services.tools.mcp.http import check_url
 from services.tools.mcp.listing import as_tools
 from services.tools.mcp.results import as_result
 from services.tools.mcp.session import CallRefused, SessionGone
@@ -64,6 +65,7 @@ class McpServers:
     def __init__(
         self,
         settings: ToolsSettings,
+        egress: EgressPolicy,
         events: EventStore,
         secrets: ToolSecrets,
         clock: Clock,
@@ -72,6 +74,7 @@ class McpServers:
         taken: Callable[[str], Collection[str]],
     ) -> None:
         self._settings = settings
+        self._egress = egress
         self._secrets = secrets
         self._clock = clock
         self._taken = taken
@@ -80,9 +83,7 @@ class McpServers:
         self._catalogue = McpCatalogue(
             events, self._heard, catch_up_seconds=settings.catch_up_seconds
         )
-        self._connections = McpConnections(
-            settings, secrets, self._folder, clock, instance, self._changed
-        )
+        self._connections = self._made(instance, self._changed)
         self._refreshes: dict[str, asyncio.Task[None]] = {}
         self._changes: defaultdict[str, int] = defaultdict(int)
 
@@ -223,6 +224,10 @@ class McpServers:
         await self._catalogue.catch_up()
         return pb.DeleteMcpServerResponse()
 
+    def _made(self, instance: str, on_change: Callable[[str], None]) -> McpConnections:
+        parts = (self._settings, self._egress, self._secrets, self._folder, self._clock)
+        return McpConnections(*parts, instance, on_change)
+
     def _aggregate(self, name: str) -> Aggregate[Record]:
         return self._repository.open(server_stream(name))
 
@@ -240,9 +245,7 @@ class McpServers:
 
     async def _tried(self, trial: Record, seconds: float) -> mcp_events_pb2.McpToolsListed:
         """What a server lists that isn't stored yet, on a connection of its own."""
-        connections = McpConnections(
-            *(self._settings, self._secrets, self._folder, self._clock, ""), lambda _: None
-        )
+        connections = self._made("", lambda _: None)
         try:
             return await self._list(connections, trial, seconds)
         finally:
@@ -333,9 +336,7 @@ class McpServers:
             check_command(request.stdio, self._settings.mcp_command_lines)
         else:
             _check_named(request.http.headers, "http.headers", _HEADERS_REFUSED)
-            if "@" in request.http.url.split("/")[2]:
-                raise InvalidArgument.of("http.url", "holds a credential; use a secret header")
-            await checked_address(request.http.url, self._settings.mcp_networks)
+            check_url(request.http.url, self._egress)
 
     def _server(
         self, name: str, request: pb.AddMcpServerRequest
@@ -346,6 +347,7 @@ class McpServers:
             effect=request.effect or options_pb2.EFFECT_IRREVERSIBLE,
             requires_approval=request.requires_approval,
             rules=request.rules,
+            trust=request.trust or tools_pb2.TRUST_UNTRUSTED,
         )
         server.timeout.FromNanoseconds(int(self._settings.timeout_seconds * 1e9))
         if request.HasField("timeout"):

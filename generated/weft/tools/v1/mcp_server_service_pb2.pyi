@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from weft.options.v1 import options_pb2 as _options_pb2
 from weft.tools.v1 import mcp_servers_pb2 as _mcp_servers_pb2
+from weft.tools.v1 import tools_pb2 as _tools_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -36,6 +37,7 @@ class AddMcpServerRequest(_message.Message):
     RULES_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TRUST_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """The tenant, as `tenants/{tenant}`."""
     server_id: _builtins.str
@@ -50,6 +52,8 @@ class AddMcpServerRequest(_message.Message):
     """Names this request: the same id again gets the same answer, and the same
     id with another body is refused. Made by the server where it is empty.
     """
+    trust: _tools_pb2.Trust.ValueType
+    """Whose word the results of its tools are; UNTRUSTED where it isn't set."""
     @_builtins.property
     def stdio(self) -> _mcp_servers_pb2.McpStdio:
         """A process that Weft starts."""
@@ -78,10 +82,11 @@ class AddMcpServerRequest(_message.Message):
         rules: _abc.Iterable[_mcp_servers_pb2.McpToolRule] | None = ...,
         timeout: _duration_pb2.Duration | None = ...,
         request_id: _builtins.str = ...,
+        trust: _tools_pb2.Trust.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["http", b"http", "stdio", b"stdio", "timeout", b"timeout", "transport", b"transport"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["effect", b"effect", "http", b"http", "parent", b"parent", "request_id", b"request_id", "requires_approval", b"requires_approval", "rules", b"rules", "server_id", b"server_id", "stdio", b"stdio", "timeout", b"timeout", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effect", b"effect", "http", b"http", "parent", b"parent", "request_id", b"request_id", "requires_approval", b"requires_approval", "rules", b"rules", "server_id", b"server_id", "stdio", b"stdio", "timeout", b"timeout", "transport", b"transport", "trust", b"trust"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_transport: _TypeAlias = _typing.Literal["stdio", "http"]  # noqa: Y015
     _WhichOneofArgType_transport: _TypeAlias = _typing.Literal["transport", b"transport"]  # noqa: Y015

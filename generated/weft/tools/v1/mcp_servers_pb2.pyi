@@ -75,6 +75,7 @@ class McpServer(_message.Message):
     OMITTED_FIELD_NUMBER: _builtins.int
     LIST_TIME_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    TRUST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, as `tenants/{tenant}/mcpServers/{server}`."""
     effect: _options_pb2.Effect.ValueType
@@ -85,6 +86,8 @@ class McpServer(_message.Message):
     """A person must approve each call."""
     etag: _builtins.str
     """Changes with every change of the server, or of what it lists."""
+    trust: _tools_pb2.Trust.ValueType
+    """Whose word the results of its tools are."""
     @_builtins.property
     def stdio(self) -> Global___McpStdio:
         """A process that Weft starts."""
@@ -137,10 +140,11 @@ class McpServer(_message.Message):
         omitted: _abc.Iterable[Global___McpToolOmitted] | None = ...,
         list_time: _timestamp_pb2.Timestamp | None = ...,
         status: Global___McpServerStatus | None = ...,
+        trust: _tools_pb2.Trust.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "http", b"http", "list_time", b"list_time", "status", b"status", "stdio", b"stdio", "timeout", b"timeout", "transport", b"transport"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "effect", b"effect", "etag", b"etag", "http", b"http", "list_time", b"list_time", "name", b"name", "omitted", b"omitted", "requires_approval", b"requires_approval", "rules", b"rules", "status", b"status", "stdio", b"stdio", "timeout", b"timeout", "tools", b"tools", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "effect", b"effect", "etag", b"etag", "http", b"http", "list_time", b"list_time", "name", b"name", "omitted", b"omitted", "requires_approval", b"requires_approval", "rules", b"rules", "status", b"status", "stdio", b"stdio", "timeout", b"timeout", "tools", b"tools", "transport", b"transport", "trust", b"trust"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_transport: _TypeAlias = _typing.Literal["stdio", "http"]  # noqa: Y015
     _WhichOneofArgType_transport: _TypeAlias = _typing.Literal["transport", b"transport"]  # noqa: Y015

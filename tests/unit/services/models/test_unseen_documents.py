@@ -15,7 +15,7 @@ import pytest
 from mesh.call import Call
 from mesh.clock import SYSTEM
 from services.models.providers.extractive.reply import reply
-from services.tools.builtin import BuiltinTools, builtin_tools
+from services.tools.builtins.builtin import BuiltinTools, builtin_tools
 from services.vectors.service import VectorsService
 from services.vectors.settings import VectorsSettings
 from tests.unit.services.models.unseen_questions import (

@@ -10,8 +10,8 @@ from google.protobuf.duration_pb2 import Duration
 
 from mesh.clock import Clock
 from mesh.errors import InvalidArgument, NotFound, ToolUnavailable, Unavailable
-from services.tools import calculator
-from services.tools.current_time import current_time
+from services.tools.builtins import calculator
+from services.tools.builtins.current_time import current_time
 from services.tools.domain import tool_name, with_etag
 from services.tools.results import ToolResult, failed
 from weft.options.v1 import options_pb2
