@@ -75,8 +75,10 @@ def cache(hand: Hand) -> Cache:
 
 @pytest.fixture
 async def service(cache: Cache, address: str) -> AsyncIterator[ToolsService]:
-    parts: Any = (ToolsSettings(), MemoryEventStore(), SYSTEM, None, cache, memory_keyring())
-    made = ToolsService(*parts, NO_FOLDER)
+    vectors: Any = None
+    made = ToolsService(
+        *(ToolsSettings(), MemoryEventStore(), SYSTEM, vectors, cache, memory_keyring()), NO_FOLDER
+    )
     await made.start()
     await register(made, address)
     yield made
