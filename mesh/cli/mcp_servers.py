@@ -40,8 +40,8 @@ def add_mcp_server(
     program: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="-- COMMAND [ARGUMENT]...",
-            help="What Weft starts, where the server has no URL; the operator must allow it.",
+            metavar="COMMAND",
+            help="Behind `--`, what Weft starts where there is no --url; the operator must allow it.",
         ),
     ] = None,
     url: Annotated[str, typer.Option(help="The server's URL, for streamable HTTP.")] = "",
@@ -83,8 +83,8 @@ def add_mcp_server(
 ) -> None:
     """Adds an MCP server, and makes what it lists tools.
 
-    What it says of its tools' effects are hints, which nothing follows from: say it by --effect
-    and --rule. A server of that id is replaced.
+    What it says of its tools' effects are hints: say it by --effect and --rule.
+    A server of that id is replaced.
     """
     from weft.tools.v1 import mcp_server_service_pb2 as pb
     from weft.tools.v1 import mcp_servers_pb2, tools_pb2

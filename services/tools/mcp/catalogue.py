@@ -70,7 +70,10 @@ class McpCatalogue:
             return
         records = self._records[stream.tenant]
         server_id = stream.key[0]
-        record = evolved(MCP_FOLD, records.get(server_id) or Record(), stored)
+        # What was handed out before must stay what it was.
+        before = Record()
+        before.CopyFrom(records.get(server_id) or before)
+        record = evolved(MCP_FOLD, before, stored)
         # Nothing is decided on it: who decides reads the log.
         record.ClearField("requests")
         records[server_id] = record

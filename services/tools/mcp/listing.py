@@ -38,13 +38,14 @@ async def as_tools(
             omitted[tool.name] = "it is listed twice; the first counts"
         elif rule_of(server, tool.name).excluded:
             omitted[tool.name] = "a rule excludes it"
-        elif len(offered) >= tools_max:
-            omitted[tool.name] = f"a server has at most {tools_max} tools"
         else:
             offered[tool.name] = tool
     ids = tool_ids(server_id, offered, taken, known_ids(record))
     tools, size = [], 0
     for name, tool in offered.items():
+        if len(tools) >= tools_max:
+            omitted[name] = f"a server has at most {tools_max} tools"
+            continue
         # A long list must not hold up other calls.
         await asyncio.sleep(0)
         try:

@@ -254,7 +254,8 @@ class McpServers:
     async def _list(
         self, connections: McpConnections, record: Record, seconds: float
     ) -> mcp_events_pb2.McpToolsListed:
-        seconds = min(seconds, self._settings.mcp_start_seconds)
+        # To start and to list may take so long each.
+        seconds = min(seconds, 2 * self._settings.mcp_start_seconds)
         try:
             async with asyncio.timeout(seconds), connections.use(record, seconds) as session:
                 listed = await session.list()
