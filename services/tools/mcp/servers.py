@@ -254,8 +254,6 @@ class McpServers:
     async def _list(
         self, connections: McpConnections, record: Record, seconds: float
     ) -> mcp_events_pb2.McpToolsListed:
-        # To start and to list may take so long each.
-        seconds = min(seconds, 2 * self._settings.mcp_start_seconds)
         try:
             async with asyncio.timeout(seconds), connections.use(record, seconds) as session:
                 listed = await session.list()
@@ -300,7 +298,8 @@ class McpServers:
         wait = min(REFRESH_SECONDS * 2 ** min(self._changes[name], 16), REFRESH_SECONDS_MAX)
         await asyncio.sleep(wait if self._changes[name] else 0)
         try:
-            changed = await self._refresh(name, self._settings.mcp_start_seconds)
+            # To start and to list may take so long each.
+            changed = await self._refresh(name, 2 * self._settings.mcp_start_seconds)
         except WeftError as error:
             _log.warning("mcp_list_not_read", server=name, error=error.message)
             return
