@@ -41,6 +41,7 @@ from weft.auth.v1 import (
     tenant_service_pb2,
 )
 from weft.blobs.v1 import blob_service_pb2
+from weft.blobs.v1.blob_service_pb2_grpc import BlobServiceStub
 from weft.control.v1 import mesh_service_pb2, registry_service_pb2, traffic_service_pb2
 from weft.models.v1 import model_service_pb2
 from weft.scheduler.v1 import (
@@ -111,9 +112,12 @@ def _state(mesh: Mesh) -> Service:
 
 def _tools(mesh: Mesh) -> Service:
     vectors = mesh.stub(VectorServiceStub)
+    blobs = mesh.stub(BlobServiceStub)
     return ToolsService(
         *(ToolsSettings(), mesh.events, mesh.clock, vectors, mesh.cache),
-        *(mesh.keyring, mesh.data_dir, mesh.instance),
+        *(mesh.keyring, mesh.data_dir),
+        blobs=blobs,
+        instance=mesh.instance,
     )
 
 
@@ -199,7 +203,7 @@ _SERVICES = (
             tool_service_pb2.DESCRIPTOR.services_by_name["ToolService"],
             mcp_server_service_pb2.DESCRIPTOR.services_by_name["McpServerService"],
         ),
-        calls=("vectors",),
+        calls=("blobs", "vectors"),
         build=_tools,
     ),
     ServiceEntry(

@@ -1,26 +1,24 @@
-"""The tools that Weft brings: what models are told of them, and what runs them."""
+"""The tools that Weft brings: what runs each of them. `definitions.py` says what models are
+told of them."""
 
 import json
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Protocol
-
-from google.protobuf.duration_pb2 import Duration
 
 from mesh.clock import Clock
 from mesh.errors import InvalidArgument, NotFound, ToolUnavailable, Unavailable
 from services.tools.builtins import calculator
+from services.tools.builtins.blobs import BlobTools
 from services.tools.builtins.current_time import current_time
-from services.tools.domain import tool_name, with_etag
+from services.tools.builtins.fetch import Fetch
+from services.tools.builtins.sql import SqlTool
+from services.tools.egress import EgressPolicy
 from services.tools.results import ToolResult, failed
-from weft.options.v1 import options_pb2
+from services.tools.settings import ToolsSettings
 from weft.tools.v1 import tools_pb2
 from weft.vectors.v1 import collections_pb2
 from weft.vectors.v1 import vector_service_pb2 as vectors_pb
-
-TIMEOUT_SECONDS = 10
-PASSAGES_MAX = 20
 
 
 class SearchMethod(Protocol):
@@ -39,116 +37,71 @@ class SearchStub(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Definition:
-    """What a model is told of a tool."""
+class BuiltinCall:
+    """A call of a built-in tool. Arguments have passed its schema. `session` is the one that it
+    is made for, `key` is the call's idempotency key; both are empty where there is none."""
 
-    description: str
-    properties: Mapping[str, Any]
-    required: tuple[str, ...] = ()
-
-    def schema(self) -> str:
-        return json.dumps(
-            {
-                "type": "object",
-                "properties": self.properties,
-                "required": list(self.required),
-                "additionalProperties": False,
-            }
-        )
-
-
-_DEFINITIONS = {
-    "calculator": _Definition(
-        "Calculates the value of an arithmetic expression, exactly where that is possible."
-        " Use it for every calculation. Knows + - * / // % ** ( ), percentages such as"
-        " '12% of 340', sqrt, abs, round (half to even), min, max, floor, ceil, log (natural,"
-        " or with a base as second argument), exp, sin, cos, tan, pi and e.",
-        {
-            "expression": {
-                "type": "string",
-                "description": "The expression, such as '(2 + 3) * 1.5'.",
-                "minLength": 1,
-                "maxLength": calculator.LENGTH_MAX,
-            }
-        },
-        ("expression",),
-    ),
-    "search": _Definition(
-        "Searches a collection of documents and returns the passages that fit best, each"
-        " with its source. Use it before answering from documents.",
-        {
-            "query": {
-                "type": "string",
-                "description": "What to look for, in everyday words.",
-                "minLength": 1,
-                "maxLength": 4_096,
-            },
-            "collection": {
-                "type": "string",
-                "description": "Id of the collection.",
-                "pattern": "^[a-z0-9][a-z0-9-]{0,62}$",
-            },
-            "passages_max": {
-                "type": "integer",
-                "description": "Most passages to return; 8 where it isn't said.",
-                "minimum": 1,
-                "maximum": PASSAGES_MAX,
-            },
-        },
-        ("query", "collection"),
-    ),
-    "time": _Definition(
-        "Tells the date and the time of now, in ISO 8601.",
-        {
-            "timezone": {
-                "type": "string",
-                "description": "IANA time zone, such as 'Europe/Paris'; UTC where it isn't said.",
-                "maxLength": 100,
-            }
-        },
-    ),
-}
-
-
-@lru_cache(maxsize=1_024)
-def builtin_tools(tenant: str) -> Mapping[str, tools_pb2.Tool]:
-    """The built-in tools as the tenant sees them, by id; not to be changed."""
-    return {
-        tool_id: with_etag(
-            tools_pb2.Tool(
-                name=tool_name(tenant, tool_id),
-                description=definition.description,
-                parameters_json_schema=definition.schema(),
-                effect=options_pb2.EFFECT_READ,
-                timeout=Duration(seconds=TIMEOUT_SECONDS),
-                builtin=tools_pb2.BuiltinTool(),
-            )
-        )
-        for tool_id, definition in _DEFINITIONS.items()
-    }
-
-
-def is_builtin(tool_id: str) -> bool:
-    """Whether a built-in tool has this id."""
-    return tool_id in _DEFINITIONS
+    tenant: str
+    tool_id: str
+    arguments: Mapping[str, Any]
+    timeout_seconds: float
+    session: str = ""
+    key: str = ""
 
 
 class BuiltinTools:
-    """Runs the built-in tools. Arguments have passed the tool's schema."""
+    """Runs the built-in tools. `blobs` is None where nothing keeps any."""
 
-    def __init__(self, clock: Clock, vectors: SearchStub) -> None:
+    def __init__(
+        self,
+        settings: ToolsSettings,
+        clock: Clock,
+        vectors: SearchStub,
+        blobs: BlobTools | None,
+        egress: EgressPolicy,
+    ) -> None:
+        self._settings = settings
         self._clock = clock
         self._vectors = vectors
+        self._blobs = blobs
+        self._fetch = Fetch(egress, settings)
+        self._sql = SqlTool(settings)
 
-    async def invoke(
-        self, tenant: str, tool_id: str, arguments: Mapping[str, Any], timeout_seconds: float
-    ) -> ToolResult:
+    async def close(self) -> None:
+        """Closes all connections."""
+        await self._fetch.close()
+
+    async def invoke(self, call: BuiltinCall) -> ToolResult:
         """What the tool answers; ToolUnavailable where what it calls can't be reached."""
-        if tool_id == "calculator":
-            return _calculate(arguments["expression"])
-        if tool_id == "time":
-            return self._time(arguments.get("timezone", ""))
-        return await self._search(tenant, arguments, timeout_seconds)
+        arguments = call.arguments
+        match call.tool_id:
+            case "calculator":
+                return _calculate(arguments["expression"])
+            case "time":
+                return self._time(arguments.get("timezone", ""))
+            case "fetch":
+                return await self._fetch.fetch(arguments["url"], call.timeout_seconds)
+            case "sql":
+                return await self._sql.query(
+                    call.tenant, arguments["database"], arguments["query"], call.timeout_seconds
+                )
+            case "blob-read" | "blob-write":
+                return await self._blob(call)
+            case _:
+                return await self._search(call)
+
+    async def _blob(self, call: BuiltinCall) -> ToolResult:
+        if self._blobs is None:
+            raise ToolUnavailable("nothing keeps blobs here")
+        name = f"tenants/{call.tenant}/blobs/{call.arguments['blob']}"
+        try:
+            if call.tool_id == "blob-read":
+                return await self._blobs.read(name, call.arguments, call.timeout_seconds)
+            return await self._blobs.write(
+                name, call.arguments, call.session, call.key, call.timeout_seconds
+            )
+        except Unavailable as error:
+            raise ToolUnavailable("the blobs can't be reached right now") from error
 
     def _time(self, timezone: str) -> ToolResult:
         try:
@@ -156,16 +109,14 @@ class BuiltinTools:
         except ValueError as error:
             return failed(str(error))
 
-    async def _search(
-        self, tenant: str, arguments: Mapping[str, Any], timeout_seconds: float
-    ) -> ToolResult:
+    async def _search(self, call: BuiltinCall) -> ToolResult:
         request = vectors_pb.SearchRequest(
-            name=f"tenants/{tenant}/collections/{arguments['collection']}",
-            query=arguments["query"],
-            passages_max=int(arguments.get("passages_max", 0)),
+            name=f"tenants/{call.tenant}/collections/{call.arguments['collection']}",
+            query=call.arguments["query"],
+            passages_max=int(call.arguments.get("passages_max", 0)),
         )
         try:
-            response = await self._vectors.Search(request, timeout=timeout_seconds)
+            response = await self._vectors.Search(request, timeout=call.timeout_seconds)
         except (NotFound, InvalidArgument) as error:
             return failed(error.message)
         except Unavailable as error:
@@ -175,6 +126,7 @@ class BuiltinTools:
                 {"passages": [_shown(each) for each in response.passages]}, ensure_ascii=False
             ),
             sources=[_source(each) for each in response.passages],
+            untrusted=request.name not in self._settings.trusted_collections,
         )
 
 

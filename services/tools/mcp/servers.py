@@ -136,7 +136,7 @@ class McpServers:
                         invocation.timeout_seconds,
                         self._progressed(tool.name),
                     )
-                return as_result(answer, self._settings.content_length_max)
+                return as_result(answer, self._settings.mcp_message_bytes_max)
             except CallRefused as refused:
                 return failed(str(refused))
             except SessionGone:
