@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from weft.tools.v1 import mcp_servers_pb2
     from weft.tools.v1.mcp_server_service_pb2_grpc import McpServerServiceStub
 
+__all__ = ["tools"]
+
 ADD_SECONDS = 60.0
 """Deadline of adding or refreshing a server, which may have to start."""
 
@@ -41,7 +43,7 @@ def add_mcp_server(
         list[str] | None,
         typer.Argument(
             metavar="COMMAND",
-            help="Behind `--`, what Weft starts where there is no --url; the operator must allow it.",
+            help="Behind `--`, what Weft starts where there is no --url, if its operator lets it.",
         ),
     ] = None,
     url: Annotated[str, typer.Option(help="The server's URL, for streamable HTTP.")] = "",

@@ -195,7 +195,7 @@ class GrpcMethods:
         return failed(_NOT_DESCRIBED) if response is None else _result([response], method)
 
     async def _collected(self, answers: Any, method: _Compiled) -> ToolResult:
-        """What a stream brings, up to the bounds; behind them the call is ended."""
+        """What a stream brings, up to the bounds and within the time; then the call is ended."""
         responses: list[Message] = []
         size = 0
         try:
@@ -205,10 +205,13 @@ class GrpcMethods:
                 size += response.ByteSize()
                 is_full = len(responses) >= self._settings.stream_items_max
                 if is_full or (responses and size > self._settings.response_bytes_max):
-                    result = _result(responses, method)
-                    note = f"\n[cut: the stream goes on behind {len(responses)} messages]"
-                    return replace(result, content=result.content + note)
+                    return _cut_off(responses, method)
                 responses.append(response)
+        except grpc.aio.AioRpcError as error:
+            is_over = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            if not (is_over and responses and method.server_streaming):
+                raise
+            return _cut_off(responses, method)
         finally:
             answers.cancel()
         if not responses and not method.server_streaming:
@@ -294,6 +297,12 @@ def _streamed(schema: Mapping[str, Any], items_max: int) -> dict[str, Any]:
 
 
 _REQUEST_REFERENCE = '"$ref": "#/$defs/request"'
+
+
+def _cut_off(responses: Sequence[Message], method: _Compiled) -> ToolResult:
+    result = _result(responses, method)
+    note = f"\n[cut: the stream went on behind {len(responses)} messages]"
+    return replace(result, content=result.content + note)
 
 
 def _result(responses: Sequence[Message], method: _Compiled) -> ToolResult:

@@ -89,8 +89,7 @@ async def mcp_tools(
     made = ToolsSettings(mcp_commands=allowed, **settings)
     vectors: Any = None
     service = ToolsService(
-        *(made, store, SYSTEM, vectors, memory_cache(), memory_keyring()),
-        folder,
+        *(made, store, SYSTEM, vectors, memory_cache(), memory_keyring(), folder),
         instance="instance-1",
     )
     await service.start()

@@ -41,7 +41,8 @@ async def as_tools(
         else:
             offered[tool.name] = tool
     ids = tool_ids(server_id, offered, taken, known_ids(record))
-    tools, size = [], 0
+    tools: list[tools_pb2.Tool] = []
+    size = 0
     for name, tool in offered.items():
         if len(tools) >= tools_max:
             omitted[name] = f"a server has at most {tools_max} tools"

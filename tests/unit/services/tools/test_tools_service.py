@@ -339,7 +339,7 @@ async def test_an_answer_beyond_the_bound_on_messages_is_a_limit(
 
 @pytest.mark.parametrize(
     ("method", "field"),
-    [(f"{LEDGER}/Watch", "grpc.method"), (f"{ECHO}/Bare", "grpc.method")],
+    [(f"{ECHO}/Bare", "grpc.method")],
 )
 async def test_a_method_that_can_not_be_a_tool_is_refused(
     service: ToolsService, address: str, method: str, field: str
