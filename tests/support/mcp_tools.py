@@ -12,6 +12,9 @@ from mesh.call import Call
 from mesh.clock import SYSTEM
 from mesh.events.memory import MemoryEventStore
 from mesh.events.store import EventStore
+from services.tools.egress import EgressPolicy
+from services.tools.mcp.servers import McpServers
+from services.tools.secrets import ToolSecrets
 from services.tools.service import ToolsService
 from services.tools.settings import ToolsSettings
 from tests.support.cached import memory_cache
@@ -32,8 +35,9 @@ class McpTools:
     def __init__(self, service: ToolsService, events: EventStore) -> None:
         self.service = service
         self.events = events
-        handlers: Any = service.handlers
-        self.servers = handlers["weft.tools.v1.McpServerService"]
+        servers = service.handlers["weft.tools.v1.McpServerService"]
+        assert isinstance(servers, McpServers)
+        self.servers = servers
 
     async def add(
         self, server_id: str, *arguments: str, **fields: Any
@@ -97,6 +101,14 @@ async def mcp_tools(
         yield McpTools(service, store)
     finally:
         await service.stop()
+
+
+def memory_mcp_servers(folder: Path) -> McpServers:
+    """The servicer of MCP servers alone, in memory; the faulty server may be started."""
+    settings = ToolsSettings(mcp_commands=(" ".join(FAULTY_COMMAND),))
+    secrets = ToolSecrets(memory_keyring())
+    parts = (settings, EgressPolicy(), MemoryEventStore(), secrets, SYSTEM, folder, "memory")
+    return McpServers(*parts, lambda tenant: ())
 
 
 def is_running(pid: int) -> bool:
