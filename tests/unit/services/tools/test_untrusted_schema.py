@@ -100,7 +100,7 @@ def test_references_that_fan_out_end_the_check() -> None:
     schema = {"type": "object", "$defs": definitions, "properties": {"n": {"$ref": "#/$defs/d59"}}}
     assert accepted(schema)
     started = time.monotonic()
-    with pytest.raises(ArgumentsRefused, match="too long|too deep"):
+    with pytest.raises(ArgumentsRefused, match=r"too long|too deep"):
         check(schema, {"n": 1})
     assert time.monotonic() - started < SECONDS_MAX
 
@@ -110,5 +110,5 @@ def test_references_that_fan_out_with_the_arguments_end_the_check() -> None:
     arguments: Any = {}
     for _ in range(60):
         arguments = {"a": arguments}
-    with pytest.raises(ArgumentsRefused, match="too long|too deep"):
+    with pytest.raises(ArgumentsRefused, match=r"too long|too deep"):
         check(schema, arguments)
