@@ -51,10 +51,12 @@ class OpenAIServer:
 
 
 @asynccontextmanager
-async def serve_openai() -> AsyncIterator[OpenAIServer]:
+async def serve_openai(
+    made: Callable[[str], OpenAIServer] = OpenAIServer,
+) -> AsyncIterator[OpenAIServer]:
     """Runs a server on a free port of the loopback."""
     listener = socket.create_server(("127.0.0.1", 0))
-    state = OpenAIServer(f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
+    state = made(f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
     routes = [
         Route("/v1/chat/completions", state.complete, methods=["POST"]),
         Route("/v1/models", state.list_models),
