@@ -31,7 +31,7 @@ REFLECT = "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 CANARY = "canary-77aa01"
 
 
-class Seen(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class Seen(grpc.aio.ServerInterceptor):
     """Keeps the metadata of calls; refuses those without `token`, where one is wanted."""
 
     def __init__(self, token: str = "") -> None:
@@ -126,7 +126,8 @@ class TestStreams:
         assert len(answers) == 2
         assert "grpc.health.v1.Health" in names
         assert await tools.said("reflect", {"requests": []}) == []
-        for wrong in ({}, {"requests": [{"no_such_field": 1}]}, {"requests": [{}] * 4}):
+        wrongs: list[Any] = [{}, {"requests": [{"no_such_field": 1}]}, {"requests": [{}] * 4}]
+        for wrong in wrongs:
             with pytest.raises(ArgumentsRefused):
                 await tools.invoke("reflect", wrong)
 
@@ -136,7 +137,8 @@ class TestDescriptors:
         self, tools: McpTools
     ) -> None:
         file = descriptor_pb2.FileDescriptorProto()
-        health_pb2.DESCRIPTOR.CopyToProto(file)
+        described_by: Any = health_pb2.DESCRIPTOR
+        described_by.CopyToProto(file)
         files = descriptor_pb2.FileDescriptorSet(file=[file])
         async with healthy(reflects=False) as address:
             bare = tools_pb2.GrpcTool(address=address, method=CHECK)
@@ -198,7 +200,7 @@ class TestCredentials:
         ],
     )
     async def test_metadata_that_isnt_the_callers_to_set_is_refused(
-        self, tools: McpTools, named: Mapping[str, str]
+        self, tools: McpTools, named: Any
     ) -> None:
         method = tools_pb2.GrpcTool(
             address="h:1", method=CHECK, metadata=[secrets_pb2.NamedValue(**named)]
