@@ -22,16 +22,10 @@ from mesh.events.aggregate import Aggregate, StoredFacts
 from mesh.events.tokens import TokenStream
 from mesh.principal import system
 from services.agents import context
-from services.agents.effects import (
-    BoundTool,
-    CallInDoubt,
-    Effects,
-    is_unserved,
-    planned_calls,
-    refusal,
-)
+from services.agents.effects import BoundTool, CallInDoubt, Effects, is_unserved
 from services.agents.feed import TurnFeed
 from services.agents.outcomes import Outcomes, failed_by_revision
+from services.agents.plans import planned_calls, refusal
 from services.agents.settings import AgentsSettings
 from services.agents.token_batch import TokenBatch
 from services.state import domain
@@ -211,8 +205,7 @@ class TurnRunner:
         step = self._owned_turn().step_count + 1
         message = _with_unique_calls(answer.message, step)
         limits = self._agent.spec.limits
-        held_scopes = self._owned_turn().held_scopes
-        denies = self._agent.spec.taint_policy == agent_pb2.TAINT_POLICY_DENY
+        scopes = self._owned_turn().held_scopes
         command = domain.CompleteStep(
             turn=self.turn,
             epoch=self.epoch,
@@ -221,11 +214,11 @@ class TurnRunner:
             usage=answer.usage,
             finish_reason=answer.finish_reason,
             model=answer.model,
-            calls=planned_calls(self._state.name, self.turn, step, message, tools, held_scopes),
+            calls=planned_calls(self._state.name, self.turn, step, message, tools, scopes),
             steps_max=limits.steps_max or self._settings.steps_max,
             tokens_max=limits.turn_tokens_max or self._settings.turn_tokens_max,
             now_ns=self._clock.now_ns(),
-            denies_tainted=denies,
+            denies_tainted=self._agent.spec.taint_policy == agent_pb2.TAINT_POLICY_DENY,
         )
         await self._commit(command)
         self._partial_text = ""

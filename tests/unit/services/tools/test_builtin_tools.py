@@ -130,7 +130,7 @@ async def pieces(service: ToolsService, blob: str, length: int) -> tuple[str, in
     """All of a blob as `blob-read` gives it, and in how many pieces."""
     text, offset, count = "", 0, 0
     while True:
-        given = {"blob": blob, "offset": offset, "length": length}
+        given: dict[str, Any] = {"blob": blob, "offset": offset, "length": length}
         result = await invoke(service, "blob-read", **given)
         assert not result.is_error, result.content
         head, _, piece = result.content.partition("\n")
@@ -179,7 +179,7 @@ async def test_pieces_make_the_whole_whatever_their_length(
     ids=["bytes", "behind its end", "none"],
 )
 async def test_what_can_not_be_read_is_said(
-    tools: ToolsService, blobs: BlobsService, stored: bytes | None, given: dict[str, int]
+    tools: ToolsService, blobs: BlobsService, stored: bytes | None, given: dict[str, Any]
 ) -> None:
     if stored is not None:
         await put(blobs, f"{PARENT}/blobs/b", stored)
@@ -250,7 +250,7 @@ async def test_the_session_of_a_key_counts_only_where_the_agents_call(tools: Too
     ],
 )
 async def test_whose_word_a_result_is(
-    tools: ToolsService, tool: str, arguments: dict[str, str], untrusted: bool
+    tools: ToolsService, tool: str, arguments: dict[str, Any], untrusted: bool
 ) -> None:
     assert (await invoke(tools, tool, **arguments)).untrusted == untrusted
 
