@@ -3,6 +3,7 @@
 import asyncio
 import re
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -96,8 +97,10 @@ class McpServers:
 
     async def stop(self) -> None:
         """Ends all connections, and returns once the servers' processes have ended."""
-        for task in list(self._refreshes.values()):
+        refreshes = list(self._refreshes.values())
+        for task in refreshes:
             task.cancel()
+        await asyncio.gather(*refreshes, return_exceptions=True)
         await self._connections.close()
         await self._catalogue.stop()
 
@@ -126,14 +129,15 @@ class McpServers:
             "traceparent": invocation.traceparent,
             "weft/idempotency-key": invocation.idempotency_key,
         }
+        end = time.monotonic() + invocation.timeout_seconds
         for _ in range(2):
             try:
-                async with self._connections.use(record, invocation.timeout_seconds) as session:
+                async with self._connections.use(record, end - time.monotonic()) as session:
                     answer = await session.call(
                         tool.mcp.tool,
                         arguments,
                         {key: value for key, value in meta.items() if value},
-                        invocation.timeout_seconds,
+                        end - time.monotonic(),
                         self._progressed(tool.name),
                     )
                 return as_result(answer, self._settings.mcp_message_bytes_max)

@@ -283,6 +283,12 @@ class TestProcesses:
         await tools.delete("stubborn")
         await eventually(all_gone(pid), 15)
 
+    async def test_it_ends_with_what_stands_between_it_and_weft(self, tools: McpTools) -> None:
+        await tools.add("orphan")
+        pid = (await tools.said("orphan-place"))["pid"]
+        os.kill((await tools.get("orphan")).status.process_id, signal.SIGKILL)
+        await eventually(all_gone(pid))
+
     async def test_an_idle_one_is_ended_and_started_again_for_the_next_call(
         self, tmp_path: Path
     ) -> None:
