@@ -73,11 +73,15 @@ def _source(uri: str, title: str) -> tools_pb2.Source:
 
 
 def _says(parts: Sequence[str], structured: object) -> bool:
-    """Whether a part is the structured content as JSON, as servers shall answer it, too."""
+    """Whether a part is the structured content as JSON, as servers shall answer it, too. What
+    isn't an object many wrap in one, as `result`."""
     for part in parts:
+        if structured == {"result": part}:
+            return True
         try:
-            if json.loads(part) == structured:
-                return True
+            said = json.loads(part)
         except (ValueError, RecursionError):
             continue
+        if structured in (said, {"result": said}):
+            return True
     return False
