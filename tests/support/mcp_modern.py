@@ -26,7 +26,7 @@ class ModernServer:
     async def add(self, a: int, b: int) -> int:
         return a + b
 
-    async def grow(self, context: Context) -> str:  # type: ignore[type-arg]
+    async def grow(self, context: Context) -> str:
         async def grown() -> str:
             return "here"
 

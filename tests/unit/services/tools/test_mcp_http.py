@@ -1,6 +1,7 @@
 """MCP servers over streamable HTTP, of the protocol's newest version."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ async def test_a_server_of_the_newest_version_is_listed_called_and_listed_again(
 
 
 async def test_an_answer_that_is_too_large_is_none(tmp_path: Path) -> None:
-    bounds = {"egress_private_hosts": PRIVATE, "mcp_message_bytes_max": 4_096}
+    bounds: dict[str, Any] = {"egress_private_hosts": PRIVATE, "mcp_message_bytes_max": 4_096}
     async with (
         ModernServer("long " * 1_000).serving() as server,
         mcp_tools(tmp_path, **bounds) as tools,
