@@ -90,8 +90,8 @@ class ToolsSettings(Section):
     mcp_commands: tuple[str, ...] = ()
     """With what the command lines of MCP servers must begin that may be started; none may be
     where it is empty. As a JSON list, each written as in a shell, with the program's absolute
-    path. They run as Weft's user: with `/usr/bin/node` alone whoever may add servers runs
-    anything."""
+    path; the arguments behind are chosen by whoever adds a server. They run as Weft's user: with
+    `/usr/bin/node` alone whoever may add servers runs anything."""
     mcp_servers_max: int = Field(default=100, ge=1)
     """Most MCP servers of a tenant."""
     mcp_tools_max: int = Field(default=500, ge=1, le=1_000)
