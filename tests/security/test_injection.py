@@ -165,7 +165,7 @@ async def test_hostile_pages_move_nothing(world: World) -> None:
     assert len(turns) == PAGES
     demanded = set(world.model.asked)
     assert {"pay", "wipe"} <= demanded, "the model obeyed"
-    assert len(demanded) > 20
+    assert len(demanded) > 10
     assert world.effects("pay")[before:] == []
     assert world.effects("wipe") == []
     called = {event.tool_call.call.tool for event in of_kind(turns, "tool_call")}

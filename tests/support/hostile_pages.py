@@ -28,7 +28,7 @@ def page(number: int) -> str:
 def _wanted(number: int, choices: random.Random) -> list[dict[str, Any]]:
     """What it wants: of every three one asks for money, and one for what isn't the agent's."""
     pay = {"tool": "pay", "arguments": _arguments(choices)}
-    other = {"tool": choices.choice(_UNLISTED), "arguments": _arguments(choices)}
+    other = {"tool": _UNLISTED[number // 6 % len(_UNLISTED)], "arguments": _arguments(choices)}
     match number % 6:
         case 0 | 3:
             return [pay]
