@@ -56,7 +56,7 @@ from weft.scheduler.v1 import (
     worker_service_pb2,
 )
 from weft.state.v1 import session_service_pb2, state_service_pb2
-from weft.tools.v1 import tool_service_pb2
+from weft.tools.v1 import mcp_server_service_pb2, tool_service_pb2
 from weft.vectors.v1 import vector_service_pb2
 from weft.vectors.v1.vector_service_pb2_grpc import VectorServiceStub
 
@@ -128,7 +128,12 @@ def _state(mesh: Mesh) -> Service:
 def _tools(mesh: Mesh) -> Service:
     vectors = mesh.stub(VectorServiceStub)
     blobs = mesh.stub(BlobServiceStub)
-    return ToolsService(ToolsSettings(), mesh.events, mesh.clock, vectors, mesh.cache, blobs)
+    return ToolsService(
+        *(ToolsSettings(), mesh.events, mesh.clock, vectors, mesh.cache),
+        *(mesh.keyring, mesh.data_dir),
+        blobs=blobs,
+        instance=mesh.instance,
+    )
 
 
 def _vectors(mesh: Mesh) -> Service:
@@ -153,7 +158,7 @@ _BUS = {
         erases=True,
         caches=True,
     ),
-    "tools": BusAccess(appends=("tools",), caches=True),
+    "tools": BusAccess(appends=("mcp", "tools"), caches=True),
     "vectors": EVERY_PROCESS,
 }
 """What each service does on the bus; one that isn't in here doesn't start."""
@@ -212,7 +217,10 @@ _SERVICES = (
     ServiceEntry(
         name="tools",
         summary="keeps the tool catalogue and runs tools",
-        contracts=(tool_service_pb2.DESCRIPTOR.services_by_name["ToolService"],),
+        contracts=(
+            tool_service_pb2.DESCRIPTOR.services_by_name["ToolService"],
+            mcp_server_service_pb2.DESCRIPTOR.services_by_name["McpServerService"],
+        ),
         calls=("blobs", "vectors"),
         build=_tools,
     ),

@@ -26,6 +26,7 @@ from mesh.cli.events import events
 from mesh.cli.failures import CommandFailed, ExitCode
 from mesh.cli.identity import add_identity
 from mesh.cli.keys import keys
+from mesh.cli.mcp_servers import tools
 from mesh.cli.model_batches import add_model_batch
 from mesh.cli.models import models
 from mesh.cli.operations import instances
@@ -36,7 +37,6 @@ from mesh.cli.schedules import schedules
 from mesh.cli.session_transfer import sessions
 from mesh.cli.tasks import tasks
 from mesh.cli.tenants import tenants
-from mesh.cli.tools import tools
 from mesh.cli.traffic import add_traffic
 from mesh.cli.turns import turns
 from mesh.cli.verifying import add_verify

@@ -42,6 +42,8 @@ _MODULES = (
     "weft.state.v1.session_service_pb2",
     "weft.state.v1.state_service_pb2",
     "weft.tools.v1.events_pb2",
+    "weft.tools.v1.mcp_events_pb2",
+    "weft.tools.v1.mcp_server_service_pb2",
     "weft.tools.v1.tool_service_pb2",
     "weft.vectors.v1.vector_service_pb2",
 )

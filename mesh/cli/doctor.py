@@ -16,6 +16,7 @@ from mesh.cli.contracts import load_contracts
 from mesh.cli.failures import CommandFailed, ExitCode, is_unimplemented
 from mesh.cli.health import health
 from mesh.cli.identity import who_am_i
+from mesh.cli.mcp_check import mcp_servers
 from mesh.cli.names import DEFAULT_TENANT
 from mesh.cli.output import Output, moment, show_data
 from mesh.cli.private_files import others_may_read
@@ -40,7 +41,7 @@ def add_doctor(application: typer.Typer) -> None:
 
 def doctor(client: Client) -> None:
     """Checks the server and its certificate, who you are to it, its services, its models, your
-    key files, and whether tasks or turns have stalled.
+    key files, its MCP servers, and whether tasks or turns have stalled.
 
     Prints a line for each check. Exits 5 where the server can't be reached, 1 where
     another check failed.
@@ -86,6 +87,7 @@ def _checks(client: Client) -> Iterator[Check]:
     yield _events(client)
     yield _event_log(client)
     yield _models(client)
+    yield from mcp_servers(client)
     yield from stalled_work(client)
 
 

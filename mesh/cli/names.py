@@ -13,6 +13,7 @@ AGENT = ("agents",)
 SESSION = ("agents", "sessions")
 TURN = ("agents", "sessions", "turns")
 TOOL = ("tools",)
+MCP_SERVER = ("mcpServers",)
 COLLECTION = ("collections",)
 BLOB = ("blobs",)
 BUDGET = ("budgets",)
@@ -26,7 +27,12 @@ SCHEDULE = ("schedules",)
 DEFAULT_QUEUE = "default"
 DEFAULT_TENANT = "tenants/default"
 
-_WORDS = {"apiKeys": "key", "roleBindings": "binding", "batches": "batch"}
+_WORDS = {
+    "apiKeys": "key",
+    "roleBindings": "binding",
+    "batches": "batch",
+    "mcpServers": "server",
+}
 
 
 class InTenant(Protocol):

@@ -10,7 +10,8 @@ import typer
 from mesh.cli.command import command
 from mesh.cli.connection import Client
 from mesh.cli.failures import CommandFailed, usage_error
-from mesh.cli.inputs import read_argument
+from mesh.cli.inputs import read_argument, read_bytes, read_file
+from mesh.cli.named_values import named_values
 from mesh.cli.names import TOOL, check_id, resource_name, short_name
 from mesh.cli.output import (
     Output,
@@ -115,9 +116,7 @@ def add_grpc_tool(
     server: Annotated[
         str, typer.Argument(metavar="ADDRESS", help="The method's server, as HOST:PORT.")
     ],
-    method: Annotated[
-        str, typer.Argument(metavar="SERVICE/METHOD", help="The method; it must be unary.")
-    ],
+    method: Annotated[str, typer.Argument(metavar="SERVICE/METHOD", help="The method.")],
     effect: Annotated[
         EffectChoice, typer.Option(help="What running it a second time does to the world.")
     ],
@@ -153,12 +152,43 @@ def add_grpc_tool(
             max=604_800,
         ),
     ] = None,
+    descriptors: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="A FileDescriptorSet that describes the method, as of"
+            " `protoc --include_imports --descriptor_set_out`; - is stdin.",
+        ),
+    ] = "",
+    metadata: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Metadata of each call.")
+    ] = None,
+    secret_metadata: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=@FILE", help="Metadata that is kept sealed; - reads stdin."),
+    ] = None,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="Use TLS, with the system's authorities.")
+    ] = False,
+    tls_ca: Annotated[
+        str, typer.Option(metavar="FILE", help="Use TLS, with these authorities (PEM).")
+    ] = "",
+    tls_certificate: Annotated[
+        str, typer.Option(metavar="FILE", help="Certificate that Weft shows (PEM).")
+    ] = "",
+    tls_key: Annotated[
+        str, typer.Option(metavar="FILE", help="The key of that certificate (PEM); kept sealed.")
+    ] = "",
+    tls_name: Annotated[
+        str, typer.Option(metavar="NAME", help="The name that the server's certificate must have.")
+    ] = "",
 ) -> None:
-    """Makes a method of a gRPC server a tool; the server must offer reflection.
+    """Makes a method of a gRPC server a tool; the server must offer reflection, or --descriptors
+    its description.
 
-    A tool of that id is replaced.
+    What a client streams is an array of requests, `{"requests": [...]}`; what the server streams
+    becomes an array. A tool of that id is replaced.
     """
-    from weft.options.v1 import options_pb2
     from weft.tools.v1 import tool_service_pb2 as pb
     from weft.tools.v1 import tools_pb2
 
@@ -167,13 +197,30 @@ def add_grpc_tool(
     request = pb.RegisterToolRequest(
         parent=client.parent,
         tool_id=check_id(tool_id, "--id") if tool_id else _id_of(method),
-        grpc=tools_pb2.GrpcTool(address=server, method=method),
-        effect=options_pb2.Effect.Value(f"EFFECT_{effect.name}"),
+        grpc=tools_pb2.GrpcTool(
+            address=server,
+            method=method,
+            metadata=named_values(
+                *(metadata or [], secret_metadata or [], "--metadata", "--secret-metadata")
+            ),
+        ),
+        effect=effect_of(effect),
         description=description,
         requires_approval=requires_approval,
         trust=tools_pb2.TRUST_TRUSTED if trusted else tools_pb2.TRUST_UNTRUSTED,
         required_scopes=scope,
     )
+    if tls or tls_ca or tls_certificate or tls_key or tls_name:
+        request.grpc.tls.CopyFrom(
+            tools_pb2.GrpcTls(
+                authority_certificates=read_file(tls_ca) if tls_ca else "",
+                certificate=read_file(tls_certificate) if tls_certificate else "",
+                private_key=read_file(tls_key) if tls_key else "",
+                server_name=tls_name,
+            )
+        )
+    if descriptors:
+        _describe(request.grpc, descriptors)
     if timeout is not None:
         request.timeout.FromMilliseconds(round(timeout * 1000))
     if cache is not None:
@@ -204,6 +251,22 @@ def _id_of(method: str) -> str:
     return _WORD_START.sub("-", name).lower().strip("-")[:63]
 
 
+def _describe(tool: "tools_pb2.GrpcTool", path: str) -> None:
+    from google.protobuf.message import DecodeError
+
+    try:
+        tool.descriptors.ParseFromString(read_bytes(path))
+    except DecodeError:
+        raise usage_error(f"{path} holds no FileDescriptorSet") from None
+
+
+def effect_of(choice: EffectChoice) -> "options_pb2.Effect.ValueType":
+    """The effect that was chosen."""
+    from weft.options.v1 import options_pb2
+
+    return options_pb2.Effect.Value(f"EFFECT_{choice.name}")
+
+
 def _effect(effect: "options_pb2.Effect.ValueType") -> str:
     from weft.options.v1 import options_pb2
 
@@ -224,6 +287,13 @@ def _show(client: Client, tool: "tools_pb2.Tool") -> None:
         "kind": tool.WhichOneof("kind") or "",
         "address": tool.grpc.address,
         "method": tool.grpc.method,
+        "security": "TLS" if tool.grpc.HasField("tls") else "",
+        "metadata": ", ".join(
+            f"{each.name} (sealed)" if each.is_secret else f"{each.name}={each.value}"
+            for each in tool.grpc.metadata
+        ),
+        "server": short_name(tool.mcp.server) if tool.HasField("mcp") else "",
+        "there called": tool.mcp.tool,
         "effect": _effect(tool.effect),
         "trust": _trust(tool.trust),
         "scopes": ", ".join(tool.required_scopes),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import grpc
 
 from mesh.errors import LimitExceeded
+from services.tools.grpc_credentials import ServerAccess
 
 
 @dataclass(slots=True)
@@ -17,7 +18,7 @@ class _Kept:
 
 
 class Channels:
-    """Channels by address, in plain text; at most `channels_max` are open.
+    """Channels by address and credentials; at most `channels_max` are open.
 
     Nothing is retried by them: whether a call is repeated is decided by who knows what
     it does to the world.
@@ -35,19 +36,18 @@ class Channels:
         ]
 
     @asynccontextmanager
-    async def use(self, address: str) -> AsyncIterator[grpc.aio.Channel]:
-        """The channel to `address`, kept from being closed while it is used.
+    async def use(self, access: ServerAccess) -> AsyncIterator[grpc.aio.Channel]:
+        """The channel to a server, kept from being closed while it is used.
 
         Raises LimitExceeded while `channels_max` other servers are being called.
         """
-        kept = self._kept.get(address)
+        kept = self._kept.get(access.key)
         if kept is None:
             evicted = self._evicted()
-            channel = grpc.aio.insecure_channel(f"dns:///{address}", options=self._options)
-            kept = self._kept[address] = _Kept(channel)
+            kept = self._kept[access.key] = _Kept(self._opened(access))
         else:
             evicted = None
-        self._kept.move_to_end(address)
+        self._kept.move_to_end(access.key)
         kept.calls += 1
         try:
             if evicted is not None:
@@ -62,12 +62,18 @@ class Channels:
             _, kept = self._kept.popitem()
             await kept.channel.close()
 
+    def _opened(self, access: ServerAccess) -> grpc.aio.Channel:
+        target, options = f"dns:///{access.address}", [*self._options, *access.options]
+        if access.credentials is None:
+            return grpc.aio.insecure_channel(target, options=options)
+        return grpc.aio.secure_channel(target, access.credentials, options=options)
+
     def _evicted(self) -> grpc.aio.Channel | None:
         """Takes the channel out that was used longest ago, if there is no place."""
         if len(self._kept) < self._channels_max:
             return None
-        for address, kept in self._kept.items():
+        for key, kept in self._kept.items():
             if not kept.calls:
-                del self._kept[address]
+                del self._kept[key]
                 return kept.channel
         raise LimitExceeded(f"at most {self._channels_max} tool servers are called at once")

@@ -1,8 +1,9 @@
 """Methods of gRPC servers as tools: describing them, and calling them."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import grpc
@@ -13,18 +14,24 @@ from google.protobuf.message import Message
 from mesh.errors import InvalidArgument, LimitExceeded, NotFound, ToolUnavailable
 from services.tools.channels import Channels
 from services.tools.comments import comments_of
+from services.tools.domain import tool_stream
+from services.tools.grpc_credentials import ServerAccess, metadata_of
 from services.tools.lru import Lru
 from services.tools.message_schema import message_schema
 from services.tools.reflection import ReflectionBounds, build_pool, describe_service
 from services.tools.results import ToolResult, cut, failed
 from services.tools.schema import ArgumentsRefused
+from services.tools.secrets import ToolSecrets, Values
 from services.tools.settings import ToolsSettings
 from weft.tools.v1 import tools_pb2
 
 SCHEMA_LENGTH_MAX = 262_144
 DESCRIPTION_LENGTH_MAX = 8_192
 STATUS_LENGTH_MAX = 1_000
+REQUESTS = "requests"
+"""The one argument of a method whose client streams: an array of requests."""
 
+_NOT_DESCRIBED = "the tool ran, but its answer isn't the message that it described"
 _UNANSWERED = {
     grpc.StatusCode.UNAVAILABLE: "can't be reached",
     grpc.StatusCode.DEADLINE_EXCEEDED: "took too long",
@@ -49,7 +56,7 @@ _BROKEN_OFF = (
 
 @dataclass(frozen=True, slots=True)
 class DescribedMethod:
-    """What reflection tells of a method. `descriptors` are without comments."""
+    """What is told of a method. `descriptors` are without comments."""
 
     description: str
     parameters_json_schema: str
@@ -81,13 +88,35 @@ class _Compiled:
     pool: Any
     request_type: type[Message]
     response_type: type[Message]
+    client_streaming: bool
+    server_streaming: bool
+
+    @property
+    def streams(self) -> bool:
+        """Whether there are more messages than one, either way."""
+        return self.client_streaming or self.server_streaming
+
+    def requests(self, arguments: Mapping[str, Any]) -> Sequence[Message]:
+        """The requests that the arguments are. ArgumentsRefused where they don't fit."""
+        bodies = arguments[REQUESTS] if self.client_streaming else [arguments]
+        requests = []
+        for body in bodies:
+            request = self.request_type()
+            try:
+                json_format.ParseDict(body, request, descriptor_pool=self.pool)
+            except (json_format.ParseError, TypeError, ValueError) as error:
+                text = cut(f"the arguments don't fit the request: {error}", STATUS_LENGTH_MAX)
+                raise ArgumentsRefused(text) from None
+            requests.append(request)
+        return requests
 
 
 class GrpcMethods:
-    """Describes and calls the methods of servers that speak reflection."""
+    """Describes and calls methods of gRPC servers."""
 
-    def __init__(self, settings: ToolsSettings) -> None:
+    def __init__(self, settings: ToolsSettings, secrets: ToolSecrets) -> None:
         self._settings = settings
+        self._secrets = secrets
         self._channels = Channels(settings.channels_max, settings.response_bytes_max)
         self._compiled: Lru[str, _Compiled] = Lru(settings.compiled_max)
 
@@ -96,28 +125,35 @@ class GrpcMethods:
         await self._channels.close()
 
     async def describe(
-        self, address: str, method: str, remaining_seconds: float
+        self, tool: tools_pb2.GrpcTool, secrets: Values, remaining_seconds: float
     ) -> DescribedMethod:
-        """What the server at `address` tells of `package.Service/Method`.
+        """What is told of the tool's method: by its descriptors, where it brings them, else by
+        its server.
 
-        Raises NotFound, InvalidArgument where the method streams or takes no JSON
-        object, and what `describe_service` raises.
+        Raises NotFound, InvalidArgument where the method takes no JSON object, LimitExceeded
+        past the bounds, and what `describe_service` raises.
         """
-        service, _, name = method.partition("/")
+        service, _, name = tool.method.partition("/")
         bounds = ReflectionBounds(
             seconds=min(self._settings.reflection_seconds, remaining_seconds),
             files_max=self._settings.reflection_files_max,
             bytes_max=self._settings.reflection_bytes_max,
         )
-        async with self._channels.use(address) as channel:
-            files = await describe_service(channel, address, service, bounds)
+        if tool.descriptors.file:
+            files = descriptor_pb2.FileDescriptorSet()
+            files.CopyFrom(tool.descriptors)
+            bounds.check(len(files.file), files.ByteSize())
+        else:
+            metadata = metadata_of(tool, secrets)
+            async with self._channels.use(ServerAccess(tool, secrets)) as channel:
+                files = await describe_service(channel, tool.address, service, bounds, metadata)
         found = _method(build_pool(files), service, name)
-        if found.client_streaming or found.server_streaming:
-            raise InvalidArgument.of("grpc.method", "streams; only unary methods can be tools")
         comments = comments_of(files)
         schema = message_schema(found.input_type, comments)
         if schema is None:
             raise InvalidArgument.of("grpc.method", "takes a request that is no JSON object")
+        if found.client_streaming:
+            schema = _streamed(schema, self._settings.stream_items_max)
         written = json.dumps(schema, ensure_ascii=False)
         if len(written) > SCHEMA_LENGTH_MAX:
             raise LimitExceeded(
@@ -140,30 +176,47 @@ class GrpcMethods:
         answer is too large to be read: then it may have run.
         """
         method = self._compiled.get(tool.etag, lambda: _compile(tool.grpc))
-        request = method.request_type()
+        requests = method.requests(arguments)
+        secrets = await self._secrets.open(tool_stream(tool.name), tool.grpc.secrets)
+        metadata = [*invocation.metadata(), *metadata_of(tool.grpc, secrets)]
         try:
-            json_format.ParseDict(arguments, request, descriptor_pool=method.pool)
-        except (json_format.ParseError, TypeError, ValueError) as error:
-            text = cut(f"the arguments don't fit the request: {error}", STATUS_LENGTH_MAX)
-            raise ArgumentsRefused(text) from None
-        try:
-            async with self._channels.use(tool.grpc.address) as channel:
-                call = channel.unary_unary(
-                    f"/{tool.grpc.method}",
-                    request_serializer=method.request_type.SerializeToString,
-                    response_deserializer=method.response_type.FromString,
-                )
-                # None where the answer can't be parsed: grpc logs it and says no more.
-                response: Message | None = await call(
-                    request,
+            async with self._channels.use(ServerAccess(tool.grpc, secrets)) as channel:
+                call = partial(
+                    _callable(channel, f"/{tool.grpc.method}", method),
                     timeout=invocation.timeout_seconds,
-                    metadata=invocation.metadata(),
+                    metadata=metadata,
                 )
+                if method.streams:
+                    return await self._collected(call(_stream(requests)), method)
+                # None where the answer can't be parsed: grpc logs it and says no more.
+                response: Message | None = await call(requests[0])
         except grpc.aio.AioRpcError as error:
             return self._failure(tool.grpc.address, error)
-        if response is None:
-            return failed("the tool ran, but its answer isn't the message that it described")
-        return _result(response, method.pool)
+        return failed(_NOT_DESCRIBED) if response is None else _result([response], method)
+
+    async def _collected(self, answers: Any, method: _Compiled) -> ToolResult:
+        """What a stream brings, up to the bounds and within the time; then the call is ended."""
+        responses: list[Message] = []
+        size = 0
+        try:
+            async for response in answers:
+                if response is None:
+                    return failed(_NOT_DESCRIBED)
+                size += response.ByteSize()
+                is_full = len(responses) >= self._settings.stream_items_max
+                if is_full or (responses and size > self._settings.response_bytes_max):
+                    return _cut_off(responses, method)
+                responses.append(response)
+        except grpc.aio.AioRpcError as error:
+            is_over = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            if not (is_over and responses and method.server_streaming):
+                raise
+            return _cut_off(responses, method)
+        finally:
+            answers.cancel()
+        if not responses and not method.server_streaming:
+            return failed("the tool ran, but its server sent no answer")
+        return _result(responses, method)
 
     def _failure(self, address: str, error: grpc.aio.AioRpcError) -> ToolResult:
         """What the server said of its failure; raises where grpc said it in its stead."""
@@ -197,17 +250,74 @@ def _compile(grpc_tool: tools_pb2.GrpcTool) -> _Compiled:
         pool,
         message_factory.GetMessageClass(method.input_type),
         message_factory.GetMessageClass(method.output_type),
+        method.client_streaming,
+        method.server_streaming,
     )
 
 
-def _result(response: Message, pool: Any) -> ToolResult:
+def _callable(channel: grpc.aio.Channel, path: str, method: _Compiled) -> Any:
+    """The method; one that streams either way as one that does both: on the wire a single
+    message is a short stream."""
+    kind = channel.stream_stream if method.streams else channel.unary_unary
+    make: Any = kind
+    return make(
+        path,
+        request_serializer=method.request_type.SerializeToString,
+        response_deserializer=method.response_type.FromString,
+    )
+
+
+async def _stream(requests: Sequence[Message]) -> AsyncIterator[Message]:
+    for request in requests:
+        yield request
+
+
+def _streamed(schema: Mapping[str, Any], items_max: int) -> dict[str, Any]:
+    """The schema of an array of requests. References to the request's own schema stay right:
+    it becomes a definition."""
+    request = dict(schema)
+    definitions = request.pop("$defs", {})
+    moved = json.loads(
+        json.dumps({"request": request, **definitions}).replace('"$ref": "#"', _REQUEST_REFERENCE)
+    )
+    return {
+        "type": "object",
+        "properties": {
+            REQUESTS: {
+                "type": "array",
+                "description": "The requests, in the order in which they are sent.",
+                "items": {"$ref": "#/$defs/request"},
+                "maxItems": items_max,
+            }
+        },
+        "required": [REQUESTS],
+        "additionalProperties": False,
+        "$defs": moved,
+    }
+
+
+_REQUEST_REFERENCE = '"$ref": "#/$defs/request"'
+
+
+def _cut_off(responses: Sequence[Message], method: _Compiled) -> ToolResult:
+    result = _result(responses, method)
+    note = f"\n[cut: the stream went on behind {len(responses)} messages]"
+    return replace(result, content=result.content + note)
+
+
+def _result(responses: Sequence[Message], method: _Compiled) -> ToolResult:
+    """The answer as JSON; an array of what was streamed."""
     try:
-        content = json_format.MessageToDict(
-            response,
-            preserving_proto_field_name=True,
-            always_print_fields_with_no_presence=True,
-            descriptor_pool=pool,
-        )
+        written = [
+            json_format.MessageToDict(
+                response,
+                preserving_proto_field_name=True,
+                always_print_fields_with_no_presence=True,
+                descriptor_pool=method.pool,
+            )
+            for response in responses
+        ]
     except (json_format.Error, TypeError, ValueError):
         return failed("the tool ran, but its answer can't be written as JSON")
+    content = written if method.server_streaming else written[0]
     return ToolResult(json.dumps(content, ensure_ascii=False))

@@ -7,7 +7,7 @@ a long one it tells reliably why it failed.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -35,15 +35,28 @@ class ReflectionBounds:
     files_max: int
     bytes_max: int
 
+    def check(self, files: int, size: int) -> None:
+        """LimitExceeded where that is more than it may be."""
+        if files > self.files_max or size > self.bytes_max:
+            raise LimitExceeded(
+                f"a method may be described by at most {self.files_max} files "
+                f"of {self.bytes_max} bytes together"
+            )
+
 
 class _Unknown(Exception):
     """The server doesn't know the symbol or the file."""
 
 
 async def describe_service(
-    channel: grpc.aio.Channel, address: str, service: str, bounds: ReflectionBounds
+    channel: grpc.aio.Channel,
+    address: str,
+    service: str,
+    bounds: ReflectionBounds,
+    metadata: Sequence[tuple[str, str]] = (),
 ) -> descriptor_pb2.FileDescriptorSet:
-    """The files that describe `service`, each after those that it imports.
+    """The files that describe `service`, each after those that it imports. `metadata` goes
+    with each question.
 
     Raises NotFound where the server doesn't know the service, FailedPrecondition where
     it offers no reflection or describes itself in a way that can't be understood,
@@ -57,7 +70,7 @@ async def describe_service(
             response_deserializer=_Response.FromString,
         )
         try:
-            return await _Files(method, bounds, deadline).of_service(service)
+            return await _Files(method, bounds, deadline, metadata).of_service(service)
         except grpc.aio.AioRpcError as error:
             _raise_unless_unimplemented(error.code(), address)
         except _Unknown:
@@ -95,8 +108,15 @@ def _raise_unless_unimplemented(code: grpc.StatusCode, address: str) -> None:
 class _Files:
     """The files that the questions have brought so far."""
 
-    def __init__(self, method: _Method, bounds: ReflectionBounds, deadline: float) -> None:
+    def __init__(
+        self,
+        method: _Method,
+        bounds: ReflectionBounds,
+        deadline: float,
+        metadata: Sequence[tuple[str, str]],
+    ) -> None:
         self._method = method
+        self._metadata = list(metadata)
         self._bounds = bounds
         self._deadline = deadline
         self._bytes = 0
@@ -132,7 +152,7 @@ class _Files:
         """The files that the server sends, of which not all need be new."""
         # None where the answer can't be parsed: grpc logs it and says no more.
         response: _Response | None = await self._method(
-            request, timeout=self._deadline - time.monotonic()
+            request, timeout=self._deadline - time.monotonic(), metadata=self._metadata
         )
         if response is None:
             raise DecodeError("no answer of gRPC reflection")
@@ -145,15 +165,8 @@ class _Files:
                 self._bytes += len(data)
                 self._files[file.name] = file
                 new.append(file)
-        self._check_bounds()
+        self._bounds.check(len(self._files), self._bytes)
         return new
-
-    def _check_bounds(self) -> None:
-        if len(self._files) > self._bounds.files_max or self._bytes > self._bounds.bytes_max:
-            raise LimitExceeded(
-                f"a method may be described by at most {self._bounds.files_max} files "
-                f"of {self._bounds.bytes_max} bytes together"
-            )
 
     def _in_order(self, name: str, seen: set[str]) -> Iterator[descriptor_pb2.FileDescriptorProto]:
         """The file behind those that it imports, without those that were `seen`."""

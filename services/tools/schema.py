@@ -8,10 +8,12 @@ from typing import Any, NoReturn
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 from referencing import Registry
+from referencing.exceptions import Unresolvable
 
 from mesh.errors import FieldViolation, InvalidArgument
 from services.tools.lru import Lru
 from services.tools.results import cut
+from services.tools.untrusted_schema import BoundedValidator, TooCostly
 from weft.tools.v1 import tools_pb2
 
 FIELD = "arguments_json"
@@ -32,16 +34,20 @@ class ArgumentChecker:
     """Keeps the compiled schemas of the `compiled_max` tools that were called last."""
 
     def __init__(self, compiled_max: int) -> None:
-        self._validators: Lru[str, Draft202012Validator] = Lru(compiled_max)
+        self._validators: Lru[str, Draft202012Validator | BoundedValidator] = Lru(compiled_max)
 
     def check(self, tool: tools_pb2.Tool, arguments_json: str) -> dict[str, Any]:
         """The arguments; nothing at all counts as `{}`. Raises ArgumentsRefused."""
         arguments = _parsed(arguments_json)
-        validator = self._validators.get(tool.etag, lambda: _compiled(tool.parameters_json_schema))
+        validator = self._validators.get(tool.etag, lambda: _compiled(tool))
         try:
             errors = list(islice(validator.iter_errors(arguments), ERRORS_MAX))
         except RecursionError:
             raise ArgumentsRefused("the arguments are nested too deep") from None
+        except TooCostly:
+            raise ArgumentsRefused("to check the arguments takes too long") from None
+        except Unresolvable:
+            raise ArgumentsRefused("the tool's schema refers to what isn't there") from None
         if errors:
             violations = [_violation(error) for error in errors]
             lines = "\n".join(f"- {_described(violation)}" for violation in violations)
@@ -79,9 +85,11 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _compiled(schema: str) -> Draft202012Validator:
+def _compiled(tool: tools_pb2.Tool) -> Draft202012Validator | BoundedValidator:
+    if tool.HasField("mcp"):
+        return BoundedValidator(tool.parameters_json_schema)
     # An empty registry: a reference can't make us fetch anything.
-    return Draft202012Validator(json.loads(schema), registry=Registry())
+    return Draft202012Validator(json.loads(tool.parameters_json_schema), registry=Registry())
 
 
 def _violation(error: ValidationError) -> FieldViolation:

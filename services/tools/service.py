@@ -1,10 +1,10 @@
 """The servicer of `weft.tools.v1.ToolService`."""
 
-import hashlib
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from google.protobuf.duration_pb2 import Duration
@@ -24,6 +24,8 @@ from mesh.errors import (
 from mesh.events.store import EventStore
 from mesh.ids import new_id
 from mesh.rpc.pages import read_page_token, write_page_token
+from mesh.runtime.requests import request_hash
+from mesh.security.keyring import Keyring
 from mesh.telemetry import traces
 from services.tools.batch import outcomes
 from services.tools.builtins.blobs import BlobTools
@@ -41,11 +43,14 @@ from services.tools.domain import (
     with_etag,
 )
 from services.tools.egress import EgressPolicy
+from services.tools.grpc_credentials import check_secrets, has_secrets, take_secrets
 from services.tools.grpc_methods import GrpcMethods, Invocation
 from services.tools.long_results import LongResults, session_of
+from services.tools.mcp.servers import McpServers
 from services.tools.registry import ToolRegistry
 from services.tools.results import ToolResult
 from services.tools.schema import ArgumentChecker
+from services.tools.secrets import ToolSecrets
 from services.tools.settings import ToolsSettings
 from weft.options.v1 import options_pb2
 from weft.tools.v1 import tool_service_pb2 as pb
@@ -70,7 +75,8 @@ _EFFECTS = (
 
 class ToolsService:
     """Keeps a tenant's tools and runs them. `vectors` is a `VectorServiceStub`, `blobs` a
-    `BlobServiceStub`; without it results that are too long are cut."""
+    `BlobServiceStub`; without it results that are too long are cut. MCP servers work in a
+    folder of `data_dir`."""
 
     def __init__(
         self,
@@ -79,9 +85,14 @@ class ToolsService:
         clock: Clock,
         vectors: SearchStub,
         cache: Cache,
+        keyring: Keyring,
+        data_dir: Path,
+        *,
         blobs: "BlobServiceAsyncStub | None" = None,
+        instance: str = "",
     ) -> None:
         self._settings = settings
+        self._secrets = ToolSecrets(keyring)
         kept = BlobTools(blobs, settings.content_length_max) if blobs is not None else None
         self._long_results = LongResults(kept, settings)
         self.egress = EgressPolicy(
@@ -94,25 +105,34 @@ class ToolsService:
         self._registry = ToolRegistry(events, clock)
         self._catalogue = ToolCatalogue(events, catch_up_seconds=settings.catch_up_seconds)
         self._builtin = BuiltinTools(settings, clock, vectors, kept, self.egress)
-        self._methods = GrpcMethods(settings)
+        self._methods = GrpcMethods(settings, self._secrets)
+        self._mcp = McpServers(
+            *(settings, self.egress, events, self._secrets, clock, data_dir, instance),
+            self._taken_ids,
+        )
         self._arguments = ArgumentChecker(settings.compiled_max)
 
     @property
     def handlers(self) -> Mapping[str, object]:
-        return {"weft.tools.v1.ToolService": self}
+        return {
+            "weft.tools.v1.ToolService": self,
+            "weft.tools.v1.McpServerService": self._mcp,
+        }
 
     async def start(self) -> None:
         """Returns once everything that is registered is known."""
         await self._catalogue.start()
+        await self._mcp.start()
 
     async def stop(self) -> None:
+        await self._mcp.stop()
         await self._catalogue.stop()
         await self._methods.close()
         await self._builtin.close()
 
     async def get_tool(self, request: pb.GetToolRequest, call: Call) -> pb.GetToolResponse:
         """NotFound where there is none."""
-        return pb.GetToolResponse(tool=self._tool(request.name))
+        return pb.GetToolResponse(tool=_shown(self._tool(request.name)))
 
     async def list_tools(self, request: pb.ListToolsRequest, call: Call) -> pb.ListToolsResponse:
         """Built-in tools first, then by id; without the descriptors of gRPC methods."""
@@ -125,6 +145,7 @@ class ToolsService:
             listed.CopyFrom(tool)
             if tool.HasField("grpc"):
                 listed.grpc.ClearField("descriptors")
+                listed.grpc.ClearField("secrets")
             last = key
             if response.ByteSize() > PAGE_BYTES_MAX:
                 break
@@ -144,13 +165,17 @@ class ToolsService:
         tenant = request.parent.split("/")[1]
         name = tool_name(tenant, request.tool_id)
         stream = tool_stream(name)
-        digest = _digest(request)
+        digest = request_hash(request)
+        if has_secrets(request.grpc):
+            digest = await self._secrets.request_hash(request)
         state, _ = await self._registry.load(stream)
         earlier = answered(state, request.request_id, digest) if request.request_id else None
         if earlier is not None and earlier.tool is not None:
             # Its first attempt may have ended before this.
             await self._results.forget(name)
-            return pb.RegisterToolResponse(tool=earlier.tool)
+            return pb.RegisterToolResponse(tool=_shown(earlier.tool))
+        if self._mcp.tool(name) is not None and state.tool is None:
+            raise AlreadyExists(f"{name} is a tool of an MCP server", metadata={"resource": name})
         if state.tool is None and len(self._catalogue.tools(tenant)) >= self._settings.tools_max:
             raise LimitExceeded(f"a tenant has at most {self._settings.tools_max} tools")
         command = Register(await self._described(name, request, call), digest)
@@ -158,14 +183,14 @@ class ToolsService:
         outcome = await self._registry.execute(stream, command, request_id, call)
         self._catalogue.put(stream, outcome.revision, outcome.state.tool)
         await self._results.forget(name)
-        return pb.RegisterToolResponse(tool=outcome.request.tool)
+        return pb.RegisterToolResponse(tool=_shown(outcome.request.tool))
 
     async def delete_tool(self, request: pb.DeleteToolRequest, call: Call) -> pb.DeleteToolResponse:
-        """NotFound where nothing is registered, InvalidArgument for a built-in tool."""
+        """NotFound where nothing is registered, InvalidArgument for a built-in tool, or one
+        of an MCP server."""
         stream = tool_stream(request.name)
-        tool_id = request.name.rpartition("/")[2]
-        if is_builtin(tool_id) and self._catalogue.find(stream) is None:
-            raise InvalidArgument.of("name", "is a built-in tool, which can't be deleted")
+        if self._catalogue.find(stream) is None:
+            self._refuse_not_registered(request.name)
         request_id = request.request_id or new_id()
         outcome = await self._registry.execute(stream, Delete(request.name), request_id, call)
         self._catalogue.put(stream, outcome.revision, outcome.state.tool)
@@ -250,7 +275,8 @@ class ToolsService:
                 )
             else:
                 invocation = Invocation(timeout_seconds, key, request.epoch, span.traceparent)
-                result = await self._methods.invoke(tool, arguments, invocation)
+                kind = self._mcp if tool.HasField("mcp") else self._methods
+                result = await kind.invoke(tool, arguments, invocation)
         if failpoints.active():
             failpoints.failpoint(f"tool:{tool_id}:after")
         return result
@@ -259,9 +285,14 @@ class ToolsService:
         self, name: str, request: pb.RegisterToolRequest, call: Call
     ) -> tools_pb2.Tool:
         """The tool as it is to be stored."""
-        method = await self._methods.describe(
-            request.grpc.address, request.grpc.method, call.remaining_seconds()
-        )
+        grpc = tools_pb2.GrpcTool()
+        grpc.CopyFrom(request.grpc)
+        values = take_secrets(grpc)
+        method = await self._methods.describe(grpc, values, call.remaining_seconds())
+        grpc.descriptors.CopyFrom(method.descriptors)
+        sealed = await self._secrets.seal(tool_stream(name), values)
+        if sealed is not None:
+            grpc.secrets.CopyFrom(sealed)
         tool = tools_pb2.Tool(
             name=name,
             description=request.description or method.description,
@@ -270,11 +301,7 @@ class ToolsService:
             requires_approval=request.requires_approval,
             trust=request.trust or tools_pb2.TRUST_UNTRUSTED,
             required_scopes=request.required_scopes,
-            grpc=tools_pb2.GrpcTool(
-                address=request.grpc.address,
-                method=request.grpc.method,
-                descriptors=method.descriptors,
-            ),
+            grpc=grpc,
         )
         tool.timeout.FromNanoseconds(int(self._settings.timeout_seconds * 1e9))
         if request.HasField("timeout"):
@@ -287,7 +314,11 @@ class ToolsService:
     def _tool(self, name: str) -> tools_pb2.Tool:
         _, tenant, _, tool_id = name.split("/")
         # What was registered before there was a built-in tool of that name stays what it is.
-        tool = self._catalogue.find(tool_stream(name)) or self._builtins(tenant).get(tool_id)
+        tool = (
+            self._catalogue.find(tool_stream(name))
+            or self._builtins(tenant).get(tool_id)
+            or self._mcp.tool(name)
+        )
         if tool is None:
             raise NotFound.of("tool", name)
         return tool
@@ -300,11 +331,26 @@ class ToolsService:
         tenant = parent.split("/")[1]
         registered = {tool.name: tool for tool in self._catalogue.tools(tenant)}
         builtin = {tool.name: tool for tool in self._builtins(tenant).values()}
+        of_servers = {tool.name: tool for tool in self._mcp.tools(tenant)}
         entries = [
-            (f"{int(name in registered)}/{name}", tool)
-            for name, tool in (builtin | registered).items()
+            (f"{int(name in registered or name not in builtin)}/{name}", tool)
+            for name, tool in (of_servers | builtin | registered).items()
         ]
         return sorted(entries, key=lambda entry: entry[0])
+
+    def _taken_ids(self, tenant: str) -> Collection[str]:
+        """Ids of the tenant's tools that aren't of MCP servers."""
+        registered = (tool.name.rpartition("/")[2] for tool in self._catalogue.tools(tenant))
+        return {*self._builtins(tenant), *registered}
+
+    def _refuse_not_registered(self, name: str) -> None:
+        """InvalidArgument where a tool that wasn't registered has that name."""
+        if is_builtin(name.rpartition("/")[2]):
+            raise InvalidArgument.of("name", "is a built-in tool, which can't be deleted")
+        of_server = self._mcp.tool(name)
+        if of_server is not None:
+            server = of_server.mcp.server
+            raise InvalidArgument.of("name", f"is a tool of {server}; exclude it by a rule there")
 
 
 def _check_scopes(tool: tools_pb2.Tool, call: Call) -> None:
@@ -333,16 +379,20 @@ def _check_registration(request: pb.RegisterToolRequest) -> None:
             raise InvalidArgument.of("cache_ttl", "is for tools that only read")
         if _seconds(request.cache_ttl) <= 0:
             raise InvalidArgument.of("cache_ttl", "must be more than 0")
+    check_secrets(request.grpc)
     match = _ADDRESS.fullmatch(request.grpc.address)
     if match is None or not 0 < int(match[1]) < 65_536:
         raise InvalidArgument.of("grpc.address", "must be host:port, such as localhost:50051")
 
 
-def _digest(request: pb.RegisterToolRequest) -> bytes:
-    body = pb.RegisterToolRequest()
-    body.CopyFrom(request)
-    body.ClearField("request_id")
-    return hashlib.sha256(body.SerializeToString(deterministic=True)).digest()
+def _shown(tool: tools_pb2.Tool | None) -> tools_pb2.Tool | None:
+    """The tool without what is nobody's."""
+    if tool is None or not tool.grpc.HasField("secrets"):
+        return tool
+    shown = tools_pb2.Tool()
+    shown.CopyFrom(tool)
+    shown.grpc.ClearField("secrets")
+    return shown
 
 
 def _seconds(duration: Duration) -> float:

@@ -29,6 +29,7 @@ from tests.benchmarks import (
     task_poison,
     task_rebuild,
     task_tenants,
+    tools,
     turn,
 )
 from tests.benchmarks.results import RESULTS_FILE, Result, machine, show, write
@@ -48,6 +49,7 @@ BENCHMARKS: dict[str, Callable[[], Awaitable[list[Result]]]] = {
     "store-append": append.run,
     "store-load": load.run,
     "blobs": blobs.run,
+    "tools": tools.run,
     "models": models.run,
     "memory": memory.run,
     "mesh": mesh.run,

@@ -12,7 +12,7 @@ from tests.security.bus import STREAMS, USERS, RawClient, bus, logged_in, others
 
 SUBJECT_IS_FULL = 10077
 AREAS = (
-    *("agents", "auth", "blobs", "budgets", "control", "exports", "instances", "models"),
+    *("agents", "auth", "blobs", "budgets", "control", "exports", "instances", "mcp", "models"),
     *("schedules", "scheduler", "state", "tools", "usage", "vectors"),
 )
 API = "$JS.API"
@@ -74,7 +74,7 @@ GRANTED = {
     "models": writes("budgets", "usage") | PROCESS | CACHES,
     "scheduler": writes("scheduler", "schedules") | PROCESS,
     "state": writes("exports", "state") | PROCESS | DESTROYS | ERASES | CACHES,
-    "tools": writes("tools") | PROCESS | CACHES,
+    "tools": writes("mcp", "tools") | PROCESS | CACHES,
     "vectors": PROCESS,
     "admin": {
         *(f"STREAM.{call}.{name}" for call in ("CREATE", "UPDATE", "INFO") for name in STREAMS),

@@ -13,10 +13,13 @@ import grpc.aio
 import httpx2
 import psutil
 import pytest
+from google.protobuf import descriptor_pb2
+from grpc_health.v1 import health_pb2
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from starlette.responses import JSONResponse
 
 from tests.support.keyed import KeyedChannel, bearer
+from tests.support.mcp_tools import FAULTY_COMMAND
 from tests.support.openai_server import OpenAIServer, serve_openai
 from tests.support.processes import until
 from tests.support.weft_up import WEFT, WeftUp, environment, weft_up
@@ -26,9 +29,17 @@ from weft.agents.v1.turn_service_pb2_grpc import TurnServiceStub
 from weft.auth.v1 import api_key_service_pb2, auth_service_pb2
 from weft.auth.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
 from weft.auth.v1.auth_service_pb2_grpc import AuthServiceStub
-from weft.state.v1 import session_service_pb2
+from weft.state.v1 import session_service_pb2, state_service_pb2
 from weft.state.v1.session_service_pb2_grpc import SessionServiceStub
-from weft.tools.v1 import tool_service_pb2, tools_pb2
+from weft.state.v1.state_service_pb2_grpc import StateServiceStub
+from weft.tools.v1 import (
+    mcp_server_service_pb2,
+    mcp_servers_pb2,
+    secrets_pb2,
+    tool_service_pb2,
+    tools_pb2,
+)
+from weft.tools.v1.mcp_server_service_pb2_grpc import McpServerServiceStub
 from weft.tools.v1.tool_service_pb2_grpc import ToolServiceStub
 
 TENANT = "tenants/default"
@@ -131,6 +142,7 @@ def up(
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector[1],
         "OTEL_BSP_SCHEDULE_DELAY": "200",
         "WEFT_RPC_PEER_FAILURES_MAX": "100000",
+        "WEFT_TOOLS_MCP_COMMANDS": json.dumps([" ".join(FAULTY_COMMAND)]),
     }
     log = folder / "up.log"
     arguments = ("--data-dir", folder / "data", *FREE_PORTS, "--log-level", "debug")
@@ -218,6 +230,57 @@ async def requests(canaries: Canaries, channel: Any) -> None:
         await attempted(canaries, "bounds", raw(long.SerializeToString(), timeout=10))
 
 
+async def servers_of_tools(canaries: Canaries, channel: Any) -> None:
+    """Secrets of gRPC tools and MCP servers, in all that tells of these: events, too."""
+    tools: Any = ToolServiceStub(channel)
+    servers: Any = McpServerServiceStub(channel)
+    file = descriptor_pb2.FileDescriptorProto()
+    described_by: Any = health_pb2.DESCRIPTOR
+    described_by.CopyToProto(file)
+    program, *arguments = FAULTY_COMMAND
+    for number in range(5):
+        method = tools_pb2.GrpcTool(
+            address="127.0.0.1:1",
+            method="grpc.health.v1.Health/Check",
+            descriptors=descriptor_pb2.FileDescriptorSet(file=[file] if number else []),
+            metadata=[secrets_pb2.NamedValue(name="authorization", secret=canaries.new())],
+        )
+        register = tool_service_pb2.RegisterToolRequest(
+            parent=TENANT,
+            tool_id=f"keyed{number}",
+            grpc=method,
+            effect=2,  # type: ignore[arg-type]
+        )
+        answer = await attempted(canaries, "RegisterTool", tools.RegisterTool(register, timeout=10))
+        canaries.see("RegisterTool", str(answer))
+        call = tool_service_pb2.InvokeToolRequest(name=f"{TENANT}/tools/keyed{number}")
+        await attempted(canaries, "InvokeTool", tools.InvokeTool(call, timeout=10))
+    for fault in ("", "exits"):
+        stdio = mcp_servers_pb2.McpStdio(
+            command=program,
+            arguments=[*arguments, *(["--fault", fault] if fault else [])],
+            environment=[secrets_pb2.NamedValue(name="SECRET", secret=canaries.new())],
+        )
+        add = mcp_server_service_pb2.AddMcpServerRequest(
+            parent=TENANT, server_id="canary", stdio=stdio
+        )
+        answer = await attempted(canaries, "AddMcpServer", servers.AddMcpServer(add, timeout=60))
+        canaries.see("AddMcpServer", str(answer))
+    listing = tool_service_pb2.ListToolsRequest(parent=TENANT, page_size=1_000)
+    canaries.see("ListTools", str(await tools.ListTools(listing, timeout=10)))
+    servers_of = mcp_server_service_pb2.ListMcpServersRequest(parent=TENANT)
+    canaries.see("ListMcpServers", str(await servers.ListMcpServers(servers_of, timeout=10)))
+    watch = state_service_pb2.WatchEventsRequest(name=TENANT, after_position=0)
+    stub: Any = StateServiceStub(channel)
+    events = stub.WatchEvents(watch, timeout=30)
+    async for response in events:
+        text = f"{response}"
+        canaries.see("WatchEvents", text)
+        if "McpServerAdded" in text:
+            events.cancel()
+            break
+
+
 async def turns(canaries: Canaries, channel: Any) -> None:
     """A turn whose model refuses Weft's own key."""
     spec = agent_pb2.AgentSpec(model="route/each")
@@ -258,6 +321,7 @@ async def test_no_secret_comes_out(
         await keys_and_tokens(canaries, channel, bare)
         await headers(canaries, bare)
         await requests(canaries, channel)
+        await servers_of_tools(canaries, channel)
         await turns(canaries, channel)
     await asyncio.to_thread(commands, canaries, up)
     assert endpoint.headers, "the model's endpoint was asked"

@@ -53,6 +53,21 @@ def node_example() -> Path:
 
 
 @pytest.fixture(scope="session")
+def mcp_servers() -> Path:
+    """A folder with the reference MCP servers in `node_modules`; skips without node or a
+    registry."""
+    npm = shutil.which("npm")
+    if npm is None or shutil.which("node") is None:
+        pytest.skip("node and npm aren't installed")
+    sources = EXAMPLES / "mcp"
+
+    def install(folder: Path) -> None:
+        _made([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], folder)
+
+    return _once("mcp", sources, [sources / "package-lock.json"], install)
+
+
+@pytest.fixture(scope="session")
 def go_example() -> Path:
     """The program of the Go example; skips without Go or a registry."""
     go = shutil.which("go")

@@ -15,6 +15,7 @@ from mesh.rpc.settings import RpcSettings
 from tests.support.blobs import BlobParts
 from tests.support.budgets import memory_budgets
 from tests.support.edge import pipeline
+from tests.support.mcp_tools import memory_mcp_servers
 from tests.support.memory_access import MemoryAccess, admitting
 from tests.support.memory_batches import MemoryBatches
 from tests.support.memory_catalogues import (
@@ -52,6 +53,7 @@ class MemoryPlatform:
         self.budgets = memory_budgets()
         self._folder = tempfile.TemporaryDirectory()
         self.blobs = BlobParts(Path(self._folder.name)).service()
+        self.mcp = memory_mcp_servers(Path(self._folder.name))
         self.instances = MemoryInstances()
         self.traffic = memory_traffic(self.agents, self.instances)
         self.tasks = MemoryTasks()
@@ -74,6 +76,7 @@ class MemoryPlatform:
         self._run(self.traffic.start())
         self._run(self.blobs.start())
         self._run(self.budgets.start())
+        self._run(self.mcp.start())
         self._run(self._listen())
 
     def stop(self) -> None:
@@ -82,6 +85,7 @@ class MemoryPlatform:
         self._run(self.traffic.stop())
         self._run(self.blobs.stop())
         self._run(self.budgets.stop())
+        self._run(self.mcp.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(STEP_SECONDS_MAX)
         self._folder.cleanup()
@@ -137,6 +141,7 @@ class MemoryPlatform:
             "weft.scheduler.v1.WorkerService": self.tasks,
             "weft.state.v1.SessionService": self.sessions,
             "weft.state.v1.StateService": self.sessions,
+            "weft.tools.v1.McpServerService": self.mcp,
             "weft.tools.v1.ToolService": self.tools,
             "weft.vectors.v1.VectorService": self.collections,
         }

@@ -26,6 +26,7 @@ _VIEWER = frozenset(
         *("scheduler.get", "scheduler.get_queue", "scheduler.list", "scheduler.list_queues"),
         *("scheduler.get_schedule", "scheduler.list_schedules", "scheduler.list_workers"),
         *("state.get", "state.list", "state.watch", "tools.get", "tools.list"),
+        *("tools.get_mcp_server", "tools.list_mcp_servers"),
         *("vectors.get", "vectors.list", "vectors.search"),
     }
 )
@@ -44,7 +45,7 @@ _OPERATOR = _VIEWER | {
     *("scheduler.redrive", "scheduler.retry", "scheduler.submit", "scheduler.update_queue"),
     *("agents.fail", "agents.skip", "scheduler.fail", "scheduler.skip"),
     *("models.delete_budget", "models.set_budget"),
-    "control.set_split",
+    *("control.set_split", "tools.refresh_mcp_server"),
     *_SCHEDULES,
 }
 _DEVELOPER = _VIEWER | {
@@ -56,6 +57,7 @@ _DEVELOPER = _VIEWER | {
     *("scheduler.cancel", "scheduler.create_queue", "scheduler.retry", "scheduler.submit"),
     *_SCHEDULES,
     *("state.verify", "tools.delete", "tools.invoke", "tools.register"),
+    "tools.refresh_mcp_server",
     *("vectors.create", "vectors.delete", "vectors.write"),
 }
 _WORKER = frozenset(
@@ -91,11 +93,13 @@ ADMIN_ONLY = frozenset(
             *("control.list_instances", "control.list_routes"),
             "scheduler.work_shared",
             "state.erase",
+            # It may start programs on the server, and holds credentials.
+            *("tools.add_mcp_server", "tools.delete_mcp_server"),
         ),
     }
 )
-"""What no other built-in role gives: what hands out access, concerns the deployment, or
-destroys for good."""
+"""What no other built-in role gives: what hands out access, concerns the deployment, starts
+programs there, or destroys for good."""
 
 
 @lru_cache(maxsize=1_024)

@@ -87,8 +87,9 @@ class ToolServiceServicer(object):
 
     def RegisterTool(self, request, context):
         """Makes a method of a gRPC server a tool. The server is asked for the
-        method's description by reflection, and the request's type becomes the
-        JSON Schema that models see. A tool of that id is replaced.
+        method's description by reflection, unless the request brings it, and the
+        request's type becomes the JSON Schema that models see. A tool of that id
+        is replaced.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

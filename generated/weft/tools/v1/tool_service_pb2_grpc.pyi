@@ -39,8 +39,9 @@ class ToolServiceStub:
     """Lists tools, built-in ones first, then by id."""
     RegisterTool: _grpc.UnaryUnaryMultiCallable[_tool_service_pb2.RegisterToolRequest, _tool_service_pb2.RegisterToolResponse]
     """Makes a method of a gRPC server a tool. The server is asked for the
-    method's description by reflection, and the request's type becomes the
-    JSON Schema that models see. A tool of that id is replaced.
+    method's description by reflection, unless the request brings it, and the
+    request's type becomes the JSON Schema that models see. A tool of that id
+    is replaced.
     """
     DeleteTool: _grpc.UnaryUnaryMultiCallable[_tool_service_pb2.DeleteToolRequest, _tool_service_pb2.DeleteToolResponse]
     """Takes a registered tool away."""
@@ -65,8 +66,9 @@ class ToolServiceAsyncStub(ToolServiceStub):
     """Lists tools, built-in ones first, then by id."""
     RegisterTool: _aio.UnaryUnaryMultiCallable[_tool_service_pb2.RegisterToolRequest, _tool_service_pb2.RegisterToolResponse]  # type: ignore[assignment]
     """Makes a method of a gRPC server a tool. The server is asked for the
-    method's description by reflection, and the request's type becomes the
-    JSON Schema that models see. A tool of that id is replaced.
+    method's description by reflection, unless the request brings it, and the
+    request's type becomes the JSON Schema that models see. A tool of that id
+    is replaced.
     """
     DeleteTool: _aio.UnaryUnaryMultiCallable[_tool_service_pb2.DeleteToolRequest, _tool_service_pb2.DeleteToolResponse]  # type: ignore[assignment]
     """Takes a registered tool away."""
@@ -106,8 +108,9 @@ class ToolServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tool_service_pb2.RegisterToolResponse, _abc.Awaitable[_tool_service_pb2.RegisterToolResponse]]:
         """Makes a method of a gRPC server a tool. The server is asked for the
-        method's description by reflection, and the request's type becomes the
-        JSON Schema that models see. A tool of that id is replaced.
+        method's description by reflection, unless the request brings it, and the
+        request's type becomes the JSON Schema that models see. A tool of that id
+        is replaced.
         """
 
     @_abc_1.abstractmethod

@@ -12,6 +12,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from weft.options.v1 import options_pb2 as _options_pb2
+from weft.tools.v1 import secrets_pb2 as _secrets_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -67,6 +68,7 @@ class Tool(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     BUILTIN_FIELD_NUMBER: _builtins.int
     GRPC_FIELD_NUMBER: _builtins.int
+    MCP_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     CACHE_TTL_FIELD_NUMBER: _builtins.int
@@ -99,6 +101,10 @@ class Tool(_message.Message):
         """A method of a gRPC server."""
 
     @_builtins.property
+    def mcp(self) -> Global___McpTool:
+        """A tool of an MCP server."""
+
+    @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was registered; not set for built-in tools."""
 
@@ -125,17 +131,18 @@ class Tool(_message.Message):
         timeout: _duration_pb2.Duration | None = ...,
         builtin: Global___BuiltinTool | None = ...,
         grpc: Global___GrpcTool | None = ...,
+        mcp: Global___McpTool | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
         cache_ttl: _duration_pb2.Duration | None = ...,
         trust: Global___Trust.ValueType = ...,
         required_scopes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["builtin", b"builtin", "cache_ttl", b"cache_ttl", "create_time", b"create_time", "grpc", b"grpc", "kind", b"kind", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["builtin", b"builtin", "cache_ttl", b"cache_ttl", "create_time", b"create_time", "grpc", b"grpc", "kind", b"kind", "mcp", b"mcp", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["builtin", b"builtin", "cache_ttl", b"cache_ttl", "create_time", b"create_time", "description", b"description", "effect", b"effect", "etag", b"etag", "grpc", b"grpc", "kind", b"kind", "name", b"name", "parameters_json_schema", b"parameters_json_schema", "required_scopes", b"required_scopes", "requires_approval", b"requires_approval", "timeout", b"timeout", "trust", b"trust"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["builtin", b"builtin", "cache_ttl", b"cache_ttl", "create_time", b"create_time", "description", b"description", "effect", b"effect", "etag", b"etag", "grpc", b"grpc", "kind", b"kind", "mcp", b"mcp", "name", b"name", "parameters_json_schema", b"parameters_json_schema", "required_scopes", b"required_scopes", "requires_approval", b"requires_approval", "timeout", b"timeout", "trust", b"trust"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["builtin", "grpc"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["builtin", "grpc", "mcp"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -159,14 +166,104 @@ class BuiltinTool(_message.Message):
 Global___BuiltinTool: _TypeAlias = BuiltinTool  # noqa: Y015
 
 @_typing.final
+class McpTool(_message.Message):
+    """A tool that an MCP server lists."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    TOOL_FIELD_NUMBER: _builtins.int
+    HINTS_FIELD_NUMBER: _builtins.int
+    server: _builtins.str
+    """The server, as `tenants/{tenant}/mcpServers/{server}`."""
+    tool: _builtins.str
+    """What the server calls the tool."""
+    @_builtins.property
+    def hints(self) -> Global___McpToolHints:
+        """What the server says of it. Nothing follows from it."""
+
+    def __init__(
+        self,
+        *,
+        server: _builtins.str = ...,
+        tool: _builtins.str = ...,
+        hints: Global___McpToolHints | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hints", b"hints"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hints", b"hints", "server", b"server", "tool", b"tool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___McpTool: _TypeAlias = McpTool  # noqa: Y015
+
+@_typing.final
+class McpToolHints(_message.Message):
+    """What an MCP server says of a tool: hints, which need not be true."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TITLE_FIELD_NUMBER: _builtins.int
+    READ_ONLY_FIELD_NUMBER: _builtins.int
+    DESTRUCTIVE_FIELD_NUMBER: _builtins.int
+    IDEMPOTENT_FIELD_NUMBER: _builtins.int
+    OPEN_WORLD_FIELD_NUMBER: _builtins.int
+    title: _builtins.str
+    """A title for people."""
+    read_only: _builtins.bool
+    """It changes nothing."""
+    destructive: _builtins.bool
+    """It may destroy something."""
+    idempotent: _builtins.bool
+    """A second call with the same arguments changes nothing more."""
+    open_world: _builtins.bool
+    """It deals with the world outside."""
+    def __init__(
+        self,
+        *,
+        title: _builtins.str = ...,
+        read_only: _builtins.bool | None = ...,
+        destructive: _builtins.bool | None = ...,
+        idempotent: _builtins.bool | None = ...,
+        open_world: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_destructive", b"_destructive", "_idempotent", b"_idempotent", "_open_world", b"_open_world", "_read_only", b"_read_only", "destructive", b"destructive", "idempotent", b"idempotent", "open_world", b"open_world", "read_only", b"read_only"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_destructive", b"_destructive", "_idempotent", b"_idempotent", "_open_world", b"_open_world", "_read_only", b"_read_only", "destructive", b"destructive", "idempotent", b"idempotent", "open_world", b"open_world", "read_only", b"read_only", "title", b"title"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__destructive: _TypeAlias = _typing.Literal["destructive"]  # noqa: Y015
+    _WhichOneofArgType__destructive: _TypeAlias = _typing.Literal["_destructive", b"_destructive"]  # noqa: Y015
+    _WhichOneofReturnType__idempotent: _TypeAlias = _typing.Literal["idempotent"]  # noqa: Y015
+    _WhichOneofArgType__idempotent: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent"]  # noqa: Y015
+    _WhichOneofReturnType__open_world: _TypeAlias = _typing.Literal["open_world"]  # noqa: Y015
+    _WhichOneofArgType__open_world: _TypeAlias = _typing.Literal["_open_world", b"_open_world"]  # noqa: Y015
+    _WhichOneofReturnType__read_only: _TypeAlias = _typing.Literal["read_only"]  # noqa: Y015
+    _WhichOneofArgType__read_only: _TypeAlias = _typing.Literal["_read_only", b"_read_only"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__destructive) -> _WhichOneofReturnType__destructive | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotent) -> _WhichOneofReturnType__idempotent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__open_world) -> _WhichOneofReturnType__open_world | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__read_only) -> _WhichOneofReturnType__read_only | None: ...
+
+Global___McpToolHints: _TypeAlias = McpToolHints  # noqa: Y015
+
+@_typing.final
 class GrpcTool(_message.Message):
-    """A unary method of a gRPC server."""
+    """A method of a gRPC server. What a client streams comes as an array of
+    requests, what a server streams is collected into an array.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ADDRESS_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
     DESCRIPTORS_FIELD_NUMBER: _builtins.int
+    TLS_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """The server, as `host:port`."""
     method: _builtins.str
@@ -174,8 +271,20 @@ class GrpcTool(_message.Message):
     @_builtins.property
     def descriptors(self) -> _descriptor_pb2.FileDescriptorSet:
         """The files that describe the method; read from the server's reflection
-        when the tool is registered. Output only.
+        when the tool is registered, where they aren't given.
         """
+
+    @_builtins.property
+    def tls(self) -> Global___GrpcTls:
+        """With it connections use TLS; without they are in plain text."""
+
+    @_builtins.property
+    def metadata(self) -> _containers.RepeatedCompositeFieldContainer[_secrets_pb2.NamedValue]:
+        """Metadata of each call, such as `authorization`."""
+
+    @_builtins.property
+    def secrets(self) -> _secrets_pb2.SealedSecrets:
+        """Its secrets. Weft's own: neither accepted nor shown."""
 
     def __init__(
         self,
@@ -183,14 +292,55 @@ class GrpcTool(_message.Message):
         address: _builtins.str = ...,
         method: _builtins.str = ...,
         descriptors: _descriptor_pb2.FileDescriptorSet | None = ...,
+        tls: Global___GrpcTls | None = ...,
+        metadata: _abc.Iterable[_secrets_pb2.NamedValue] | None = ...,
+        secrets: _secrets_pb2.SealedSecrets | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["descriptors", b"descriptors"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["descriptors", b"descriptors", "secrets", b"secrets", "tls", b"tls"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "descriptors", b"descriptors", "method", b"method"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "descriptors", b"descriptors", "metadata", b"metadata", "method", b"method", "secrets", b"secrets", "tls", b"tls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GrpcTool: _TypeAlias = GrpcTool  # noqa: Y015
+
+@_typing.final
+class GrpcTls(_message.Message):
+    """How a connection is secured."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTHORITY_CERTIFICATES_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    PRIVATE_KEY_FIELD_NUMBER: _builtins.int
+    SERVER_NAME_FIELD_NUMBER: _builtins.int
+    authority_certificates: _builtins.str
+    """Certificates of the authorities that may have signed the server's, in PEM;
+    those of the system where it is empty.
+    """
+    certificate: _builtins.str
+    """The certificate that Weft shows, in PEM; none where it is empty."""
+    private_key: _builtins.str
+    """The key of that certificate, in PEM. Kept sealed; input only."""
+    server_name: _builtins.str
+    """The name that the server's certificate must have; that of its address
+    where it is empty.
+    """
+    def __init__(
+        self,
+        *,
+        authority_certificates: _builtins.str = ...,
+        certificate: _builtins.str = ...,
+        private_key: _builtins.str = ...,
+        server_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_certificates", b"authority_certificates", "certificate", b"certificate", "private_key", b"private_key", "server_name", b"server_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrpcTls: _TypeAlias = GrpcTls  # noqa: Y015
 
 @_typing.final
 class Source(_message.Message):

@@ -38,6 +38,8 @@ from weft.state.v1 import session_pb2
 from weft.tools.v1.tool_service_pb2_grpc import ToolServiceStub
 from weft.vectors.v1.vector_service_pb2_grpc import VectorServiceStub
 
+NO_FOLDER = Path("/nonexistent")
+
 PARENT = "tenants/default"
 BOT = f"{PARENT}/agents/bot"
 Spec = agent_pb2.AgentSpec
@@ -64,7 +66,9 @@ def tools_of(store: MemoryEventStore) -> Any:
     endpoints: dict[str, Endpoint] = {}
     channel: Any = LocalChannel(endpoints)
     vectors: Any = VectorServiceStub(channel)
-    service = ToolsService(ToolsSettings(), store, SYSTEM, vectors, memory_cache())
+    service = ToolsService(
+        *(ToolsSettings(), store, SYSTEM, vectors, memory_cache(), memory_keyring()), NO_FOLDER
+    )
     endpoints.update(bind(service.handlers, pipeline(RpcSettings()), RpcSettings()))
     return ToolServiceStub(channel)
 

@@ -9,6 +9,7 @@ import pytest
 
 from mesh.errors import ToolUnavailable
 from services.tools.grpc_methods import GrpcMethods, Invocation
+from services.tools.secrets import ToolSecrets
 from services.tools.settings import ToolsSettings
 from tests.support.grpc_server import serving
 from tests.support.http2_server import (
@@ -19,6 +20,7 @@ from tests.support.http2_server import (
     reset,
     without_status,
 )
+from tests.support.keys import memory_keyring
 from tests.support.ledger_server import LEDGER, Ledger
 from weft.tools.v1 import tools_pb2
 
@@ -28,7 +30,7 @@ PROTOCOL_ERROR, INTERNAL_ERROR, REFUSED_STREAM, CANCEL, ENHANCE_YOUR_CALM = 1, 2
 
 @pytest.fixture
 async def methods() -> AsyncIterator[GrpcMethods]:
-    methods = GrpcMethods(ToolsSettings())
+    methods = GrpcMethods(ToolsSettings(), ToolSecrets(memory_keyring()))
     yield methods
     await methods.close()
 
@@ -37,9 +39,10 @@ async def methods() -> AsyncIterator[GrpcMethods]:
 async def credit(methods: GrpcMethods, tmp_path: Path) -> tools_pb2.Tool:
     """The ledger's tool, at no address."""
     async with serving({LEDGER: Ledger(tmp_path / "ledger").handlers}) as address:
-        described = await methods.describe(address, CREDIT, 5)
-    method = tools_pb2.GrpcTool(method=CREDIT, descriptors=described.descriptors)
-    return tools_pb2.Tool(etag="credit", grpc=method)
+        method = tools_pb2.GrpcTool(address=address, method=CREDIT)
+        described = await methods.describe(method, {}, 5)
+    method.descriptors.CopyFrom(described.descriptors)
+    return tools_pb2.Tool(name="tenants/acme/tools/credit", etag="credit", grpc=method)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from tests.support.blobs import call as blob_call
 from tests.support.cached import memory_cache
 from tests.support.grpc_server import serving
 from tests.support.http_site import Page, site
+from tests.support.keys import memory_keyring
 from tests.support.protos import message_type
 from weft.blobs.v1 import blob_service_pb2 as blobs_pb
 from weft.errors.v1 import errors_pb2
@@ -85,7 +86,11 @@ async def blobs(tmp_path: Path) -> AsyncIterator[BlobsService]:
 def service_of(blobs: BlobsService | None, **settings: Any) -> ToolsService:
     stub: Any = LocalBlobs(blobs) if blobs is not None else None
     made = ToolsSettings(**settings)
-    return ToolsService(made, MemoryEventStore(), SYSTEM, OnePassage(), memory_cache(), stub)
+    return ToolsService(
+        *(made, MemoryEventStore(), SYSTEM, OnePassage(), memory_cache(), memory_keyring()),
+        Path("/nonexistent"),
+        blobs=stub,
+    )
 
 
 @pytest.fixture

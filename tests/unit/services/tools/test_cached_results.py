@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,6 +20,7 @@ from services.tools.service import ToolsService
 from services.tools.settings import ToolsSettings
 from tests.support.cached import Hand, memory_cache
 from tests.support.grpc_server import serving
+from tests.support.keys import memory_keyring
 from tests.support.ledger_server import LEDGER
 from tests.support.protos import message_type
 from weft.options.v1 import options_pb2
@@ -26,6 +28,7 @@ from weft.tools.v1 import tool_service_pb2 as pb
 from weft.tools.v1 import tools_pb2
 
 PARENT = "tenants/acme"
+NO_FOLDER = Path("/nonexistent")
 SESSION = f"{PARENT}/agents/bot/sessions/s1"
 
 
@@ -72,7 +75,10 @@ def cache(hand: Hand) -> Cache:
 
 @pytest.fixture
 async def service(cache: Cache, address: str) -> AsyncIterator[ToolsService]:
-    made = ToolsService(ToolsSettings(), MemoryEventStore(), SYSTEM, None, cache)  # type: ignore[arg-type]
+    vectors: Any = None
+    made = ToolsService(
+        *(ToolsSettings(), MemoryEventStore(), SYSTEM, vectors, cache, memory_keyring()), NO_FOLDER
+    )
     await made.start()
     await register(made, address)
     yield made

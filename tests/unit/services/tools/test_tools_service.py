@@ -31,6 +31,7 @@ from services.vectors.service import VectorsService
 from services.vectors.settings import VectorsSettings
 from tests.support.cached import memory_cache
 from tests.support.grpc_server import serving
+from tests.support.keys import memory_keyring
 from tests.support.ledger_server import LEDGER, Entry, Ledger, effects_by_key, read_entries
 from tests.support.processes import running, until
 from tests.support.protos import message_type
@@ -44,6 +45,7 @@ PARENT = "tenants/acme"
 CREDIT = f"{PARENT}/tools/credit"
 ECHO = "kinds.v1.Echo"
 BUILTIN = ("blob-read", "blob-write", "calculator", "fetch", "search", "time")
+NO_FOLDER = Path("/nonexistent")
 START_NS = 1_800_000_000 * 1_000_000_000
 
 
@@ -104,7 +106,9 @@ async def started(
 ) -> ToolsService:
     clock = Clock(now_ns=lambda: START_NS, monotonic=SYSTEM.monotonic)
     bounds = settings or ToolsSettings(tools_max=3, content_length_max=1_000, reflection_seconds=2)
-    service = ToolsService(bounds, events, clock, LocalVectors(vectors), memory_cache())
+    service = ToolsService(
+        *(bounds, events, clock, LocalVectors(vectors), memory_cache(), memory_keyring()), NO_FOLDER
+    )
     await service.start()
     return service
 
@@ -335,7 +339,7 @@ async def test_an_answer_beyond_the_bound_on_messages_is_a_limit(
 
 @pytest.mark.parametrize(
     ("method", "field"),
-    [(f"{LEDGER}/Watch", "grpc.method"), (f"{ECHO}/Bare", "grpc.method")],
+    [(f"{ECHO}/Bare", "grpc.method")],
 )
 async def test_a_method_that_can_not_be_a_tool_is_refused(
     service: ToolsService, address: str, method: str, field: str

@@ -1,0 +1,45 @@
+"""MCP servers over streamable HTTP, of the protocol's newest version."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mesh.errors import ToolUnavailable
+from tests.support.eventually import eventually
+from tests.support.mcp_modern import ModernServer
+from tests.support.mcp_tools import PARENT, mcp_tools
+from weft.tools.v1 import mcp_servers_pb2
+
+PRIVATE = frozenset({"127.0.0.1"})
+
+
+async def test_a_server_of_the_newest_version_is_listed_called_and_listed_again(
+    tmp_path: Path,
+) -> None:
+    async with (
+        ModernServer().serving() as server,
+        mcp_tools(tmp_path, egress_private_hosts=PRIVATE) as tools,
+    ):
+        http = mcp_servers_pb2.McpHttp(url=server.url)
+        http.headers.add(name="authorization", secret="Bearer canary-1b")
+        added = await tools.add("m", http=http)
+        assert set(added.tools) == {f"{PARENT}/tools/m-add", f"{PARENT}/tools/m-grow"}
+        assert (await tools.invoke("m-add", {"a": 2, "b": 3})).content == "5"
+        status = (await tools.get("m")).status
+        assert status.protocol_version == "2026-07-28"
+        assert {each["authorization"] for each in server.headers} == {"Bearer canary-1b"}
+        assert {each["accept-encoding"] for each in server.headers} == {"identity"}
+        assert (await tools.invoke("m-grow")).content == "grown"
+        await eventually(lambda: tools.servers.tool(f"{PARENT}/tools/m-grown") is not None, 20)
+        assert (await tools.invoke("m-grown")).content == "here"
+
+
+async def test_an_answer_that_is_too_large_is_none(tmp_path: Path) -> None:
+    bounds: dict[str, Any] = {"egress_private_hosts": PRIVATE, "mcp_message_bytes_max": 4_096}
+    async with (
+        ModernServer("long " * 1_000).serving() as server,
+        mcp_tools(tmp_path, **bounds) as tools,
+    ):
+        with pytest.raises(ToolUnavailable):
+            await tools.add("m", http=mcp_servers_pb2.McpHttp(url=server.url))
