@@ -9,7 +9,7 @@ from mesh.settings import Section
 
 
 class VectorsSettings(Section):
-    """Bounds of what collections may hold and of the work that may wait."""
+    """Where collections lie, and bounds of what they may hold and of the work that may wait."""
 
     area: ClassVar[str] = "vectors"
 
@@ -19,5 +19,22 @@ class VectorsSettings(Section):
     """Most collections of a tenant."""
     document_passages_max: int = Field(default=10_000, ge=1, le=1_000_000)
     """Most passages that a document may be split into."""
+    collection_passages_max: int = Field(default=1_000_000, ge=1)
+    """Most passages of a collection."""
+    document_pages_max: int = Field(default=2_000, ge=1)
+    """Most pages of a PDF file."""
+    document_length_max: int = Field(default=8_000_000, ge=1)
+    """Most code points of the text of a PDF file."""
+    reading_seconds_max: float = Field(default=30.0, gt=0)
+    """How long it may take to read one HTML text or PDF file."""
+    readings_max: int = Field(default=2, ge=1, le=64)
+    """HTML texts and PDF files that are read at once, each in a process of its own."""
     waiting_calls_max: int = Field(default=256, ge=1)
     """Most calls that wait for the index; further ones are refused."""
+    postgres_url: str = Field("", max_length=1024, pattern=r"^(postgres(ql)?://.+)?$")
+    """A PostgreSQL with pgvector that collections are kept in, such as
+    `postgresql://weft@db.internal/weft?sslmode=verify-full`; in a file where it is empty. Without
+    a password: that comes from `postgres_password_file`, or as libpq finds it."""
+    postgres_password_file: Path | None = None
+    """File with the password."""
+    postgres_connections_max: int = Field(default=8, ge=1, le=256)
