@@ -49,7 +49,14 @@ _DEVELOPER = _VIEWER | {
     *("agents.create", "agents.delete", "agents.run", "agents.update", "auth.list_roles"),
     *("blobs.delete", "blobs.put", "blobs.sign"),
     "control.set_split",
-    *("models.generate", "state.create", "state.export", "state.fork", "state.import"),
+    *(
+        "models.embed",
+        "models.generate",
+        "state.create",
+        "state.export",
+        "state.fork",
+        "state.import",
+    ),
     *("scheduler.cancel", "scheduler.create_queue", "scheduler.retry", "scheduler.submit"),
     *_SCHEDULES,
     *("state.verify", "tools.delete", "tools.invoke", "tools.register"),
@@ -57,7 +64,8 @@ _DEVELOPER = _VIEWER | {
 }
 _WORKER = frozenset(
     {
-        *("agents.get", "agents.run", "models.generate", "models.list", "state.create"),
+        *("agents.get", "agents.run", "models.embed", "models.generate", "models.list"),
+        "state.create",
         *("blobs.get", "blobs.list", "blobs.put", "blobs.sign", "blobs.stat"),
         *("scheduler.get", "scheduler.submit", "scheduler.work"),
         *("state.get", "state.watch", "tools.get", "tools.invoke", "tools.list"),
