@@ -46,9 +46,7 @@ MARKDOWN = collections_pb2.MEDIA_TYPE_MARKDOWN
 class Documents:
     """See the module."""
 
-    def __init__(
-        self, index: PassageIndex, embedder: Embedder, settings: VectorsSettings
-    ) -> None:
+    def __init__(self, index: PassageIndex, embedder: Embedder, settings: VectorsSettings) -> None:
         self._index = index
         self._embedder = embedder
         self._settings = settings
@@ -124,18 +122,22 @@ class Documents:
         if document.vector:
             if is_pdf or len(document.text) > PASSAGE_TEXT_LENGTH_MAX:
                 raise InvalidArgument.of(
-                    f"{place}.vector", "is for a text of one passage: of "
-                    f"{PASSAGE_TEXT_LENGTH_MAX} characters at most"
+                    f"{place}.vector",
+                    "is for a text of one passage: of "
+                    f"{PASSAGE_TEXT_LENGTH_MAX} characters at most",
                 )
             return "", [Passage((), 1, document.text)]
         try:
             title, passages = await self._read(document)
         except Unreadable as error:
-            raise InvalidArgument.of(f"{place}.{'content' if is_pdf else 'text'}", str(error)) from None
+            raise InvalidArgument.of(
+                f"{place}.{'content' if is_pdf else 'text'}", str(error)
+            ) from None
         most = self._settings.document_passages_max
         if len(passages) > most:
             raise InvalidArgument.of(
-                f"{place}.text", f"splits into {len(passages)} passages; at most {most} are accepted"
+                f"{place}.text",
+                f"splits into {len(passages)} passages; at most {most} are accepted",
             )
         return title, passages
 

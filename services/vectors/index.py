@@ -50,8 +50,8 @@ class Request:
 class SplitDocument:
     """A document, split into passages.
 
-    `vectors` are those of the passages, None for one without, or there are none. `metadata` has been checked. `digest`
-    stands for all that the document was made of.
+    `vectors` are those of the passages, None for one without, or there are none. `metadata`
+    has been checked. `digest` stands for all that the document was made of.
     """
 
     uri: str
@@ -150,9 +150,7 @@ class PassageIndex(Protocol):
         """Takes documents out; uris that aren't there are passed over."""
         ...
 
-    async def remove_matching(
-        self, key: CollectionKey, only: Filter, request: Request
-    ) -> Stored:
+    async def remove_matching(self, key: CollectionKey, only: Filter, request: Request) -> Stored:
         """Takes out all documents that the filter holds for."""
         ...
 

@@ -85,5 +85,5 @@ def read_source(source: Source) -> Reading:
         raise
     except MemoryError:
         raise Unreadable("takes too much memory to read") from None
-    except Exception as error:  # noqa: BLE001 - a broken file breaks its parser anywhere
+    except Exception as error:
         raise Unreadable("is broken") from error

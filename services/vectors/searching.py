@@ -56,9 +56,8 @@ class Search:
     ) -> tuple["pb.SearchMode.ValueType", Vector | None]:
         """By what to find, and the query's vector where it takes one."""
         mode = request.mode
-        if not request.query and (mode != pb.SEARCH_MODE_DENSE or not request.vector) and (
-            mode or not request.vector
-        ):
+        by_words = mode in (pb.SEARCH_MODE_TEXT, pb.SEARCH_MODE_HYBRID)
+        if not request.query and (by_words or not request.vector):
             raise InvalidArgument.of("query", "is required")
         if mode == pb.SEARCH_MODE_TEXT:
             return mode, None

@@ -222,7 +222,9 @@ class PassageIndexContract:
 class TestSqliteIndex(PassageIndexContract):
     @pytest.fixture
     async def index(self, tmp_path: Path) -> AsyncIterator[PassageIndex]:
-        index = SqliteIndex(tmp_path / "index.sqlite3", waiting_max=64, collections_max=2, passages_max=PASSAGES_MAX)
+        index = SqliteIndex(
+            tmp_path / "index.sqlite3", waiting_max=64, collections_max=2, passages_max=PASSAGES_MAX
+        )
         await index.open()
         yield index
         await index.close()
@@ -268,7 +270,9 @@ async def _open_and_search(index: SqliteIndex) -> None:
 
 
 async def test_more_waiting_calls_than_the_bound_are_refused(tmp_path: Path) -> None:
-    index = SqliteIndex(tmp_path / "index.sqlite3", waiting_max=2, collections_max=2, passages_max=PASSAGES_MAX)
+    index = SqliteIndex(
+        tmp_path / "index.sqlite3", waiting_max=2, collections_max=2, passages_max=PASSAGES_MAX
+    )
     await index.open()
     await index.create(BOOKS, CollectionSpec(), UNNAMED)
     long = document("long", *["some words to index " * 50] * 1_000)

@@ -5,7 +5,7 @@ import operator
 from array import array
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from mesh.errors import InvalidArgument
 
@@ -23,7 +23,10 @@ class Metric(StrEnum):
 
 
 # Of 32-bit floats, as the back ends store them.
-Vector: TypeAlias = "array[float]"
+if TYPE_CHECKING:
+    Vector: TypeAlias = array[float]
+else:
+    Vector = array
 
 
 def read_vector(values: Sequence[float], dimension: int, metric: Metric, field: str) -> Vector:
@@ -50,4 +53,4 @@ def unit(vector: Vector) -> Vector:
 
 def square_of(vector: Vector) -> float:
     """The square of the vector's length."""
-    return sum(map(operator.mul, vector, vector))
+    return float(sum(map(operator.mul, vector, vector)))

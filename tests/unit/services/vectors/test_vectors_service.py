@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from mesh.errors import (
 )
 from services.vectors.service import FILE_NAME, VectorsService
 from services.vectors.settings import VectorsSettings
+from tests.support.embedding import WordModels
 from weft.vectors.v1 import collections_pb2
 from weft.vectors.v1 import vector_service_pb2 as pb
 
@@ -33,13 +35,13 @@ def call() -> Call:
 
 @pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[VectorsService]:
-    service = VectorsService(VectorsSettings(document_passages_max=50), tmp_path)
+    service = VectorsService(VectorsSettings(document_passages_max=50), tmp_path, WordModels())
     await service.start()
     yield service
     await service.stop()
 
 
-async def make(service: VectorsService, collection_id: str = "notes", **fields: str) -> None:
+async def make(service: VectorsService, collection_id: str = "notes", **fields: Any) -> None:
     request = pb.CreateCollectionRequest(parent=PARENT, collection_id=collection_id, **fields)
     await service.create_collection(request, call())
 
@@ -181,11 +183,11 @@ async def test_the_count_of_passages_is_bounded(service: VectorsService) -> None
 async def test_a_damaged_file_is_refused_at_start(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_bytes(b"\x00garbage" * 1_000)
     with pytest.raises(DataDamaged):
-        await VectorsService(VectorsSettings(), tmp_path).start()
+        await VectorsService(VectorsSettings(), tmp_path, WordModels()).start()
 
 
 async def test_a_stopped_service_serves_nothing(tmp_path: Path) -> None:
-    service = VectorsService(VectorsSettings(), tmp_path)
+    service = VectorsService(VectorsSettings(), tmp_path, WordModels())
     await service.start()
     await service.stop()
     with pytest.raises(NotServing):
