@@ -1,22 +1,42 @@
 """What every passage index keeps to; a back end joins with a class and a fixture."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import math
+import random
+from array import array
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
+from google.protobuf.struct_pb2 import Struct
 
-from mesh.errors import AlreadyExists, DataDamaged, LimitExceeded, NotFound, RequestIdReused
+from mesh.errors import (
+    AlreadyExists,
+    DataDamaged,
+    FailedPrecondition,
+    LimitExceeded,
+    NotFound,
+    RequestIdReused,
+)
+from services.vectors.backends.postgres import PostgresIndex
 from services.vectors.backends.sqlite import SqliteIndex
 from services.vectors.chunking import Passage
+from services.vectors.domain.filters import parse_filter
+from services.vectors.domain.vectors import Metric
 from services.vectors.index import (
     CollectionKey,
     CollectionSpec,
     PassageIndex,
+    Present,
     Request,
     SplitDocument,
     Stored,
 )
+from tests.support.postgres import running_postgres
+from weft.vectors.v1 import collections_pb2
 
 BOOKS = CollectionKey("acme", "books")
 UNNAMED = Request("", b"")
@@ -27,6 +47,18 @@ def document(uri: str, *texts: str, title: str = "Untitled", heading: str = "") 
     headings = (heading,) if heading else ()
     passages = [Passage(headings, number, text) for number, text in enumerate(texts, 1)]
     return SplitDocument(uri, title, passages)
+
+
+def placed(uri: str, vector: Sequence[float], **metadata: Any) -> SplitDocument:
+    known = Struct()
+    known.update(metadata)
+    split = document(uri, "a word")
+    return replace(split, vectors=[array("f", vector)], metadata=known)
+
+
+def cosine(one: Sequence[float], other: Sequence[float]) -> float:
+    dot = sum(a * b for a, b in zip(one, other, strict=True))
+    return dot / math.hypot(*one) / math.hypot(*other)
 
 
 async def filled(index: PassageIndex, *documents: SplitDocument) -> None:
@@ -218,6 +250,194 @@ class PassageIndexContract:
         await asyncio.gather(*(index.upsert(BOOKS, [each], UNNAMED) for each in documents))
         assert (await index.get(BOOKS)).document_count == 20
 
+    async def test_a_collection_tells_of_its_vectors(self, index: PassageIndex) -> None:
+        spec = CollectionSpec("", 3, Metric.L2, "provider/model")
+        made = await index.create(BOOKS, spec, UNNAMED)
+        assert (made.dimension, made.metric) == (3, collections_pb2.METRIC_L2)
+        assert made.model == "provider/model"
+        assert await index.get(BOOKS) == made
+
+    @pytest.mark.parametrize(
+        ("metric", "uris", "best"),
+        [
+            (Metric.COSINE, ["far", "near", "aside"], 1.0),
+            (Metric.DOT, ["far", "near", "aside"], 10.0),
+            (Metric.L2, ["near", "aside", "far"], -1.0),
+        ],
+    )
+    async def test_the_nearest_come_first_by_each_metric(
+        self, index: PassageIndex, metric: Metric, uris: list[str], best: float
+    ) -> None:
+        await index.create(BOOKS, CollectionSpec("", 2, metric), UNNAMED)
+        given = {"near": (2.0, 0.5), "far": (10.0, 0.0), "aside": (0.0, 2.0)}
+        documents = [placed(uri, vector) for uri, vector in given.items()]
+        await index.upsert(BOOKS, documents, UNNAMED)
+        hits = await index.nearest(BOOKS, array("f", (1.0, 0.0)), 8)
+        assert [hit.passage.uri for hit in hits] == uris
+        assert hits[0].passage.score == pytest.approx(best, abs=0.2)
+        scores = [hit.passage.score for hit in hits]
+        assert scores == sorted(scores, reverse=True)
+        assert len(await index.nearest(BOOKS, array("f", (1.0, 0.0)), 2)) == 2
+
+    async def test_nearest_agree_with_a_plain_computation(self, index: PassageIndex) -> None:
+        chance = random.Random(1)
+        await index.create(BOOKS, CollectionSpec("", 16, Metric.COSINE), UNNAMED)
+        vectors = {
+            str(number): array("f", (chance.gauss(0, 1) for _ in range(16)))
+            for number in range(150)
+        }
+        documents = [placed(uri, vector) for uri, vector in vectors.items()]
+        await index.upsert(BOOKS, documents, UNNAMED)
+        for uri, query in list(vectors.items())[:5]:
+            expected = sorted(vectors, key=lambda other: -cosine(query, vectors[other]))[:10]
+            hits = await index.nearest(BOOKS, query, 10)
+            assert [hit.passage.uri for hit in hits] == expected
+            assert hits[0].passage.uri == uri
+            for hit in hits:
+                score = cosine(query, vectors[hit.passage.uri])
+                assert hit.passage.score == pytest.approx(score, abs=1e-5)
+
+    async def test_passages_without_a_vector_are_found_by_words_only(
+        self, index: PassageIndex
+    ) -> None:
+        await index.create(BOOKS, CollectionSpec("", 2), UNNAMED)
+        some = replace(document("some", "one", "two"), vectors=[None, array("f", (1.0, 0.0))])
+        await index.upsert(BOOKS, [document("none", "one"), some], UNNAMED)
+        (hit,) = await index.nearest(BOOKS, array("f", (1.0, 0.0)), 8)
+        assert (hit.passage.uri, hit.passage.text) == ("some", "two")
+        assert sorted(await found(index, "one")) == ["none", "some"]
+
+    async def test_a_vector_of_another_dimension_is_refused_and_nothing_stored(
+        self, index: PassageIndex
+    ) -> None:
+        await index.create(BOOKS, CollectionSpec("", 2), UNNAMED)
+        wrong = placed("wrong", (1.0, 2.0, 3.0))
+        with pytest.raises(FailedPrecondition, match="2 numbers, not 3"):
+            await index.upsert(BOOKS, [document("a", "one"), wrong], UNNAMED)
+        with pytest.raises(FailedPrecondition):
+            await index.nearest(BOOKS, array("f", (1.0,)), 8)
+        assert (await index.get(BOOKS)).document_count == 0
+
+    async def test_a_collection_without_vectors_has_no_neighbours(
+        self, index: PassageIndex
+    ) -> None:
+        await filled(index, document("a", "one"))
+        with pytest.raises(FailedPrecondition, match="no vectors"):
+            await index.nearest(BOOKS, array("f", (1.0,)), 8)
+
+    async def test_vectors_go_with_their_documents(self, index: PassageIndex) -> None:
+        await index.create(BOOKS, CollectionSpec("", 2), UNNAMED)
+        query = array("f", (1.0, 0.0))
+        await index.upsert(BOOKS, [placed("a", (1, 0)), placed("b", (1, 1))], UNNAMED)
+        await index.upsert(BOOKS, [placed("a", (-1, 0))], UNNAMED)
+        assert [hit.passage.uri for hit in await index.nearest(BOOKS, query, 8)] == ["b", "a"]
+        await index.remove(BOOKS, ["b"], UNNAMED)
+        assert [hit.passage.uri for hit in await index.nearest(BOOKS, query, 8)] == ["a"]
+        await index.delete(BOOKS, UNNAMED)
+        await index.create(BOOKS, CollectionSpec("", 2), UNNAMED)
+        assert not await index.nearest(BOOKS, query, 8)
+
+    async def test_what_a_passage_is_known_by_comes_back(self, index: PassageIndex) -> None:
+        metadata = Struct()
+        metadata.update({"author": "Ann", "year": 2020, "tags": ["a", "b"], "draft": False})
+        passage = Passage(("Top",), 3, "a whale", page=7)
+        await filled(index, SplitDocument("u", "T", [passage], metadata=metadata))
+        (hit,) = await index.match(BOOKS, "whale", 8)
+        assert hit.passage.metadata == metadata
+        assert (hit.passage.page, hit.passage.line) == (7, 3)
+
+    @pytest.mark.parametrize(
+        ("text", "uris"),
+        [
+            ('author = "Ann"', "ac"),
+            ('author != "Ann"', "b"),
+            ("year >= 2020", "ab"),
+            ("year < 2020.5 AND year > 2019.5", "a"),
+            ('tag = "red"', "ab"),
+            ('tag != "red"', "c"),
+            ('tag IN ("blue", "green")', "bc"),
+            ("draft = true", "a"),
+            ("draft = 1", ""),
+            ('year = "2020"', ""),
+            ("year:*", "abc"),
+            ("NOT draft:*", "cd"),
+            ('NOT author = "Ann"', "bd"),
+            ('author = "Ann" AND (year > 2019 OR tag = "green")', "ac"),
+            ('author > "Ann"', "b"),
+            ('author = "\'; DROP TABLE documents; --"', ""),
+            ('nothing = "Ann"', ""),
+        ],
+    )
+    async def test_a_filter_leaves_in_whom_it_holds_for(
+        self, index: PassageIndex, text: str, uris: str
+    ) -> None:
+        await index.create(BOOKS, CollectionSpec("", 2), UNNAMED)
+        known: dict[str, dict[str, Any]] = {
+            "a": {"author": "Ann", "year": 2020, "tag": ["red"], "draft": True},
+            "b": {"author": "Bob", "year": 2021, "tag": ["red", "blue"], "draft": False},
+            "c": {"author": "Ann", "year": 2019, "tag": "green"},
+            "d": {},
+        }
+        documents = [placed(uri, (1, 0), **metadata) for uri, metadata in known.items()]
+        await index.upsert(BOOKS, documents, UNNAMED)
+        only = parse_filter(text)
+        by_words = await index.match(BOOKS, "word", 8, only)
+        by_vectors = await index.nearest(BOOKS, array("f", (1, 0)), 8, only)
+        assert sorted(hit.passage.uri for hit in by_words) == list(uris)
+        assert sorted(hit.passage.uri for hit in by_vectors) == list(uris)
+        assert only is not None
+        removed = await index.remove_matching(BOOKS, only, UNNAMED)
+        assert removed == Stored(len(uris), len(uris))
+        assert (await index.get(BOOKS)).document_count == 4 - len(uris)
+        left = await index.nearest(BOOKS, array("f", (1, 0)), 8)
+        assert {hit.passage.uri for hit in left} == set("abcd") - set(uris)
+
+    async def test_a_filter_comes_before_the_count(self, index: PassageIndex) -> None:
+        await index.create(BOOKS, CollectionSpec("", 2), UNNAMED)
+        near = [placed(f"near{number}", (1, 0), year=1) for number in range(300)]
+        far = [placed(f"far{number}", (0, 1), year=2) for number in range(3)]
+        await index.upsert(BOOKS, [*near, *far], UNNAMED)
+        only = parse_filter("year = 2")
+        for hits in (
+            await index.nearest(BOOKS, array("f", (1, 0)), 3, only),
+            await index.match(BOOKS, "word", 3, only),
+        ):
+            assert sorted(hit.passage.uri for hit in hits) == ["far0", "far1", "far2"]
+
+    async def test_what_is_there_is_told_by_its_digest(self, index: PassageIndex) -> None:
+        await filled(index, replace(document("a", "one", "two"), digest=b"d"))
+        assert await index.present(BOOKS, ["a", "b"]) == {"a": Present(b"d", 2)}
+        stored = await index.upsert(BOOKS, [document("b", "x")], UNNAMED, Stored(1, 2))
+        assert stored == Stored(2, 3, 1)
+
+    async def test_the_passages_of_a_collection_are_bounded(self, index: PassageIndex) -> None:
+        await filled(index, document("a", *["word"] * (PASSAGES_MAX - 1)))
+        with pytest.raises(LimitExceeded):
+            await index.upsert(BOOKS, [document("b", "one", "two")], UNNAMED)
+        assert (await index.get(BOOKS)).passage_count == PASSAGES_MAX - 1
+        # What is replaced makes room.
+        await index.upsert(BOOKS, [document("a", "one", "two")], UNNAMED)
+
+    async def test_a_tenant_never_finds_what_is_another_ones(self, index: PassageIndex) -> None:
+        """The same names, texts, vectors and metadata: only the tenant differs."""
+        theirs = CollectionKey("other", "books")
+        vector = array("f", (1, 0))
+        for key, uri in ((BOOKS, "ours"), (theirs, "theirs")):
+            await index.create(key, CollectionSpec("", 2), UNNAMED)
+            await index.upsert(key, [placed(uri, (1, 0), year=1)], UNNAMED)
+        for text in ("year = 1", "NOT year = 2", "NOT nothing:*", "year = 1 OR NOT year = 1"):
+            only = parse_filter(text)
+            assert only is not None
+            for key, uri in ((BOOKS, "ours"), (theirs, "theirs")):
+                by_words = await index.match(key, "word", 8, only)
+                by_vectors = await index.nearest(key, vector, 8, only)
+                assert [hit.passage.uri for hit in (*by_words, *by_vectors)] == [uri, uri]
+        everything = parse_filter("NOT nothing:*")
+        assert everything is not None
+        assert await index.remove_matching(BOOKS, everything, UNNAMED) == Stored(1, 1)
+        assert (await index.get(theirs)).document_count == 1
+        assert not await index.present(BOOKS, ["theirs"])
+
 
 class TestSqliteIndex(PassageIndexContract):
     @pytest.fixture
@@ -281,3 +501,26 @@ async def test_more_waiting_calls_than_the_bound_are_refused(tmp_path: Path) -> 
     assert [type(outcome).__name__ for outcome in outcomes[2:]] == ["LimitExceeded"] * 4
     assert (await index.get(BOOKS)).passage_count == 1_000
     await index.close()
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    with running_postgres() as url:
+        yield url
+
+
+class TestPostgresIndex(PassageIndexContract):
+    @pytest.fixture
+    async def index(self, database: str) -> AsyncIterator[PassageIndex]:
+        async with await psycopg.AsyncConnection.connect(database, autocommit=True) as connection:
+            await connection.execute("DROP SCHEMA IF EXISTS weft_vectors CASCADE")
+        index = PostgresIndex(
+            database,
+            connections_max=4,
+            waiting_max=64,
+            collections_max=2,
+            passages_max=PASSAGES_MAX,
+        )
+        await index.open()
+        yield index
+        await index.close()
