@@ -99,7 +99,7 @@ def _control(mesh: Mesh) -> Service:
 
 
 def _models(mesh: Mesh) -> Service:
-    return ModelsService(ModelsSettings(), mesh.cache)
+    return ModelsService(ModelsSettings(), mesh.cache, mesh.metrics)
 
 
 def _scheduler(mesh: Mesh) -> Service:
