@@ -63,7 +63,8 @@ class _Reader(HTMLParser):
             if self._parts:
                 self._parts.append(" | ")
         elif tag == "br":
-            self._parts.append("\n" if self._in_pre else " ")
+            if self._parts:
+                self._parts.append("\n" if self._in_pre else " ")
         elif tag in _BLOCKS:
             self._flush()
             self._in_pre = self._in_pre or tag == "pre"

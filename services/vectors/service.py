@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from mesh.call import Call
 from mesh.clock import SYSTEM, Clock
-from mesh.errors import InvalidArgument
+from mesh.errors import FailedPrecondition, InvalidArgument
 from mesh.rpc.pages import read_page_token, write_page_token
 from services.vectors.backends.sqlite import SqliteIndex
 from services.vectors.documents import Documents
@@ -144,6 +144,22 @@ class VectorsService:
 
 
 def _index(settings: VectorsSettings, data_dir: Path, clock: Clock) -> PassageIndex:
+    if settings.postgres_url:
+        try:
+            from services.vectors.backends.postgres import PostgresIndex
+        except ImportError as error:
+            raise FailedPrecondition(
+                "collections in PostgreSQL need psycopg: pip install 'weft[postgres]'"
+            ) from error
+        return PostgresIndex(
+            settings.postgres_url,
+            settings.postgres_password(),
+            connections_max=settings.postgres_connections_max,
+            waiting_max=settings.waiting_calls_max,
+            collections_max=settings.collections_max,
+            passages_max=settings.collection_passages_max,
+            now_ns=clock.now_ns,
+        )
     return SqliteIndex(
         (settings.folder or data_dir) / FILE_NAME,
         waiting_max=settings.waiting_calls_max,

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 from typing import ClassVar
+from urllib.parse import parse_qs, urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from mesh.errors import FailedPrecondition
 from mesh.settings import Section
 
 
@@ -38,3 +40,21 @@ class VectorsSettings(Section):
     postgres_password_file: Path | None = None
     """File with the password."""
     postgres_connections_max: int = Field(default=8, ge=1, le=256)
+
+    @field_validator("postgres_url")
+    @classmethod
+    def _has_no_password(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.password is not None or "password" in parse_qs(parts.query):
+            raise ValueError("must hold no password; postgres_password_file names its file")
+        return value
+
+    def postgres_password(self) -> str:
+        """What the file of the password holds, empty without one. FailedPrecondition where it
+        can't be read."""
+        if self.postgres_password_file is None:
+            return ""
+        try:
+            return self.postgres_password_file.read_text().strip()
+        except (OSError, ValueError) as error:
+            raise FailedPrecondition("the file of PostgreSQL's password can't be read") from error

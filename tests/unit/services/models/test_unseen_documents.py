@@ -18,7 +18,7 @@ from services.models.providers.extractive.reply import reply
 from services.tools.builtin import BuiltinTools, builtin_tools
 from services.vectors.service import VectorsService
 from services.vectors.settings import VectorsSettings
-from tests.support.embedding import WordModels
+from tests.support.embedding import LocalModels
 from tests.unit.services.models.unseen_questions import (
     ANSWERABLE,
     FOLLOW_UPS,
@@ -62,7 +62,7 @@ class LocalVectors:
 
 @pytest.fixture(scope="module")
 async def tools(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BuiltinTools]:
-    service = VectorsService(VectorsSettings(), tmp_path_factory.mktemp("vectors"), WordModels())
+    service = VectorsService(VectorsSettings(), tmp_path_factory.mktemp("vectors"), LocalModels())
     await service.start()
     created = vectors_pb.CreateCollectionRequest(
         parent=f"tenants/{TENANT}", collection_id=COLLECTION

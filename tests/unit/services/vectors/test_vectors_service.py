@@ -18,7 +18,7 @@ from mesh.errors import (
 )
 from services.vectors.service import FILE_NAME, VectorsService
 from services.vectors.settings import VectorsSettings
-from tests.support.embedding import WordModels
+from tests.support.embedding import LocalModels
 from weft.vectors.v1 import collections_pb2
 from weft.vectors.v1 import vector_service_pb2 as pb
 
@@ -35,7 +35,7 @@ def call() -> Call:
 
 @pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[VectorsService]:
-    service = VectorsService(VectorsSettings(document_passages_max=50), tmp_path, WordModels())
+    service = VectorsService(VectorsSettings(document_passages_max=50), tmp_path, LocalModels())
     await service.start()
     yield service
     await service.stop()
@@ -183,11 +183,11 @@ async def test_the_count_of_passages_is_bounded(service: VectorsService) -> None
 async def test_a_damaged_file_is_refused_at_start(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_bytes(b"\x00garbage" * 1_000)
     with pytest.raises(DataDamaged):
-        await VectorsService(VectorsSettings(), tmp_path, WordModels()).start()
+        await VectorsService(VectorsSettings(), tmp_path, LocalModels()).start()
 
 
 async def test_a_stopped_service_serves_nothing(tmp_path: Path) -> None:
-    service = VectorsService(VectorsSettings(), tmp_path, WordModels())
+    service = VectorsService(VectorsSettings(), tmp_path, LocalModels())
     await service.start()
     await service.stop()
     with pytest.raises(NotServing):
