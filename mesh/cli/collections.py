@@ -147,9 +147,10 @@ def ingest_folders(
     if len(skipped) > NOTES_MAX:
         note(f"skipped {len(skipped) - NOTES_MAX} more")
     if client.output is Output.TABLE:
+        unchanged = f" ({ingest.unchanged_count} unchanged)" if ingest.unchanged_count else ""
         sys.stdout.write(
-            f"{short_name(name)}: {ingest.document_count} documents, {ingest.passage_count} passages"
-            f" stored, {ingest.unchanged_count} documents unchanged, {len(skipped)} files skipped\n"
+            f"{short_name(name)}: {ingest.document_count} documents{unchanged}, "
+            f"{ingest.passage_count} passages stored, {len(skipped)} files skipped\n"
         )
         return
     data = {

@@ -155,6 +155,7 @@ def _index(settings: VectorsSettings, data_dir: Path, clock: Clock) -> PassageIn
             settings.postgres_url,
             settings.postgres_password(),
             connections_max=settings.postgres_connections_max,
+            connect_seconds=settings.postgres_connect_seconds,
             waiting_max=settings.waiting_calls_max,
             collections_max=settings.collections_max,
             passages_max=settings.collection_passages_max,

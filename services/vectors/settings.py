@@ -40,6 +40,8 @@ class VectorsSettings(Section):
     postgres_password_file: Path | None = None
     """File with the password."""
     postgres_connections_max: int = Field(default=8, ge=1, le=256)
+    postgres_connect_seconds: float = Field(default=5.0, gt=0, le=60)
+    """How long a call waits for a connection."""
 
     @field_validator("postgres_url")
     @classmethod

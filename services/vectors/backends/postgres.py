@@ -7,8 +7,9 @@ looked through one by one.
 
 import asyncio
 import hashlib
+import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,12 +28,12 @@ from services.vectors.backends.filter_sql import rows
 from services.vectors.backends.postgres_connection import (
     Connection,
     configure,
+    copy_into,
     faults,
     fetch_all,
     fetch_one,
     prepare,
     run,
-    run_each,
 )
 from services.vectors.backends.postgres_search import DIALECT, match, nearest, written
 from services.vectors.backends.postgres_words import lexemes
@@ -53,7 +54,6 @@ from services.vectors.index import (
 )
 from weft.vectors.v1 import collections_pb2
 
-CONNECT_SECONDS = 5
 REQUESTS_MAX = 10_000
 """Requests that are remembered; the oldest are forgotten first."""
 
@@ -69,7 +69,8 @@ _log = structlog.get_logger(__name__)
 class PostgresIndex:
     """The passage index in the database at `url`, which holds no password.
 
-    `waiting_max` bounds the calls that wait for a connection; further ones get LimitExceeded.
+    A call waits for a connection for `connect_seconds`. `waiting_max` bounds the calls that
+    wait; further ones get LimitExceeded.
     `collections_max` bounds the collections of one tenant, `passages_max` the passages of a
     collection.
     """
@@ -80,6 +81,7 @@ class PostgresIndex:
         password: str = "",
         *,
         connections_max: int,
+        connect_seconds: float,
         waiting_max: int,
         collections_max: int,
         passages_max: int,
@@ -90,7 +92,7 @@ class PostgresIndex:
         self._now_ns = now_ns
         self._prepared = False
         self._preparing = asyncio.Lock()
-        options: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS}
+        options: dict[str, Any] = {"connect_timeout": math.ceil(connect_seconds)}
         if password:
             options["password"] = password
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
@@ -99,7 +101,7 @@ class PostgresIndex:
             min_size=0,
             max_size=connections_max,
             max_waiting=waiting_max,
-            timeout=2 * CONNECT_SECONDS,
+            timeout=connect_seconds,
             open=False,
             configure=configure,
         )
@@ -180,11 +182,12 @@ class PostgresIndex:
         async def change(connection: Connection) -> Stored:
             identity, dimension, _ = await self._locked(connection, key)
             uris = [document.uri for document in documents]
+            _refuse_unfit(documents, dimension)
             await self._take_out(connection, identity, *_by_uris(uris))
             passages = sum(len(document.passages) for document in documents)
             await self._count(connection, identity, len(documents), passages)
-            for document, each in zip(documents, words, strict=True):
-                await self._put(connection, identity, dimension, document, each)
+            if documents:
+                await self._put(connection, identity, documents, words)
             return Stored(
                 len(documents) + unchanged.documents,
                 passages + unchanged.passages,
@@ -306,48 +309,46 @@ class PostgresIndex:
         self,
         connection: Connection,
         identity: int,
-        dimension: int,
-        document: SplitDocument,
-        words: Sequence[str],
+        documents: Sequence[SplitDocument],
+        words: Sequence[Sequence[str]],
     ) -> None:
-        if len(document.passages) > PASSAGES_MAX:
-            raise LimitExceeded(f"a document has at most {PASSAGES_MAX} passages")
-        row = await fetch_one(
+        """Stores documents whose uris aren't there, all in three statements."""
+        made = await fetch_all(
             connection,
             f"INSERT INTO {S}.documents"
             " (collection, uri_digest, uri, title, passage_count, digest, metadata)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING id",
-            *(identity, _uri_digest(document.uri), document.uri.encode(), document.title.encode()),
-            *(len(document.passages), document.digest),
-            document.metadata.SerializeToString(deterministic=True),
+            " SELECT %s, * FROM unnest"
+            " (%s::bytea[], %s::bytea[], %s::bytea[], %s::int[], %s::bytea[], %s::bytea[])"
+            " RETURNING uri_digest, id",
+            identity,
+            [_uri_digest(document.uri) for document in documents],
+            [document.uri.encode() for document in documents],
+            [document.title.encode() for document in documents],
+            [len(document.passages) for document in documents],
+            [document.digest for document in documents],
+            [document.metadata.SerializeToString(deterministic=True) for document in documents],
         )
-        assert row is not None
-        number = int(row[0])
-        vectors = document.vectors or [None] * len(document.passages)
-        for vector in vectors:
-            if vector is not None:
-                refuse_other_dimension(vector, dimension)
-        made = (
-            (
-                *(number * PASSAGES_MAX + place, number, "\n".join(passage.headings).encode()),
-                *(passage.text.encode(), passage.line, passage.page, each),
-                *([None if vector is None else written(vector)] if dimension else []),
-            )
-            for place, (passage, vector, each) in enumerate(
-                zip(document.passages, vectors, words, strict=True)
-            )
+        numbers = dict(made)
+        numbered = [
+            (int(numbers[_uri_digest(document.uri)]), document, each)
+            for document, each in zip(documents, words, strict=True)
+        ]
+        has_vectors = any(document.vectors for document in documents)
+        columns = "id, document, headings, text, line, page, words"
+        columns += ", vector" if has_vectors else ""
+        passages = (
+            row[:-1] if not has_vectors else row
+            for number, document, each in numbered
+            for row in _passage_rows(number, document, each)
         )
-        marks = "%s, %s, %s, %s, %s, %s, %s::tsvector" + (", %s::vector" if dimension else "")
-        await run_each(connection, f"INSERT INTO {S}.passages_{identity} VALUES ({marks})", made)
+        await copy_into(connection, f"{S}.passages_{identity} ({columns})", passages)
         attributes = (
             (identity, number, key, kind, *((value, None) if kind == "s" else (None, value)))
+            for number, document, _ in numbered
             for key, kind, value in rows(read_metadata(document.metadata, "metadata"))
         )
-        await run_each(
-            connection,
-            f"INSERT INTO {S}.attributes VALUES (%s, %s, %s, %s, %s, %s)",
-            attributes,
-        )
+        columns = "collection, document, key, kind, text, number"
+        await copy_into(connection, f"{S}.attributes ({columns})", attributes)
 
     async def _remove(
         self,
@@ -399,6 +400,28 @@ def _by_uris(uris: Sequence[str]) -> tuple[str, tuple[Any, ...]]:
 def _uri_digest(uri: str) -> bytes:
     # An index entry can't hold the longest uris.
     return hashlib.sha256(uri.encode()).digest()
+
+
+def _refuse_unfit(documents: Sequence[SplitDocument], dimension: int) -> None:
+    for document in documents:
+        if len(document.passages) > PASSAGES_MAX:
+            raise LimitExceeded(f"a document has at most {PASSAGES_MAX} passages")
+        for vector in document.vectors:
+            if vector is not None:
+                refuse_other_dimension(vector, dimension)
+
+
+def _passage_rows(
+    number: int, document: SplitDocument, words: Sequence[str]
+) -> Iterator[tuple[Any, ...]]:
+    vectors = document.vectors or [None] * len(document.passages)
+    each = zip(document.passages, vectors, words, strict=True)
+    for place, (passage, vector, lexemes_of_it) in enumerate(each):
+        yield (
+            *(number * PASSAGES_MAX + place, number, "\n".join(passage.headings).encode()),
+            *(passage.text.encode(), passage.line, passage.page, lexemes_of_it),
+            None if vector is None else written(vector),
+        )
 
 
 def _words(document: SplitDocument) -> list[str]:

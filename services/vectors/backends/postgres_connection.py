@@ -1,6 +1,6 @@
 """Connections to PostgreSQL: how they are set up, and what their faults are called here."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
@@ -96,7 +96,13 @@ async def fetch_one(connection: Connection, statement: str, *values: Any) -> tup
     return await (await connection.execute(statement.encode(), values)).fetchone()
 
 
-async def run_each(connection: Connection, statement: str, values: Any) -> None:
-    """Does what the statement says for each row of values."""
-    async with connection.cursor() as cursor:
-        await cursor.executemany(statement.encode(), values)
+async def copy_into(
+    connection: Connection, columns: str, values: Iterable[tuple[Any, ...]]
+) -> None:
+    """Stores rows of values in a table's columns."""
+    async with (
+        connection.cursor() as cursor,
+        cursor.copy(f"COPY {columns} FROM STDIN".encode()) as copy,
+    ):
+        for row in values:
+            await copy.write_row(row)
