@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from weakref import WeakValueDictionary
 
 from mesh.call import Call
 from mesh.errors import FailedPrecondition, FieldViolation, InvalidArgument
@@ -51,6 +52,9 @@ class Documents:
         self._embedder = embedder
         self._settings = settings
         self._readers = Readers(settings)
+        self._under_way: WeakValueDictionary[tuple[CollectionKey, bytes], asyncio.Lock] = (
+            WeakValueDictionary()
+        )
 
     async def close(self) -> None:
         """Ends the processes in which documents are read."""
@@ -67,6 +71,19 @@ class Documents:
         wrong or can't be read, FailedPrecondition for a vector where the collection has
         none, and what Embed and the index raise."""
         _refuse(_repeated(documents))
+        # A call that takes long is made once more beside itself: that one waits for what the
+        # first has stored, in place of having all of it embedded, too.
+        lock = self._under_way.setdefault((key, request.digest), asyncio.Lock())
+        async with lock:
+            return await self._upsert(key, documents, request, call)
+
+    async def _upsert(
+        self,
+        key: CollectionKey,
+        documents: Sequence[collections_pb2.Document],
+        request: Request,
+        call: Call,
+    ) -> Stored:
         collection = await self._index.get(key)
         present = await self._index.present(key, [document.uri for document in documents])
         changed: list[tuple[int, collections_pb2.Document, bytes]] = []

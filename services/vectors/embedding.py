@@ -13,8 +13,9 @@ from weft.models.v1 import model_service_pb2 as models_pb
 
 TEXTS_AT_ONCE = 256
 BYTES_AT_ONCE = 1 << 20
-QUERY_SECONDS = 3_600
-"""How long the vector of a query is good for: people ask the same again."""
+KEPT_SECONDS = 3_600
+"""How long the models service keeps a vector: people ask the same again, and whoever was cut
+off in an ingest sends the same again."""
 
 
 class EmbedMethod(Protocol):
@@ -41,7 +42,7 @@ class Embedder:
 
     async def dimension(self, tenant: str, model: str, call: Call) -> int:
         """How many numbers the model's vectors have. Raises what Embed raises."""
-        (vector,) = await self._batch(tenant, model, 0, ["dimension"], call, QUERY_SECONDS)
+        (vector,) = await self._batch(tenant, model, 0, ["dimension"], call)
         return len(vector)
 
     async def passages(
@@ -51,7 +52,7 @@ class Embedder:
         has no direction. Raises what Embed raises."""
         vectors: list[Vector | None] = []
         for batch in _batches(texts):
-            made = await self._batch(tenant, model, dimension, batch, call, 0)
+            made = await self._batch(tenant, model, dimension, batch, call)
             vectors += (_or_none(vector) for vector in made)
         return vectors
 
@@ -59,7 +60,7 @@ class Embedder:
         self, tenant: str, model: str, dimension: int, text: str, call: Call
     ) -> Vector | None:
         """The vector of a query, as `passages`."""
-        made = await self._batch(tenant, model, dimension, [text], call, QUERY_SECONDS)
+        made = await self._batch(tenant, model, dimension, [text], call)
         return _or_none(made[0])
 
     async def _batch(
@@ -69,13 +70,14 @@ class Embedder:
         dimension: int,
         texts: Sequence[str],
         call: Call,
-        cache_seconds: int,
     ) -> list[Vector]:
         request = models_pb.EmbedRequest(
-            parent=f"tenants/{tenant}", model=model, texts=texts, dimension=dimension
+            parent=f"tenants/{tenant}",
+            model=model,
+            texts=texts,
+            dimension=dimension,
+            cache_ttl=Duration(seconds=KEPT_SECONDS),
         )
-        if cache_seconds:
-            request.cache_ttl.CopyFrom(Duration(seconds=cache_seconds))
         response = await self._models.Embed(request, timeout=call.remaining_seconds())
         vectors = [array("f", each.values) for each in response.embeddings]
         if len(vectors) != len(texts):

@@ -78,12 +78,20 @@ async def run() -> list[Result]:
         data = Data(count)
         async with contextlib.AsyncExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            bounds = {"waiting_max": 8, "collections_max": 8, "passages_max": 1 << 30}
-            embedded = SqliteIndex(folder / "vectors.sqlite3", **bounds)
+            embedded = SqliteIndex(
+                folder / "vectors.sqlite3", waiting_max=8, collections_max=1, passages_max=count
+            )
             postgres, url = None, ""
             if has_postgres():
                 url = stack.enter_context(running_postgres())
-                postgres = PostgresIndex(url, connections_max=2, connect_seconds=30, **bounds)
+                postgres = PostgresIndex(
+                    url,
+                    connections_max=2,
+                    connect_seconds=30,
+                    waiting_max=8,
+                    collections_max=1,
+                    passages_max=count,
+                )
             results += await _compared(data, embedded, postgres, url)
     return results
 

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Iterator, Mapping
+from typing import Any as Any_
 
 import apsw
 import pytest
@@ -205,7 +206,7 @@ def test_nots_bind_closer_than_ands() -> None:
     assert parse_filter("NOT (a = 1 AND b = 1)") == Not(All((one, two)))
 
 
-def refused() -> Iterator[tuple[str, object]]:
+def refused() -> Iterator[tuple[str, dict[str, Any_]]]:
     yield "metadata.deep", {"deep": {"er": 1}}
     yield "metadata.none", {"none": None}
     yield "metadata.deep", {"deep": [[1]]}
@@ -219,7 +220,7 @@ def refused() -> Iterator[tuple[str, object]]:
 
 
 @pytest.mark.parametrize(("field", "given_values"), list(refused()))
-def test_metadata_is_bounded(field: str, given_values: Mapping[str, object]) -> None:
+def test_metadata_is_bounded(field: str, given_values: dict[str, Any_]) -> None:
     metadata = Struct()
     metadata.update(given_values)
     with pytest.raises(InvalidArgument) as caught:
