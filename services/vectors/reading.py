@@ -9,6 +9,7 @@ import resource
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
+from mesh.errors import Unavailable
 from mesh.worker.processes import Processes, Untold
 from services.vectors.chunking import Passage
 from services.vectors.html_text import split_html
@@ -17,6 +18,8 @@ from services.vectors.settings import VectorsSettings
 
 MEMORY_BYTES_MAX = 1 << 30
 """Of a process's address space."""
+START_SECONDS_MAX = 60
+"""For a process to begin, with all that it needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,12 @@ class Readers:
         seconds = self._settings.reading_seconds_max
         async with self._places:
             try:
+                # What a busy machine needs to start a process isn't the file's fault.
+                async with asyncio.timeout(START_SECONDS_MAX):
+                    await self._processes.run(bound_memory, None)
+            except (TimeoutError, BrokenProcessPool) as error:
+                raise Unavailable("no process to read documents in starts") from error
+            try:
                 async with asyncio.timeout(seconds):
                     read = await self._processes.run(read_source, source)
             except TimeoutError:
@@ -74,9 +83,13 @@ class Readers:
         return read
 
 
-def read_source(source: Source) -> Reading:
-    """Runs in a process that serves nothing else. Raises Unreadable."""
+def bound_memory(_: None) -> None:
+    """Runs in a process that serves nothing else, before it reads."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
+
+
+def read_source(source: Source) -> Reading:
+    """Runs there. Raises Unreadable."""
     try:
         if source.pdf:
             return Reading(*split_pdf(source.pdf, source.pages_max, source.length_max))
