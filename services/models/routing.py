@@ -109,7 +109,7 @@ class Routing:
             found = [self.candidate(model_id)]
         else:
             found = [self.candidate(each) for each in route.models]
-        wanted = request.labels.items()
+        wanted = {(label.key, label.value) for label in request.labels}
         found = [each for each in found if wanted <= each.settings.labels.items()]
         if not found:
             raise NotFound.of("model with these labels of", model_id)

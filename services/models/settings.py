@@ -34,9 +34,13 @@ class ModelsSettings(Section):
         name = "anthropic"
         kind = "anthropic"
         api_key_variable = "ANTHROPIC_API_KEY"
-        models = [{name = "claude-sonnet-4-5", context_tokens_max = 200000,
-                   input_price_usd_micros_per_mtok = 3000000,
-                   output_price_usd_micros_per_mtok = 15000000}]
+
+        [[models.providers.models]]        # what is known of one of its models
+        name = "claude-sonnet-4-5"
+        context_tokens_max = 200000
+        input_price_usd_micros_per_mtok = 3000000
+        output_price_usd_micros_per_mtok = 15000000
+        labels = {region = "us"}
 
         [[models.providers]]               # OpenAI's Responses API
         name = "responses"

@@ -1,11 +1,12 @@
 """Answers that must fit a JSON Schema: checked here, whatever the provider promises.
 
 The schema is a caller's and the answer a model's, so that a check must not take for ever:
-its steps are bounded, and `pattern` isn't checked (the provider still sees it), since a regular
-expression can take any time.
+its time is bounded, and `pattern` isn't checked (the provider still sees it), since a regular
+expression can't be stopped.
 """
 
 import json
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from contextvars import ContextVar
@@ -22,27 +23,25 @@ from services.models.tokens import add_usage
 from weft.models.v1 import model_service_pb2 as pb
 from weft.models.v1 import models_pb2
 
-STEPS_MAX = 50_000
-"""Keywords of schemas that are applied to a part of an answer."""
+CHECK_SECONDS_MAX = 0.25
+"""Processor time that the check of one answer may take."""
 ATTEMPTS_MAX = 2
 PROBLEM_CHARACTERS_MAX = 500
 
 Parts = AsyncGenerator[str | pb.GenerateResponse, None]
 Ask = Callable[[pb.GenerateRequest], Parts]
 
-_steps: ContextVar[int] = ContextVar("weft_schema_steps")
+_limit: ContextVar[float] = ContextVar("weft_schema_limit")
 
 
 class _TooLong(Exception):
-    """The check took more steps than are allowed."""
+    """The check took longer than is allowed."""
 
 
-def _counted(keyword: Any) -> Any:
+def _timed(keyword: Any) -> Any:
     def check(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[Any]:
-        spent = _steps.get(0) + 1
-        if spent > STEPS_MAX:
+        if time.thread_time() > _limit.get():
             raise _TooLong
-        _steps.set(spent)
         yield from keyword(validator, value, instance, schema) or ()
 
     return check
@@ -59,9 +58,9 @@ def _unique(validator: Any, wanted: Any, instance: Any, schema: Any) -> Iterator
 _VALIDATOR: Any = extend(  # type: ignore[no-untyped-call]
     Draft202012Validator,
     {
-        **{name: _counted(check) for name, check in Draft202012Validator.VALIDATORS.items()},
-        "uniqueItems": _counted(_unique),
-        "pattern": None,
+        **{name: _timed(check) for name, check in Draft202012Validator.VALIDATORS.items()},
+        "uniqueItems": _timed(_unique),
+        "pattern": lambda *_: (),
     },
 )
 
@@ -137,7 +136,7 @@ def _checked(text: str, schema: Mapping[str, Any]) -> tuple[str, str]:
         return bare, "it is nested too deep"
     except ValueError as error:
         return bare, f"it isn't JSON: {error}"
-    _steps.set(0)
+    _limit.set(time.thread_time() + CHECK_SECONDS_MAX)
     # An empty registry: a reference can't make us fetch anything.
     validator = _VALIDATOR(schema, registry=Registry())
     try:

@@ -40,6 +40,7 @@ class Chat:
     """Chat Completions."""
 
     path = "/chat/completions"
+    models_path = "/models"
 
     def headers(self, key: str) -> dict[str, str]:
         """The key, where there is one."""

@@ -18,6 +18,8 @@ class Dialect(Protocol):
 
     path: str
     """Where calls go, below the endpoint's address."""
+    models_path: str
+    """Where it lists its models."""
 
     def headers(self, key: str) -> dict[str, str]:
         """Headers of every request; `key` is empty where there is none."""

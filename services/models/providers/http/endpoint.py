@@ -78,7 +78,8 @@ class Endpoint:
 
     async def listed(self) -> list[dict[str, Any]]:
         """The entries of `GET /models`. Raises WeftError as `answer` does."""
-        request = self._connected().build_request("GET", f"{self._settings.url}/models")
+        url = f"{self._settings.url}{self._dialect.models_path}"
+        request = self._connected().build_request("GET", url)
         limit = asyncio.get_running_loop().time() + self._settings.list_timeout_seconds
         body = await self._json(request, limit, _LIST_BYTES_MAX)
         data = body.get("data") if isinstance(body, dict) else None

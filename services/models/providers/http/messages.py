@@ -36,6 +36,7 @@ class Messages:
     """The Messages API."""
 
     path = "/messages"
+    models_path = "/models?limit=1000"
 
     def headers(self, key: str) -> dict[str, str]:
         """The version of the protocol, and the key where there is one."""

@@ -114,7 +114,10 @@ class HttpProvider:
             description=settings.description or f"Model of the configured endpoint {self.name}",
             context_tokens_max=settings.context_tokens_max or told,
             embeds=settings.embedding_dimension is not None,
-            labels=settings.labels,
+            labels=[
+                models_pb2.ModelLabel(key=key, value=value)
+                for key, value in sorted(settings.labels.items())
+            ],
         )
 
     def stream(

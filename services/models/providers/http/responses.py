@@ -39,6 +39,7 @@ class Responses:
     """The Responses API."""
 
     path = "/responses"
+    models_path = "/models"
 
     def headers(self, key: str) -> dict[str, str]:
         """The key, where there is one."""

@@ -1,7 +1,9 @@
 """A provider that speaks Chat Completions, against a real server, in health and in all its
 faults."""
 
+import email.utils
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -233,6 +235,17 @@ async def test_does_not_wait_longer_than_its_bound_for_a_rate_limit(
         await run(provide())
     assert caught.value.retry_seconds == 120
     assert len(server.requests) == 1
+
+
+async def test_a_rate_limit_may_be_told_as_a_date(server: OpenAIServer, provide: Provide) -> None:
+    date = email.utils.formatdate(time.time() + 3_600, usegmt=True)
+    server.script = [refused(429, Retry_After=date)]
+    with pytest.raises(ModelRateLimited) as caught:
+        await run(provide())
+    assert 3_000 < (caught.value.retry_seconds or 0) <= 3_600
+    past = email.utils.formatdate(time.time() - 60, usegmt=True)
+    server.script = [refused(503, Retry_After=past), said("fine")]
+    assert (await run(provide()))[0] == ["fine"]
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
