@@ -36,7 +36,8 @@ class VectorsSettings(Section):
     postgres_url: str = Field("", max_length=1024, pattern=r"^(postgres(ql)?://.+)?$")
     """A PostgreSQL with pgvector that collections are kept in, such as
     `postgresql://weft@db.internal/weft?sslmode=verify-full`; in a file where it is empty. Without
-    a password: that comes from `postgres_password_file`, or as libpq finds it."""
+    a password: that comes from `postgres_password_file`, or as libpq finds it. The database is
+    of one deployment: another one's tenants of the same names would be these."""
     postgres_password_file: Path | None = None
     """File with the password."""
     postgres_connections_max: int = Field(default=8, ge=1, le=256)

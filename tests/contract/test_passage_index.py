@@ -20,6 +20,7 @@ from mesh.errors import (
     LimitExceeded,
     NotFound,
     RequestIdReused,
+    Unavailable,
 )
 from services.vectors.backends.postgres import PostgresIndex
 from services.vectors.backends.sqlite import SqliteIndex
@@ -525,3 +526,61 @@ class TestPostgresIndex(PassageIndexContract):
         await index.open()
         yield index
         await index.close()
+
+
+async def test_a_database_that_comes_later_is_used(database: str) -> None:
+    index = PostgresIndex(
+        database.replace("/postgres?", "/late?"),
+        connections_max=2,
+        connect_seconds=1,
+        waiting_max=8,
+        collections_max=2,
+        passages_max=PASSAGES_MAX,
+    )
+    await index.open()
+    with pytest.raises(Unavailable):
+        await index.get(BOOKS)
+    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as connection:
+        await connection.execute("CREATE DATABASE late")
+    for _ in range(20):
+        # What makes the tables isn't taken back with the first call.
+        try:
+            await index.get(BOOKS)
+        except NotFound:
+            break
+        except Unavailable:
+            continue
+    await filled(index, document("a", "about whales"))
+    assert await found(index, "whales") == ["a"]
+    await index.close()
+
+
+async def test_searches_and_deletions_at_once_are_refused_in_our_words(database: str) -> None:
+    index = PostgresIndex(
+        database,
+        connections_max=4,
+        connect_seconds=30,
+        waiting_max=64,
+        collections_max=2,
+        passages_max=PASSAGES_MAX,
+    )
+    await index.open()
+
+    async def search() -> int:
+        count = 0
+        for _ in range(40):
+            try:
+                count += len(await index.match(CollectionKey("acme", "short"), "word", 8))
+            except (NotFound, Unavailable):
+                continue
+        return count
+
+    async def make_and_delete() -> None:
+        key = CollectionKey("acme", "short")
+        for _ in range(10):
+            await index.create(key, CollectionSpec(), UNNAMED)
+            await index.upsert(key, [document("a", "a word")], UNNAMED)
+            await index.delete(key, UNNAMED)
+
+    await asyncio.gather(search(), search(), make_and_delete())
+    await index.close()

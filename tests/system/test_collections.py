@@ -102,19 +102,24 @@ async def test_the_search_tool_of_agents_finds_by_meaning_where_there_is_a_model
     await make(platform)
     documents = [
         collections_pb2.Document(uri="a", text="The warranties last two years."),
-        collections_pb2.Document(uri="b", text="Whales sing."),
+        collections_pb2.Document(
+            uri="b",
+            content=pdf_of([["An index."], ["Whales sing."]]),
+            media_type=collections_pb2.MEDIA_TYPE_PDF,
+        ),
     ]
     await stub(platform).UpsertDocuments(
         pb.UpsertDocumentsRequest(name=NAME, documents=documents), timeout=30
     )
-    request = tool_service_pb2.InvokeToolRequest(
-        name=f"{PARENT}/tools/search",
-        # No word of it is in the text; parts of one are.
-        arguments_json=json.dumps({"query": "warrantied", "collection": "docs"}),
-    )
-    answer = await platform.tools.InvokeTool(request, timeout=30)
-    assert json.loads(answer.content)["passages"][0]["uri"] == "a"
-    assert answer.sources[0].uri == "a"
+    # No word of it is in the text; parts of one are.
+    for query, uri, locator in (("warrantied", "a", "line 1"), ("a whale", "b", "page 2")):
+        request = tool_service_pb2.InvokeToolRequest(
+            name=f"{PARENT}/tools/search",
+            arguments_json=json.dumps({"query": query, "collection": "docs"}),
+        )
+        answer = await platform.tools.InvokeTool(request, timeout=30)
+        assert json.loads(answer.content)["passages"][0]["uri"] == uri
+        assert (answer.sources[0].uri, answer.sources[0].locator) == (uri, locator)
 
 
 @pytest.fixture(scope="module")

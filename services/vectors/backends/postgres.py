@@ -70,9 +70,8 @@ class PostgresIndex:
     """The passage index in the database at `url`, which holds no password.
 
     A call waits for a connection for `connect_seconds`. `waiting_max` bounds the calls that
-    wait; further ones get LimitExceeded.
-    `collections_max` bounds the collections of one tenant, `passages_max` the passages of a
-    collection.
+    wait; further ones get LimitExceeded. `collections_max` bounds the collections of one
+    tenant, `passages_max` the passages of a collection.
     """
 
     def __init__(
@@ -223,12 +222,14 @@ class PostgresIndex:
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Connection]:
-        async with faults(), self._pool.connection() as connection, connection.transaction():
+        async with faults(), self._pool.connection() as connection:
             if not self._prepared:
-                async with self._preparing:
+                # Apart from the caller's transaction, which may be taken back.
+                async with self._preparing, connection.transaction():
                     await prepare(connection)
-                    self._prepared = True
-            yield connection
+                self._prepared = True
+            async with connection.transaction():
+                yield connection
 
     async def _once(
         self, tenant: str, request: Request, change: Callable[[Connection], Awaitable[Stored]]

@@ -73,6 +73,8 @@ async def faults() -> AsyncIterator[None]:
             "the database of collections lacks pgvector, or the right to use it: have its"
             " owner run CREATE EXTENSION vector, and let Weft create a schema"
         ) from error
+    except errors.UndefinedTable as error:
+        raise Unavailable("the collection was deleted at this moment") from error
     except (errors.DiskFull, errors.ProgramLimitExceeded) as error:
         raise LimitExceeded("the database of collections is full") from error
     except (errors.DataCorrupted, errors.IndexCorrupted) as error:
