@@ -112,7 +112,7 @@ async def test_the_search_tool_of_agents_finds_by_meaning_where_there_is_a_model
         pb.UpsertDocumentsRequest(name=NAME, documents=documents), timeout=30
     )
     # No word of it is in the text; parts of one are.
-    for query, uri, locator in (("warrantied", "a", "line 1"), ("a whale", "b", "page 2")):
+    for query, uri, locator in (("warrantied", "a", "line 1"), ("whale", "b", "page 2")):
         request = tool_service_pb2.InvokeToolRequest(
             name=f"{PARENT}/tools/search",
             arguments_json=json.dumps({"query": query, "collection": "docs"}),
