@@ -142,7 +142,8 @@ class ProviderSettings(_Part):
     def model(self, name: str) -> ModelSettings:
         """What is known of the model that the endpoint calls `name`."""
         found = (model for model in self.models if model.name == name)
-        return next(found, ModelSettings(name=name))
+        # A caller's name: whether there is such a model is for the endpoint to say.
+        return next(found, None) or ModelSettings.model_construct(name=name)
 
     def key(self) -> str:
         """The key; empty where there is none. Reads the file, or raises ValueError where the

@@ -181,7 +181,7 @@ class ModelsService:
                 is_over = call.remaining_seconds() <= 0
                 if has_yielded or candidate is candidates[-1] or is_over:
                     raise
-                log.warning("model_fell_back", model=candidate.id, error=error.message)
+                log.info("model_fell_back", model=candidate.id, error=error.message)
                 self._metrics.fell_back(model_id)
 
     def _answered(self, candidate: Candidate, request: pb.GenerateRequest, call: Call) -> Parts:

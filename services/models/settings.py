@@ -1,6 +1,7 @@
 """Settings of the models service: the table `[models]`, variables `WEFT_MODELS_*`."""
 
 from collections import Counter
+from functools import cached_property
 from typing import ClassVar, Self
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
@@ -138,7 +139,7 @@ class ModelsSettings(Section):
         """Whether an OpenAI-compatible endpoint is configured by the `openai_` fields."""
         return bool(self.openai_base_url or self.openai_api_key)
 
-    @property
+    @cached_property
     def every_provider(self) -> tuple[ProviderSettings, ...]:
         """The providers, that of the `openai_` fields first unless one named `openai` is there."""
         if not self.has_openai or any(provider.name == OPENAI for provider in self.providers):
@@ -158,4 +159,4 @@ class ModelsSettings(Section):
         for provider in self.every_provider:
             if provider.name == provider_name:
                 return provider.model(name)
-        return ModelSettings(name=name or model_id)
+        return ModelSettings.model_construct(name=name)

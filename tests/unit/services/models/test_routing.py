@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
@@ -69,6 +70,7 @@ async def make(one: OpenAIServer, two: OpenAIServer) -> AsyncIterator[Make]:
         choose: str = "order",
         models_one: dict[str, Any] | None = None,
         models_two: dict[str, Any] | None = None,
+        only_one: dict[str, Any] | None = None,
         **fields: Any,
     ) -> ModelsService:
         patience = {"retry_base_seconds": 0.01, "retry_max_seconds": 0.05, "attempts_max": 1}
@@ -77,9 +79,12 @@ async def make(one: OpenAIServer, two: OpenAIServer) -> AsyncIterator[Make]:
                 "name": name,
                 "base_url": server.base_url,
                 "models": [{"name": "m", **(known or {})}],
-                **(patience | fields),
+                **(patience | fields | own),
             }
-            for name, server, known in (("one", one, models_one), ("two", two, models_two))
+            for name, server, known, own in (
+                ("one", one, models_one, only_one or {}),
+                ("two", two, models_two, {}),
+            )
         ]
         routes = [{"name": "r", "models": ["one/m", "two/m"], "choose": choose}]
         settings = ModelsSettings(providers=providers, routes=routes, default_model="route/r")
@@ -91,7 +96,7 @@ async def make(one: OpenAIServer, two: OpenAIServer) -> AsyncIterator[Make]:
         await each.stop()
 
 
-def call(seconds: float = 10) -> Call:
+def call(seconds: float = 20) -> Call:
     return Call(method="test", deadline=time.monotonic() + seconds, request_id="r1")
 
 
@@ -184,6 +189,26 @@ async def test_a_provider_that_is_back_is_asked_again(one: OpenAIServer, make: M
     assert [await answer(service) for _ in range(3)] == ["one"] * 3
 
 
+async def test_while_a_provider_flaps_every_call_is_answered_and_it_isnt_flooded(
+    one: OpenAIServer, two: OpenAIServer, make: Make
+) -> None:
+    chance = random.Random(7)
+    faults = [*FAULTS.values(), streamed([0.2]), said("one"), said("one")]
+    one.script = [chance.choice(faults) for _ in range(400)]
+    impatient = {"first_token_timeout_seconds": 0.1, "breaker_pause_seconds": 0.1}
+    service = make(only_one=impatient, attempts_max=3, concurrency_max=4)
+    room = asyncio.Semaphore(32)
+
+    async def ask() -> str:
+        async with room:
+            return await answer(service)
+
+    answers = await asyncio.gather(*(ask() for _ in range(200)))
+    assert "two" in answers
+    # Three attempts each would be 600: limits and breaker keep what can't go out from going out.
+    assert len(one.requests) < 400
+
+
 async def test_refusals_and_limits_dont_open_the_breaker(one: OpenAIServer, make: Make) -> None:
     service = make(breaker_failures_max=1)
     for fault in ("refuses", "limits", "talks nonsense"):
@@ -257,6 +282,16 @@ async def test_routes_are_listed_with_the_smallest_window_and_can_be_the_default
     found = {model.id: model for model in listed.models}
     assert (found["route/r"].context_tokens_max, found["route/r"].is_default) == (8_000, True)
     assert found["route/r"].description == "Route, by cost: one/m, two/m"
+
+
+async def test_any_name_that_a_request_may_hold_goes_to_the_endpoint(
+    one: OpenAIServer, make: Make
+) -> None:
+    one.script = [refused(404)]
+    name = "x" * 196
+    with pytest.raises(ModelRefused):
+        await answer(make(), model=f"one/{name}")
+    assert one.requests[0]["model"] == name
 
 
 async def test_a_route_that_isnt_there_is_not_found(make: Make) -> None:
