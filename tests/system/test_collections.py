@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture
 async def platform(tmp_path: Path) -> AsyncIterator[Platform]:
-    running = Platform(tmp_path / "data", configured_models=True, split=False)
+    running = Platform(tmp_path / "data", configured_models=True)
     try:
         await running.start()
         yield running
