@@ -41,6 +41,7 @@ from weft.auth.v1 import (
     tenant_service_pb2,
 )
 from weft.blobs.v1 import blob_service_pb2
+from weft.blobs.v1.blob_service_pb2_grpc import BlobServiceStub
 from weft.control.v1 import mesh_service_pb2, registry_service_pb2, traffic_service_pb2
 from weft.models.v1 import model_service_pb2
 from weft.models.v1.model_service_pb2_grpc import ModelServiceStub
@@ -112,7 +113,8 @@ def _state(mesh: Mesh) -> Service:
 
 def _tools(mesh: Mesh) -> Service:
     vectors = mesh.stub(VectorServiceStub)
-    return ToolsService(ToolsSettings(), mesh.events, mesh.clock, vectors, mesh.cache)
+    blobs = mesh.stub(BlobServiceStub)
+    return ToolsService(ToolsSettings(), mesh.events, mesh.clock, vectors, mesh.cache, blobs)
 
 
 def _vectors(mesh: Mesh) -> Service:
@@ -194,7 +196,7 @@ _SERVICES = (
         name="tools",
         summary="keeps the tool catalogue and runs tools",
         contracts=(tool_service_pb2.DESCRIPTOR.services_by_name["ToolService"],),
-        calls=("vectors",),
+        calls=("blobs", "vectors"),
         build=_tools,
     ),
     ServiceEntry(

@@ -130,6 +130,16 @@ def add_grpc_tool(
     requires_approval: Annotated[
         bool, typer.Option("--requires-approval", help="A person must approve each call.")
     ] = False,
+    trusted: Annotated[
+        bool,
+        typer.Option("--trusted", help="Nobody but the tenant has a say in what it answers."),
+    ] = False,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PERMISSION", help="What whoever asks for a turn must have for it; repeatable."
+        ),
+    ] = None,
     timeout: Annotated[
         float | None,
         typer.Option(metavar="SECONDS", help="How long a call may take.", min=0.001, max=3600),
@@ -161,6 +171,8 @@ def add_grpc_tool(
         effect=options_pb2.Effect.Value(f"EFFECT_{effect.name}"),
         description=description,
         requires_approval=requires_approval,
+        trust=tools_pb2.TRUST_TRUSTED if trusted else tools_pb2.TRUST_UNTRUSTED,
+        required_scopes=scope,
     )
     if timeout is not None:
         request.timeout.FromMilliseconds(round(timeout * 1000))
@@ -198,6 +210,14 @@ def _effect(effect: "options_pb2.Effect.ValueType") -> str:
     return options_pb2.Effect.Name(effect).removeprefix("EFFECT_").lower()
 
 
+def _trust(trust: "tools_pb2.Trust.ValueType") -> str:
+    from weft.tools.v1 import tools_pb2
+
+    # What was registered before there was trust is taken for untrusted.
+    named = trust or tools_pb2.TRUST_UNTRUSTED
+    return tools_pb2.Trust.Name(named).removeprefix("TRUST_").lower().replace("_", " ")
+
+
 def _show(client: Client, tool: "tools_pb2.Tool") -> None:
     fields = {
         "tool": short_name(tool.name),
@@ -205,6 +225,8 @@ def _show(client: Client, tool: "tools_pb2.Tool") -> None:
         "address": tool.grpc.address,
         "method": tool.grpc.method,
         "effect": _effect(tool.effect),
+        "trust": _trust(tool.trust),
+        "scopes": ", ".join(tool.required_scopes),
         "approval": "needed" if tool.requires_approval else "",
         "timeout": f"{tool.timeout.ToTimedelta().total_seconds():g} s",
         "cached": f"{tool.cache_ttl.ToTimedelta().total_seconds():g} s"

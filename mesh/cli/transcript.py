@@ -157,7 +157,8 @@ def event_line(event: "turn_pb2.TurnEvent") -> str:
             mark = "✗" if event.tool_result.is_error else "←"
             return f"{mark} {one_line(event.tool_result.content)}"
         case "approval_required":
-            return f"Needs approval: {call_line(event.approval_required.call)}"
+            asked = event.approval_required
+            return f"Needs approval: {call_line(asked.call)}{because(asked.detail)}"
         case "approval_given":
             return "Approved." if event.approval_given.approved else "Denied."
         case "in_doubt":
@@ -176,6 +177,11 @@ def event_line(event: "turn_pb2.TurnEvent") -> str:
 def call_line(call: "models_pb2.ToolCall") -> str:
     """A tool call, in a line: the tool and its arguments."""
     return f"{call.tool} {one_line(call.arguments_json)}"
+
+
+def because(detail: str) -> str:
+    """Why, behind what is asked; empty where nothing is said."""
+    return f": {detail}" if detail else ""
 
 
 def usage_line(usage: "models_pb2.Usage") -> str:

@@ -7,7 +7,7 @@ from mesh.cli.connection import Client
 from mesh.cli.failures import CommandFailed
 from mesh.cli.names import short_name
 from mesh.cli.output import Output, note, printable
-from mesh.cli.transcript import call_line
+from mesh.cli.transcript import because, call_line
 
 if TYPE_CHECKING:
     from weft.agents.v1 import turn_pb2
@@ -66,7 +66,8 @@ def command_lines(turn: str, state: "session_pb2.CallState") -> list[str]:
             f"  {resolve} --failed REASON",
         ]
     approve = f"weft turn approve {turn} {call.id}"
-    return [f"Needs approval: {call_line(call)}", f"  {approve}", f"  {approve} --deny"]
+    asked = f"Needs approval: {call_line(call)}{because(state.approval_detail)}"
+    return [asked, f"  {approve}", f"  {approve} --deny"]
 
 
 def _call_id(event: "turn_pb2.TurnEvent") -> str:

@@ -1,5 +1,7 @@
 """What of a session goes to the model: pure, from the state and the agent."""
 
+import json
+
 import orjson
 
 from services.state.domain import estimate_tokens
@@ -14,6 +16,7 @@ SUMMARISE = (
     "and open questions. Write nothing else."
 )
 SUMMARY_TOKENS_MAX = 1_024
+UNREADABLE = "what the model gave isn't a JSON object"
 CUT_NOTE = "\n[cut: the result was longer than the context has room for]"
 
 
@@ -104,12 +107,25 @@ def arguments(call: models_pb2.ToolCall, fixed_arguments_json: str) -> str:
     if not fixed_arguments_json:
         return call.arguments_json or "{}"
     try:
-        given = orjson.loads(call.arguments_json or b"{}")
+        given = orjson.loads(call.arguments_json.strip() or b"{}")
     except orjson.JSONDecodeError:
-        return call.arguments_json
+        return _unread(call.arguments_json)
     if not isinstance(given, dict):
         return call.arguments_json
     return orjson.dumps(given | orjson.loads(fixed_arguments_json)).decode()
+
+
+def _unread(text: str) -> str:
+    """The text, if the tool can't read it either. Its parser takes some that ours doesn't, such
+    as `1e999`, and would take them without what the agent fixes: in place of those it gets what
+    no parser takes."""
+    try:
+        json.loads(text)
+    except RecursionError:
+        return UNREADABLE
+    except ValueError:
+        return text
+    return UNREADABLE
 
 
 def _fit(conversation: models_pb2.Conversation, budget_tokens: int) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,12 +18,13 @@ from mesh.errors import (
     Unavailable,
     WeftError,
 )
+from mesh.principal import Principal
 from services.agents import context
 from services.agents.settings import AgentsSettings
 from weft.agents.v1 import agent_pb2
 from weft.models.v1 import model_service_pb2, models_pb2
 from weft.options.v1 import options_pb2
-from weft.state.v1 import events_pb2, session_pb2
+from weft.state.v1 import session_pb2
 from weft.tools.v1 import tool_service_pb2, tools_pb2
 
 if TYPE_CHECKING:
@@ -60,6 +61,28 @@ class BoundTool:
         return self.tool.requires_approval or self.binding.requires_approval
 
     @property
+    def untrusted(self) -> bool:
+        """Whether anybody may have a say in all that it answers."""
+        return self.tool.trust in (tools_pb2.TRUST_UNSPECIFIED, tools_pb2.TRUST_UNTRUSTED)
+
+    def denial(self, held_scopes: Collection[str]) -> str:
+        """Why a turn that was asked for with these permissions may not call it; empty where
+        it may."""
+        missing = [scope for scope in self.tool.required_scopes if scope not in held_scopes]
+        if not missing:
+            return ""
+        wanted = ", ".join(missing)
+        return f"permission denied: whoever asked for this turn lacks {wanted}, which it needs"
+
+    def change(self, call: session_pb2.CallState) -> str:
+        """Why a call that was planned isn't made now: the tool is another one than it was then,
+        to the call's disadvantage. Empty where it isn't."""
+        approved = call.status == session_pb2.CALL_STATUS_APPROVED
+        if self.tool.effect == call.effect and (approved or not self.requires_approval):
+            return ""
+        return "not made: the tool has changed since the call was asked for; ask again"
+
+    @property
     def seconds_max(self) -> float:
         """How long a call may take."""
         return self.tool.timeout.ToMilliseconds() / 1000 or TOOL_SECONDS
@@ -91,6 +114,15 @@ class Effects:
             if tool is not None:
                 bound[binding.tool] = tool
         return bound
+
+    async def held_scopes(self, agent: agent_pb2.Agent, principal: Principal | None) -> list[str]:
+        """Which of the permissions that the agent's tools want whoever calls has."""
+        if principal is None:
+            return []
+        tenant = agent.name.rsplit("/agents/", 1)[0]
+        tools = await self.bound_tools(agent)
+        wanted = {scope for bound in tools.values() for scope in bound.tool.required_scopes}
+        return sorted(scope for scope in wanted if principal.allows(scope, tenant))
 
     async def _bound(self, name: str, binding: agent_pb2.ToolBinding) -> BoundTool | None:
         key = (name, binding.SerializeToString(deterministic=True))
@@ -265,26 +297,3 @@ def _failed(error: WeftError) -> tool_service_pb2.InvokeToolResponse:
     return tool_service_pb2.InvokeToolResponse(
         content=error.message[:ERROR_LENGTH_MAX], is_error=True
     )
-
-
-def planned_calls(
-    session: str,
-    turn: str,
-    step: int,
-    message: models_pb2.Message,
-    tools: dict[str, BoundTool],
-) -> list[events_pb2.PlannedCall]:
-    """What the catalogue says of the calls that a model asks for. A tool that the agent
-    may not call is planned as a read: the runner answers it without calling anything."""
-    planned = []
-    for call in message.tool_calls:
-        bound = tools.get(call.tool)
-        plan = events_pb2.PlannedCall(
-            call_id=call.id,
-            effect=bound.tool.effect if bound else options_pb2.EFFECT_READ,
-            idempotency_key=f"{session}/turns/{turn}/steps/{step}/calls/{call.id}",
-            requires_approval=bound.requires_approval if bound else False,
-        )
-        plan.timeout.FromMilliseconds(int((bound.seconds_max if bound else TOOL_SECONDS) * 1000))
-        planned.append(plan)
-    return planned

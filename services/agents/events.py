@@ -125,6 +125,7 @@ class TurnTranslator:
                     content=fact.content,
                     is_error=fact.is_error,
                     sources=fact.sources,
+                    untrusted=fact.untrusted,
                 )
                 return [TurnEvent(tool_result=result)]
             case _:
@@ -135,7 +136,9 @@ class TurnTranslator:
             step=fact.step, message=fact.message, usage=fact.usage, model=fact.model
         )
         called = [
-            self._called(planned.call_id) for planned in fact.calls if not planned.requires_approval
+            self._called(planned.call_id)
+            for planned in fact.calls
+            if not planned.requires_approval and not planned.refusal
         ]
         return [TurnEvent(model_step=step), *called]
 
@@ -143,7 +146,10 @@ class TurnTranslator:
         match fact:
             case events_pb2.ApprovalRequested():
                 call = self._calls[fact.call_id]
-                return [TurnEvent(approval_required=TurnEvent.ApprovalRequired(call=call))]
+                required = TurnEvent.ApprovalRequired(
+                    call=call, reason=fact.reason, detail=fact.detail
+                )
+                return [TurnEvent(approval_required=required)]
             case events_pb2.ApprovalDecided():
                 given = TurnEvent.ApprovalGiven(
                     call_id=fact.call_id, approved=fact.approved, comment=fact.comment

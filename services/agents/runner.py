@@ -22,9 +22,10 @@ from mesh.events.aggregate import Aggregate, StoredFacts
 from mesh.events.tokens import TokenStream
 from mesh.principal import system
 from services.agents import context
-from services.agents.effects import BoundTool, CallInDoubt, Effects, is_unserved, planned_calls
+from services.agents.effects import BoundTool, CallInDoubt, Effects, is_unserved
 from services.agents.feed import TurnFeed
 from services.agents.outcomes import Outcomes, failed_by_revision
+from services.agents.plans import planned_calls, refusal
 from services.agents.settings import AgentsSettings
 from services.agents.token_batch import TokenBatch
 from services.state import domain
@@ -204,6 +205,7 @@ class TurnRunner:
         step = self._owned_turn().step_count + 1
         message = _with_unique_calls(answer.message, step)
         limits = self._agent.spec.limits
+        scopes = self._owned_turn().held_scopes
         command = domain.CompleteStep(
             turn=self.turn,
             epoch=self.epoch,
@@ -212,10 +214,11 @@ class TurnRunner:
             usage=answer.usage,
             finish_reason=answer.finish_reason,
             model=answer.model,
-            calls=planned_calls(self._state.name, self.turn, step, message, tools),
+            calls=planned_calls(self._state.name, self.turn, step, message, tools, scopes),
             steps_max=limits.steps_max or self._settings.steps_max,
             tokens_max=limits.turn_tokens_max or self._settings.turn_tokens_max,
             now_ns=self._clock.now_ns(),
+            denies_tainted=self._agent.spec.taint_policy == agent_pb2.TAINT_POLICY_DENY,
         )
         await self._commit(command)
         self._partial_text = ""
@@ -300,8 +303,9 @@ class TurnRunner:
         """What became of a call."""
         completed = events_pb2.ToolCallCompleted(turn=self.turn, call_id=call.call.id)
         bound = tools.get(call.call.tool)
-        if bound is None:
-            completed.content = f"this agent has no tool {call.call.tool}"
+        refused = refusal(call, bound, self._owned_turn().held_scopes)
+        if bound is None or refused:
+            completed.content = refused
             completed.is_error = True
             return completed
         if call.effect == options_pb2.EFFECT_IRREVERSIBLE:
@@ -323,6 +327,7 @@ class TurnRunner:
         completed.content = result.content
         completed.is_error = result.is_error
         completed.sources.extend(result.sources)
+        completed.untrusted = result.untrusted or call.untrusted
         return completed
 
     async def _commit_results(

@@ -62,6 +62,7 @@ class AgentsService:
         self._turns = Turns(
             self._sessions,
             self._definitions,
+            effects,
             self._read_model,
             self._running,
             feeds,

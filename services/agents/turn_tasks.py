@@ -3,6 +3,7 @@ and has the task's id."""
 
 import contextlib
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf import json_format
@@ -67,13 +68,19 @@ class TurnTasks:
         return turn_service_pb2.SubmitTurnResponse(turn=name, task=task.name)
 
     async def submit(
-        self, request: turn_service_pb2.SubmitTurnRequest, timeout_ns: int
+        self,
+        request: turn_service_pb2.SubmitTurnRequest,
+        timeout_ns: int,
+        held_scopes: Sequence[str],
     ) -> turn_service_pb2.SubmitTurnResponse:
-        """Stores a turn. Raises InvalidArgument for what can't be stored, RequestIdReused,
-        LimitExceeded where too many wait already."""
+        """Stores a turn, with the permissions that its caller has for its tools. Raises
+        InvalidArgument for what can't be stored, RequestIdReused, LimitExceeded where too many
+        wait already."""
         turn = _id_of(request) if request.request_id else new_id()
         name = domain.turn_name(request.session, turn)
-        spec = tasks_pb2.TaskSpec(capability=CAPABILITY, payload=await self._sealed(request, name))
+        spec = tasks_pb2.TaskSpec(
+            capability=CAPABILITY, payload=await self._sealed(request, name, held_scopes)
+        )
         if request.HasField("priority"):
             spec.priority = request.priority
         if request.HasField("not_before"):
@@ -104,6 +111,15 @@ class TurnTasks:
         stream = str(domain.session_stream(task.session))
         seal = await self._codec.to_read(stream, task.key_id)
         return seal.open(0, _place(name), task.sealed_input).decode()
+
+    async def held_scopes(self, name: str, task: turn_pb2.TurnTask) -> Sequence[str]:
+        """The permissions that whoever submitted the turn of that name had for its tools: none
+        where it is a task that SubmitTurn didn't make. DataErased once its session is erased."""
+        if not task.sealed_scopes:
+            return ()
+        stream = str(domain.session_stream(task.session))
+        seal = await self._codec.to_read(stream, task.key_id)
+        return seal.open(0, _scopes_place(name), task.sealed_scopes).decode().split()
 
     async def get(self, name: str) -> turn_pb2.Turn:
         """A turn that hasn't begun, or never will. NotFound where there is none."""
@@ -143,7 +159,9 @@ class TurnTasks:
         if task.state in _STATUS:
             raise FailedPrecondition(f"turn {name} ended before it began: {task.reason}")
 
-    async def _sealed(self, request: turn_service_pb2.SubmitTurnRequest, name: str) -> bytes:
+    async def _sealed(
+        self, request: turn_service_pb2.SubmitTurnRequest, name: str, held_scopes: Sequence[str]
+    ) -> bytes:
         plain = request.input.encode()
         if len(plain) > INPUT_BYTES_MAX:
             raise InvalidArgument.of("input", f"is longer than {INPUT_BYTES_MAX} bytes")
@@ -156,6 +174,9 @@ class TurnTasks:
             request_hash=request_hash(request),
             timeout=request.timeout if request.HasField("timeout") else None,
         )
+        if held_scopes:
+            scopes = " ".join(held_scopes).encode()
+            task.sealed_scopes = seal.seal(0, _scopes_place(name), scopes)
         text = json_format.MessageToJson(task, preserving_proto_field_name=True, indent=None)
         return text.encode()
 
@@ -186,6 +207,11 @@ def _task_name(turn: str) -> str:
 def _place(turn: str) -> str:
     """To what a sealed question is bound beside its session."""
     return f"{CAPABILITY} {turn}"
+
+
+def _scopes_place(turn: str) -> str:
+    """The same for what its caller might do."""
+    return f"{CAPABILITY} scopes {turn}"
 
 
 def _id_of(request: turn_service_pb2.SubmitTurnRequest) -> str:

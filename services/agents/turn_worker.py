@@ -106,7 +106,8 @@ class TurnWorker:
                 request_id=asked.request_id or turn,
                 timeout=asked.timeout if asked.HasField("timeout") else None,
             )
-            last = await self._turns.run_in_background(run, turn)
+            held_scopes = await self._tasks.held_scopes(name, asked)
+            last = await self._turns.run_in_background(run, turn, held_scopes)
         except asyncio.CancelledError as cancelled:
             if cancelled.args:
                 await self._cancel(name, cancelled.args[0])

@@ -23,6 +23,7 @@ from mesh.events.tokens import TokenStream
 from mesh.ids import new_id
 from mesh.runtime.requests import request_hash
 from services.agents.definitions import AgentDefinitions
+from services.agents.effects import Effects
 from services.agents.feed import TurnFeed
 from services.agents.feeds import Session, TurnFeeds
 from services.agents.history import TurnHistory, decided_before, facts_of
@@ -49,6 +50,7 @@ class Turns:
         self,
         sessions: Repository[session_pb2.SessionState],
         definitions: AgentDefinitions,
+        effects: Effects,
         read_model: AgentsReadModel,
         running: RunningTurns,
         feeds: TurnFeeds,
@@ -61,6 +63,7 @@ class Turns:
     ) -> None:
         self._sessions = sessions
         self._definitions = definitions
+        self._effects = effects
         self._read_model = read_model
         self._running = running
         self._feeds = feeds
@@ -77,7 +80,7 @@ class Turns:
         """Accepts the turn, or finds the one that this request started, and follows it."""
         session = self._sessions.open(domain.session_stream(request.session))
         with pinned(session):
-            turn, feed = await self._accept(session, request, new_id())
+            turn, feed = await self._accept(session, request, new_id(), call)
             done = False
             try:
                 follow = self._follow(session, feed, turn_pb2.TurnOffset(), until_it_waits=True)
@@ -103,19 +106,19 @@ class Turns:
             run = turn_service_pb2.RunTurnRequest(
                 session=request.session, input=request.input, timeout=request.timeout
             )
-            command = await self._acceptance(session, run, new_id())
+            command = await self._acceptance(session, run, new_id(), call)
             domain.decide(session.state, command)
-            return await self._tasks.submit(request, command.timeout_ns)
+            return await self._tasks.submit(request, command.timeout_ns, command.held_scopes)
 
     async def run_in_background(
-        self, request: turn_service_pb2.RunTurnRequest, turn: str
+        self, request: turn_service_pb2.RunTurnRequest, turn: str, held_scopes: Sequence[str]
     ) -> turn_pb2.TurnEvent:
-        """Accepts the turn under that id, or finds the one that this request started, and
-        returns what happened last once it ended, waits for a person, or waits behind
-        another turn of its session."""
+        """Accepts the turn under that id, with the permissions that whoever submitted it had for
+        its tools, or finds the one that this request started, and returns what happened last
+        once it ended, waits for a person, or waits behind another turn of its session."""
         session = self._sessions.open(domain.session_stream(request.session))
         with pinned(session):
-            _, feed = await self._accept(session, request, turn)
+            _, feed = await self._accept(session, request, turn, held_scopes)
             last = turn_pb2.TurnEvent()
             try:
                 follow = self._follow(session, feed, turn_pb2.TurnOffset(), until_it_waits=True)
@@ -227,18 +230,27 @@ class Turns:
         self._feeds.forget(stream)
 
     async def _accept(
-        self, session: Session, request: turn_service_pb2.RunTurnRequest, turn: str
+        self,
+        session: Session,
+        request: turn_service_pb2.RunTurnRequest,
+        turn: str,
+        asked_by: Call | Sequence[str],
     ) -> tuple[str, TurnFeed]:
-        command = await self._acceptance(session, request, turn)
+        command = await self._acceptance(session, request, turn, asked_by)
         before = await self._started_before(session, command) if request.request_id else None
         if before is None:
             return await self._accept_new(session, command)
         return before, await self._feeds.attach(session, before)
 
     async def _acceptance(
-        self, session: Session, request: turn_service_pb2.RunTurnRequest, turn: str
+        self,
+        session: Session,
+        request: turn_service_pb2.RunTurnRequest,
+        turn: str,
+        asked_by: Call | Sequence[str],
     ) -> domain.AcceptTurn:
-        """The command, on a session that is there and an agent that may run."""
+        """The command, on a session that is there and an agent that may run. `asked_by` is the
+        caller, or what they might do when they asked."""
         state = await session.ready()
         if not domain.exists(state):
             state = await session.load()
@@ -246,6 +258,10 @@ class Turns:
         if not state.revision:
             raise NotFound.of("session", request.session)
         agent = await self._definitions.runnable(state)
+        if isinstance(asked_by, Call):
+            held_scopes: Sequence[str] = await self._effects.held_scopes(agent, asked_by.principal)
+        else:
+            held_scopes = asked_by
         return domain.AcceptTurn(
             session=request.session,
             turn=turn,
@@ -256,6 +272,7 @@ class Turns:
             owner=self._leases.instance,
             now_ns=self._clock.now_ns(),
             expected_revision=request.expected_revision,
+            held_scopes=held_scopes,
         )
 
     async def _started_before(self, session: Session, command: domain.AcceptTurn) -> str | None:

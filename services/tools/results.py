@@ -9,11 +9,13 @@ from weft.tools.v1 import tools_pb2
 @dataclass(frozen=True, slots=True)
 class ToolResult:
     """A result, written for a model: text or JSON. With `is_error` it says what went
-    wrong, so that the model can do better."""
+    wrong, so that the model can do better. `untrusted` says that anybody may have had a say
+    in it."""
 
     content: str
     is_error: bool = False
     sources: Sequence[tools_pb2.Source] = ()
+    untrusted: bool = False
 
 
 def failed(content: str) -> ToolResult:

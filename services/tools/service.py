@@ -2,8 +2,10 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from functools import partial
+from typing import TYPE_CHECKING
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -11,12 +13,23 @@ from mesh import failpoints
 from mesh.cache.cache import Cache
 from mesh.call import Call
 from mesh.clock import Clock
-from mesh.errors import AlreadyExists, DeadlineExceeded, InvalidArgument, LimitExceeded, NotFound
+from mesh.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    InvalidArgument,
+    LimitExceeded,
+    NotFound,
+    PermissionDenied,
+)
 from mesh.events.store import EventStore
 from mesh.ids import new_id
 from mesh.rpc.pages import read_page_token, write_page_token
 from mesh.telemetry import traces
-from services.tools.builtin import BuiltinTools, SearchStub, builtin_tools, is_builtin
+from services.tools.batch import outcomes
+from services.tools.builtins.blobs import BlobTools
+from services.tools.builtins.builtin import BuiltinCall, BuiltinTools, SearchStub
+from services.tools.builtins.definitions import builtin_tools, is_builtin
+from services.tools.builtins.sql import databases_of
 from services.tools.cached_results import CachedResults
 from services.tools.catalogue import ToolCatalogue
 from services.tools.domain import (
@@ -27,20 +40,27 @@ from services.tools.domain import (
     tool_stream,
     with_etag,
 )
+from services.tools.egress import EgressPolicy
 from services.tools.grpc_methods import GrpcMethods, Invocation
+from services.tools.long_results import LongResults, session_of
 from services.tools.registry import ToolRegistry
-from services.tools.results import ToolResult, cut
+from services.tools.results import ToolResult
 from services.tools.schema import ArgumentChecker
 from services.tools.settings import ToolsSettings
 from weft.options.v1 import options_pb2
 from weft.tools.v1 import tool_service_pb2 as pb
 from weft.tools.v1 import tools_pb2
 
+if TYPE_CHECKING:
+    from weft.blobs.v1.blob_service_pb2_grpc import BlobServiceAsyncStub
+
 PAGE_SIZE = 100
 PAGE_BYTES_MAX = 2_000_000
-SOURCES_MAX = 100
+AGENTS = "agents"
+"""The service that calls tools for sessions, and has judged who may."""
 
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._-]*):([0-9]{1,5})")
+_UNTRUSTED = (tools_pb2.TRUST_UNSPECIFIED, tools_pb2.TRUST_UNTRUSTED)
 _EFFECTS = (
     options_pb2.EFFECT_READ,
     options_pb2.EFFECT_IDEMPOTENT,
@@ -49,7 +69,8 @@ _EFFECTS = (
 
 
 class ToolsService:
-    """Keeps a tenant's tools and runs them. `vectors` is a `VectorServiceStub`."""
+    """Keeps a tenant's tools and runs them. `vectors` is a `VectorServiceStub`, `blobs` a
+    `BlobServiceStub`; without it results that are too long are cut."""
 
     def __init__(
         self,
@@ -58,13 +79,21 @@ class ToolsService:
         clock: Clock,
         vectors: SearchStub,
         cache: Cache,
+        blobs: "BlobServiceAsyncStub | None" = None,
     ) -> None:
         self._settings = settings
+        kept = BlobTools(blobs, settings.content_length_max) if blobs is not None else None
+        self._long_results = LongResults(kept, settings)
+        self.egress = EgressPolicy(
+            settings.egress_allowed_hosts,
+            settings.egress_blocked_hosts,
+            settings.egress_private_hosts,
+        )
         self._results = CachedResults(cache)
         self._clock = clock
         self._registry = ToolRegistry(events, clock)
         self._catalogue = ToolCatalogue(events, catch_up_seconds=settings.catch_up_seconds)
-        self._builtin = BuiltinTools(clock, vectors)
+        self._builtin = BuiltinTools(settings, clock, vectors, kept, self.egress)
         self._methods = GrpcMethods(settings)
         self._arguments = ArgumentChecker(settings.compiled_max)
 
@@ -79,6 +108,7 @@ class ToolsService:
     async def stop(self) -> None:
         await self._catalogue.stop()
         await self._methods.close()
+        await self._builtin.close()
 
     async def get_tool(self, request: pb.GetToolRequest, call: Call) -> pb.GetToolResponse:
         """NotFound where there is none."""
@@ -132,9 +162,10 @@ class ToolsService:
 
     async def delete_tool(self, request: pb.DeleteToolRequest, call: Call) -> pb.DeleteToolResponse:
         """NotFound where nothing is registered, InvalidArgument for a built-in tool."""
-        if is_builtin(request.name.rpartition("/")[2]):
-            raise InvalidArgument.of("name", "is a built-in tool, which can't be deleted")
         stream = tool_stream(request.name)
+        tool_id = request.name.rpartition("/")[2]
+        if is_builtin(tool_id) and self._catalogue.find(stream) is None:
+            raise InvalidArgument.of("name", "is a built-in tool, which can't be deleted")
         request_id = request.request_id or new_id()
         outcome = await self._registry.execute(stream, Delete(request.name), request_id, call)
         self._catalogue.put(stream, outcome.revision, outcome.state.tool)
@@ -144,7 +175,8 @@ class ToolsService:
     async def invoke_tool(self, request: pb.InvokeToolRequest, call: Call) -> pb.InvokeToolResponse:
         """Checks the arguments and runs the tool once.
 
-        Raises ArgumentsRefused, an InvalidArgument, before anything is run, and
+        Raises PermissionDenied where the caller lacks what the tool wants, ArgumentsRefused, an
+        InvalidArgument, before anything is run, and
         ToolUnavailable where its server can't be reached or didn't answer in time. What
         goes wrong within the tool is a result with `is_error`, for the model to read.
         """
@@ -152,11 +184,33 @@ class ToolsService:
         if not (key.isascii() and key.isprintable()):
             raise InvalidArgument.of("idempotency_key", "must be printable ASCII")
         tool = self._tool(request.name)
+        _check_scopes(tool, call)
         arguments = self._arguments.check(tool, request.arguments_json)
         run = partial(self._answer, tool, arguments, request, call)
         if tool.HasField("cache_ttl"):
             return await self._results.get(tool, arguments, key, run)
         return await run()
+
+    async def batch_invoke(
+        self, request: pb.BatchInvokeRequest, call: Call
+    ) -> AsyncGenerator[pb.BatchInvokeResponse, None]:
+        """What became of each call, as `invoke_tool` tells it, in the order of their ends."""
+
+        async def invoke(item: pb.BatchInvokeItem) -> pb.InvokeToolResponse:
+            return await self.invoke_tool(
+                pb.InvokeToolRequest(
+                    name=f"{request.parent}/tools/{item.tool}",
+                    arguments_json=item.arguments_json,
+                    idempotency_key=item.idempotency_key,
+                ),
+                call,
+            )
+
+        bound = self._settings.batch_running_max
+        running_max = min(request.running_calls_max or bound, bound)
+        async with aclosing(outcomes(request.items, invoke, running_max)) as ended:
+            async for response in ended:
+                yield response
 
     async def _answer(
         self,
@@ -165,12 +219,14 @@ class ToolsService:
         request: pb.InvokeToolRequest,
         call: Call,
     ) -> pb.InvokeToolResponse:
+        tenant = tool.name.split("/")[1]
         result = await self._run(tool, arguments, request, call)
-        return pb.InvokeToolResponse(
-            content=cut(result.content, self._settings.content_length_max),
-            is_error=result.is_error,
-            sources=result.sources[:SOURCES_MAX],
-        )
+        key = request.idempotency_key
+        session = session_of(tenant, key) if call.caller == AGENTS else ""
+        left = call.remaining_seconds()
+        response = await self._long_results.answer(tenant, result, session, key, left)
+        response.untrusted |= tool.trust in _UNTRUSTED
+        return response
 
     async def _run(
         self,
@@ -188,7 +244,10 @@ class ToolsService:
         key = request.idempotency_key
         with traces.tool_span(tool_id, key, call.traceparent) as span:
             if tool.HasField("builtin"):
-                result = await self._builtin.invoke(tenant, tool_id, arguments, timeout_seconds)
+                session = session_of(tenant, key) if call.caller == AGENTS else ""
+                result = await self._builtin.invoke(
+                    BuiltinCall(tenant, tool_id, arguments, timeout_seconds, session, key)
+                )
             else:
                 invocation = Invocation(timeout_seconds, key, request.epoch, span.traceparent)
                 result = await self._methods.invoke(tool, arguments, invocation)
@@ -209,6 +268,8 @@ class ToolsService:
             parameters_json_schema=method.parameters_json_schema,
             effect=request.effect,
             requires_approval=request.requires_approval,
+            trust=request.trust or tools_pb2.TRUST_UNTRUSTED,
+            required_scopes=request.required_scopes,
             grpc=tools_pb2.GrpcTool(
                 address=request.grpc.address,
                 method=request.grpc.method,
@@ -225,19 +286,38 @@ class ToolsService:
 
     def _tool(self, name: str) -> tools_pb2.Tool:
         _, tenant, _, tool_id = name.split("/")
-        if is_builtin(tool_id):
-            return builtin_tools(tenant)[tool_id]
-        tool = self._catalogue.find(tool_stream(name))
+        # What was registered before there was a built-in tool of that name stays what it is.
+        tool = self._catalogue.find(tool_stream(name)) or self._builtins(tenant).get(tool_id)
         if tool is None:
             raise NotFound.of("tool", name)
         return tool
 
+    def _builtins(self, tenant: str) -> Mapping[str, tools_pb2.Tool]:
+        return builtin_tools(tenant, databases_of(self._settings, tenant))
+
     def _sorted(self, parent: str) -> list[tuple[str, tools_pb2.Tool]]:
         """The tenant's tools by the key that orders them, which page tokens hold."""
         tenant = parent.split("/")[1]
-        builtin = [(f"0/{tool.name}", tool) for tool in builtin_tools(tenant).values()]
-        registered = [(f"1/{tool.name}", tool) for tool in self._catalogue.tools(tenant)]
-        return sorted(builtin + registered, key=lambda entry: entry[0])
+        registered = {tool.name: tool for tool in self._catalogue.tools(tenant)}
+        builtin = {tool.name: tool for tool in self._builtins(tenant).values()}
+        entries = [
+            (f"{int(name in registered)}/{name}", tool)
+            for name, tool in (builtin | registered).items()
+        ]
+        return sorted(entries, key=lambda entry: entry[0])
+
+
+def _check_scopes(tool: tools_pb2.Tool, call: Call) -> None:
+    # What another of Weft's services asks for was decided where the call came in.
+    if call.principal is None or call.caller:
+        return
+    tenant = tool.name.partition("/tools/")[0]
+    for scope in tool.required_scopes:
+        if not call.principal.allows(scope, tenant):
+            raise PermissionDenied(
+                f"needs the permission {scope} for {tenant}, which the tool wants",
+                metadata={"permission": scope, "resource": tenant},
+            )
 
 
 def _check_registration(request: pb.RegisterToolRequest) -> None:

@@ -16,6 +16,7 @@ async def register_credit(
     address: str,
     effect: "options_pb2.Effect.ValueType",
     timeout_seconds: int = 5,
+    trust: "tools_pb2.Trust.ValueType" = tools_pb2.TRUST_TRUSTED,
 ) -> None:
     """Makes the ledger's Credit the tool of that id."""
     request = tool_service_pb2.RegisterToolRequest(
@@ -24,6 +25,7 @@ async def register_credit(
         grpc=tools_pb2.GrpcTool(address=address, method=f"{LEDGER}/Credit"),
         effect=effect,
         timeout=Duration(seconds=timeout_seconds),
+        trust=trust,
     )
     await platform.tools.RegisterTool(request, timeout=CALL_SECONDS_MAX)
 

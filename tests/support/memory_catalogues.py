@@ -121,6 +121,8 @@ class MemoryTools:
             requires_approval=request.requires_approval,
             timeout=request.timeout,
             grpc=request.grpc,
+            trust=request.trust,
+            required_scopes=request.required_scopes,
         )
         self._tools[tool.name] = tool
         return tools.RegisterToolResponse(tool=tool)

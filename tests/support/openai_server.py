@@ -96,10 +96,12 @@ class OpenAIServer:
 
 
 @asynccontextmanager
-async def serve_openai() -> AsyncIterator[OpenAIServer]:
+async def serve_openai(
+    made: Callable[[str], OpenAIServer] = OpenAIServer,
+) -> AsyncIterator[OpenAIServer]:
     """Runs a server on a free port of the loopback."""
     listener = socket.create_server(("127.0.0.1", 0))
-    state = OpenAIServer(f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
+    state = made(f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
     routes = [
         *(
             Route(f"/v1/{path}", state.complete, methods=["POST"])

@@ -1,7 +1,7 @@
 """A session's log without a store: decides commands, folds the facts, keeps both."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -96,9 +96,12 @@ class SessionLog:
             )
         )
 
-    def step(self, *calls: events_pb2.PlannedCall, text: str = "") -> list[Message]:
+    def step(
+        self, *calls: events_pb2.PlannedCall, text: str = "", denies_tainted: bool = False
+    ) -> list[Message]:
         """The model asks for `calls`, or answers with `text`."""
-        return self.do(step(self.state, *calls, text=text, now_ns=self.now_ns))
+        command = step(self.state, *calls, text=text, now_ns=self.now_ns)
+        return self.do(replace(command, denies_tainted=denies_tainted))
 
     def start_call(self, call_id: str) -> list[Message]:
         """The call is about to be made."""
@@ -173,6 +176,8 @@ def planned(
     effect: "options_pb2.Effect.ValueType" = READ,
     *,
     requires_approval: bool = False,
+    untrusted: bool = False,
+    refusal: str = "",
 ) -> events_pb2.PlannedCall:
     """A tool call as the agents service plans it."""
     plan = events_pb2.PlannedCall(
@@ -180,6 +185,8 @@ def planned(
         effect=effect,
         idempotency_key=f"key of {call_id}",
         requires_approval=requires_approval,
+        untrusted=untrusted,
+        refusal=refusal,
     )
     plan.timeout.FromSeconds(CALL_SECONDS)
     return plan

@@ -80,7 +80,12 @@ def ask(log: SessionLog, choices: random.Random) -> None:
     count = len(log.facts)
     log.step(
         *(
-            planned(f"c{count}-{index}", effect, requires_approval=choices.random() < 0.3)
+            planned(
+                f"c{count}-{index}",
+                effect,
+                requires_approval=choices.random() < 0.3,
+                untrusted=choices.random() < 0.2,
+            )
             for index, effect in enumerate(effects)
         ),
         text="let me see",

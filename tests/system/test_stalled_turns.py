@@ -92,6 +92,7 @@ async def pair(
                 grpc=tools_pb2.GrpcTool(address=slow[1], method=f"{ECHO}/Grow"),
                 effect=effect,
                 timeout=Duration(seconds=60),
+                trust=tools_pb2.TRUST_TRUSTED,
             )
             await one.tools.RegisterTool(register, timeout=SECONDS)
         yield one, two

@@ -34,7 +34,8 @@ class ForkSession:
 
 @dataclass(frozen=True, slots=True)
 class AcceptTurn:
-    """Takes a turn in: starts, queues or refuses it, as the session's policy says."""
+    """Takes a turn in: starts, queues or refuses it, as the session's policy says.
+    `held_scopes` are the permissions that its tools may count on."""
 
     session: str
     turn: str
@@ -45,6 +46,7 @@ class AcceptTurn:
     owner: str
     now_ns: int
     expected_revision: int = 0
+    held_scopes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,8 @@ class ResumeTurn:
 @dataclass(frozen=True, slots=True)
 class CompleteStep:
     """Records a model's answer, and ends the turn where it asks for no call or a bound
-    of the turn is reached."""
+    of the turn is reached. With `denies_tainted` irreversible calls aren't made in a tainted
+    context, else a person must approve them."""
 
     turn: str
     epoch: int
@@ -74,6 +77,7 @@ class CompleteStep:
     steps_max: int
     tokens_max: int
     now_ns: int
+    denies_tainted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from mesh.errors import (
 from services.state.domain import commands as c
 from services.state.domain.evolve import QUEUED_TURNS_MAX
 from services.state.domain.names import turn_name
+from services.state.domain.taint import consequences, judged
 from weft.errors.v1 import errors_pb2
 from weft.state.v1 import events_pb2, session_pb2
 
@@ -191,6 +192,7 @@ def _accept(state: State, command: c.AcceptTurn) -> Facts:
         request_hash=command.request_hash,
         input=command.input,
         timeout=_duration(command.timeout_ns),
+        held_scopes=command.held_scopes,
     )
     if not state.HasField("active_turn"):
         _own(accepted, state, command.owner, command.now_ns + command.timeout_ns)
@@ -263,6 +265,7 @@ def _complete_step(state: State, command: c.CompleteStep) -> Facts:
     if turn.step_count >= command.step:
         # Decided again after an unknown end: it was stored.
         return []
+    calls = [judged(state, call, denies=command.denies_tainted) for call in command.calls]
     stepped = events_pb2.ModelStepCompleted(
         turn=turn.id,
         step=command.step,
@@ -270,21 +273,16 @@ def _complete_step(state: State, command: c.CompleteStep) -> Facts:
         usage=command.usage,
         finish_reason=command.finish_reason,
         model=command.model,
-        calls=command.calls,
+        calls=calls,
     )
     facts: Facts = [stepped]
-    if not command.calls:
+    if not calls:
         facts.append(events_pb2.TurnCompleted(turn=turn.id, text=command.message.text))
         return [*facts, *_start_next(state, turn.owner, command.now_ns)]
     bound = _bound_reached(turn, command)
     if bound:
         return facts + _fail(state, turn, errors_pb2.REASON_LIMIT_EXCEEDED, bound, command.now_ns)
-    facts += [
-        events_pb2.ApprovalRequested(turn=turn.id, call_id=planned.call_id)
-        for planned in command.calls
-        if planned.requires_approval
-    ]
-    return facts
+    return facts + consequences(state, turn.id, calls)
 
 
 def _bound_reached(turn: session_pb2.OpenTurn, command: c.CompleteStep) -> str:

@@ -10,11 +10,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from mesh.events.fold import Fold, Place
 from mesh.events.store import StreamName
 from services.state.domain.names import session_stream
+from services.state.domain.taint import taint
 from weft.errors.v1 import errors_pb2
 from weft.models.v1 import models_pb2
 from weft.state.v1 import events_pb2, session_pb2
 
-FOLD_VERSION = 1
+FOLD_VERSION = 2
 """Grows whenever the same events would fold into another state."""
 ENDED_TURNS_MAX = 256
 """Turns whose request ids the fold still knows after they ended."""
@@ -94,6 +95,7 @@ def _accepted(state: State, event: events_pb2.TurnAccepted, place: Place) -> Non
     turn.timeout.CopyFrom(event.timeout)
     turn.accept_revision = place.revision
     turn.accept_time.CopyFrom(place.time)
+    turn.held_scopes.extend(event.held_scopes)
     turn.status = session_pb2.TURN_STATUS_QUEUED
     state.turn_count += 1
     if not event.queued:
@@ -139,11 +141,15 @@ def _stepped(state: State, event: events_pb2.ModelStepCompleted, place: Place) -
             status=session_pb2.CALL_STATUS_PENDING,
             idempotency_key=planned.idempotency_key,
             timeout=planned.timeout,
+            untrusted=planned.untrusted,
         )
 
 
 def _approval_requested(state: State, event: events_pb2.ApprovalRequested, place: Place) -> None:
-    _call(state, event.call_id).status = session_pb2.CALL_STATUS_WAITING_APPROVAL
+    call = _call(state, event.call_id)
+    call.status = session_pb2.CALL_STATUS_WAITING_APPROVAL
+    call.approval_reason = event.reason
+    call.approval_detail = event.detail
     _settle(state, place)
 
 
@@ -163,7 +169,9 @@ def _call_started(state: State, event: events_pb2.ToolCallStarted, place: Place)
 
 
 def _call_completed(state: State, event: events_pb2.ToolCallCompleted, place: Place) -> None:
-    _answer(state, _call(state, event.call_id), event.content, event.is_error)
+    call = _call(state, event.call_id)
+    _answer(state, call, event.content, event.is_error)
+    taint(state, call, event.turn, event.untrusted, place)
     sources = state.active_turn.sources
     for source in event.sources:
         if len(sources) < SOURCES_MAX and source not in sources:
@@ -183,6 +191,8 @@ def _call_resolved(state: State, event: events_pb2.ToolCallResolved, place: Plac
         call.ClearField("start_time")
     else:
         _answer(state, call, event.content, event.resolution == events_pb2.RESOLUTION_FAILED)
+        # A person may pass on what the tool answered.
+        taint(state, call, event.turn, False, place)
     _go_on(state, event, place)
 
 

@@ -28,7 +28,7 @@ from weft.models.v1 import models_pb2 as weft_dot_models_dot_v1_dot_models__pb2
 from weft.options.v1 import options_pb2 as weft_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aweft/agents/v1/agent.proto\x12\x0eweft.agents.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bweft/models/v1/models.proto\x1a\x1dweft/options/v1/options.proto\"\xe7\x01\n\x05\x41gent\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xaa\xbb\x18\x19\x08\x01\x10\x8f\x01\x32\x12tenants/*/agents/*\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\'\n\x04spec\x18\x03 \x01(\x0b\x32\x19.weft.agents.v1.AgentSpec\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x04\x65tag\x18\x06 \x01(\tB\x06\xaa\xbb\x18\x02\x10@\"\x96\x02\n\tAgentSpec\x12\x1d\n\x0c\x64isplay_name\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x02\x12=\n\x05model\x18\x02 \x01(\tB.\xaa\xbb\x18*\x10\xc8\x01*%[a-z0-9][a-z0-9-]*/[A-Za-z0-9._:/@-]+\x12\x1e\n\x0cinstructions\x18\x03 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80\x10\x12\x33\n\x05tools\x18\x04 \x03(\x0b\x32\x1b.weft.agents.v1.ToolBindingB\x07\xaa\xbb\x18\x03 \x80\x01\x12.\n\nparameters\x18\x05 \x01(\x0b\x32\x1a.weft.models.v1.Parameters\x12&\n\x06limits\x18\x06 \x01(\x0b\x32\x16.weft.agents.v1.Limits\"\x81\x01\n\x0bToolBinding\x12/\n\x04tool\x18\x01 \x01(\tB!\xaa\xbb\x18\x1d\x08\x01\x10?*\x17[a-z0-9][a-z0-9-]{0,62}\x12&\n\x14\x66ixed_arguments_json\x18\x02 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80\x04\x12\x19\n\x11requires_approval\x18\x03 \x01(\x08\"\x8c\x01\n\nAgentState\x12\x31\n\trevisions\x18\x01 \x03(\x0b\x32\x15.weft.agents.v1.AgentB\x07\xaa\xbb\x18\x03 \xe8\x07\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x08\x12:\n\x08requests\x18\x03 \x03(\x0b\x32\x1f.weft.agents.v1.AnsweredRequestB\x07\xaa\xbb\x18\x03 \x80\x02\"d\n\x0f\x41nsweredRequest\x12\x1b\n\nrequest_id\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x1c\n\x0crequest_hash\x18\x02 \x01(\x0c\x42\x06\xaa\xbb\x18\x02\x18 \x12\x16\n\x0e\x61gent_revision\x18\x03 \x01(\x04\"\x96\x01\n\x06Limits\x12\x1a\n\tsteps_max\x18\x01 \x01(\rB\x07\xaa\xbb\x18\x03@\x80\x02\x12;\n\x0cturn_timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\n\xaa\xbb\x18\x06\x38\x00@\x80\xa3\x05\x12\x17\n\x0fturn_tokens_max\x18\x03 \x01(\x04\x12\x1a\n\x12\x63ontext_tokens_max\x18\x04 \x01(\rb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aweft/agents/v1/agent.proto\x12\x0eweft.agents.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bweft/models/v1/models.proto\x1a\x1dweft/options/v1/options.proto\"\xe7\x01\n\x05\x41gent\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xaa\xbb\x18\x19\x08\x01\x10\x8f\x01\x32\x12tenants/*/agents/*\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\'\n\x04spec\x18\x03 \x01(\x0b\x32\x19.weft.agents.v1.AgentSpec\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x04\x65tag\x18\x06 \x01(\tB\x06\xaa\xbb\x18\x02\x10@\"\xc9\x02\n\tAgentSpec\x12\x1d\n\x0c\x64isplay_name\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x02\x12=\n\x05model\x18\x02 \x01(\tB.\xaa\xbb\x18*\x10\xc8\x01*%[a-z0-9][a-z0-9-]*/[A-Za-z0-9._:/@-]+\x12\x1e\n\x0cinstructions\x18\x03 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80\x10\x12\x33\n\x05tools\x18\x04 \x03(\x0b\x32\x1b.weft.agents.v1.ToolBindingB\x07\xaa\xbb\x18\x03 \x80\x01\x12.\n\nparameters\x18\x05 \x01(\x0b\x32\x1a.weft.models.v1.Parameters\x12&\n\x06limits\x18\x06 \x01(\x0b\x32\x16.weft.agents.v1.Limits\x12\x31\n\x0ctaint_policy\x18\x0e \x01(\x0e\x32\x1b.weft.agents.v1.TaintPolicy\"\x81\x01\n\x0bToolBinding\x12/\n\x04tool\x18\x01 \x01(\tB!\xaa\xbb\x18\x1d\x08\x01\x10?*\x17[a-z0-9][a-z0-9-]{0,62}\x12&\n\x14\x66ixed_arguments_json\x18\x02 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80\x04\x12\x19\n\x11requires_approval\x18\x03 \x01(\x08\"\x8c\x01\n\nAgentState\x12\x31\n\trevisions\x18\x01 \x03(\x0b\x32\x15.weft.agents.v1.AgentB\x07\xaa\xbb\x18\x03 \xe8\x07\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x08\x12:\n\x08requests\x18\x03 \x03(\x0b\x32\x1f.weft.agents.v1.AnsweredRequestB\x07\xaa\xbb\x18\x03 \x80\x02\"d\n\x0f\x41nsweredRequest\x12\x1b\n\nrequest_id\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x1c\n\x0crequest_hash\x18\x02 \x01(\x0c\x42\x06\xaa\xbb\x18\x02\x18 \x12\x16\n\x0e\x61gent_revision\x18\x03 \x01(\x04\"\x96\x01\n\x06Limits\x12\x1a\n\tsteps_max\x18\x01 \x01(\rB\x07\xaa\xbb\x18\x03@\x80\x02\x12;\n\x0cturn_timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\n\xaa\xbb\x18\x06\x38\x00@\x80\xa3\x05\x12\x17\n\x0fturn_tokens_max\x18\x03 \x01(\x04\x12\x1a\n\x12\x63ontext_tokens_max\x18\x04 \x01(\r*\\\n\x0bTaintPolicy\x12\x1c\n\x18TAINT_POLICY_UNSPECIFIED\x10\x00\x12\x18\n\x14TAINT_POLICY_APPROVE\x10\x01\x12\x15\n\x11TAINT_POLICY_DENY\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -63,16 +63,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LIMITS'].fields_by_name['steps_max']._serialized_options = b'\252\273\030\003@\200\002'
   _globals['_LIMITS'].fields_by_name['turn_timeout']._loaded_options = None
   _globals['_LIMITS'].fields_by_name['turn_timeout']._serialized_options = b'\252\273\030\0068\000@\200\243\005'
+  _globals['_TAINTPOLICY']._serialized_start=1267
+  _globals['_TAINTPOLICY']._serialized_end=1359
   _globals['_AGENT']._serialized_start=172
   _globals['_AGENT']._serialized_end=403
   _globals['_AGENTSPEC']._serialized_start=406
-  _globals['_AGENTSPEC']._serialized_end=684
-  _globals['_TOOLBINDING']._serialized_start=687
-  _globals['_TOOLBINDING']._serialized_end=816
-  _globals['_AGENTSTATE']._serialized_start=819
-  _globals['_AGENTSTATE']._serialized_end=959
-  _globals['_ANSWEREDREQUEST']._serialized_start=961
-  _globals['_ANSWEREDREQUEST']._serialized_end=1061
-  _globals['_LIMITS']._serialized_start=1064
-  _globals['_LIMITS']._serialized_end=1214
+  _globals['_AGENTSPEC']._serialized_end=735
+  _globals['_TOOLBINDING']._serialized_start=738
+  _globals['_TOOLBINDING']._serialized_end=867
+  _globals['_AGENTSTATE']._serialized_start=870
+  _globals['_AGENTSTATE']._serialized_end=1010
+  _globals['_ANSWEREDREQUEST']._serialized_start=1012
+  _globals['_ANSWEREDREQUEST']._serialized_end=1112
+  _globals['_LIMITS']._serialized_start=1115
+  _globals['_LIMITS']._serialized_end=1265
 # @@protoc_insertion_point(module_scope)

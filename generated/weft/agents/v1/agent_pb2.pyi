@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from weft.models.v1 import models_pb2 as _models_pb2
 import builtins as _builtins
 import sys
@@ -20,6 +21,32 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _TaintPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TaintPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaintPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TAINT_POLICY_UNSPECIFIED: _TaintPolicy.ValueType  # 0
+    """Not said: taken as APPROVE."""
+    TAINT_POLICY_APPROVE: _TaintPolicy.ValueType  # 1
+    """A person must approve it."""
+    TAINT_POLICY_DENY: _TaintPolicy.ValueType  # 2
+    """It isn't made; the model is told why."""
+
+class TaintPolicy(_TaintPolicy, metaclass=_TaintPolicyEnumTypeWrapper):
+    """What becomes of a call that can't be taken back, asked for in a context that is
+    tainted by results of untrusted tools.
+    """
+
+TAINT_POLICY_UNSPECIFIED: TaintPolicy.ValueType  # 0
+"""Not said: taken as APPROVE."""
+TAINT_POLICY_APPROVE: TaintPolicy.ValueType  # 1
+"""A person must approve it."""
+TAINT_POLICY_DENY: TaintPolicy.ValueType  # 2
+"""It isn't made; the model is told why."""
+Global___TaintPolicy: _TypeAlias = TaintPolicy  # noqa: Y015
 
 @_typing.final
 class Agent(_message.Message):
@@ -83,12 +110,15 @@ class AgentSpec(_message.Message):
     TOOLS_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    TAINT_POLICY_FIELD_NUMBER: _builtins.int
     display_name: _builtins.str
     """What people call it."""
     model: _builtins.str
     """The model, as `<provider>/<model>`; the default model where it is empty."""
     instructions: _builtins.str
     """What the model is to be and do."""
+    taint_policy: Global___TaintPolicy.ValueType
+    """What becomes of irreversible calls in a tainted context."""
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolBinding]:
         """Tools that it may call."""
@@ -110,10 +140,11 @@ class AgentSpec(_message.Message):
         tools: _abc.Iterable[Global___ToolBinding] | None = ...,
         parameters: _models_pb2.Parameters | None = ...,
         limits: Global___Limits | None = ...,
+        taint_policy: Global___TaintPolicy.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "parameters", b"parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "instructions", b"instructions", "limits", b"limits", "model", b"model", "parameters", b"parameters", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "instructions", b"instructions", "limits", b"limits", "model", b"model", "parameters", b"parameters", "taint_policy", b"taint_policy", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

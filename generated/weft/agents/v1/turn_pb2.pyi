@@ -174,6 +174,7 @@ class TurnTask(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     REQUEST_HASH_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
+    SEALED_SCOPES_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     """The session, as `tenants/{tenant}/agents/{agent}/sessions/{session}`."""
     input: _builtins.str
@@ -188,6 +189,10 @@ class TurnTask(_message.Message):
     """Names the request; the task's id where it is empty."""
     request_hash: _builtins.bytes
     """SHA-256 of the request, where SubmitTurn made it."""
+    sealed_scopes: _builtins.bytes
+    """Which of the permissions that its tools want whoever submitted it had; sealed as
+    the question is, so that nobody else can say so.
+    """
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """Longest time that the turn may take; the agent's limit where it isn't set,
@@ -204,10 +209,11 @@ class TurnTask(_message.Message):
         request_id: _builtins.str = ...,
         request_hash: _builtins.bytes = ...,
         timeout: _duration_pb2.Duration | None = ...,
+        sealed_scopes: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "key_id", b"key_id", "request_hash", b"request_hash", "request_id", b"request_id", "sealed_input", b"sealed_input", "session", b"session", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "key_id", b"key_id", "request_hash", b"request_hash", "request_id", b"request_id", "sealed_input", b"sealed_input", "sealed_scopes", b"sealed_scopes", "session", b"session", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -450,12 +456,15 @@ class TurnEvent(_message.Message):
         CONTENT_FIELD_NUMBER: _builtins.int
         IS_ERROR_FIELD_NUMBER: _builtins.int
         SOURCES_FIELD_NUMBER: _builtins.int
+        UNTRUSTED_FIELD_NUMBER: _builtins.int
         call_id: _builtins.str
         """The call."""
         content: _builtins.str
         """The result, as text or JSON; with is_error, what went wrong."""
         is_error: _builtins.bool
         """It failed."""
+        untrusted: _builtins.bool
+        """Anybody may have had a say in it: with it the context is tainted."""
         @_builtins.property
         def sources(self) -> _containers.RepeatedCompositeFieldContainer[_tools_pb2.Source]:
             """Where the result comes from."""
@@ -467,10 +476,11 @@ class TurnEvent(_message.Message):
             content: _builtins.str = ...,
             is_error: _builtins.bool = ...,
             sources: _abc.Iterable[_tools_pb2.Source] | None = ...,
+            untrusted: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "content", b"content", "is_error", b"is_error", "sources", b"sources"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "content", b"content", "is_error", b"is_error", "sources", b"sources", "untrusted", b"untrusted"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -481,6 +491,12 @@ class TurnEvent(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         CALL_FIELD_NUMBER: _builtins.int
+        REASON_FIELD_NUMBER: _builtins.int
+        DETAIL_FIELD_NUMBER: _builtins.int
+        reason: _session_pb2.ApprovalReason.ValueType
+        """Why."""
+        detail: _builtins.str
+        """The same for people."""
         @_builtins.property
         def call(self) -> _models_pb2.ToolCall:
             """The call."""
@@ -489,10 +505,12 @@ class TurnEvent(_message.Message):
             self,
             *,
             call: _models_pb2.ToolCall | None = ...,
+            reason: _session_pb2.ApprovalReason.ValueType = ...,
+            detail: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "detail", b"detail", "reason", b"reason"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

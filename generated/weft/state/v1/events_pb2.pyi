@@ -149,6 +149,7 @@ class TurnAccepted(_message.Message):
     OWNER_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     DEADLINE_TIME_FIELD_NUMBER: _builtins.int
+    HELD_SCOPES_FIELD_NUMBER: _builtins.int
     turn: _builtins.str
     """Id of the turn in its session."""
     request_id: _builtins.str
@@ -171,6 +172,10 @@ class TurnAccepted(_message.Message):
     def deadline_time(self) -> _timestamp_pb2.Timestamp:
         """When it fails for want of time."""
 
+    @_builtins.property
+    def held_scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Which of the permissions that its tools want whoever asked for it had then."""
+
     def __init__(
         self,
         *,
@@ -183,10 +188,11 @@ class TurnAccepted(_message.Message):
         owner: _builtins.str = ...,
         epoch: _builtins.int = ...,
         deadline_time: _timestamp_pb2.Timestamp | None = ...,
+        held_scopes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deadline_time", b"deadline_time", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_time", b"deadline_time", "epoch", b"epoch", "input", b"input", "owner", b"owner", "queued", b"queued", "request_hash", b"request_hash", "request_id", b"request_id", "timeout", b"timeout", "turn", b"turn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_time", b"deadline_time", "epoch", b"epoch", "held_scopes", b"held_scopes", "input", b"input", "owner", b"owner", "queued", b"queued", "request_hash", b"request_hash", "request_id", b"request_id", "timeout", b"timeout", "turn", b"turn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -273,6 +279,8 @@ class PlannedCall(_message.Message):
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     REQUIRES_APPROVAL_FIELD_NUMBER: _builtins.int
+    UNTRUSTED_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     """The call's id; its tool and arguments are in the step's message."""
     effect: _options_pb2.Effect.ValueType
@@ -281,6 +289,10 @@ class PlannedCall(_message.Message):
     """Handed to the tool at every attempt."""
     requires_approval: _builtins.bool
     """A person must approve it first."""
+    untrusted: _builtins.bool
+    """Anybody may have a say in its result."""
+    refusal: _builtins.str
+    """Why it isn't made, which is what the model is told; empty where it is."""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """How long it may take."""
@@ -293,10 +305,12 @@ class PlannedCall(_message.Message):
         idempotency_key: _builtins.str = ...,
         timeout: _duration_pb2.Duration | None = ...,
         requires_approval: _builtins.bool = ...,
+        untrusted: _builtins.bool = ...,
+        refusal: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "effect", b"effect", "idempotency_key", b"idempotency_key", "requires_approval", b"requires_approval", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "effect", b"effect", "idempotency_key", b"idempotency_key", "refusal", b"refusal", "requires_approval", b"requires_approval", "timeout", b"timeout", "untrusted", b"untrusted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -362,19 +376,27 @@ class ApprovalRequested(_message.Message):
 
     TURN_FIELD_NUMBER: _builtins.int
     CALL_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
     turn: _builtins.str
     """Id of the turn."""
     call_id: _builtins.str
     """The call."""
+    reason: _session_pb2.ApprovalReason.ValueType
+    """Why."""
+    detail: _builtins.str
+    """The same for people: for a tainted context, what tainted it."""
     def __init__(
         self,
         *,
         turn: _builtins.str = ...,
         call_id: _builtins.str = ...,
+        reason: _session_pb2.ApprovalReason.ValueType = ...,
+        detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "turn", b"turn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "detail", b"detail", "reason", b"reason", "turn", b"turn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -467,6 +489,7 @@ class ToolCallCompleted(_message.Message):
     CONTENT_FIELD_NUMBER: _builtins.int
     IS_ERROR_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
+    UNTRUSTED_FIELD_NUMBER: _builtins.int
     turn: _builtins.str
     """Id of the turn."""
     call_id: _builtins.str
@@ -475,6 +498,8 @@ class ToolCallCompleted(_message.Message):
     """The result, as text or JSON; with is_error, what went wrong."""
     is_error: _builtins.bool
     """It failed."""
+    untrusted: _builtins.bool
+    """Anybody may have had a say in it: with it the context is tainted."""
     @_builtins.property
     def sources(self) -> _containers.RepeatedCompositeFieldContainer[_tools_pb2.Source]:
         """Where the result comes from."""
@@ -487,10 +512,11 @@ class ToolCallCompleted(_message.Message):
         content: _builtins.str = ...,
         is_error: _builtins.bool = ...,
         sources: _abc.Iterable[_tools_pb2.Source] | None = ...,
+        untrusted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "content", b"content", "is_error", b"is_error", "sources", b"sources", "turn", b"turn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "content", b"content", "is_error", b"is_error", "sources", b"sources", "turn", b"turn", "untrusted", b"untrusted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

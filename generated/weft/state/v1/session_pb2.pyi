@@ -141,6 +141,34 @@ CALL_STATUS_COMPLETED: CallStatus.ValueType  # 6
 """Final: its result is in the log."""
 Global___CallStatus: _TypeAlias = CallStatus  # noqa: Y015
 
+class _ApprovalReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ApprovalReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ApprovalReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    APPROVAL_REASON_UNSPECIFIED: _ApprovalReason.ValueType  # 0
+    """Not said: stored before there were several."""
+    APPROVAL_REASON_REQUIRED: _ApprovalReason.ValueType  # 1
+    """The tool, or the agent that may call it, wants it so for each call."""
+    APPROVAL_REASON_TAINTED_CONTEXT: _ApprovalReason.ValueType  # 2
+    """The call can't be taken back, and the context is tainted: what asks for it
+    may not be what the session's people want.
+    """
+
+class ApprovalReason(_ApprovalReason, metaclass=_ApprovalReasonEnumTypeWrapper):
+    """Why a person must approve a tool call."""
+
+APPROVAL_REASON_UNSPECIFIED: ApprovalReason.ValueType  # 0
+"""Not said: stored before there were several."""
+APPROVAL_REASON_REQUIRED: ApprovalReason.ValueType  # 1
+"""The tool, or the agent that may call it, wants it so for each call."""
+APPROVAL_REASON_TAINTED_CONTEXT: ApprovalReason.ValueType  # 2
+"""The call can't be taken back, and the context is tainted: what asks for it
+may not be what the session's people want.
+"""
+Global___ApprovalReason: _TypeAlias = ApprovalReason  # noqa: Y015
+
 @_typing.final
 class Session(_message.Message):
     """A conversation."""
@@ -228,6 +256,48 @@ class ForkOrigin(_message.Message):
 Global___ForkOrigin: _TypeAlias = ForkOrigin  # noqa: Y015
 
 @_typing.final
+class Taint(_message.Message):
+    """What tainted a session's context first: a result in which anybody may have had
+    a say.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOL_FIELD_NUMBER: _builtins.int
+    TURN_FIELD_NUMBER: _builtins.int
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    tool: _builtins.str
+    """The tool that answered."""
+    turn: _builtins.str
+    """The turn in which it did."""
+    call_id: _builtins.str
+    """The call."""
+    revision: _builtins.int
+    """Revision of the event with the result."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it came."""
+
+    def __init__(
+        self,
+        *,
+        tool: _builtins.str = ...,
+        turn: _builtins.str = ...,
+        call_id: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "revision", b"revision", "time", b"time", "tool", b"tool", "turn", b"turn"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Taint: _TypeAlias = Taint  # noqa: Y015
+
+@_typing.final
 class CallState(_message.Message):
     """A tool call of the step that a turn is at."""
 
@@ -239,12 +309,21 @@ class CallState(_message.Message):
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
+    UNTRUSTED_FIELD_NUMBER: _builtins.int
+    APPROVAL_REASON_FIELD_NUMBER: _builtins.int
+    APPROVAL_DETAIL_FIELD_NUMBER: _builtins.int
     effect: _options_pb2.Effect.ValueType
     """What it does to the world."""
     status: Global___CallStatus.ValueType
     """Where it stands."""
     idempotency_key: _builtins.str
     """Handed to the tool at every attempt."""
+    untrusted: _builtins.bool
+    """Anybody may have a say in its result."""
+    approval_reason: Global___ApprovalReason.ValueType
+    """Why a person must approve it, where one must."""
+    approval_detail: _builtins.str
+    """The same for people."""
     @_builtins.property
     def call(self) -> _models_pb2.ToolCall:
         """The call."""
@@ -266,10 +345,13 @@ class CallState(_message.Message):
         idempotency_key: _builtins.str = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         timeout: _duration_pb2.Duration | None = ...,
+        untrusted: _builtins.bool = ...,
+        approval_reason: Global___ApprovalReason.ValueType = ...,
+        approval_detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "start_time", b"start_time", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "effect", b"effect", "idempotency_key", b"idempotency_key", "start_time", b"start_time", "status", b"status", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_detail", b"approval_detail", "approval_reason", b"approval_reason", "call", b"call", "effect", b"effect", "idempotency_key", b"idempotency_key", "start_time", b"start_time", "status", b"status", "timeout", b"timeout", "untrusted", b"untrusted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -302,6 +384,7 @@ class OpenTurn(_message.Message):
     SOURCES_FIELD_NUMBER: _builtins.int
     STALLED_TIME_FIELD_NUMBER: _builtins.int
     STALLED_DOING_FIELD_NUMBER: _builtins.int
+    HELD_SCOPES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the turn in its session."""
     request_id: _builtins.str
@@ -360,6 +443,10 @@ class OpenTurn(_message.Message):
     def stalled_time(self) -> _timestamp_pb2.Timestamp:
         """Since when it is known to have stalled; not set where it hasn't."""
 
+    @_builtins.property
+    def held_scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Which of the permissions that its tools want whoever asked for it had."""
+
     def __init__(
         self,
         *,
@@ -384,10 +471,11 @@ class OpenTurn(_message.Message):
         sources: _abc.Iterable[_tools_pb2.Source] | None = ...,
         stalled_time: _timestamp_pb2.Timestamp | None = ...,
         stalled_doing: _builtins.str = ...,
+        held_scopes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "deadline_time", b"deadline_time", "stalled_time", b"stalled_time", "timeout", b"timeout", "usage", b"usage", "wait_time", b"wait_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_revision", b"accept_revision", "accept_time", b"accept_time", "calls", b"calls", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "deadline_time", b"deadline_time", "epoch", b"epoch", "id", b"id", "input", b"input", "owner", b"owner", "request_hash", b"request_hash", "request_id", b"request_id", "resume_count", b"resume_count", "sources", b"sources", "stalled_doing", b"stalled_doing", "stalled_time", b"stalled_time", "status", b"status", "step_count", b"step_count", "timeout", b"timeout", "usage", b"usage", "wait_time", b"wait_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_revision", b"accept_revision", "accept_time", b"accept_time", "calls", b"calls", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "deadline_time", b"deadline_time", "epoch", b"epoch", "held_scopes", b"held_scopes", "id", b"id", "input", b"input", "owner", b"owner", "request_hash", b"request_hash", "request_id", b"request_id", "resume_count", b"resume_count", "sources", b"sources", "stalled_doing", b"stalled_doing", "stalled_time", b"stalled_time", "status", b"status", "step_count", b"step_count", "timeout", b"timeout", "usage", b"usage", "wait_time", b"wait_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -466,6 +554,7 @@ class SessionState(_message.Message):
     COMPACTED_MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
     ERASED_FIELD_NUMBER: _builtins.int
     IMPORT_REMAINING_COUNT_FIELD_NUMBER: _builtins.int
+    TAINT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The session's name."""
     agent_revision: _builtins.int
@@ -522,6 +611,12 @@ class SessionState(_message.Message):
     def usage(self) -> _models_pb2.Usage:
         """What all turns used."""
 
+    @_builtins.property
+    def taint(self) -> Global___Taint:
+        """What tainted the context; not set where nothing did. It stays: a summary of
+        what is tainted is tainted, too.
+        """
+
     def __init__(
         self,
         *,
@@ -544,10 +639,11 @@ class SessionState(_message.Message):
         compacted_message_count: _builtins.int = ...,
         erased: _builtins.bool = ...,
         import_remaining_count: _builtins.int = ...,
+        taint: Global___Taint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["active_turn", b"active_turn", "context", b"context", "create_time", b"create_time", "forked_from", b"forked_from", "update_time", b"update_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["active_turn", b"active_turn", "context", b"context", "create_time", b"create_time", "forked_from", b"forked_from", "taint", b"taint", "update_time", b"update_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_turn", b"active_turn", "agent_revision", b"agent_revision", "compacted_message_count", b"compacted_message_count", "context", b"context", "context_tokens", b"context_tokens", "create_time", b"create_time", "ended_turns", b"ended_turns", "epoch", b"epoch", "erased", b"erased", "forked_from", b"forked_from", "import_remaining_count", b"import_remaining_count", "name", b"name", "queued_turns", b"queued_turns", "revision", b"revision", "submit_policy", b"submit_policy", "summary", b"summary", "turn_count", b"turn_count", "update_time", b"update_time", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_turn", b"active_turn", "agent_revision", b"agent_revision", "compacted_message_count", b"compacted_message_count", "context", b"context", "context_tokens", b"context_tokens", "create_time", b"create_time", "ended_turns", b"ended_turns", "epoch", b"epoch", "erased", b"erased", "forked_from", b"forked_from", "import_remaining_count", b"import_remaining_count", "name", b"name", "queued_turns", b"queued_turns", "revision", b"revision", "submit_policy", b"submit_policy", "summary", b"summary", "taint", b"taint", "turn_count", b"turn_count", "update_time", b"update_time", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

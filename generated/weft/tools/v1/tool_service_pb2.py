@@ -24,11 +24,12 @@ _sym_db = _symbol_database.Default()
 
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from weft.errors.v1 import errors_pb2 as weft_dot_errors_dot_v1_dot_errors__pb2
 from weft.options.v1 import options_pb2 as weft_dot_options_dot_v1_dot_options__pb2
 from weft.tools.v1 import tools_pb2 as weft_dot_tools_dot_v1_dot_tools__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n weft/tools/v1/tool_service.proto\x12\rweft.tools.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dweft/options/v1/options.proto\x1a\x19weft/tools/v1/tools.proto\"<\n\x0eGetToolRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xaa\xbb\x18\x18\x08\x01\x10\x8e\x01\x32\x11tenants/*/tools/*\"4\n\x0fGetToolResponse\x12!\n\x04tool\x18\x01 \x01(\x0b\x32\x13.weft.tools.v1.Tool\"r\n\x10ListToolsRequest\x12#\n\x06parent\x18\x01 \x01(\tB\x13\xaa\xbb\x18\x0f\x08\x01\x10H2\ttenants/*\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\xe8\x07\x12\x1b\n\npage_token\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"b\n\x11ListToolsResponse\x12+\n\x05tools\x18\x01 \x03(\x0b\x32\x13.weft.tools.v1.ToolB\x07\xaa\xbb\x18\x03 \xe8\x07\x12 \n\x0fnext_page_token\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"\xa7\x03\n\x13RegisterToolRequest\x12#\n\x06parent\x18\x01 \x01(\tB\x13\xaa\xbb\x18\x0f\x08\x01\x10H2\ttenants/*\x12\x32\n\x07tool_id\x18\x02 \x01(\tB!\xaa\xbb\x18\x1d\x08\x01\x10?*\x17[a-z0-9][a-z0-9-]{0,62}\x12-\n\x04grpc\x18\x03 \x01(\x0b\x32\x17.weft.tools.v1.GrpcToolB\x06\xaa\xbb\x18\x02\x08\x01\x12/\n\x06\x65\x66\x66\x65\x63t\x18\x04 \x01(\x0e\x32\x17.weft.options.v1.EffectB\x06\xaa\xbb\x18\x02\x08\x01\x12\x1c\n\x0b\x64\x65scription\x18\x05 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80@\x12\x19\n\x11requires_approval\x18\x06 \x01(\x08\x12\x35\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\xaa\xbb\x18\x05\x38\x00@\x90\x1c\x12-\n\nrequest_id\x18\x08 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\x12\x38\n\tcache_ttl\x18\t \x01(\x0b\x32\x19.google.protobuf.DurationB\n\xaa\xbb\x18\x06\x38\x00@\x80\xf5$\"9\n\x14RegisterToolResponse\x12!\n\x04tool\x18\x01 \x01(\x0b\x32\x13.weft.tools.v1.Tool\"n\n\x11\x44\x65leteToolRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xaa\xbb\x18\x18\x08\x01\x10\x8e\x01\x32\x11tenants/*/tools/*\x12-\n\nrequest_id\x18\x02 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\"\x14\n\x12\x44\x65leteToolResponse\"\x92\x01\n\x11InvokeToolRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xaa\xbb\x18\x18\x08\x01\x10\x8e\x01\x32\x11tenants/*/tools/*\x12 \n\x0e\x61rguments_json\x18\x02 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80\x10\x12 \n\x0fidempotency_key\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\"q\n\x12InvokeToolResponse\x12\x19\n\x07\x63ontent\x18\x01 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80@\x12\x10\n\x08is_error\x18\x02 \x01(\x08\x12.\n\x07sources\x18\x03 \x03(\x0b\x32\x15.weft.tools.v1.SourceB\x06\xaa\xbb\x18\x02 d2\x88\x06\n\x0bToolService\x12\x88\x01\n\x07GetTool\x12\x1d.weft.tools.v1.GetToolRequest\x1a\x1e.weft.tools.v1.GetToolResponse\">\x90\x02\x01\xaa\xbb\x18\x13\n\ttools.get\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02\x1e\x12\x1c/v1/{name=tenants/*/tools/*}\x12\x91\x01\n\tListTools\x12\x1f.weft.tools.v1.ListToolsRequest\x1a .weft.tools.v1.ListToolsResponse\"A\x90\x02\x01\xaa\xbb\x18\x16\n\ntools.list\x10\x01\x1a\x06parent\x82\xd3\xe4\x93\x02\x1e\x12\x1c/v1/{parent=tenants/*}/tools\x12\xa1\x01\n\x0cRegisterTool\x12\".weft.tools.v1.RegisterToolRequest\x1a#.weft.tools.v1.RegisterToolResponse\"H\x90\x02\x02\xaa\xbb\x18\x1a\n\x0etools.register\x10\x02\x1a\x06parent\x82\xd3\xe4\x93\x02!\"\x1c/v1/{parent=tenants/*}/tools:\x01*\x12\x94\x01\n\nDeleteTool\x12 .weft.tools.v1.DeleteToolRequest\x1a!.weft.tools.v1.DeleteToolResponse\"A\x90\x02\x02\xaa\xbb\x18\x16\n\x0ctools.delete\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02\x1e*\x1c/v1/{name=tenants/*/tools/*}\x12\x9e\x01\n\nInvokeTool\x12 .weft.tools.v1.InvokeToolRequest\x1a!.weft.tools.v1.InvokeToolResponse\"K\x90\x02\x00\xaa\xbb\x18\x16\n\x0ctools.invoke\x10\x03\x1a\x04name\x82\xd3\xe4\x93\x02(\"#/v1/{name=tenants/*/tools/*}:invoke:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n weft/tools/v1/tool_service.proto\x12\rweft.tools.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bweft/errors/v1/errors.proto\x1a\x1dweft/options/v1/options.proto\x1a\x19weft/tools/v1/tools.proto\"<\n\x0eGetToolRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xaa\xbb\x18\x18\x08\x01\x10\x8e\x01\x32\x11tenants/*/tools/*\"4\n\x0fGetToolResponse\x12!\n\x04tool\x18\x01 \x01(\x0b\x32\x13.weft.tools.v1.Tool\"r\n\x10ListToolsRequest\x12#\n\x06parent\x18\x01 \x01(\tB\x13\xaa\xbb\x18\x0f\x08\x01\x10H2\ttenants/*\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\xe8\x07\x12\x1b\n\npage_token\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"b\n\x11ListToolsResponse\x12+\n\x05tools\x18\x01 \x03(\x0b\x32\x13.weft.tools.v1.ToolB\x07\xaa\xbb\x18\x03 \xe8\x07\x12 \n\x0fnext_page_token\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"\x80\x04\n\x13RegisterToolRequest\x12#\n\x06parent\x18\x01 \x01(\tB\x13\xaa\xbb\x18\x0f\x08\x01\x10H2\ttenants/*\x12\x32\n\x07tool_id\x18\x02 \x01(\tB!\xaa\xbb\x18\x1d\x08\x01\x10?*\x17[a-z0-9][a-z0-9-]{0,62}\x12-\n\x04grpc\x18\x03 \x01(\x0b\x32\x17.weft.tools.v1.GrpcToolB\x06\xaa\xbb\x18\x02\x08\x01\x12/\n\x06\x65\x66\x66\x65\x63t\x18\x04 \x01(\x0e\x32\x17.weft.options.v1.EffectB\x06\xaa\xbb\x18\x02\x08\x01\x12\x1c\n\x0b\x64\x65scription\x18\x05 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80@\x12\x19\n\x11requires_approval\x18\x06 \x01(\x08\x12\x35\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\xaa\xbb\x18\x05\x38\x00@\x90\x1c\x12-\n\nrequest_id\x18\x08 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\x12\x38\n\tcache_ttl\x18\t \x01(\x0b\x32\x19.google.protobuf.DurationB\n\xaa\xbb\x18\x06\x38\x00@\x80\xf5$\x12#\n\x05trust\x18\x0c \x01(\x0e\x32\x14.weft.tools.v1.Trust\x12\x32\n\x0frequired_scopes\x18\r \x03(\tB\x19\xaa\xbb\x18\x15\x10@ \x10*\x0f[a-z]+\\.[a-z_]+\"9\n\x14RegisterToolResponse\x12!\n\x04tool\x18\x01 \x01(\x0b\x32\x13.weft.tools.v1.Tool\"n\n\x11\x44\x65leteToolRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xaa\xbb\x18\x18\x08\x01\x10\x8e\x01\x32\x11tenants/*/tools/*\x12-\n\nrequest_id\x18\x02 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\"\x14\n\x12\x44\x65leteToolResponse\"\x92\x01\n\x11InvokeToolRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xaa\xbb\x18\x18\x08\x01\x10\x8e\x01\x32\x11tenants/*/tools/*\x12 \n\x0e\x61rguments_json\x18\x02 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80\x10\x12 \n\x0fidempotency_key\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\"\x9b\x01\n\x12InvokeToolResponse\x12\x19\n\x07\x63ontent\x18\x01 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80@\x12\x10\n\x08is_error\x18\x02 \x01(\x08\x12.\n\x07sources\x18\x03 \x03(\x0b\x32\x15.weft.tools.v1.SourceB\x06\xaa\xbb\x18\x02 d\x12\x11\n\tuntrusted\x18\x04 \x01(\x08\x12\x15\n\x04\x62lob\x18\x05 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x8e\x01\"\x99\x01\n\x12\x42\x61tchInvokeRequest\x12#\n\x06parent\x18\x01 \x01(\tB\x13\xaa\xbb\x18\x0f\x08\x01\x10H2\ttenants/*\x12\x38\n\x05items\x18\x02 \x03(\x0b\x32\x1e.weft.tools.v1.BatchInvokeItemB\t\xaa\xbb\x18\x05\x08\x01 \xe8\x07\x12$\n\x11running_calls_max\x18\x03 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\xe8\x07\"\x86\x01\n\x0f\x42\x61tchInvokeItem\x12/\n\x04tool\x18\x01 \x01(\tB!\xaa\xbb\x18\x1d\x08\x01\x10?*\x17[a-z0-9][a-z0-9-]{0,62}\x12 \n\x0e\x61rguments_json\x18\x02 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80\x10\x12 \n\x0fidempotency_key\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\"\x96\x01\n\x13\x42\x61tchInvokeResponse\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x33\n\x06result\x18\x02 \x01(\x0b\x32!.weft.tools.v1.InvokeToolResponseH\x00\x12\x30\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1f.weft.tools.v1.BatchInvokeErrorH\x00\x42\t\n\x07outcome\"T\n\x10\x42\x61tchInvokeError\x12&\n\x06reason\x18\x01 \x01(\x0e\x32\x16.weft.errors.v1.Reason\x12\x18\n\x07message\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80 2\xb5\x07\n\x0bToolService\x12\x88\x01\n\x07GetTool\x12\x1d.weft.tools.v1.GetToolRequest\x1a\x1e.weft.tools.v1.GetToolResponse\">\x90\x02\x01\xaa\xbb\x18\x13\n\ttools.get\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02\x1e\x12\x1c/v1/{name=tenants/*/tools/*}\x12\x91\x01\n\tListTools\x12\x1f.weft.tools.v1.ListToolsRequest\x1a .weft.tools.v1.ListToolsResponse\"A\x90\x02\x01\xaa\xbb\x18\x16\n\ntools.list\x10\x01\x1a\x06parent\x82\xd3\xe4\x93\x02\x1e\x12\x1c/v1/{parent=tenants/*}/tools\x12\xa1\x01\n\x0cRegisterTool\x12\".weft.tools.v1.RegisterToolRequest\x1a#.weft.tools.v1.RegisterToolResponse\"H\x90\x02\x02\xaa\xbb\x18\x1a\n\x0etools.register\x10\x02\x1a\x06parent\x82\xd3\xe4\x93\x02!\"\x1c/v1/{parent=tenants/*}/tools:\x01*\x12\x94\x01\n\nDeleteTool\x12 .weft.tools.v1.DeleteToolRequest\x1a!.weft.tools.v1.DeleteToolResponse\"A\x90\x02\x02\xaa\xbb\x18\x16\n\x0ctools.delete\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02\x1e*\x1c/v1/{name=tenants/*/tools/*}\x12\x9e\x01\n\nInvokeTool\x12 .weft.tools.v1.InvokeToolRequest\x1a!.weft.tools.v1.InvokeToolResponse\"K\x90\x02\x00\xaa\xbb\x18\x16\n\x0ctools.invoke\x10\x03\x1a\x04name\x82\xd3\xe4\x93\x02(\"#/v1/{name=tenants/*/tools/*}:invoke:\x01*\x12\xaa\x01\n\x0b\x42\x61tchInvoke\x12!.weft.tools.v1.BatchInvokeRequest\x1a\".weft.tools.v1.BatchInvokeResponse\"R\x90\x02\x00\xaa\xbb\x18\x18\n\x0ctools.invoke\x10\x03\x1a\x06parent\x82\xd3\xe4\x93\x02-\"(/v1/{parent=tenants/*}/tools:batchInvoke:\x01*0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -63,6 +64,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTERTOOLREQUEST'].fields_by_name['request_id']._serialized_options = b'\252\273\030\025\020\200\001*\020[A-Za-z0-9._:-]+'
   _globals['_REGISTERTOOLREQUEST'].fields_by_name['cache_ttl']._loaded_options = None
   _globals['_REGISTERTOOLREQUEST'].fields_by_name['cache_ttl']._serialized_options = b'\252\273\030\0068\000@\200\365$'
+  _globals['_REGISTERTOOLREQUEST'].fields_by_name['required_scopes']._loaded_options = None
+  _globals['_REGISTERTOOLREQUEST'].fields_by_name['required_scopes']._serialized_options = b'\252\273\030\025\020@ \020*\017[a-z]+\\.[a-z_]+'
   _globals['_DELETETOOLREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETETOOLREQUEST'].fields_by_name['name']._serialized_options = b'\252\273\030\030\010\001\020\216\0012\021tenants/*/tools/*'
   _globals['_DELETETOOLREQUEST'].fields_by_name['request_id']._loaded_options = None
@@ -77,6 +80,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INVOKETOOLRESPONSE'].fields_by_name['content']._serialized_options = b'\252\273\030\004\020\200\200@'
   _globals['_INVOKETOOLRESPONSE'].fields_by_name['sources']._loaded_options = None
   _globals['_INVOKETOOLRESPONSE'].fields_by_name['sources']._serialized_options = b'\252\273\030\002 d'
+  _globals['_INVOKETOOLRESPONSE'].fields_by_name['blob']._loaded_options = None
+  _globals['_INVOKETOOLRESPONSE'].fields_by_name['blob']._serialized_options = b'\252\273\030\003\020\216\001'
+  _globals['_BATCHINVOKEREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_BATCHINVOKEREQUEST'].fields_by_name['parent']._serialized_options = b'\252\273\030\017\010\001\020H2\ttenants/*'
+  _globals['_BATCHINVOKEREQUEST'].fields_by_name['items']._loaded_options = None
+  _globals['_BATCHINVOKEREQUEST'].fields_by_name['items']._serialized_options = b'\252\273\030\005\010\001 \350\007'
+  _globals['_BATCHINVOKEREQUEST'].fields_by_name['running_calls_max']._loaded_options = None
+  _globals['_BATCHINVOKEREQUEST'].fields_by_name['running_calls_max']._serialized_options = b'\252\273\030\0058\000@\350\007'
+  _globals['_BATCHINVOKEITEM'].fields_by_name['tool']._loaded_options = None
+  _globals['_BATCHINVOKEITEM'].fields_by_name['tool']._serialized_options = b'\252\273\030\035\010\001\020?*\027[a-z0-9][a-z0-9-]{0,62}'
+  _globals['_BATCHINVOKEITEM'].fields_by_name['arguments_json']._loaded_options = None
+  _globals['_BATCHINVOKEITEM'].fields_by_name['arguments_json']._serialized_options = b'\252\273\030\004\020\200\200\020'
+  _globals['_BATCHINVOKEITEM'].fields_by_name['idempotency_key']._loaded_options = None
+  _globals['_BATCHINVOKEITEM'].fields_by_name['idempotency_key']._serialized_options = b'\252\273\030\003\020\200\004'
+  _globals['_BATCHINVOKEERROR'].fields_by_name['message']._loaded_options = None
+  _globals['_BATCHINVOKEERROR'].fields_by_name['message']._serialized_options = b'\252\273\030\003\020\200 '
   _globals['_TOOLSERVICE'].methods_by_name['GetTool']._loaded_options = None
   _globals['_TOOLSERVICE'].methods_by_name['GetTool']._serialized_options = b'\220\002\001\252\273\030\023\n\ttools.get\020\001\032\004name\202\323\344\223\002\036\022\034/v1/{name=tenants/*/tools/*}'
   _globals['_TOOLSERVICE'].methods_by_name['ListTools']._loaded_options = None
@@ -87,26 +106,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOOLSERVICE'].methods_by_name['DeleteTool']._serialized_options = b'\220\002\002\252\273\030\026\n\014tools.delete\020\002\032\004name\202\323\344\223\002\036*\034/v1/{name=tenants/*/tools/*}'
   _globals['_TOOLSERVICE'].methods_by_name['InvokeTool']._loaded_options = None
   _globals['_TOOLSERVICE'].methods_by_name['InvokeTool']._serialized_options = b'\220\002\000\252\273\030\026\n\014tools.invoke\020\003\032\004name\202\323\344\223\002(\"#/v1/{name=tenants/*/tools/*}:invoke:\001*'
-  _globals['_GETTOOLREQUEST']._serialized_start=171
-  _globals['_GETTOOLREQUEST']._serialized_end=231
-  _globals['_GETTOOLRESPONSE']._serialized_start=233
-  _globals['_GETTOOLRESPONSE']._serialized_end=285
-  _globals['_LISTTOOLSREQUEST']._serialized_start=287
-  _globals['_LISTTOOLSREQUEST']._serialized_end=401
-  _globals['_LISTTOOLSRESPONSE']._serialized_start=403
-  _globals['_LISTTOOLSRESPONSE']._serialized_end=501
-  _globals['_REGISTERTOOLREQUEST']._serialized_start=504
-  _globals['_REGISTERTOOLREQUEST']._serialized_end=927
-  _globals['_REGISTERTOOLRESPONSE']._serialized_start=929
-  _globals['_REGISTERTOOLRESPONSE']._serialized_end=986
-  _globals['_DELETETOOLREQUEST']._serialized_start=988
-  _globals['_DELETETOOLREQUEST']._serialized_end=1098
-  _globals['_DELETETOOLRESPONSE']._serialized_start=1100
-  _globals['_DELETETOOLRESPONSE']._serialized_end=1120
-  _globals['_INVOKETOOLREQUEST']._serialized_start=1123
-  _globals['_INVOKETOOLREQUEST']._serialized_end=1269
-  _globals['_INVOKETOOLRESPONSE']._serialized_start=1271
-  _globals['_INVOKETOOLRESPONSE']._serialized_end=1384
-  _globals['_TOOLSERVICE']._serialized_start=1387
-  _globals['_TOOLSERVICE']._serialized_end=2163
+  _globals['_TOOLSERVICE'].methods_by_name['BatchInvoke']._loaded_options = None
+  _globals['_TOOLSERVICE'].methods_by_name['BatchInvoke']._serialized_options = b'\220\002\000\252\273\030\030\n\014tools.invoke\020\003\032\006parent\202\323\344\223\002-\"(/v1/{parent=tenants/*}/tools:batchInvoke:\001*'
+  _globals['_GETTOOLREQUEST']._serialized_start=200
+  _globals['_GETTOOLREQUEST']._serialized_end=260
+  _globals['_GETTOOLRESPONSE']._serialized_start=262
+  _globals['_GETTOOLRESPONSE']._serialized_end=314
+  _globals['_LISTTOOLSREQUEST']._serialized_start=316
+  _globals['_LISTTOOLSREQUEST']._serialized_end=430
+  _globals['_LISTTOOLSRESPONSE']._serialized_start=432
+  _globals['_LISTTOOLSRESPONSE']._serialized_end=530
+  _globals['_REGISTERTOOLREQUEST']._serialized_start=533
+  _globals['_REGISTERTOOLREQUEST']._serialized_end=1045
+  _globals['_REGISTERTOOLRESPONSE']._serialized_start=1047
+  _globals['_REGISTERTOOLRESPONSE']._serialized_end=1104
+  _globals['_DELETETOOLREQUEST']._serialized_start=1106
+  _globals['_DELETETOOLREQUEST']._serialized_end=1216
+  _globals['_DELETETOOLRESPONSE']._serialized_start=1218
+  _globals['_DELETETOOLRESPONSE']._serialized_end=1238
+  _globals['_INVOKETOOLREQUEST']._serialized_start=1241
+  _globals['_INVOKETOOLREQUEST']._serialized_end=1387
+  _globals['_INVOKETOOLRESPONSE']._serialized_start=1390
+  _globals['_INVOKETOOLRESPONSE']._serialized_end=1545
+  _globals['_BATCHINVOKEREQUEST']._serialized_start=1548
+  _globals['_BATCHINVOKEREQUEST']._serialized_end=1701
+  _globals['_BATCHINVOKEITEM']._serialized_start=1704
+  _globals['_BATCHINVOKEITEM']._serialized_end=1838
+  _globals['_BATCHINVOKERESPONSE']._serialized_start=1841
+  _globals['_BATCHINVOKERESPONSE']._serialized_end=1991
+  _globals['_BATCHINVOKEERROR']._serialized_start=1993
+  _globals['_BATCHINVOKEERROR']._serialized_end=2077
+  _globals['_TOOLSERVICE']._serialized_start=2080
+  _globals['_TOOLSERVICE']._serialized_end=3029
 # @@protoc_insertion_point(module_scope)

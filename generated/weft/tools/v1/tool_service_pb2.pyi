@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from weft.errors.v1 import errors_pb2 as _errors_pb2
 from weft.options.v1 import options_pb2 as _options_pb2
 from weft.tools.v1 import tools_pb2 as _tools_pb2
 import builtins as _builtins
@@ -140,6 +141,8 @@ class RegisterToolRequest(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CACHE_TTL_FIELD_NUMBER: _builtins.int
+    TRUST_FIELD_NUMBER: _builtins.int
+    REQUIRED_SCOPES_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """The tenant, as `tenants/{tenant}`."""
     tool_id: _builtins.str
@@ -156,6 +159,8 @@ class RegisterToolRequest(_message.Message):
     """Names this request: the same id again gets the same answer, and the same
     id with another body is refused. Made by the server where it is empty.
     """
+    trust: _tools_pb2.Trust.ValueType
+    """Whose word its results are; UNTRUSTED where it isn't set."""
     @_builtins.property
     def grpc(self) -> _tools_pb2.GrpcTool:
         """The method."""
@@ -171,6 +176,12 @@ class RegisterToolRequest(_message.Message):
         forgets the results that are kept.
         """
 
+    @_builtins.property
+    def required_scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Permissions that whoever asks for a turn must have on the tenant, so that a
+        call of the tool is made for them.
+        """
+
     def __init__(
         self,
         *,
@@ -183,10 +194,12 @@ class RegisterToolRequest(_message.Message):
         timeout: _duration_pb2.Duration | None = ...,
         request_id: _builtins.str = ...,
         cache_ttl: _duration_pb2.Duration | None = ...,
+        trust: _tools_pb2.Trust.ValueType = ...,
+        required_scopes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "grpc", b"grpc", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "description", b"description", "effect", b"effect", "grpc", b"grpc", "parent", b"parent", "request_id", b"request_id", "requires_approval", b"requires_approval", "timeout", b"timeout", "tool_id", b"tool_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "description", b"description", "effect", b"effect", "grpc", b"grpc", "parent", b"parent", "request_id", b"request_id", "required_scopes", b"required_scopes", "requires_approval", b"requires_approval", "timeout", b"timeout", "tool_id", b"tool_id", "trust", b"trust"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -306,10 +319,18 @@ class InvokeToolResponse(_message.Message):
     CONTENT_FIELD_NUMBER: _builtins.int
     IS_ERROR_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
+    UNTRUSTED_FIELD_NUMBER: _builtins.int
+    BLOB_FIELD_NUMBER: _builtins.int
     content: _builtins.str
     """The result, as text or JSON; with is_error, what went wrong."""
     is_error: _builtins.bool
     """The tool ran and failed, or refused its arguments."""
+    untrusted: _builtins.bool
+    """Anybody may have had a say in it."""
+    blob: _builtins.str
+    """The blob that has the whole result, where that was too long to be given here;
+    `content` has its beginning and its end then.
+    """
     @_builtins.property
     def sources(self) -> _containers.RepeatedCompositeFieldContainer[_tools_pb2.Source]:
         """Where the result comes from."""
@@ -320,11 +341,137 @@ class InvokeToolResponse(_message.Message):
         content: _builtins.str = ...,
         is_error: _builtins.bool = ...,
         sources: _abc.Iterable[_tools_pb2.Source] | None = ...,
+        untrusted: _builtins.bool = ...,
+        blob: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "is_error", b"is_error", "sources", b"sources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "content", b"content", "is_error", b"is_error", "sources", b"sources", "untrusted", b"untrusted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InvokeToolResponse: _TypeAlias = InvokeToolResponse  # noqa: Y015
+
+@_typing.final
+class BatchInvokeRequest(_message.Message):
+    """Calls of tools."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    RUNNING_CALLS_MAX_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """The tenant, as `tenants/{tenant}`."""
+    running_calls_max: _builtins.int
+    """How many run at once; as many as the server lets where it isn't set, and never more."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchInvokeItem]:
+        """The calls."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        items: _abc.Iterable[Global___BatchInvokeItem] | None = ...,
+        running_calls_max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "parent", b"parent", "running_calls_max", b"running_calls_max"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchInvokeRequest: _TypeAlias = BatchInvokeRequest  # noqa: Y015
+
+@_typing.final
+class BatchInvokeItem(_message.Message):
+    """A call of a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOL_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    tool: _builtins.str
+    """The tool's id."""
+    arguments_json: _builtins.str
+    """Arguments, as a JSON object."""
+    idempotency_key: _builtins.str
+    """The same for every attempt of one call; handed to the tool."""
+    def __init__(
+        self,
+        *,
+        tool: _builtins.str = ...,
+        arguments_json: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_json", b"arguments_json", "idempotency_key", b"idempotency_key", "tool", b"tool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchInvokeItem: _TypeAlias = BatchInvokeItem  # noqa: Y015
+
+@_typing.final
+class BatchInvokeResponse(_message.Message):
+    """What became of a call of a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Its index in the request."""
+    @_builtins.property
+    def result(self) -> Global___InvokeToolResponse:
+        """What the tool answered."""
+
+    @_builtins.property
+    def error(self) -> Global___BatchInvokeError:
+        """Why it didn't."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        result: Global___InvokeToolResponse | None = ...,
+        error: Global___BatchInvokeError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "index", b"index", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___BatchInvokeResponse: _TypeAlias = BatchInvokeResponse  # noqa: Y015
+
+@_typing.final
+class BatchInvokeError(_message.Message):
+    """Why a call of a batch has no result."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    reason: _errors_pb2.Reason.ValueType
+    """For programs."""
+    message: _builtins.str
+    """For people."""
+    def __init__(
+        self,
+        *,
+        reason: _errors_pb2.Reason.ValueType = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchInvokeError: _TypeAlias = BatchInvokeError  # noqa: Y015

@@ -60,6 +60,11 @@ class ToolServiceStub(object):
                 request_serializer=weft_dot_tools_dot_v1_dot_tool__service__pb2.InvokeToolRequest.SerializeToString,
                 response_deserializer=weft_dot_tools_dot_v1_dot_tool__service__pb2.InvokeToolResponse.FromString,
                 _registered_method=True)
+        self.BatchInvoke = channel.unary_stream(
+                '/weft.tools.v1.ToolService/BatchInvoke',
+                request_serializer=weft_dot_tools_dot_v1_dot_tool__service__pb2.BatchInvokeRequest.SerializeToString,
+                response_deserializer=weft_dot_tools_dot_v1_dot_tool__service__pb2.BatchInvokeResponse.FromString,
+                _registered_method=True)
 
 
 class ToolServiceServicer(object):
@@ -104,6 +109,15 @@ class ToolServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchInvoke(self, request, context):
+        """Calls tools, a bounded number of them at once. Each answer is sent as it comes,
+        with what became of that call alone. When the stream ends early, those that
+        haven't begun aren't called.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ToolServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -131,6 +145,11 @@ def add_ToolServiceServicer_to_server(servicer, server):
                     servicer.InvokeTool,
                     request_deserializer=weft_dot_tools_dot_v1_dot_tool__service__pb2.InvokeToolRequest.FromString,
                     response_serializer=weft_dot_tools_dot_v1_dot_tool__service__pb2.InvokeToolResponse.SerializeToString,
+            ),
+            'BatchInvoke': grpc.unary_stream_rpc_method_handler(
+                    servicer.BatchInvoke,
+                    request_deserializer=weft_dot_tools_dot_v1_dot_tool__service__pb2.BatchInvokeRequest.FromString,
+                    response_serializer=weft_dot_tools_dot_v1_dot_tool__service__pb2.BatchInvokeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -269,6 +288,33 @@ class ToolService(object):
             '/weft.tools.v1.ToolService/InvokeTool',
             weft_dot_tools_dot_v1_dot_tool__service__pb2.InvokeToolRequest.SerializeToString,
             weft_dot_tools_dot_v1_dot_tool__service__pb2.InvokeToolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchInvoke(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/weft.tools.v1.ToolService/BatchInvoke',
+            weft_dot_tools_dot_v1_dot_tool__service__pb2.BatchInvokeRequest.SerializeToString,
+            weft_dot_tools_dot_v1_dot_tool__service__pb2.BatchInvokeResponse.FromString,
             options,
             channel_credentials,
             insecure,

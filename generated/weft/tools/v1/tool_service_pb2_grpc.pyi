@@ -48,6 +48,11 @@ class ToolServiceStub:
     """Calls a tool. Arguments are checked against its schema first. Of a tool
     with `cache_ttl` an earlier result may be given, and nothing called.
     """
+    BatchInvoke: _grpc.UnaryStreamMultiCallable[_tool_service_pb2.BatchInvokeRequest, _tool_service_pb2.BatchInvokeResponse]
+    """Calls tools, a bounded number of them at once. Each answer is sent as it comes,
+    with what became of that call alone. When the stream ends early, those that
+    haven't begun aren't called.
+    """
 
 @_typing.type_check_only
 class ToolServiceAsyncStub(ToolServiceStub):
@@ -68,6 +73,11 @@ class ToolServiceAsyncStub(ToolServiceStub):
     InvokeTool: _aio.UnaryUnaryMultiCallable[_tool_service_pb2.InvokeToolRequest, _tool_service_pb2.InvokeToolResponse]  # type: ignore[assignment]
     """Calls a tool. Arguments are checked against its schema first. Of a tool
     with `cache_ttl` an earlier result may be given, and nothing called.
+    """
+    BatchInvoke: _aio.UnaryStreamMultiCallable[_tool_service_pb2.BatchInvokeRequest, _tool_service_pb2.BatchInvokeResponse]  # type: ignore[assignment]
+    """Calls tools, a bounded number of them at once. Each answer is sent as it comes,
+    with what became of that call alone. When the stream ends early, those that
+    haven't begun aren't called.
     """
 
 class ToolServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -116,6 +126,17 @@ class ToolServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_tool_service_pb2.InvokeToolResponse, _abc.Awaitable[_tool_service_pb2.InvokeToolResponse]]:
         """Calls a tool. Arguments are checked against its schema first. Of a tool
         with `cache_ttl` an earlier result may be given, and nothing called.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchInvoke(
+        self,
+        request: _tool_service_pb2.BatchInvokeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_tool_service_pb2.BatchInvokeResponse], _abc.AsyncIterator[_tool_service_pb2.BatchInvokeResponse]]:
+        """Calls tools, a bounded number of them at once. Each answer is sent as it comes,
+        with what became of that call alone. When the stream ends early, those that
+        haven't begun aren't called.
         """
 
 def add_ToolServiceServicer_to_server(servicer: ToolServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

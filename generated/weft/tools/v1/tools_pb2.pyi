@@ -3,11 +3,14 @@
 isort:skip_file
 Tools that agents may call."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pb2 as _descriptor_pb2
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from weft.options.v1 import options_pb2 as _options_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +22,36 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Trust:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TrustEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trust.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRUST_UNSPECIFIED: _Trust.ValueType  # 0
+    """Not said: taken as UNTRUSTED."""
+    TRUST_TRUSTED: _Trust.ValueType  # 1
+    """Nobody but the tenant can have a say in what it answers."""
+    TRUST_UNTRUSTED: _Trust.ValueType  # 2
+    """Anybody may have."""
+    TRUST_BY_RESULT: _Trust.ValueType  # 3
+    """It depends on what it read: each result says."""
+
+class Trust(_Trust, metaclass=_TrustEnumTypeWrapper):
+    """Whose word a tool's results are. What isn't trusted may try to make a model do
+    things: it taints the session that it comes into, from then on.
+    """
+
+TRUST_UNSPECIFIED: Trust.ValueType  # 0
+"""Not said: taken as UNTRUSTED."""
+TRUST_TRUSTED: Trust.ValueType  # 1
+"""Nobody but the tenant can have a say in what it answers."""
+TRUST_UNTRUSTED: Trust.ValueType  # 2
+"""Anybody may have."""
+TRUST_BY_RESULT: Trust.ValueType  # 3
+"""It depends on what it read: each result says."""
+Global___Trust: _TypeAlias = Trust  # noqa: Y015
 
 @_typing.final
 class Tool(_message.Message):
@@ -37,6 +70,8 @@ class Tool(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     CACHE_TTL_FIELD_NUMBER: _builtins.int
+    TRUST_FIELD_NUMBER: _builtins.int
+    REQUIRED_SCOPES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, as `tenants/{tenant}/tools/{tool}`."""
     description: _builtins.str
@@ -49,6 +84,8 @@ class Tool(_message.Message):
     """A person must approve each call."""
     etag: _builtins.str
     """Changes with every change of the tool."""
+    trust: Global___Trust.ValueType
+    """Whose word its results are."""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """How long a call may take."""
@@ -71,6 +108,12 @@ class Tool(_message.Message):
         by whichever agent of the tenant; not at all where it isn't set.
         """
 
+    @_builtins.property
+    def required_scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Permissions that whoever asks for a turn must have on the tenant, so that a
+        call of the tool is made for them.
+        """
+
     def __init__(
         self,
         *,
@@ -85,10 +128,12 @@ class Tool(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
         cache_ttl: _duration_pb2.Duration | None = ...,
+        trust: Global___Trust.ValueType = ...,
+        required_scopes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["builtin", b"builtin", "cache_ttl", b"cache_ttl", "create_time", b"create_time", "grpc", b"grpc", "kind", b"kind", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["builtin", b"builtin", "cache_ttl", b"cache_ttl", "create_time", b"create_time", "description", b"description", "effect", b"effect", "etag", b"etag", "grpc", b"grpc", "kind", b"kind", "name", b"name", "parameters_json_schema", b"parameters_json_schema", "requires_approval", b"requires_approval", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["builtin", b"builtin", "cache_ttl", b"cache_ttl", "create_time", b"create_time", "description", b"description", "effect", b"effect", "etag", b"etag", "grpc", b"grpc", "kind", b"kind", "name", b"name", "parameters_json_schema", b"parameters_json_schema", "required_scopes", b"required_scopes", "requires_approval", b"requires_approval", "timeout", b"timeout", "trust", b"trust"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["builtin", "grpc"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015

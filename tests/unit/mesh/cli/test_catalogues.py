@@ -1,5 +1,6 @@
 """Tools, models and collections."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,17 @@ def test_a_grpc_method_becomes_a_tool_named_after_it(weft: Weft, method: str, to
     assert tool_id in weft("tool", "list").out
     assert weft("tool", "delete", tool_id).code == 0
     assert weft("tool", "show", tool_id).code == 3
+
+
+def test_a_tool_is_trusted_only_where_that_is_said(weft: Weft) -> None:
+    arguments = ("localhost:9", "a.B/C", "--effect", "read")
+    assert weft("tool", "add-grpc", *arguments, "-o", "json").data["trust"] == "TRUST_UNTRUSTED"
+    added = weft(
+        "tool", "add-grpc", *arguments, "--trusted", "--scope", "pay.send", "--scope", "blobs.get"
+    )
+    assert re.search(r"trust +trusted", added.out)
+    assert "pay.send, blobs.get" in added.out
+    assert weft("tool", "delete", "c").code == 0
 
 
 def test_a_tools_server_that_cant_be_reached_is_unavailable(weft: Weft) -> None:

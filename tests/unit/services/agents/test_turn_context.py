@@ -1,5 +1,7 @@
 """What of a session goes to the model, and what is put together for its tools."""
 
+import json
+
 import orjson
 import pytest
 from hypothesis import given
@@ -170,6 +172,22 @@ class TestFixedArguments:
     ) -> None:
         call = models_pb2.ToolCall(arguments_json=given_json)
         assert orjson.loads(context.arguments(call, fixed_json)) == expected
+
+    @pytest.mark.parametrize("blank", ["", " ", "\n\t", "\u2003"])
+    def test_no_arguments_at_all_have_what_is_fixed(self, blank: str) -> None:
+        call = models_pb2.ToolCall(arguments_json=blank)
+        assert context.arguments(call, '{"collection": "c"}') == '{"collection":"c"}'
+
+    @pytest.mark.parametrize(
+        "text",
+        ['{"n": 1e999}', '{"n": NaN}', '{"s": "\\ud800"}', '{"a":' * 2_000 + "1" + "}" * 2_000],
+    )
+    def test_what_another_parser_may_take_never_goes_without_what_is_fixed(self, text: str) -> None:
+        """The tools' parser takes some of these, and would run the call without the agent's
+        arguments."""
+        call = models_pb2.ToolCall(arguments_json=text)
+        with pytest.raises(json.JSONDecodeError):
+            json.loads(context.arguments(call, '{"collection": "c"}'))
 
     @pytest.mark.parametrize("nonsense", ["{", "[1]", '"text"', "null"])
     def test_nonsense_is_left_for_the_tool_to_name(self, nonsense: str) -> None:

@@ -15,7 +15,10 @@ import pytest
 from mesh.call import Call
 from mesh.clock import SYSTEM
 from services.models.providers.extractive.reply import reply
-from services.tools.builtin import BuiltinTools, builtin_tools
+from services.tools.builtins.builtin import BuiltinCall, BuiltinTools
+from services.tools.builtins.definitions import builtin_tools
+from services.tools.egress import EgressPolicy
+from services.tools.settings import ToolsSettings
 from services.vectors.service import VectorsService
 from services.vectors.settings import VectorsSettings
 from tests.support.embedding import LocalModels
@@ -72,14 +75,17 @@ async def tools(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Built
     await service.upsert_documents(
         vectors_pb.UpsertDocumentsRequest(name=NAME, documents=documents), call()
     )
-    yield BuiltinTools(SYSTEM, LocalVectors(service))
+    tools = BuiltinTools(ToolsSettings(), SYSTEM, LocalVectors(service), None, EgressPolicy())
+    yield tools
+    await tools.close()
     await service.stop()
 
 
 def definitions() -> list[models_pb2.ToolDefinition]:
     """The tools as an agent offers them that fixed the collection."""
     offered = []
-    for tool_id, tool in builtin_tools(TENANT).items():
+    for tool_id in ("calculator", "search", "time"):
+        tool = builtin_tools(TENANT)[tool_id]
         schema = json.loads(tool.parameters_json_schema)
         schema["properties"].pop("collection", None)
         schema["required"] = [name for name in schema["required"] if name != "collection"]
@@ -113,7 +119,7 @@ async def _answer(tools: BuiltinTools, request: model_service_pb2.GenerateReques
             arguments = json.loads(made.arguments_json)
             if made.tool == "search":
                 arguments["collection"] = COLLECTION
-            result = await tools.invoke(TENANT, made.tool, arguments, 10)
+            result = await tools.invoke(BuiltinCall(TENANT, made.tool, arguments, 10))
             request.conversation.messages.add(
                 role=models_pb2.ROLE_TOOL,
                 tool_call_id=made.id,

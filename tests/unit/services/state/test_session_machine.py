@@ -55,17 +55,20 @@ CALL_STATUSES = {
     session_pb2.CALL_STATUS_COMPLETED: "done",
 }
 CALLS = st.lists(
-    st.tuples(st.sampled_from((READ, IDEMPOTENT, IRREVERSIBLE)), st.booleans()),
+    st.tuples(st.sampled_from((READ, IDEMPOTENT, IRREVERSIBLE)), st.booleans(), st.integers(0, 3)),
     min_size=1,
     max_size=4,
 )
 DRAW = st.integers(0, 1_000)
+REQUIRED = session_pb2.APPROVAL_REASON_REQUIRED
+TAINTED = session_pb2.APPROVAL_REASON_TAINTED_CONTEXT
 
 
 @dataclass
 class ModelCall:
     effect: "options_pb2.Effect.ValueType"
     status: str
+    untrusted: bool = False
     begun_ns: int = 0
 
 
@@ -100,6 +103,8 @@ class SessionMachine(RuleBasedStateMachine):
         self.made = 0
         self.compacted = 0
         self.forks = 0
+        # The session's revision, and the fork's number, at which it was tainted.
+        self.tainted_at: tuple[int, int] | None = None
 
     @initialize(policy=st.sampled_from(sorted(POLICIES)))
     def create(self, policy: "session_pb2.SubmitPolicy.ValueType") -> None:
@@ -164,20 +169,40 @@ class SessionMachine(RuleBasedStateMachine):
             assert self.log.accept(known[draw % len(known)]) == []
 
     @precondition(lambda self: self.runs() and not self.turn.open_statuses())
-    @rule(calls=CALLS)
-    def ask_for_calls(self, calls: list[tuple["options_pb2.Effect.ValueType", bool]]) -> None:
+    @rule(calls=CALLS, denies=st.booleans())
+    def ask_for_calls(
+        self, calls: list[tuple["options_pb2.Effect.ValueType", bool, int]], denies: bool
+    ) -> None:
         now_ns = self.log.now_ns
         self.made += 1
         plans = [
-            planned(f"c{self.made}-{index}", effect, requires_approval=asks)
-            for index, (effect, asks) in enumerate(calls)
+            # One in four is of an untrusted tool.
+            planned(f"c{self.made}-{index}", effect, requires_approval=asks, untrusted=not draw)
+            for index, (effect, asks, draw) in enumerate(calls)
         ]
-        self.log.step(*plans, text="let me see")
+        facts = self.log.step(*plans, text="let me see", denies_tainted=denies)
         self.turn.calls = {
-            plan.call_id: ModelCall(plan.effect, "asks" if plan.requires_approval else "pending")
+            plan.call_id: ModelCall(plan.effect, self.planned_status(plan, denies), plan.untrusted)
             for plan in plans
         }
+        asked = {
+            fact.call_id: fact for fact in facts if isinstance(fact, events_pb2.ApprovalRequested)
+        }
+        assert set(asked) == set(self.calls_that_are("asks"))
+        for call_id, fact in asked.items():
+            doubtful = self.tainted_at and self.turn.calls[call_id].effect == IRREVERSIBLE
+            assert fact.reason == (TAINTED if doubtful else REQUIRED)
+            assert bool(fact.detail) == bool(doubtful)
         self.see_waiting(now_ns)
+
+    def planned_status(self, plan: events_pb2.PlannedCall, denies: bool) -> str:
+        if self.tainted_at and plan.effect == IRREVERSIBLE:
+            return "done" if denies else "asks"
+        return "asks" if plan.requires_approval else "pending"
+
+    def see_result(self, call_id: str) -> None:
+        if self.turn.calls[call_id].untrusted and not self.tainted_at:
+            self.tainted_at = (self.forks, self.log.state.taint.revision)
 
     @precondition(lambda self: self.runs() and not self.turn.open_statuses())
     @rule(text=st.text(min_size=1, max_size=40))
@@ -207,6 +232,7 @@ class SessionMachine(RuleBasedStateMachine):
         assert self.log.complete(*chosen, content=content) == []
         for name in chosen:
             self.turn.calls[name].status = "done"
+            self.see_result(name)
         self.see_waiting(now_ns)
 
     @precondition(lambda self: self.calls_that_are("begun"))
@@ -250,6 +276,8 @@ class SessionMachine(RuleBasedStateMachine):
         self.log.now_ns = now_ns = max(self.log.now_ns, over_ns)
         self.log.resolve(call_id, resolution, owner=owner)
         retried = resolution == events_pb2.RESOLUTION_RETRY
+        if not retried:
+            self.see_result(call_id)
         self.person_decided(call_id, "approved" if retried else "done", owner, now_ns)
 
     def person_decided(self, call_id: str, status: str, owner: str, now_ns: int) -> None:
@@ -335,7 +363,12 @@ class SessionMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.log.facts)
     @rule(draw=DRAW)
     def fork_and_stay(self, draw: int) -> None:
-        fork = self.log.forked_at(1 + draw % len(self.log.facts), SESSION + "b")
+        revision = 1 + draw % len(self.log.facts)
+        fork = self.log.forked_at(revision, SESSION + "b")
+        before = self.tainted_at is not None and (
+            self.tainted_at[0] < self.forks or self.tainted_at[1] <= revision
+        )
+        assert fork.state.HasField("taint") == before
         assert not fork.state.HasField("active_turn")
         assert not fork.state.queued_turns
         assert fork.state.revision == 1
@@ -407,6 +440,13 @@ class SessionMachine(RuleBasedStateMachine):
     def the_context_holds_together(self) -> None:
         open_calls = set(self.calls_that_are("pending", "asks", "approved", "begun", "doubted"))
         check_context(self.log.state, open_calls)
+
+    @invariant()
+    def it_is_tainted_since_an_untrusted_result_and_for_ever(self) -> None:
+        state = self.log.state
+        assert state.HasField("taint") == (self.tainted_at is not None)
+        if self.tainted_at is not None:
+            assert self.tainted_at[1] == state.taint.revision > 0
 
     @invariant()
     def bounds_are_kept(self) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.tools.calculator import LENGTH_MAX, CalculatorError, evaluate
+from services.tools.builtins.calculator import LENGTH_MAX, CalculatorError, evaluate
 
 
 @pytest.mark.parametrize(

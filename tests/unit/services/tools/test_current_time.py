@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.tools.current_time import current_time
+from services.tools.builtins.current_time import current_time
 
 MORNING_NS = 1_800_000_000 * 1_000_000_000
 
