@@ -47,6 +47,7 @@ from weft.blobs.v1 import blob_service_pb2
 from weft.blobs.v1.blob_service_pb2_grpc import BlobServiceStub
 from weft.control.v1 import mesh_service_pb2, registry_service_pb2, traffic_service_pb2
 from weft.models.v1 import budget_service_pb2, model_service_pb2
+from weft.models.v1.model_service_pb2_grpc import ModelServiceStub
 from weft.scheduler.v1 import (
     batch_service_pb2,
     dead_letter_service_pb2,
@@ -137,7 +138,7 @@ def _tools(mesh: Mesh) -> Service:
 
 
 def _vectors(mesh: Mesh) -> Service:
-    return VectorsService(VectorsSettings(), mesh.data_dir)
+    return VectorsService(VectorsSettings(), mesh.data_dir, mesh.stub(ModelServiceStub))
 
 
 _BUS = {
@@ -210,7 +211,7 @@ _SERVICES = (
         name="vectors",
         summary="keeps and searches collections of documents",
         contracts=(vector_service_pb2.DESCRIPTOR.services_by_name["VectorService"],),
-        calls=(),
+        calls=("models",),
         build=_vectors,
         single=True,
     ),

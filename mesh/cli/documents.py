@@ -13,9 +13,14 @@ if TYPE_CHECKING:
 
 MARKDOWN_SUFFIXES = frozenset({".md", ".markdown", ".mdown", ".mkd"})
 PLAIN_SUFFIXES = frozenset({".txt", ".text", ".rst", ".adoc", ".asciidoc", ".org"})
+HTML_SUFFIXES = frozenset({".html", ".htm", ".xhtml"})
+PDF_SUFFIX = ".pdf"
+SUFFIXES = MARKDOWN_SUFFIXES | PLAIN_SUFFIXES | HTML_SUFFIXES | {PDF_SUFFIX}
 SKIPPED_FOLDERS = frozenset({"node_modules", "__pycache__"})
 
 FILE_BYTES_MAX = 1024 * 1024
+PDF_BYTES_MAX = 4_000_000
+"""A call's message has 4 MiB at most."""
 FILES_MAX = 100_000
 BATCH_BYTES_MAX = 2 * 1024 * 1024
 BATCH_DOCUMENTS_MAX = 128
@@ -38,7 +43,7 @@ class Skipped:
 
 
 def find_documents(places: Sequence[Path]) -> list[DocumentFile]:
-    """The Markdown and text files of folders, by path; a file that is given is taken by
+    """The Markdown, text, HTML and PDF files of folders, by path; a file that is given is taken by
     its name.
 
     Hidden files and folders and SKIPPED_FOLDERS are passed over, links to folders aren't
@@ -71,7 +76,7 @@ def _walk(folder: Path) -> Iterator[DocumentFile]:
         for name in sorted(names):
             path = Path(parent, name)
             suffix = path.suffix.lower()
-            if not name.startswith(".") and suffix in MARKDOWN_SUFFIXES | PLAIN_SUFFIXES:
+            if not name.startswith(".") and suffix in SUFFIXES:
                 yield DocumentFile(path, path.relative_to(folder).as_posix())
 
 
@@ -79,24 +84,32 @@ def read_document(file: DocumentFile) -> "collections_pb2.Document | Skipped":
     """The document of a file, or why it is none: too large, not UTF-8, binary, empty."""
     from weft.vectors.v1 import collections_pb2
 
+    suffix = file.path.suffix.lower()
+    is_pdf = suffix == PDF_SUFFIX
+    most, shown = (PDF_BYTES_MAX, "4 MB") if is_pdf else (FILE_BYTES_MAX, "1 MiB")
     try:
         with file.path.open("rb") as opened:
-            data = opened.read(FILE_BYTES_MAX + 1)
-        text = data.decode("utf-8-sig")
+            data = opened.read(most + 1)
     except OSError as error:
         return Skipped(file.path, f"can't be read: {error.strerror}")
+    if len(data) > most:
+        return Skipped(file.path, f"larger than {shown}")
+    if is_pdf and data:
+        pdf = collections_pb2.MEDIA_TYPE_PDF
+        return collections_pb2.Document(uri=file.uri, content=data, media_type=pdf)
+    try:
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = "\0"
-    if len(data) > FILE_BYTES_MAX:
-        return Skipped(file.path, "larger than 1 MiB")
     if "\0" in text:
         return Skipped(file.path, "not UTF-8 text")
     if not text.strip():
         return Skipped(file.path, "empty")
-    is_markdown = file.path.suffix.lower() in MARKDOWN_SUFFIXES
-    media_type = (
-        collections_pb2.MEDIA_TYPE_MARKDOWN if is_markdown else collections_pb2.MEDIA_TYPE_PLAIN
-    )
+    media_type = collections_pb2.MEDIA_TYPE_PLAIN
+    if suffix in MARKDOWN_SUFFIXES:
+        media_type = collections_pb2.MEDIA_TYPE_MARKDOWN
+    elif suffix in HTML_SUFFIXES:
+        media_type = collections_pb2.MEDIA_TYPE_HTML
     return collections_pb2.Document(uri=file.uri, text=text, media_type=media_type)
 
 

@@ -158,6 +158,17 @@ def is_not_found(error: "grpc.RpcError") -> bool:
     return _code_name(error) == "NOT_FOUND"
 
 
+def violations_of(error: "grpc.RpcError") -> dict[str, str]:
+    """What the server says is wrong with which fields of the request."""
+    from google.rpc import error_details_pb2 as details
+
+    status = status_of(error)
+    bad_request = details.BadRequest()
+    for detail in status.details if status is not None else ():
+        detail.Unpack(bad_request)
+    return {each.field: each.description for each in bad_request.field_violations}
+
+
 def is_unauthenticated(error: "grpc.RpcError") -> bool:
     """Whether the server doesn't know who calls."""
     return _code_name(error) == "UNAUTHENTICATED"

@@ -26,15 +26,17 @@ _SENTENCE_END = re.compile(r"[.!?…][\"')\]]*\s")
 @dataclass(frozen=True, slots=True)
 class Passage:
     """A part of a document. `headings` are those that it stands under, outermost first;
-    `line` is the document's line at which `text` begins, from 1."""
+    `line` is the document's line at which `text` begins, from 1; where the document has
+    pages, `page` is which, from 1, and `line` that page's."""
 
     headings: tuple[str, ...]
     line: int
     text: str
+    page: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class _Block:
+class Block:
     """Lines that belong together; `line` is the number of the first."""
 
     line: int
@@ -42,11 +44,20 @@ class _Block:
 
 
 @dataclass(frozen=True, slots=True)
+class Item:
+    """A block of a document, or a heading: of the level 1 or more, and with a title."""
+
+    block: Block
+    level: int = 0
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class _Section:
     """What stands under one heading, without the sections below it."""
 
     headings: tuple[str, ...]
-    blocks: tuple[_Block, ...]
+    blocks: tuple[Block, ...]
 
 
 def split_plain(text: str) -> list[Passage]:
@@ -57,7 +68,12 @@ def split_plain(text: str) -> list[Passage]:
 
 def split_markdown(text: str) -> list[Passage]:
     """The passages of a Markdown text, by its headings and blocks."""
-    return [passage for section in _sections(_lines(text)) for passage in _pack(section)]
+    return split_items(_items(_lines(text)))
+
+
+def split_items(items: Iterable[Item]) -> list[Passage]:
+    """The passages of blocks and headings in their order."""
+    return [passage for section in _sections(items) for passage in _pack(section)]
 
 
 def first_heading(passages: Iterable[Passage]) -> str:
@@ -77,33 +93,41 @@ def _lines(text: str) -> list[str]:
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
-def _sections(lines: list[str]) -> Iterator[_Section]:
-    path: list[tuple[int, str]] = []
+def _items(lines: list[str]) -> Iterator[Item]:
     body: list[tuple[int, str]] = []
-    heading: _Block | None = None
     for number, line, level, title in _with_headings(lines):
         if not level:
             body.append((number, line))
             continue
-        yield from _section(path, body, heading, level)
-        path = [(depth, text) for depth, text in path if depth < level]
-        path.append((level, title))
-        body, heading = [], _Block(number, line.strip())
-    yield from _section(path, body, heading, 0)
+        yield from map(Item, _blocks(body, fenced=True))
+        body = []
+        yield Item(Block(number, line.strip()), level, title)
+    yield from map(Item, _blocks(body, fenced=True))
+
+
+def _sections(items: Iterable[Item]) -> Iterator[_Section]:
+    path: list[tuple[int, str]] = []
+    blocks: list[Block] = []
+    heading: Block | None = None
+    for item in items:
+        if not item.level:
+            blocks.append(item.block)
+            continue
+        yield from _section(path, blocks, heading, item.level)
+        path = [(depth, text) for depth, text in path if depth < item.level]
+        path.append((item.level, item.title))
+        blocks, heading = [], item.block
+    yield from _section(path, blocks, heading, 0)
 
 
 def _section(
-    path: list[tuple[int, str]],
-    body: list[tuple[int, str]],
-    heading: _Block | None,
-    next_level: int,
+    path: list[tuple[int, str]], blocks: list[Block], heading: Block | None, next_level: int
 ) -> Iterator[_Section]:
-    blocks = tuple(_blocks(body, fenced=True))
     if not blocks and heading and (not next_level or next_level <= path[-1][0]):
         # Nothing stands below it, so its words would be lost.
-        blocks = (heading,)
+        blocks = [heading]
     if blocks:
-        yield _Section(tuple(text for _, text in path if text), blocks)
+        yield _Section(tuple(text for _, text in path if text), tuple(blocks))
 
 
 def _with_headings(lines: list[str]) -> Iterator[tuple[int, str, int, str]]:
@@ -155,7 +179,7 @@ def _fence_after(fence: str, line: str) -> str:
     return "" if closes else fence
 
 
-def _blocks(numbered: list[tuple[int, str]], *, fenced: bool) -> Iterator[_Block]:
+def _blocks(numbered: list[tuple[int, str]], *, fenced: bool) -> Iterator[Block]:
     """Runs of lines without a blank one between them; a fence is one run."""
     run: list[str] = []
     first = 0
@@ -167,10 +191,10 @@ def _blocks(numbered: list[tuple[int, str]], *, fenced: bool) -> Iterator[_Block
             first = first if run else number
             run.append(line)
         elif run:
-            yield _Block(first, "\n".join(run))
+            yield Block(first, "\n".join(run))
             run = []
     if run:
-        yield _Block(first, "\n".join(run).rstrip())
+        yield Block(first, "\n".join(run).rstrip())
 
 
 def _pack(section: _Section) -> Iterator[Passage]:
@@ -186,7 +210,7 @@ def _pack(section: _Section) -> Iterator[Passage]:
         yield Passage(section.headings, line, text)
 
 
-def _parts(block: _Block) -> Iterator[_Block]:
+def _parts(block: Block) -> Iterator[Block]:
     """The block itself, or the parts of one that is too long."""
     if len(block.text) <= PASSAGE_LENGTH_MAX:
         yield block
@@ -195,11 +219,11 @@ def _parts(block: _Block) -> Iterator[_Block]:
     for number, whole in enumerate(block.text.split("\n"), block.line):
         for piece in _pieces(whole):
             if text and len(text) + 1 + len(piece) > PASSAGE_LENGTH:
-                yield _Block(line, text)
+                yield Block(line, text)
                 text = ""
             text, line = (f"{text}\n{piece}", line) if text else (piece, number)
     if text:
-        yield _Block(line, text)
+        yield Block(line, text)
 
 
 def _pieces(line: str) -> Iterator[str]:

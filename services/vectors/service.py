@@ -1,32 +1,33 @@
 """The servicer of `weft.vectors.v1.VectorService`."""
 
-import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from mesh.call import Call
 from mesh.clock import SYSTEM, Clock
-from mesh.errors import FieldViolation, InvalidArgument
+from mesh.errors import FailedPrecondition, InvalidArgument
 from mesh.rpc.pages import read_page_token, write_page_token
-from services.vectors.backends.fts import FtsIndex
-from services.vectors.chunking import (
-    Passage,
-    first_heading,
-    front_matter_title,
-    split_markdown,
-    split_plain,
-)
-from services.vectors.index import CollectionKey, PassageIndex, Request, SplitDocument
+from services.vectors.backends.sqlite import SqliteIndex
+from services.vectors.documents import Documents
+from services.vectors.domain.filters import parse_filter
+from services.vectors.domain.vectors import Metric
+from services.vectors.embedding import Embedder, ModelStub
+from services.vectors.index import CollectionKey, CollectionSpec, PassageIndex, Request
+from services.vectors.searching import Search
 from services.vectors.settings import VectorsSettings
 from weft.vectors.v1 import collections_pb2
 from weft.vectors.v1 import vector_service_pb2 as pb
 
 FILE_NAME = "vectors.sqlite3"
 PAGE_SIZE = 100
-PASSAGES_FOUND = 8
-TITLE_LENGTH_MAX = 1_024
+_METRICS = {
+    collections_pb2.METRIC_UNSPECIFIED: Metric.COSINE,
+    collections_pb2.METRIC_COSINE: Metric.COSINE,
+    collections_pb2.METRIC_DOT: Metric.DOT,
+    collections_pb2.METRIC_L2: Metric.L2,
+}
 
 Change = TypeVar(
     "Change",
@@ -38,16 +39,20 @@ Change = TypeVar(
 
 
 class VectorsService:
-    """Keeps the collections of an instance in its data folder."""
+    """Keeps collections where the settings say. `models` makes the vectors of those that have
+    a model."""
 
-    def __init__(self, settings: VectorsSettings, data_dir: Path, clock: Clock = SYSTEM) -> None:
-        self._settings = settings
-        self._index: PassageIndex = FtsIndex(
-            (settings.folder or data_dir) / FILE_NAME,
-            waiting_max=settings.waiting_calls_max,
-            collections_max=settings.collections_max,
-            now_ns=clock.now_ns,
-        )
+    def __init__(
+        self,
+        settings: VectorsSettings,
+        data_dir: Path,
+        models: ModelStub,
+        clock: Clock = SYSTEM,
+    ) -> None:
+        self._index: PassageIndex = _index(settings, data_dir, clock)
+        self._embedder = Embedder(models)
+        self._documents = Documents(self._index, self._embedder, settings)
+        self._search = Search(self._index, self._embedder)
 
     @property
     def handlers(self) -> Mapping[str, object]:
@@ -58,14 +63,24 @@ class VectorsService:
         await self._index.open()
 
     async def stop(self) -> None:
+        await self._documents.close()
         await self._index.close()
 
     async def create_collection(
         self, request: pb.CreateCollectionRequest, call: Call
     ) -> pb.CreateCollectionResponse:
-        """AlreadyExists where a collection of that name is there."""
+        """AlreadyExists where a collection of that name is there; of a model's dimension what
+        Embed raises."""
         key = CollectionKey(_tenant(request.parent), request.collection_id)
-        collection = await self._index.create(key, request.description, _named(request))
+        dimension = request.dimension
+        if request.metric and not (dimension or request.model):
+            raise InvalidArgument.of("dimension", "is required with a metric")
+        if request.model and not dimension:
+            dimension = await self._embedder.dimension(key.tenant, request.model, call)
+        spec = CollectionSpec(
+            request.description, dimension, _METRICS[request.metric], request.model
+        )
+        collection = await self._index.create(key, spec, _named(request))
         return pb.CreateCollectionResponse(collection=collection)
 
     async def get_collection(
@@ -97,47 +112,62 @@ class VectorsService:
     async def upsert_documents(
         self, request: pb.UpsertDocumentsRequest, call: Call
     ) -> pb.UpsertDocumentsResponse:
-        """Splits the documents and stores them; InvalidArgument where two have one uri."""
-        _refuse_repeated_uris(request.documents)
-        documents = await asyncio.to_thread(self._split_all, request.documents)
-        stored = await self._index.upsert(_key(request.name), documents, _named(request))
+        """See Documents.upsert."""
+        stored = await self._documents.upsert(
+            _key(request.name), request.documents, _named(request), call
+        )
         return pb.UpsertDocumentsResponse(
-            document_count=stored.documents, passage_count=stored.passages
+            document_count=stored.documents,
+            passage_count=stored.passages,
+            unchanged_count=stored.unchanged,
         )
 
     async def delete_documents(
         self, request: pb.DeleteDocumentsRequest, call: Call
     ) -> pb.DeleteDocumentsResponse:
         """Takes out those that are there."""
-        removed = await self._index.remove(_key(request.name), request.uris, _named(request))
+        if bool(request.uris) == bool(request.filter):
+            raise InvalidArgument.of("uris", "either uris or a filter is required, not both")
+        key = _key(request.name)
+        only = parse_filter(request.filter)
+        if only is not None:
+            removed = await self._index.remove_matching(key, only, _named(request))
+        elif request.filter:
+            raise InvalidArgument.of("filter", "is blank")
+        else:
+            removed = await self._index.remove(key, request.uris, _named(request))
         return pb.DeleteDocumentsResponse(document_count=removed.documents)
 
     async def search(self, request: pb.SearchRequest, call: Call) -> pb.SearchResponse:
-        """The passages that fit best; none where no word of the query is in any."""
-        count = request.passages_max or PASSAGES_FOUND
-        passages = await self._index.search(_key(request.name), request.query, count)
-        return pb.SearchResponse(passages=passages)
-
-    def _split_all(self, documents: Sequence[collections_pb2.Document]) -> list[SplitDocument]:
-        return [self._split(number, document) for number, document in enumerate(documents)]
-
-    def _split(self, number: int, document: collections_pb2.Document) -> SplitDocument:
-        markdown = document.media_type == collections_pb2.MEDIA_TYPE_MARKDOWN
-        passages = split_markdown(document.text) if markdown else split_plain(document.text)
-        most = self._settings.document_passages_max
-        if len(passages) > most:
-            raise InvalidArgument.of(
-                f"documents[{number}].text",
-                f"splits into {len(passages)} passages; at most {most} are accepted",
-            )
-        return SplitDocument(document.uri, _title(document, passages), passages)
+        """See Search.answer."""
+        return await self._search.answer(_key(request.name), request, call)
 
 
-def _title(document: collections_pb2.Document, passages: Sequence[Passage]) -> str:
-    is_markdown = document.media_type == collections_pb2.MEDIA_TYPE_MARKDOWN
-    matter = front_matter_title(document.text) if is_markdown else ""
-    title = document.title or matter or first_heading(passages) or document.uri
-    return title[:TITLE_LENGTH_MAX]
+def _index(settings: VectorsSettings, data_dir: Path, clock: Clock) -> PassageIndex:
+    if settings.postgres_url:
+        try:
+            from services.vectors.backends.postgres import PostgresIndex
+        except ImportError as error:
+            raise FailedPrecondition(
+                "collections in PostgreSQL need psycopg: pip install 'weft[postgres]'"
+            ) from error
+        return PostgresIndex(
+            settings.postgres_url,
+            settings.postgres_password(),
+            connections_max=settings.postgres_connections_max,
+            connect_seconds=settings.postgres_connect_seconds,
+            waiting_max=settings.waiting_calls_max,
+            collections_max=settings.collections_max,
+            passages_max=settings.collection_passages_max,
+            now_ns=clock.now_ns,
+        )
+    return SqliteIndex(
+        (settings.folder or data_dir) / FILE_NAME,
+        waiting_max=settings.waiting_calls_max,
+        collections_max=settings.collections_max,
+        passages_max=settings.collection_passages_max,
+        now_ns=clock.now_ns,
+    )
 
 
 def _tenant(parent: str) -> str:
@@ -160,16 +190,3 @@ def _named(request: Change) -> Request:
     digest = hashlib.sha256(request.DESCRIPTOR.full_name.encode())
     digest.update(body.SerializeToString(deterministic=True))
     return Request(request.request_id, digest.digest())
-
-
-def _refuse_repeated_uris(documents: Sequence[collections_pb2.Document]) -> None:
-    seen: set[str] = set()
-    violations = []
-    for number, document in enumerate(documents):
-        if document.uri in seen:
-            field = f"documents[{number}].uri"
-            violations.append(FieldViolation(field, "is there twice in this request"))
-        seen.add(document.uri)
-    if violations:
-        text = "; ".join(f"{item.field}: {item.description}" for item in violations)
-        raise InvalidArgument(text, violations=violations)

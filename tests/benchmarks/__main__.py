@@ -31,6 +31,7 @@ from tests.benchmarks import (
     task_tenants,
     tools,
     turn,
+    vectors,
 )
 from tests.benchmarks.results import RESULTS_FILE, Result, machine, show, write
 from tests.support.config_home import config_home
@@ -54,6 +55,7 @@ BENCHMARKS: dict[str, Callable[[], Awaitable[list[Result]]]] = {
     "memory": memory.run,
     "mesh": mesh.run,
     "replicas": replicas.run,
+    "vectors": vectors.run,
 }
 
 

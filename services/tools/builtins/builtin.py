@@ -138,7 +138,7 @@ def _calculate(expression: str) -> ToolResult:
 
 
 def _shown(passage: collections_pb2.Passage) -> dict[str, Any]:
-    return {
+    shown = {
         "uri": passage.uri,
         "title": passage.title,
         "headings": list(passage.headings),
@@ -146,8 +146,10 @@ def _shown(passage: collections_pb2.Passage) -> dict[str, Any]:
         "text": passage.text,
         "score": round(passage.score, 4),
     }
+    return shown | {"page": passage.page} if passage.page else shown
 
 
 def _source(passage: collections_pb2.Passage) -> tools_pb2.Source:
-    locator = " > ".join((*passage.headings, f"line {passage.line}"))
+    place = f"page {passage.page}" if passage.page else f"line {passage.line}"
+    locator = " > ".join((*passage.headings, place))
     return tools_pb2.Source(uri=passage.uri, title=passage.title, locator=locator[-1_024:])

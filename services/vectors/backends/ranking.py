@@ -10,10 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from weft.vectors.v1 import collections_pb2
+from services.vectors.index import Hit
 
 TERMS_MAX = 64
 """Different words of a query that are looked at, from its beginning."""
+CANDIDATES_MIN = 64
+"""Passages that are ranked anew, at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,12 @@ class Candidate:
 
     fit: float
     stems: frozenset[str]
-    passage: collections_pb2.Passage
+    hit: Hit
+
+
+def candidates_count(count: int) -> int:
+    """How many passages are ranked anew where `count` are wanted."""
+    return max(CANDIDATES_MIN, 4 * count)
 
 
 def rarity(passages: int, passages_with_word: int) -> float:
@@ -43,15 +50,13 @@ def match_expression(terms: Mapping[str, Term]) -> str:
     return " OR ".join(f'"{term.word}"' for term in terms.values())
 
 
-def ranked(
-    candidates: Sequence[Candidate], terms: Mapping[str, Term]
-) -> Sequence[collections_pb2.Passage]:
-    """The candidates' passages with their scores, best first. `terms` are by stem."""
+def ranked(candidates: Sequence[Candidate], terms: Mapping[str, Term]) -> Sequence[Hit]:
+    """The candidates' hits with their scores, best first. `terms` are by stem."""
     best = max((candidate.fit for candidate in candidates), default=0.0)
     whole = sum(term.rarity for term in terms.values())
     for candidate in candidates:
         covered = sum(term.rarity for stem, term in terms.items() if stem in candidate.stems)
         fit = candidate.fit / best if best > 0 else 0.0
-        candidate.passage.score = fit + covered / whole
-    passages = [candidate.passage for candidate in candidates]
-    return sorted(passages, key=lambda passage: -passage.score)
+        candidate.hit.passage.score = fit + covered / whole
+    hits = [candidate.hit for candidate in candidates]
+    return sorted(hits, key=lambda hit: -hit.passage.score)

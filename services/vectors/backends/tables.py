@@ -1,16 +1,18 @@
-"""The tables of the FTS5 index, and what is done in them; blocking.
+"""What is done in the tables of the embedded index; blocking. `schema.py` has the tables.
 
-The file is in WAL mode and every change is synced before it is answered. Each
-collection has a full-text table of its own, so that the weights of words come from it
-alone. The rowid of a passage is its document's id times `PASSAGES_MAX`, plus its number
-in the document: the passages of a document are a range of rowids.
+The file is in WAL mode and every change is synced before it is answered.
+
+Vectors are looked through one by one, so what is found is exact. Those of a collection
+that goes by the cosine are stored with the length 1: then the cosine is the dot product,
+and a dot product follows from two lengths and a distance, which sqlite-vec computes.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import apsw
+import sqlite_vec
 
 from mesh.errors import (
     AlreadyExists,
@@ -20,71 +22,62 @@ from mesh.errors import (
     NotServing,
     RequestIdReused,
 )
+from services.vectors.backends import schema
+from services.vectors.backends.filter_sql import Condition, Dialect, rows
 from services.vectors.backends.ranking import (
     TERMS_MAX,
     Candidate,
     Term,
+    candidates_count,
     match_expression,
     ranked,
     rarity,
 )
-from services.vectors.index import CollectionKey, Request, SplitDocument, Stored
+from services.vectors.backends.rows import collection_of, passage_of, refuse_other_dimension
+from services.vectors.backends.schema import PASSAGES_MAX
+from services.vectors.backends.words import stems_of, words_of
+from services.vectors.domain.filters import Filter
+from services.vectors.domain.metadata import read_metadata
+from services.vectors.domain.vectors import Metric, Vector, square_of, unit
+from services.vectors.index import (
+    CollectionKey,
+    CollectionSpec,
+    Hit,
+    Present,
+    Request,
+    SplitDocument,
+    Stored,
+)
 from weft.vectors.v1 import collections_pb2
 
-FORMAT_VERSION = 1
-PASSAGES_MAX = 1 << 20
-"""Most passages of one document."""
 REQUESTS_MAX = 10_000
 """Requests that are remembered; the oldest are forgotten first."""
-CANDIDATES_MIN = 64
-"""Passages that are ranked anew, at least."""
 
 _BUSY_MILLISECONDS = 5_000
-_TOKENIZER = ("porter", ["unicode61", "remove_diacritics", "2"])
 _TITLE_WEIGHT, _HEADINGS_WEIGHT, _TEXT_WEIGHT = 2.0, 3.0, 1.0
-_SCHEMA = f"""
-CREATE TABLE collections (
-  id INTEGER PRIMARY KEY AUTOINCREMENT,
-  tenant TEXT NOT NULL,
-  name TEXT NOT NULL,
-  description TEXT NOT NULL,
-  create_time_ns INTEGER NOT NULL,
-  UNIQUE (tenant, name)
-);
-CREATE TABLE documents (
-  id INTEGER PRIMARY KEY AUTOINCREMENT,
-  collection INTEGER NOT NULL,
-  uri TEXT NOT NULL,
-  title TEXT NOT NULL,
-  passage_count INTEGER NOT NULL,
-  UNIQUE (collection, uri)
-);
-CREATE TABLE requests (
-  number INTEGER PRIMARY KEY AUTOINCREMENT,
-  tenant TEXT NOT NULL,
-  id TEXT NOT NULL,
-  digest BLOB NOT NULL,
-  documents INTEGER NOT NULL,
-  passages INTEGER NOT NULL,
-  UNIQUE (tenant, id)
-);
-PRAGMA user_version = {FORMAT_VERSION};
-"""
+_DIALECT = Dialect("?", "attributes", {str: "value", float: "value", bool: "value"})
 _COLLECTION = """
-SELECT name, description, create_time_ns,
-  (SELECT count(*) FROM documents WHERE collection = c.id),
-  (SELECT ifnull(sum(passage_count), 0) FROM documents WHERE collection = c.id)
-FROM collections c WHERE tenant = ?
+SELECT name, description, create_time_ns, document_count, passage_count, dimension, metric, model
+FROM collections WHERE tenant = ?
 """
+_PLACE = "p.title, p.headings, p.text, p.line, ifnull(g.page, 0), d.uri, d.metadata"
 
 
 class Tables:
-    """What `FtsIndex` does, without its thread. Every method says in the port's terms
+    """What `SqliteIndex` does, without its thread. Every method says in the port's terms
     what it does; faults of SQLite come out as they are."""
 
-    def __init__(self, path: Path, *, collections_max: int, now_ns: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        collections_max: int,
+        passages_max: int,
+        now_ns: Callable[[], int],
+    ) -> None:
         self._path = path
         self._collections_max = collections_max
+        self._passages_max = passages_max
         self._now_ns = now_ns
         self._connection: apsw.Connection | None = None
 
@@ -94,12 +87,15 @@ class Tables:
         connection.set_busy_timeout(_BUSY_MILLISECONDS)
         connection.pragma("journal_mode", "wal")
         connection.pragma("synchronous", "full")
+        connection.enable_load_extension(True)
+        connection.load_extension(sqlite_vec.loadable_path())
+        connection.enable_load_extension(False)
         version = connection.pragma("user_version")
-        if version > FORMAT_VERSION:
+        if version > schema.FORMAT_VERSION:
             raise FailedPrecondition(f"{self._path.name} was written by a newer version of Weft")
-        if version == 0:
-            with connection:
-                connection.execute(_SCHEMA)
+        with connection:
+            for change in schema.CHANGES[version:]:
+                connection.execute(change)
 
     def close(self) -> None:
         if self._connection is not None:
@@ -107,10 +103,10 @@ class Tables:
             self._connection = None
 
     def create(
-        self, key: CollectionKey, description: str, request: Request
+        self, key: CollectionKey, spec: CollectionSpec, request: Request
     ) -> collections_pb2.Collection:
         def change() -> Stored:
-            self._make(key, description)
+            self._make(key, spec)
             return Stored(0, 0)
 
         self._once(key.tenant, request, change)
@@ -120,58 +116,142 @@ class Tables:
         row = self._row(f"{_COLLECTION} AND name = ?", key.tenant, key.collection)
         if row is None:
             raise NotFound.of("collection", str(key))
-        return _collection(key.tenant, row)
+        return collection_of(key.tenant, row)
 
     def page(self, tenant: str, after: str, count: int) -> Sequence[collections_pb2.Collection]:
         statement = f"{_COLLECTION} AND name > ? ORDER BY name LIMIT ?"
-        rows = self._sql.execute(statement, (tenant, after, count))
-        return [_collection(tenant, row) for row in rows]
+        found = self._sql.execute(statement, (tenant, after, count))
+        return [collection_of(tenant, row) for row in found]
 
     def delete(self, key: CollectionKey, request: Request) -> None:
         def change() -> Stored:
             identity = self._id(key)
             self._sql.execute(f"DROP TABLE IF EXISTS temp.words_{identity}")
             self._sql.execute(f"DROP TABLE passages_{identity}")
+            self._sql.execute(f"DROP TABLE IF EXISTS vectors_{identity}")
+            self._sql.execute(
+                f"DELETE FROM pages WHERE passage / {PASSAGES_MAX} IN"
+                " (SELECT id FROM documents WHERE collection = ?)",
+                (identity,),
+            )
+            self._sql.execute("DELETE FROM attributes WHERE collection = ?", (identity,))
             self._sql.execute("DELETE FROM documents WHERE collection = ?", (identity,))
             self._sql.execute("DELETE FROM collections WHERE id = ?", (identity,))
             return Stored(0, 0)
 
         self._once(key.tenant, request, change)
 
+    def present(self, key: CollectionKey, uris: Sequence[str]) -> Mapping[str, Present]:
+        identity = self._id(key)
+        found = {}
+        for uri in uris:
+            row = self._row(
+                "SELECT digest, passage_count FROM documents WHERE collection = ? AND uri = ?",
+                identity,
+                uri,
+            )
+            if row is not None:
+                found[uri] = Present(*row)
+        return found
+
     def upsert(
-        self, key: CollectionKey, documents: Sequence[SplitDocument], request: Request
+        self,
+        key: CollectionKey,
+        documents: Sequence[SplitDocument],
+        request: Request,
+        unchanged: Stored,
     ) -> Stored:
         def change() -> Stored:
             identity = self._id(key)
-            self._take_out(identity, [document.uri for document in documents])
-            for document in documents:
-                self._put(identity, document)
-            return Stored(len(documents), sum(len(each.passages) for each in documents))
+            self._take_out(identity, self._documents(identity, documents))
+            self._put_all(identity, documents)
+            return Stored(
+                len(documents) + unchanged.documents,
+                sum(len(each.passages) for each in documents) + unchanged.passages,
+                unchanged.documents,
+            )
 
         return self._once(key.tenant, request, change)
 
     def remove(self, key: CollectionKey, uris: Sequence[str], request: Request) -> Stored:
-        return self._once(key.tenant, request, lambda: self._take_out(self._id(key), uris))
+        def change() -> Stored:
+            identity = self._id(key)
+            statement = "SELECT id, passage_count FROM documents WHERE collection = ? AND uri = ?"
+            found = [self._row(statement, identity, uri) for uri in dict.fromkeys(uris)]
+            return self._take_out(identity, [row for row in found if row is not None])
 
-    def search(
-        self, key: CollectionKey, query: str, count: int
-    ) -> Sequence[collections_pb2.Passage]:
+        return self._once(key.tenant, request, change)
+
+    def remove_matching(self, key: CollectionKey, only: Filter, request: Request) -> Stored:
+        def change() -> Stored:
+            identity = self._id(key)
+            condition = _DIALECT.condition(only, identity)
+            found = self._sql.execute(
+                "SELECT d.id, d.passage_count FROM documents d"
+                f" WHERE d.collection = ? AND ({condition.sql})",
+                (identity, *condition.values),
+            )
+            return self._take_out(identity, found.fetchall())
+
+        return self._once(key.tenant, request, change)
+
+    def match(
+        self, key: CollectionKey, query: str, count: int, only: Filter | None
+    ) -> Sequence[Hit]:
         identity = self._id(key)
         terms = self._terms(identity, query)
         if not terms:
             return []
         weights = f"{_TITLE_WEIGHT}, {_HEADINGS_WEIGHT}, {_TEXT_WEIGHT}"
-        rows = self._sql.execute(
-            f"SELECT p.rowid, -bm25(passages_{identity}, {weights}) AS fit,"
-            "  p.title, p.headings, p.text, p.line, d.uri"
+        condition = self._condition(only, identity)
+        found = self._sql.execute(
+            f"SELECT p.rowid, -bm25(passages_{identity}, {weights}) AS fit, {_PLACE}"
             f" FROM passages_{identity} p JOIN documents d ON d.id = p.rowid / {PASSAGES_MAX}"
-            f" WHERE passages_{identity} MATCH ? ORDER BY fit DESC, p.rowid LIMIT ?",
-            (match_expression(terms), max(CANDIDATES_MIN, 4 * count)),
+            " LEFT JOIN pages g ON g.passage = p.rowid"
+            f" WHERE passages_{identity} MATCH ? AND ({condition.sql})"
+            " ORDER BY fit DESC, p.rowid LIMIT ?",
+            (match_expression(terms), *condition.values, candidates_count(count)),
         )
         candidates = [
-            Candidate(row[1], self._stems("\n".join(row[2:5])), _passage(row)) for row in rows
+            Candidate(
+                row[1], stems_of(self._sql, "\n".join(row[2:5])), Hit(row[0], passage_of(row[2:]))
+            )
+            for row in found
         ]
         return ranked(candidates, terms)[:count]
+
+    def nearest(
+        self, key: CollectionKey, vector: Vector, count: int, only: Filter | None
+    ) -> Sequence[Hit]:
+        identity = self._id(key)
+        dimension, metric = self._kind(identity)
+        refuse_other_dimension(vector, dimension)
+        vector = unit(vector) if metric is Metric.COSINE else vector
+        condition = self._condition(only, identity)
+        distance = "vec_distance_l2(v.vector, ?)"
+        score = f"-{distance}"
+        scored: tuple[Any, ...] = (vector.tobytes(),)
+        if metric is not Metric.L2:
+            score = f"(v.square + ? - pow({distance}, 2)) / 2"
+            scored = (square_of(vector), *scored)
+        # Whom the filter leaves in is known before vectors are looked at.
+        source = f"vectors_{identity} v"
+        if only is not None:
+            source = (
+                f"documents d CROSS JOIN vectors_{identity} v ON v.passage"
+                f" BETWEEN d.id * {PASSAGES_MAX} AND d.id * {PASSAGES_MAX} + {PASSAGES_MAX - 1}"
+            )
+        found = self._sql.execute(
+            f"SELECT n.passage, n.score, {_PLACE}"
+            f" FROM (SELECT v.passage, {score} AS score FROM {source} WHERE {condition.sql}"
+            "  ORDER BY score DESC, v.passage LIMIT ?) n"
+            f" JOIN passages_{identity} p ON p.rowid = n.passage"
+            f" JOIN documents d ON d.id = n.passage / {PASSAGES_MAX}"
+            " LEFT JOIN pages g ON g.passage = n.passage"
+            " ORDER BY n.score DESC, n.passage",
+            (*scored, *condition.values, count),
+        )
+        return [Hit(row[0], passage_of(row[2:], row[1])) for row in found]
 
     @property
     def _sql(self) -> apsw.Connection:
@@ -180,8 +260,8 @@ class Tables:
         return self._connection
 
     def _row(self, statement: str, *values: Any) -> tuple[Any, ...] | None:
-        rows = self._sql.execute(statement, values).fetchall()
-        return rows[0] if rows else None
+        found = self._sql.execute(statement, values).fetchall()
+        return found[0] if found else None
 
     def _id(self, key: CollectionKey) -> int:
         statement = "SELECT id FROM collections WHERE tenant = ? AND name = ?"
@@ -189,6 +269,14 @@ class Tables:
         if row is None:
             raise NotFound.of("collection", str(key))
         return int(row[0])
+
+    def _kind(self, identity: int) -> tuple[int, Metric]:
+        row = self._row("SELECT dimension, metric FROM collections WHERE id = ?", identity)
+        assert row is not None
+        return int(row[0]), Metric(row[1])
+
+    def _condition(self, only: Filter | None, identity: int) -> Condition:
+        return Condition("1", ()) if only is None else _DIALECT.condition(only, identity)
 
     def _once(self, tenant: str, request: Request, change: Callable[[], Stored]) -> Stored:
         """Does and remembers `change`, or returns what it did when it was done before."""
@@ -202,23 +290,31 @@ class Tables:
         return stored
 
     def _earlier(self, tenant: str, request: Request) -> Stored | None:
-        statement = "SELECT digest, documents, passages FROM requests WHERE tenant = ? AND id = ?"
-        row = self._row(statement, tenant, request.id)
+        row = self._row(
+            "SELECT digest, documents, passages, unchanged FROM requests"
+            " WHERE tenant = ? AND id = ?",
+            tenant,
+            request.id,
+        )
         if row is None:
             return None
         if row[0] != request.digest:
             raise RequestIdReused.of("request_id", "was used before with another body")
-        return Stored(row[1], row[2])
+        return Stored(*row[1:])
 
     def _remember(self, tenant: str, request: Request, stored: Stored) -> None:
         self._sql.execute(
-            "INSERT INTO requests (tenant, id, digest, documents, passages) VALUES (?, ?, ?, ?, ?)",
-            (tenant, request.id, request.digest, stored.documents, stored.passages),
+            "INSERT INTO requests (tenant, id, digest, documents, passages, unchanged)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                *(tenant, request.id, request.digest),
+                *(stored.documents, stored.passages, stored.unchanged),
+            ),
         )
         forgotten = "DELETE FROM requests WHERE number <= ?"
         self._sql.execute(forgotten, (self._sql.last_insert_rowid() - REQUESTS_MAX,))
 
-    def _make(self, key: CollectionKey, description: str) -> None:
+    def _make(self, key: CollectionKey, spec: CollectionSpec) -> None:
         statement = "SELECT count(*), total(name = ?) FROM collections WHERE tenant = ?"
         row = self._row(statement, key.collection, key.tenant)
         if row is not None and row[1]:
@@ -226,49 +322,104 @@ class Tables:
         if row is not None and row[0] >= self._collections_max:
             raise LimitExceeded(f"a tenant has at most {self._collections_max} collections")
         self._sql.execute(
-            "INSERT INTO collections (tenant, name, description, create_time_ns)"
-            " VALUES (?, ?, ?, ?)",
-            (key.tenant, key.collection, description, self._now_ns()),
+            "INSERT INTO collections"
+            " (tenant, name, description, create_time_ns, dimension, metric, model)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(key.tenant, key.collection, spec.description, self._now_ns()),
+                *(spec.dimension, str(spec.metric), spec.model),
+            ),
         )
-        tokenizer = " ".join((_TOKENIZER[0], *_TOKENIZER[1]))
-        self._sql.execute(
-            f"CREATE VIRTUAL TABLE passages_{self._sql.last_insert_rowid()} USING"
-            f" fts5(title, headings, text, line UNINDEXED, tokenize = '{tokenizer}')"
-        )
+        identity = self._sql.last_insert_rowid()
+        self._sql.execute(schema.passages_table(identity))
+        if spec.dimension:
+            self._sql.execute(schema.vectors_table(identity))
 
-    def _put(self, identity: int, document: SplitDocument) -> None:
+    def _put_all(self, identity: int, documents: Sequence[SplitDocument]) -> None:
+        dimension, metric = self._kind(identity)
+        passages = sum(len(document.passages) for document in documents)
+        row = self._row("SELECT passage_count FROM collections WHERE id = ?", identity)
+        if row is not None and row[0] + passages > self._passages_max:
+            raise LimitExceeded(f"a collection has at most {self._passages_max} passages")
+        for document in documents:
+            for vector in document.vectors:
+                if vector is not None:
+                    refuse_other_dimension(vector, dimension)
+            self._put(identity, document, metric)
+        self._count(identity, len(documents), passages)
+
+    def _put(self, identity: int, document: SplitDocument, metric: Metric) -> None:
         count = len(document.passages)
         if count > PASSAGES_MAX:
             raise LimitExceeded(f"a document has at most {PASSAGES_MAX} passages")
         self._sql.execute(
-            "INSERT INTO documents (collection, uri, title, passage_count) VALUES (?, ?, ?, ?)",
-            (identity, document.uri, document.title, count),
+            "INSERT INTO documents (collection, uri, title, passage_count, digest, metadata)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                *(identity, document.uri, document.title, count, document.digest),
+                document.metadata.SerializeToString(deterministic=True),
+            ),
         )
-        first = self._sql.last_insert_rowid() * PASSAGES_MAX
+        number = self._sql.last_insert_rowid()
+        first = number * PASSAGES_MAX
+        passages = list(enumerate(document.passages, first))
         self._sql.executemany(
             f"INSERT INTO passages_{identity} (rowid, title, headings, text, line)"
             " VALUES (?, ?, ?, ?, ?)",
             (
-                (first + number, document.title, "\n".join(each.headings), each.text, each.line)
-                for number, each in enumerate(document.passages)
+                (rowid, document.title, "\n".join(each.headings), each.text, each.line)
+                for rowid, each in passages
             ),
         )
+        self._sql.executemany(
+            "INSERT INTO pages VALUES (?, ?)",
+            ((rowid, each.page) for rowid, each in passages if each.page),
+        )
+        self._sql.executemany(
+            "INSERT INTO attributes VALUES (?, ?, ?, ?, ?)",
+            (
+                (identity, number, *row)
+                for row in rows(read_metadata(document.metadata, "metadata"))
+            ),
+        )
+        for rowid, vector in enumerate(document.vectors, first):
+            if vector is not None:
+                placed = unit(vector) if metric is Metric.COSINE else vector
+                self._sql.execute(
+                    f"INSERT INTO vectors_{identity} VALUES (?, ?, ?)",
+                    (rowid, square_of(placed), placed.tobytes()),
+                )
 
-    def _take_out(self, identity: int, uris: Sequence[str]) -> Stored:
-        documents = passages = 0
+    def _documents(
+        self, identity: int, documents: Sequence[SplitDocument]
+    ) -> Sequence[tuple[Any, ...]]:
+        """Id and count of passages of those that are there under the documents' uris."""
         statement = "SELECT id, passage_count FROM documents WHERE collection = ? AND uri = ?"
-        for uri in uris:
-            row = self._row(statement, identity, uri)
-            if row is None:
-                continue
-            first = row[0] * PASSAGES_MAX
-            self._sql.execute(
-                f"DELETE FROM passages_{identity} WHERE rowid BETWEEN ? AND ?",
-                (first, first + PASSAGES_MAX - 1),
-            )
-            self._sql.execute("DELETE FROM documents WHERE id = ?", (row[0],))
-            documents, passages = documents + 1, passages + row[1]
-        return Stored(documents, passages)
+        found = (self._row(statement, identity, document.uri) for document in documents)
+        return [row for row in found if row is not None]
+
+    def _take_out(self, identity: int, documents: Sequence[tuple[Any, ...]]) -> Stored:
+        """Takes out documents that are named by their id and their count of passages."""
+        has_vectors = self._kind(identity)[0] > 0
+        for number, _ in documents:
+            passages = (number * PASSAGES_MAX, (number + 1) * PASSAGES_MAX - 1)
+            delete = "DELETE FROM {} WHERE {} BETWEEN ? AND ?"
+            self._sql.execute(delete.format(f"passages_{identity}", "rowid"), passages)
+            self._sql.execute(delete.format("pages", "passage"), passages)
+            if has_vectors:
+                self._sql.execute(delete.format(f"vectors_{identity}", "passage"), passages)
+            self._sql.execute("DELETE FROM attributes WHERE document = ?", (number,))
+            self._sql.execute("DELETE FROM documents WHERE id = ?", (number,))
+        taken = Stored(len(documents), sum(count for _, count in documents))
+        self._count(identity, -taken.documents, -taken.passages)
+        return taken
+
+    def _count(self, identity: int, documents: int, passages: int) -> None:
+        self._sql.execute(
+            "UPDATE collections SET document_count = document_count + ?,"
+            " passage_count = passage_count + ? WHERE id = ?",
+            (documents, passages, identity),
+        )
 
     def _terms(self, identity: int, query: str) -> Mapping[str, Term]:
         """The query's words that occur in the collection, by their stems."""
@@ -276,47 +427,12 @@ class Tables:
             f"CREATE VIRTUAL TABLE IF NOT EXISTS temp.words_{identity}"
             f" USING fts5vocab(main, passages_{identity}, row)"
         )
-        count = "SELECT total(passage_count) FROM documents WHERE collection = ?"
-        passages = self._row(count, identity)
+        passages = self._row("SELECT passage_count FROM collections WHERE id = ?", identity)
         terms: dict[str, Term] = {}
-        for word, stem in self._words(query):
+        for word, stem in words_of(self._sql, query):
             if stem in terms or len(terms) == TERMS_MAX:
                 continue
             row = self._row(f"SELECT doc FROM temp.words_{identity} WHERE term = ?", stem)
             if row is not None and passages is not None:
                 terms[stem] = Term(word, rarity(passages[0], row[0]))
         return terms
-
-    def _stems(self, text: str) -> frozenset[str]:
-        return frozenset(stem for _, stem in self._words(text))
-
-    def _words(self, text: str) -> Iterator[tuple[str, str]]:
-        """The words of the text with their stems, as they are indexed."""
-        encoded = text.encode()
-        tokenizer = self._sql.fts5_tokenizer(*_TOKENIZER)
-        found = tokenizer(encoded, apsw.FTS5_TOKENIZE_DOCUMENT, None, include_colocated=False)
-        for start, end, stem in cast(Iterable[tuple[int, int, str]], found):
-            yield encoded[start:end].decode(), stem
-
-
-def _collection(tenant: str, row: tuple[Any, ...]) -> collections_pb2.Collection:
-    name, description, create_time_ns, documents, passages = row
-    collection = collections_pb2.Collection(
-        name=str(CollectionKey(tenant, name)),
-        description=description,
-        document_count=documents,
-        passage_count=passages,
-    )
-    collection.create_time.FromNanoseconds(create_time_ns)
-    return collection
-
-
-def _passage(row: tuple[Any, ...]) -> collections_pb2.Passage:
-    title, headings, text, line, uri = row[2:]
-    return collections_pb2.Passage(
-        uri=uri,
-        title=title,
-        headings=headings.split("\n") if headings else (),
-        line=line,
-        text=text,
-    )

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from weft.options.v1 import options_pb2 as weft_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!weft/vectors/v1/collections.proto\x12\x0fweft.vectors.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dweft/options/v1/options.proto\"\xa1\x01\n\nCollection\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x95\x01\x12\x1c\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80@\x12\x16\n\x0e\x64ocument_count\x18\x03 \x01(\x04\x12\x15\n\rpassage_count\x18\x04 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x82\x01\n\x08\x44ocument\x12\x16\n\x03uri\x18\x01 \x01(\tB\t\xaa\xbb\x18\x05\x08\x01\x10\x80\x10\x12\x16\n\x05title\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\x12\x16\n\x04text\x18\x03 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80@\x12.\n\nmedia_type\x18\x04 \x01(\x0e\x32\x1a.weft.vectors.v1.MediaType\"\x89\x01\n\x07Passage\x12\x14\n\x03uri\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x10\x12\x16\n\x05title\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\x12\x1b\n\x08headings\x18\x03 \x03(\tB\t\xaa\xbb\x18\x05\x10\x80\x08 \x10\x12\x0c\n\x04line\x18\x04 \x01(\r\x12\x16\n\x04text\x18\x05 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80\x01\x12\r\n\x05score\x18\x06 \x01(\x01*V\n\tMediaType\x12\x1a\n\x16MEDIA_TYPE_UNSPECIFIED\x10\x00\x12\x14\n\x10MEDIA_TYPE_PLAIN\x10\x01\x12\x17\n\x13MEDIA_TYPE_MARKDOWN\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!weft/vectors/v1/collections.proto\x12\x0fweft.vectors.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dweft/options/v1/options.proto\"\xf5\x01\n\nCollection\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x95\x01\x12\x1c\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80@\x12\x16\n\x0e\x64ocument_count\x18\x03 \x01(\x04\x12\x15\n\rpassage_count\x18\x04 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tdimension\x18\x06 \x01(\x05\x12\'\n\x06metric\x18\x07 \x01(\x0e\x32\x17.weft.vectors.v1.Metric\x12\x16\n\x05model\x18\x08 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xc8\x01\"\xe2\x01\n\x08\x44ocument\x12\x16\n\x03uri\x18\x01 \x01(\tB\t\xaa\xbb\x18\x05\x08\x01\x10\x80\x10\x12\x16\n\x05title\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\x12\x16\n\x04text\x18\x03 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80@\x12.\n\nmedia_type\x18\x04 \x01(\x0e\x32\x1a.weft.vectors.v1.MediaType\x12)\n\x08metadata\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x17\n\x06vector\x18\x06 \x03(\x02\x42\x07\xaa\xbb\x18\x03 \x80 \x12\x1a\n\x07\x63ontent\x18\x07 \x01(\x0c\x42\t\xaa\xbb\x18\x05\x18\x80\x92\xf4\x01\"\xc2\x01\n\x07Passage\x12\x14\n\x03uri\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x10\x12\x16\n\x05title\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\x12\x1b\n\x08headings\x18\x03 \x03(\tB\t\xaa\xbb\x18\x05\x10\x80\x08 \x10\x12\x0c\n\x04line\x18\x04 \x01(\r\x12\x16\n\x04text\x18\x05 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80\x01\x12\r\n\x05score\x18\x06 \x01(\x01\x12)\n\x08metadata\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0c\n\x04page\x18\x08 \x01(\r*R\n\x06Metric\x12\x16\n\x12METRIC_UNSPECIFIED\x10\x00\x12\x11\n\rMETRIC_COSINE\x10\x01\x12\x0e\n\nMETRIC_DOT\x10\x02\x12\r\n\tMETRIC_L2\x10\x03*\x7f\n\tMediaType\x12\x1a\n\x16MEDIA_TYPE_UNSPECIFIED\x10\x00\x12\x14\n\x10MEDIA_TYPE_PLAIN\x10\x01\x12\x17\n\x13MEDIA_TYPE_MARKDOWN\x10\x02\x12\x13\n\x0fMEDIA_TYPE_HTML\x10\x03\x12\x12\n\x0eMEDIA_TYPE_PDF\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,12 +38,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COLLECTION'].fields_by_name['name']._serialized_options = b'\252\273\030\003\020\225\001'
   _globals['_COLLECTION'].fields_by_name['description']._loaded_options = None
   _globals['_COLLECTION'].fields_by_name['description']._serialized_options = b'\252\273\030\003\020\200@'
+  _globals['_COLLECTION'].fields_by_name['model']._loaded_options = None
+  _globals['_COLLECTION'].fields_by_name['model']._serialized_options = b'\252\273\030\003\020\310\001'
   _globals['_DOCUMENT'].fields_by_name['uri']._loaded_options = None
   _globals['_DOCUMENT'].fields_by_name['uri']._serialized_options = b'\252\273\030\005\010\001\020\200\020'
   _globals['_DOCUMENT'].fields_by_name['title']._loaded_options = None
   _globals['_DOCUMENT'].fields_by_name['title']._serialized_options = b'\252\273\030\003\020\200\010'
   _globals['_DOCUMENT'].fields_by_name['text']._loaded_options = None
   _globals['_DOCUMENT'].fields_by_name['text']._serialized_options = b'\252\273\030\004\020\200\200@'
+  _globals['_DOCUMENT'].fields_by_name['vector']._loaded_options = None
+  _globals['_DOCUMENT'].fields_by_name['vector']._serialized_options = b'\252\273\030\003 \200 '
+  _globals['_DOCUMENT'].fields_by_name['content']._loaded_options = None
+  _globals['_DOCUMENT'].fields_by_name['content']._serialized_options = b'\252\273\030\005\030\200\222\364\001'
   _globals['_PASSAGE'].fields_by_name['uri']._loaded_options = None
   _globals['_PASSAGE'].fields_by_name['uri']._serialized_options = b'\252\273\030\003\020\200\020'
   _globals['_PASSAGE'].fields_by_name['title']._loaded_options = None
@@ -51,12 +58,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PASSAGE'].fields_by_name['headings']._serialized_options = b'\252\273\030\005\020\200\010 \020'
   _globals['_PASSAGE'].fields_by_name['text']._loaded_options = None
   _globals['_PASSAGE'].fields_by_name['text']._serialized_options = b'\252\273\030\004\020\200\200\001'
-  _globals['_MEDIATYPE']._serialized_start=555
-  _globals['_MEDIATYPE']._serialized_end=641
-  _globals['_COLLECTION']._serialized_start=119
-  _globals['_COLLECTION']._serialized_end=280
-  _globals['_DOCUMENT']._serialized_start=283
-  _globals['_DOCUMENT']._serialized_end=413
-  _globals['_PASSAGE']._serialized_start=416
-  _globals['_PASSAGE']._serialized_end=553
+  _globals['_METRIC']._serialized_start=822
+  _globals['_METRIC']._serialized_end=904
+  _globals['_MEDIATYPE']._serialized_start=906
+  _globals['_MEDIATYPE']._serialized_end=1033
+  _globals['_COLLECTION']._serialized_start=149
+  _globals['_COLLECTION']._serialized_end=394
+  _globals['_DOCUMENT']._serialized_start=397
+  _globals['_DOCUMENT']._serialized_end=623
+  _globals['_PASSAGE']._serialized_start=626
+  _globals['_PASSAGE']._serialized_end=820
 # @@protoc_insertion_point(module_scope)

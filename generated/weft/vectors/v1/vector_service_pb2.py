@@ -27,7 +27,7 @@ from weft.options.v1 import options_pb2 as weft_dot_options_dot_v1_dot_options__
 from weft.vectors.v1 import collections_pb2 as weft_dot_vectors_dot_v1_dot_collections__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$weft/vectors/v1/vector_service.proto\x12\x0fweft.vectors.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1dweft/options/v1/options.proto\x1a!weft/vectors/v1/collections.proto\"\xc5\x01\n\x17\x43reateCollectionRequest\x12#\n\x06parent\x18\x01 \x01(\tB\x13\xaa\xbb\x18\x0f\x08\x01\x10H2\ttenants/*\x12\x38\n\rcollection_id\x18\x02 \x01(\tB!\xaa\xbb\x18\x1d\x08\x01\x10?*\x17[a-z0-9][a-z0-9-]{0,62}\x12\x1c\n\x0b\x64\x65scription\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80@\x12-\n\nrequest_id\x18\x04 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\"K\n\x18\x43reateCollectionResponse\x12/\n\ncollection\x18\x01 \x01(\x0b\x32\x1b.weft.vectors.v1.Collection\"H\n\x14GetCollectionRequest\x12\x30\n\x04name\x18\x01 \x01(\tB\"\xaa\xbb\x18\x1e\x08\x01\x10\x95\x01\x32\x17tenants/*/collections/*\"H\n\x15GetCollectionResponse\x12/\n\ncollection\x18\x01 \x01(\x0b\x32\x1b.weft.vectors.v1.Collection\"x\n\x16ListCollectionsRequest\x12#\n\x06parent\x18\x01 \x01(\tB\x13\xaa\xbb\x18\x0f\x08\x01\x10H2\ttenants/*\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\xe8\x07\x12\x1b\n\npage_token\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"v\n\x17ListCollectionsResponse\x12\x39\n\x0b\x63ollections\x18\x01 \x03(\x0b\x32\x1b.weft.vectors.v1.CollectionB\x07\xaa\xbb\x18\x03 \xe8\x07\x12 \n\x0fnext_page_token\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"z\n\x17\x44\x65leteCollectionRequest\x12\x30\n\x04name\x18\x01 \x01(\tB\"\xaa\xbb\x18\x1e\x08\x01\x10\x95\x01\x32\x17tenants/*/collections/*\x12-\n\nrequest_id\x18\x02 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\"\x1a\n\x18\x44\x65leteCollectionResponse\"\xb2\x01\n\x16UpsertDocumentsRequest\x12\x30\n\x04name\x18\x01 \x01(\tB\"\xaa\xbb\x18\x1e\x08\x01\x10\x95\x01\x32\x17tenants/*/collections/*\x12\x37\n\tdocuments\x18\x02 \x03(\x0b\x32\x19.weft.vectors.v1.DocumentB\t\xaa\xbb\x18\x05\x08\x01 \x80\x02\x12-\n\nrequest_id\x18\x03 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\"H\n\x17UpsertDocumentsResponse\x12\x16\n\x0e\x64ocument_count\x18\x01 \x01(\r\x12\x15\n\rpassage_count\x18\x02 \x01(\r\"\x95\x01\n\x16\x44\x65leteDocumentsRequest\x12\x30\n\x04name\x18\x01 \x01(\tB\"\xaa\xbb\x18\x1e\x08\x01\x10\x95\x01\x32\x17tenants/*/collections/*\x12\x1a\n\x04uris\x18\x02 \x03(\tB\x0c\xaa\xbb\x18\x08\x08\x01\x10\x80\x10 \xe8\x07\x12-\n\nrequest_id\x18\x03 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\"1\n\x17\x44\x65leteDocumentsResponse\x12\x16\n\x0e\x64ocument_count\x18\x01 \x01(\r\"{\n\rSearchRequest\x12\x30\n\x04name\x18\x01 \x01(\tB\"\xaa\xbb\x18\x1e\x08\x01\x10\x95\x01\x32\x17tenants/*/collections/*\x12\x18\n\x05query\x18\x02 \x01(\tB\t\xaa\xbb\x18\x05\x08\x01\x10\x80 \x12\x1e\n\x0cpassages_max\x18\x03 \x01(\x05\x42\x08\xaa\xbb\x18\x04\x38\x00@d\"D\n\x0eSearchResponse\x12\x32\n\x08passages\x18\x01 \x03(\x0b\x32\x18.weft.vectors.v1.PassageB\x06\xaa\xbb\x18\x02 d2\xf9\t\n\rVectorService\x12\xb7\x01\n\x10\x43reateCollection\x12(.weft.vectors.v1.CreateCollectionRequest\x1a).weft.vectors.v1.CreateCollectionResponse\"N\x90\x02\x00\xaa\xbb\x18\x1a\n\x0evectors.create\x10\x02\x1a\x06parent\x82\xd3\xe4\x93\x02\'\"\"/v1/{parent=tenants/*}/collections:\x01*\x12\xa6\x01\n\rGetCollection\x12%.weft.vectors.v1.GetCollectionRequest\x1a&.weft.vectors.v1.GetCollectionResponse\"F\x90\x02\x01\xaa\xbb\x18\x15\n\x0bvectors.get\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02$\x12\"/v1/{name=tenants/*/collections/*}\x12\xaf\x01\n\x0fListCollections\x12\'.weft.vectors.v1.ListCollectionsRequest\x1a(.weft.vectors.v1.ListCollectionsResponse\"I\x90\x02\x01\xaa\xbb\x18\x18\n\x0cvectors.list\x10\x01\x1a\x06parent\x82\xd3\xe4\x93\x02$\x12\"/v1/{parent=tenants/*}/collections\x12\xb2\x01\n\x10\x44\x65leteCollection\x12(.weft.vectors.v1.DeleteCollectionRequest\x1a).weft.vectors.v1.DeleteCollectionResponse\"I\x90\x02\x02\xaa\xbb\x18\x18\n\x0evectors.delete\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02$*\"/v1/{name=tenants/*/collections/*}\x12\xb8\x01\n\x0fUpsertDocuments\x12\'.weft.vectors.v1.UpsertDocumentsRequest\x1a(.weft.vectors.v1.UpsertDocumentsResponse\"R\x90\x02\x02\xaa\xbb\x18\x17\n\rvectors.write\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02.\")/v1/{name=tenants/*/collections/*}:upsert:\x01*\x12\xc1\x01\n\x0f\x44\x65leteDocuments\x12\'.weft.vectors.v1.DeleteDocumentsRequest\x1a(.weft.vectors.v1.DeleteDocumentsResponse\"[\x90\x02\x02\xaa\xbb\x18\x17\n\rvectors.write\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02\x37\"2/v1/{name=tenants/*/collections/*}:deleteDocuments:\x01*\x12\x9e\x01\n\x06Search\x12\x1e.weft.vectors.v1.SearchRequest\x1a\x1f.weft.vectors.v1.SearchResponse\"S\x90\x02\x01\xaa\xbb\x18\x18\n\x0evectors.search\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02.\")/v1/{name=tenants/*/collections/*}:search:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$weft/vectors/v1/vector_service.proto\x12\x0fweft.vectors.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1dweft/options/v1/options.proto\x1a!weft/vectors/v1/collections.proto\"\xcb\x02\n\x17\x43reateCollectionRequest\x12#\n\x06parent\x18\x01 \x01(\tB\x13\xaa\xbb\x18\x0f\x08\x01\x10H2\ttenants/*\x12\x38\n\rcollection_id\x18\x02 \x01(\tB!\xaa\xbb\x18\x1d\x08\x01\x10?*\x17[a-z0-9][a-z0-9-]{0,62}\x12\x1c\n\x0b\x64\x65scription\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80@\x12-\n\nrequest_id\x18\x04 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\x12\x1c\n\tdimension\x18\x05 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\x80 \x12\'\n\x06metric\x18\x06 \x01(\x0e\x32\x17.weft.vectors.v1.Metric\x12=\n\x05model\x18\x07 \x01(\tB.\xaa\xbb\x18*\x10\xc8\x01*%[a-z0-9][a-z0-9-]*/[A-Za-z0-9._:/@-]+\"K\n\x18\x43reateCollectionResponse\x12/\n\ncollection\x18\x01 \x01(\x0b\x32\x1b.weft.vectors.v1.Collection\"H\n\x14GetCollectionRequest\x12\x30\n\x04name\x18\x01 \x01(\tB\"\xaa\xbb\x18\x1e\x08\x01\x10\x95\x01\x32\x17tenants/*/collections/*\"H\n\x15GetCollectionResponse\x12/\n\ncollection\x18\x01 \x01(\x0b\x32\x1b.weft.vectors.v1.Collection\"x\n\x16ListCollectionsRequest\x12#\n\x06parent\x18\x01 \x01(\tB\x13\xaa\xbb\x18\x0f\x08\x01\x10H2\ttenants/*\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\xe8\x07\x12\x1b\n\npage_token\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"v\n\x17ListCollectionsResponse\x12\x39\n\x0b\x63ollections\x18\x01 \x03(\x0b\x32\x1b.weft.vectors.v1.CollectionB\x07\xaa\xbb\x18\x03 \xe8\x07\x12 \n\x0fnext_page_token\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"z\n\x17\x44\x65leteCollectionRequest\x12\x30\n\x04name\x18\x01 \x01(\tB\"\xaa\xbb\x18\x1e\x08\x01\x10\x95\x01\x32\x17tenants/*/collections/*\x12-\n\nrequest_id\x18\x02 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\"\x1a\n\x18\x44\x65leteCollectionResponse\"\xb2\x01\n\x16UpsertDocumentsRequest\x12\x30\n\x04name\x18\x01 \x01(\tB\"\xaa\xbb\x18\x1e\x08\x01\x10\x95\x01\x32\x17tenants/*/collections/*\x12\x37\n\tdocuments\x18\x02 \x03(\x0b\x32\x19.weft.vectors.v1.DocumentB\t\xaa\xbb\x18\x05\x08\x01 \x80\x02\x12-\n\nrequest_id\x18\x03 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\"a\n\x17UpsertDocumentsResponse\x12\x16\n\x0e\x64ocument_count\x18\x01 \x01(\r\x12\x15\n\rpassage_count\x18\x02 \x01(\r\x12\x17\n\x0funchanged_count\x18\x03 \x01(\r\"\xac\x01\n\x16\x44\x65leteDocumentsRequest\x12\x30\n\x04name\x18\x01 \x01(\tB\"\xaa\xbb\x18\x1e\x08\x01\x10\x95\x01\x32\x17tenants/*/collections/*\x12\x18\n\x04uris\x18\x02 \x03(\tB\n\xaa\xbb\x18\x06\x10\x80\x10 \xe8\x07\x12-\n\nrequest_id\x18\x03 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\x12\x17\n\x06\x66ilter\x18\x04 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80 \"1\n\x17\x44\x65leteDocumentsResponse\x12\x16\n\x0e\x64ocument_count\x18\x01 \x01(\r\"\xd6\x01\n\rSearchRequest\x12\x30\n\x04name\x18\x01 \x01(\tB\"\xaa\xbb\x18\x1e\x08\x01\x10\x95\x01\x32\x17tenants/*/collections/*\x12\x16\n\x05query\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80 \x12\x1e\n\x0cpassages_max\x18\x03 \x01(\x05\x42\x08\xaa\xbb\x18\x04\x38\x00@d\x12\x17\n\x06vector\x18\x04 \x03(\x02\x42\x07\xaa\xbb\x18\x03 \x80 \x12\x17\n\x06\x66ilter\x18\x05 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80 \x12)\n\x04mode\x18\x06 \x01(\x0e\x32\x1b.weft.vectors.v1.SearchMode\"o\n\x0eSearchResponse\x12\x32\n\x08passages\x18\x01 \x03(\x0b\x32\x18.weft.vectors.v1.PassageB\x06\xaa\xbb\x18\x02 d\x12)\n\x04mode\x18\x02 \x01(\x0e\x32\x1b.weft.vectors.v1.SearchMode*n\n\nSearchMode\x12\x1b\n\x17SEARCH_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10SEARCH_MODE_TEXT\x10\x01\x12\x15\n\x11SEARCH_MODE_DENSE\x10\x02\x12\x16\n\x12SEARCH_MODE_HYBRID\x10\x03\x32\xf9\t\n\rVectorService\x12\xb7\x01\n\x10\x43reateCollection\x12(.weft.vectors.v1.CreateCollectionRequest\x1a).weft.vectors.v1.CreateCollectionResponse\"N\x90\x02\x00\xaa\xbb\x18\x1a\n\x0evectors.create\x10\x02\x1a\x06parent\x82\xd3\xe4\x93\x02\'\"\"/v1/{parent=tenants/*}/collections:\x01*\x12\xa6\x01\n\rGetCollection\x12%.weft.vectors.v1.GetCollectionRequest\x1a&.weft.vectors.v1.GetCollectionResponse\"F\x90\x02\x01\xaa\xbb\x18\x15\n\x0bvectors.get\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02$\x12\"/v1/{name=tenants/*/collections/*}\x12\xaf\x01\n\x0fListCollections\x12\'.weft.vectors.v1.ListCollectionsRequest\x1a(.weft.vectors.v1.ListCollectionsResponse\"I\x90\x02\x01\xaa\xbb\x18\x18\n\x0cvectors.list\x10\x01\x1a\x06parent\x82\xd3\xe4\x93\x02$\x12\"/v1/{parent=tenants/*}/collections\x12\xb2\x01\n\x10\x44\x65leteCollection\x12(.weft.vectors.v1.DeleteCollectionRequest\x1a).weft.vectors.v1.DeleteCollectionResponse\"I\x90\x02\x02\xaa\xbb\x18\x18\n\x0evectors.delete\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02$*\"/v1/{name=tenants/*/collections/*}\x12\xb8\x01\n\x0fUpsertDocuments\x12\'.weft.vectors.v1.UpsertDocumentsRequest\x1a(.weft.vectors.v1.UpsertDocumentsResponse\"R\x90\x02\x02\xaa\xbb\x18\x17\n\rvectors.write\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02.\")/v1/{name=tenants/*/collections/*}:upsert:\x01*\x12\xc1\x01\n\x0f\x44\x65leteDocuments\x12\'.weft.vectors.v1.DeleteDocumentsRequest\x1a(.weft.vectors.v1.DeleteDocumentsResponse\"[\x90\x02\x02\xaa\xbb\x18\x17\n\rvectors.write\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02\x37\"2/v1/{name=tenants/*/collections/*}:deleteDocuments:\x01*\x12\x9e\x01\n\x06Search\x12\x1e.weft.vectors.v1.SearchRequest\x1a\x1f.weft.vectors.v1.SearchResponse\"S\x90\x02\x01\xaa\xbb\x18\x18\n\x0evectors.search\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02.\")/v1/{name=tenants/*/collections/*}:search:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,6 +42,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATECOLLECTIONREQUEST'].fields_by_name['description']._serialized_options = b'\252\273\030\003\020\200@'
   _globals['_CREATECOLLECTIONREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_CREATECOLLECTIONREQUEST'].fields_by_name['request_id']._serialized_options = b'\252\273\030\025\020\200\001*\020[A-Za-z0-9._:-]+'
+  _globals['_CREATECOLLECTIONREQUEST'].fields_by_name['dimension']._loaded_options = None
+  _globals['_CREATECOLLECTIONREQUEST'].fields_by_name['dimension']._serialized_options = b'\252\273\030\0058\000@\200 '
+  _globals['_CREATECOLLECTIONREQUEST'].fields_by_name['model']._loaded_options = None
+  _globals['_CREATECOLLECTIONREQUEST'].fields_by_name['model']._serialized_options = b'\252\273\030*\020\310\001*%[a-z0-9][a-z0-9-]*/[A-Za-z0-9._:/@-]+'
   _globals['_GETCOLLECTIONREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETCOLLECTIONREQUEST'].fields_by_name['name']._serialized_options = b'\252\273\030\036\010\001\020\225\0012\027tenants/*/collections/*'
   _globals['_LISTCOLLECTIONSREQUEST'].fields_by_name['parent']._loaded_options = None
@@ -67,15 +71,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETEDOCUMENTSREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEDOCUMENTSREQUEST'].fields_by_name['name']._serialized_options = b'\252\273\030\036\010\001\020\225\0012\027tenants/*/collections/*'
   _globals['_DELETEDOCUMENTSREQUEST'].fields_by_name['uris']._loaded_options = None
-  _globals['_DELETEDOCUMENTSREQUEST'].fields_by_name['uris']._serialized_options = b'\252\273\030\010\010\001\020\200\020 \350\007'
+  _globals['_DELETEDOCUMENTSREQUEST'].fields_by_name['uris']._serialized_options = b'\252\273\030\006\020\200\020 \350\007'
   _globals['_DELETEDOCUMENTSREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_DELETEDOCUMENTSREQUEST'].fields_by_name['request_id']._serialized_options = b'\252\273\030\025\020\200\001*\020[A-Za-z0-9._:-]+'
+  _globals['_DELETEDOCUMENTSREQUEST'].fields_by_name['filter']._loaded_options = None
+  _globals['_DELETEDOCUMENTSREQUEST'].fields_by_name['filter']._serialized_options = b'\252\273\030\003\020\200 '
   _globals['_SEARCHREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_SEARCHREQUEST'].fields_by_name['name']._serialized_options = b'\252\273\030\036\010\001\020\225\0012\027tenants/*/collections/*'
   _globals['_SEARCHREQUEST'].fields_by_name['query']._loaded_options = None
-  _globals['_SEARCHREQUEST'].fields_by_name['query']._serialized_options = b'\252\273\030\005\010\001\020\200 '
+  _globals['_SEARCHREQUEST'].fields_by_name['query']._serialized_options = b'\252\273\030\003\020\200 '
   _globals['_SEARCHREQUEST'].fields_by_name['passages_max']._loaded_options = None
   _globals['_SEARCHREQUEST'].fields_by_name['passages_max']._serialized_options = b'\252\273\030\0048\000@d'
+  _globals['_SEARCHREQUEST'].fields_by_name['vector']._loaded_options = None
+  _globals['_SEARCHREQUEST'].fields_by_name['vector']._serialized_options = b'\252\273\030\003 \200 '
+  _globals['_SEARCHREQUEST'].fields_by_name['filter']._loaded_options = None
+  _globals['_SEARCHREQUEST'].fields_by_name['filter']._serialized_options = b'\252\273\030\003\020\200 '
   _globals['_SEARCHRESPONSE'].fields_by_name['passages']._loaded_options = None
   _globals['_SEARCHRESPONSE'].fields_by_name['passages']._serialized_options = b'\252\273\030\002 d'
   _globals['_VECTORSERVICE'].methods_by_name['CreateCollection']._loaded_options = None
@@ -92,34 +102,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VECTORSERVICE'].methods_by_name['DeleteDocuments']._serialized_options = b'\220\002\002\252\273\030\027\n\rvectors.write\020\002\032\004name\202\323\344\223\0027\"2/v1/{name=tenants/*/collections/*}:deleteDocuments:\001*'
   _globals['_VECTORSERVICE'].methods_by_name['Search']._loaded_options = None
   _globals['_VECTORSERVICE'].methods_by_name['Search']._serialized_options = b'\220\002\001\252\273\030\030\n\016vectors.search\020\001\032\004name\202\323\344\223\002.\")/v1/{name=tenants/*/collections/*}:search:\001*'
+  _globals['_SEARCHMODE']._serialized_start=1942
+  _globals['_SEARCHMODE']._serialized_end=2052
   _globals['_CREATECOLLECTIONREQUEST']._serialized_start=154
-  _globals['_CREATECOLLECTIONREQUEST']._serialized_end=351
-  _globals['_CREATECOLLECTIONRESPONSE']._serialized_start=353
-  _globals['_CREATECOLLECTIONRESPONSE']._serialized_end=428
-  _globals['_GETCOLLECTIONREQUEST']._serialized_start=430
-  _globals['_GETCOLLECTIONREQUEST']._serialized_end=502
-  _globals['_GETCOLLECTIONRESPONSE']._serialized_start=504
-  _globals['_GETCOLLECTIONRESPONSE']._serialized_end=576
-  _globals['_LISTCOLLECTIONSREQUEST']._serialized_start=578
-  _globals['_LISTCOLLECTIONSREQUEST']._serialized_end=698
-  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_start=700
-  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_end=818
-  _globals['_DELETECOLLECTIONREQUEST']._serialized_start=820
-  _globals['_DELETECOLLECTIONREQUEST']._serialized_end=942
-  _globals['_DELETECOLLECTIONRESPONSE']._serialized_start=944
-  _globals['_DELETECOLLECTIONRESPONSE']._serialized_end=970
-  _globals['_UPSERTDOCUMENTSREQUEST']._serialized_start=973
-  _globals['_UPSERTDOCUMENTSREQUEST']._serialized_end=1151
-  _globals['_UPSERTDOCUMENTSRESPONSE']._serialized_start=1153
-  _globals['_UPSERTDOCUMENTSRESPONSE']._serialized_end=1225
-  _globals['_DELETEDOCUMENTSREQUEST']._serialized_start=1228
-  _globals['_DELETEDOCUMENTSREQUEST']._serialized_end=1377
-  _globals['_DELETEDOCUMENTSRESPONSE']._serialized_start=1379
-  _globals['_DELETEDOCUMENTSRESPONSE']._serialized_end=1428
-  _globals['_SEARCHREQUEST']._serialized_start=1430
-  _globals['_SEARCHREQUEST']._serialized_end=1553
-  _globals['_SEARCHRESPONSE']._serialized_start=1555
-  _globals['_SEARCHRESPONSE']._serialized_end=1623
-  _globals['_VECTORSERVICE']._serialized_start=1626
-  _globals['_VECTORSERVICE']._serialized_end=2899
+  _globals['_CREATECOLLECTIONREQUEST']._serialized_end=485
+  _globals['_CREATECOLLECTIONRESPONSE']._serialized_start=487
+  _globals['_CREATECOLLECTIONRESPONSE']._serialized_end=562
+  _globals['_GETCOLLECTIONREQUEST']._serialized_start=564
+  _globals['_GETCOLLECTIONREQUEST']._serialized_end=636
+  _globals['_GETCOLLECTIONRESPONSE']._serialized_start=638
+  _globals['_GETCOLLECTIONRESPONSE']._serialized_end=710
+  _globals['_LISTCOLLECTIONSREQUEST']._serialized_start=712
+  _globals['_LISTCOLLECTIONSREQUEST']._serialized_end=832
+  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_start=834
+  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_end=952
+  _globals['_DELETECOLLECTIONREQUEST']._serialized_start=954
+  _globals['_DELETECOLLECTIONREQUEST']._serialized_end=1076
+  _globals['_DELETECOLLECTIONRESPONSE']._serialized_start=1078
+  _globals['_DELETECOLLECTIONRESPONSE']._serialized_end=1104
+  _globals['_UPSERTDOCUMENTSREQUEST']._serialized_start=1107
+  _globals['_UPSERTDOCUMENTSREQUEST']._serialized_end=1285
+  _globals['_UPSERTDOCUMENTSRESPONSE']._serialized_start=1287
+  _globals['_UPSERTDOCUMENTSRESPONSE']._serialized_end=1384
+  _globals['_DELETEDOCUMENTSREQUEST']._serialized_start=1387
+  _globals['_DELETEDOCUMENTSREQUEST']._serialized_end=1559
+  _globals['_DELETEDOCUMENTSRESPONSE']._serialized_start=1561
+  _globals['_DELETEDOCUMENTSRESPONSE']._serialized_end=1610
+  _globals['_SEARCHREQUEST']._serialized_start=1613
+  _globals['_SEARCHREQUEST']._serialized_end=1827
+  _globals['_SEARCHRESPONSE']._serialized_start=1829
+  _globals['_SEARCHRESPONSE']._serialized_end=1940
+  _globals['_VECTORSERVICE']._serialized_start=2055
+  _globals['_VECTORSERVICE']._serialized_end=3328
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from weft.vectors.v1 import collections_pb2 as _collections_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +20,38 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _SearchMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SearchModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SearchMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SEARCH_MODE_UNSPECIFIED: _SearchMode.ValueType  # 0
+    """Not said: by both where there is a query and its vector can be had, else
+    by what there is.
+    """
+    SEARCH_MODE_TEXT: _SearchMode.ValueType  # 1
+    """By words (BM25)."""
+    SEARCH_MODE_DENSE: _SearchMode.ValueType  # 2
+    """By vectors."""
+    SEARCH_MODE_HYBRID: _SearchMode.ValueType  # 3
+    """By both; ranks are merged by reciprocal rank fusion."""
+
+class SearchMode(_SearchMode, metaclass=_SearchModeEnumTypeWrapper):
+    """By what passages are found."""
+
+SEARCH_MODE_UNSPECIFIED: SearchMode.ValueType  # 0
+"""Not said: by both where there is a query and its vector can be had, else
+by what there is.
+"""
+SEARCH_MODE_TEXT: SearchMode.ValueType  # 1
+"""By words (BM25)."""
+SEARCH_MODE_DENSE: SearchMode.ValueType  # 2
+"""By vectors."""
+SEARCH_MODE_HYBRID: SearchMode.ValueType  # 3
+"""By both; ranks are merged by reciprocal rank fusion."""
+Global___SearchMode: _TypeAlias = SearchMode  # noqa: Y015
+
 @_typing.final
 class CreateCollectionRequest(_message.Message):
     """What to make."""
@@ -29,6 +62,9 @@ class CreateCollectionRequest(_message.Message):
     COLLECTION_ID_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DIMENSION_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """The tenant, as `tenants/{tenant}`."""
     collection_id: _builtins.str
@@ -39,6 +75,16 @@ class CreateCollectionRequest(_message.Message):
     """Names this request: the same id again gets the same answer, and the same
     id with another body is refused. Made by the server where it is empty.
     """
+    dimension: _builtins.int
+    """How many numbers its vectors have. With a model 0 stands for what that
+    gives; else for a collection without vectors.
+    """
+    metric: _collections_pb2.Metric.ValueType
+    """How near vectors are."""
+    model: _builtins.str
+    """Model of the models service that makes the vectors of passages and
+    queries, as `<provider>/<model>`; empty: documents bring their own.
+    """
     def __init__(
         self,
         *,
@@ -46,10 +92,13 @@ class CreateCollectionRequest(_message.Message):
         collection_id: _builtins.str = ...,
         description: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        dimension: _builtins.int = ...,
+        metric: _collections_pb2.Metric.ValueType = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_id", b"collection_id", "description", b"description", "parent", b"parent", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_id", b"collection_id", "description", b"description", "dimension", b"dimension", "metric", b"metric", "model", b"model", "parent", b"parent", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -270,19 +319,23 @@ class UpsertDocumentsResponse(_message.Message):
 
     DOCUMENT_COUNT_FIELD_NUMBER: _builtins.int
     PASSAGE_COUNT_FIELD_NUMBER: _builtins.int
+    UNCHANGED_COUNT_FIELD_NUMBER: _builtins.int
     document_count: _builtins.int
-    """How many documents were stored or replaced."""
+    """How many documents were stored or replaced, or were there just so."""
     passage_count: _builtins.int
     """How many passages they were split into."""
+    unchanged_count: _builtins.int
+    """How many of the documents were there just so."""
     def __init__(
         self,
         *,
         document_count: _builtins.int = ...,
         passage_count: _builtins.int = ...,
+        unchanged_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["document_count", b"document_count", "passage_count", b"passage_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document_count", b"document_count", "passage_count", b"passage_count", "unchanged_count", b"unchanged_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -297,15 +350,20 @@ class DeleteDocumentsRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     URIS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The collection, as `tenants/{tenant}/collections/{collection}`."""
     request_id: _builtins.str
     """Names this request: the same id again gets the same answer, and the same
     id with another body is refused. Made by the server where it is empty.
     """
+    filter: _builtins.str
+    """Takes out all documents that this filter holds for; see
+    SearchRequest.filter.
+    """
     @_builtins.property
     def uris(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The documents' uris."""
+        """The documents' uris; either these or a filter."""
 
     def __init__(
         self,
@@ -313,10 +371,11 @@ class DeleteDocumentsRequest(_message.Message):
         name: _builtins.str = ...,
         uris: _abc.Iterable[_builtins.str] | None = ...,
         request_id: _builtins.str = ...,
+        filter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id", "uris", b"uris"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "name", b"name", "request_id", b"request_id", "uris", b"uris"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -353,22 +412,47 @@ class SearchRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     QUERY_FIELD_NUMBER: _builtins.int
     PASSAGES_MAX_FIELD_NUMBER: _builtins.int
+    VECTOR_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The collection, as `tenants/{tenant}/collections/{collection}`."""
     query: _builtins.str
-    """The query, in everyday words; nothing in it has a special meaning."""
+    """The query, in everyday words; nothing in it has a special meaning. It may
+    be empty where there is a vector.
+    """
     passages_max: _builtins.int
     """Most passages to return; 8 where it isn't set."""
+    filter: _builtins.str
+    """Only passages of documents whose metadata this holds for, such as
+    `author = "Ann" AND year >= 2020 AND NOT tag IN ("draft", "old")`: a part of
+    AIP-160. There are `=`, `!=`, `<`, `<=`, `>`, `>=`, `IN (...)`, `key:*` (it is
+    there), AND, OR, NOT and parentheses, which AND beside OR needs. Strings
+    are in quotes, single or double. What isn't there, or is of another type,
+    compares as false; a list does where one of its entries does, with `!=`
+    where none is equal.
+    """
+    mode: Global___SearchMode.ValueType
+    """By what to find."""
+    @_builtins.property
+    def vector(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The query's vector; made of the query by the collection's model where it
+        is empty.
+        """
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         query: _builtins.str = ...,
         passages_max: _builtins.int = ...,
+        vector: _abc.Iterable[_builtins.float] | None = ...,
+        filter: _builtins.str = ...,
+        mode: Global___SearchMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "passages_max", b"passages_max", "query", b"query"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "mode", b"mode", "name", b"name", "passages_max", b"passages_max", "query", b"query", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -381,6 +465,9 @@ class SearchResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PASSAGES_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    mode: Global___SearchMode.ValueType
+    """By what they were found."""
     @_builtins.property
     def passages(self) -> _containers.RepeatedCompositeFieldContainer[_collections_pb2.Passage]:
         """The passages, best first."""
@@ -389,10 +476,11 @@ class SearchResponse(_message.Message):
         self,
         *,
         passages: _abc.Iterable[_collections_pb2.Passage] | None = ...,
+        mode: Global___SearchMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["passages", b"passages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "passages", b"passages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

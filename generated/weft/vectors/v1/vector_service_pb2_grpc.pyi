@@ -46,9 +46,9 @@ class VectorServiceStub:
     or nothing of it is stored.
     """
     DeleteDocuments: _grpc.UnaryUnaryMultiCallable[_vector_service_pb2.DeleteDocumentsRequest, _vector_service_pb2.DeleteDocumentsResponse]
-    """Takes documents out by uri."""
+    """Takes documents out, by uri or by a filter."""
     Search: _grpc.UnaryUnaryMultiCallable[_vector_service_pb2.SearchRequest, _vector_service_pb2.SearchResponse]
-    """Finds the passages that fit a query best."""
+    """Finds the passages that fit a query best, by words, by vectors or by both."""
 
 @_typing.type_check_only
 class VectorServiceAsyncStub(VectorServiceStub):
@@ -68,9 +68,9 @@ class VectorServiceAsyncStub(VectorServiceStub):
     or nothing of it is stored.
     """
     DeleteDocuments: _aio.UnaryUnaryMultiCallable[_vector_service_pb2.DeleteDocumentsRequest, _vector_service_pb2.DeleteDocumentsResponse]  # type: ignore[assignment]
-    """Takes documents out by uri."""
+    """Takes documents out, by uri or by a filter."""
     Search: _aio.UnaryUnaryMultiCallable[_vector_service_pb2.SearchRequest, _vector_service_pb2.SearchResponse]  # type: ignore[assignment]
-    """Finds the passages that fit a query best."""
+    """Finds the passages that fit a query best, by words, by vectors or by both."""
 
 class VectorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Stores documents and finds passages of them."""
@@ -123,7 +123,7 @@ class VectorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vector_service_pb2.DeleteDocumentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vector_service_pb2.DeleteDocumentsResponse, _abc.Awaitable[_vector_service_pb2.DeleteDocumentsResponse]]:
-        """Takes documents out by uri."""
+        """Takes documents out, by uri or by a filter."""
 
     @_abc_1.abstractmethod
     def Search(
@@ -131,6 +131,6 @@ class VectorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vector_service_pb2.SearchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vector_service_pb2.SearchResponse, _abc.Awaitable[_vector_service_pb2.SearchResponse]]:
-        """Finds the passages that fit a query best."""
+        """Finds the passages that fit a query best, by words, by vectors or by both."""
 
 def add_VectorServiceServicer_to_server(servicer: VectorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -64,7 +64,7 @@ def test_a_good_message_has_no_violations(message: Message) -> None:
 
 
 BAD = [
-    (vector_service_pb2.SearchRequest(name=COLLECTION), "query", "is required"),
+    (vector_service_pb2.SearchRequest(query="q"), "name", "is required"),
     (
         vector_service_pb2.SearchRequest(name=COLLECTION, query="q" * 4097),
         "query",

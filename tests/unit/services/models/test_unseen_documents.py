@@ -21,6 +21,7 @@ from services.tools.egress import EgressPolicy
 from services.tools.settings import ToolsSettings
 from services.vectors.service import VectorsService
 from services.vectors.settings import VectorsSettings
+from tests.support.embedding import LocalModels
 from tests.unit.services.models.unseen_questions import (
     ANSWERABLE,
     FOLLOW_UPS,
@@ -64,7 +65,7 @@ class LocalVectors:
 
 @pytest.fixture(scope="module")
 async def tools(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BuiltinTools]:
-    service = VectorsService(VectorsSettings(), tmp_path_factory.mktemp("vectors"))
+    service = VectorsService(VectorsSettings(), tmp_path_factory.mktemp("vectors"), LocalModels())
     await service.start()
     created = vectors_pb.CreateCollectionRequest(
         parent=f"tenants/{TENANT}", collection_id=COLLECTION

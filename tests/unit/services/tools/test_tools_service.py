@@ -30,6 +30,7 @@ from services.tools.settings import ToolsSettings
 from services.vectors.service import VectorsService
 from services.vectors.settings import VectorsSettings
 from tests.support.cached import memory_cache
+from tests.support.embedding import LocalModels
 from tests.support.grpc_server import serving
 from tests.support.keys import memory_keyring
 from tests.support.ledger_server import LEDGER, Entry, Ledger, effects_by_key, read_entries
@@ -95,7 +96,7 @@ def events() -> EventStore:
 
 @pytest.fixture
 async def vectors(tmp_path: Path) -> AsyncIterator[VectorsService]:
-    service = VectorsService(VectorsSettings(), tmp_path)
+    service = VectorsService(VectorsSettings(), tmp_path, LocalModels())
     await service.start()
     yield service
     await service.stop()

@@ -1,4 +1,4 @@
-"""A passage index on SQLite's FTS5, in one file.
+"""A passage index on SQLite's FTS5 and sqlite-vec, in one file.
 
 SQLite is blocking: one worker thread does all of it, one call after the other.
 """
@@ -6,7 +6,7 @@ SQLite is blocking: one worker thread does all of it, one call after the other.
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,17 +16,29 @@ import apsw
 
 from mesh.errors import DataDamaged, LimitExceeded, NotServing, Unavailable
 from services.vectors.backends.tables import Tables
-from services.vectors.index import CollectionKey, Request, SplitDocument, Stored
+from services.vectors.domain.filters import Filter
+from services.vectors.domain.vectors import Vector
+from services.vectors.index import (
+    NOTHING,
+    CollectionKey,
+    CollectionSpec,
+    Hit,
+    Present,
+    Request,
+    SplitDocument,
+    Stored,
+)
 from weft.vectors.v1 import collections_pb2
 
 T = TypeVar("T")
 
 
-class FtsIndex:
+class SqliteIndex:
     """The passage index in the file `path`.
 
     `waiting_max` bounds the calls that run or wait for the worker thread; further ones
-    get LimitExceeded. `collections_max` bounds the collections of one tenant.
+    get LimitExceeded. `collections_max` bounds the collections of one tenant, `passages_max`
+    the passages of a collection.
     """
 
     def __init__(
@@ -35,11 +47,14 @@ class FtsIndex:
         *,
         waiting_max: int,
         collections_max: int,
+        passages_max: int,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._path = path
         self._places = threading.BoundedSemaphore(waiting_max)
-        self._tables = Tables(path, collections_max=collections_max, now_ns=now_ns)
+        self._tables = Tables(
+            path, collections_max=collections_max, passages_max=passages_max, now_ns=now_ns
+        )
         self._worker: ThreadPoolExecutor | None = None
 
     async def open(self) -> None:
@@ -58,9 +73,9 @@ class FtsIndex:
         worker.shutdown()
 
     async def create(
-        self, key: CollectionKey, description: str, request: Request
+        self, key: CollectionKey, spec: CollectionSpec, request: Request
     ) -> collections_pb2.Collection:
-        return await self._run(lambda: self._tables.create(key, description, request))
+        return await self._run(lambda: self._tables.create(key, spec, request))
 
     async def get(self, key: CollectionKey) -> collections_pb2.Collection:
         return await self._run(lambda: self._tables.get(key))
@@ -73,18 +88,33 @@ class FtsIndex:
     async def delete(self, key: CollectionKey, request: Request) -> None:
         await self._run(lambda: self._tables.delete(key, request))
 
+    async def present(self, key: CollectionKey, uris: Sequence[str]) -> Mapping[str, Present]:
+        return await self._run(lambda: self._tables.present(key, uris))
+
     async def upsert(
-        self, key: CollectionKey, documents: Sequence[SplitDocument], request: Request
+        self,
+        key: CollectionKey,
+        documents: Sequence[SplitDocument],
+        request: Request,
+        unchanged: Stored = NOTHING,
     ) -> Stored:
-        return await self._run(lambda: self._tables.upsert(key, documents, request))
+        return await self._run(lambda: self._tables.upsert(key, documents, request, unchanged))
 
     async def remove(self, key: CollectionKey, uris: Sequence[str], request: Request) -> Stored:
         return await self._run(lambda: self._tables.remove(key, uris, request))
 
-    async def search(
-        self, key: CollectionKey, query: str, count: int
-    ) -> Sequence[collections_pb2.Passage]:
-        return await self._run(lambda: self._tables.search(key, query, count))
+    async def remove_matching(self, key: CollectionKey, only: Filter, request: Request) -> Stored:
+        return await self._run(lambda: self._tables.remove_matching(key, only, request))
+
+    async def match(
+        self, key: CollectionKey, query: str, count: int, only: Filter | None = None
+    ) -> Sequence[Hit]:
+        return await self._run(lambda: self._tables.match(key, query, count, only))
+
+    async def nearest(
+        self, key: CollectionKey, vector: Vector, count: int, only: Filter | None = None
+    ) -> Sequence[Hit]:
+        return await self._run(lambda: self._tables.nearest(key, vector, count, only))
 
     async def _run(self, work: Callable[[], T]) -> T:
         if self._worker is None:

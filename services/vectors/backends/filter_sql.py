@@ -1,0 +1,99 @@
+"""Filters as conditions of SQL, of either back end: what they compare are parameters, always.
+
+Each value of a document's metadata is a row (collection, document, key, kind, and the
+value). A part of a filter asks for the documents that have such a row.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from services.vectors.domain.filters import (
+    All,
+    Any,
+    Comparison,
+    Filter,
+    Not,
+    OneOf,
+    Operator,
+    Present,
+)
+from services.vectors.domain.metadata import Metadata, Value, entries
+
+KINDS = {str: "s", float: "n", bool: "b"}
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A condition on the column `d.id`, with the values of its parameters in their order."""
+
+    sql: str
+    values: tuple[str | float | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a back end marks parameters, where its table is, and which of its columns has
+    values of a type."""
+
+    mark: str
+    table: str
+    columns: Mapping[type, str]
+
+    def condition(self, filter: Filter, collection: int) -> Condition:  # noqa: A002
+        """The condition that the filter holds for a document of the collection."""
+        match filter:
+            case Not(inner):
+                found = self.condition(inner, collection)
+                return Condition(f"NOT ({found.sql})", found.values)
+            case All(parts):
+                return self._joined(" AND ", parts, collection)
+            case Any(parts):
+                return self._joined(" OR ", parts, collection)
+            case Present(key):
+                return self._having(collection, key)
+            case OneOf(key, values):
+                each = [self._equal(collection, key, value) for value in values]
+                return _join(" OR ", each)
+            case Comparison(key, Operator.NOT_EQUAL, value):
+                equal = self._equal(collection, key, value)
+                unequal = Condition(f"NOT ({equal.sql})", equal.values)
+                return _join(" AND ", [self._having(collection, key), unequal])
+            case Comparison(key, operator, value):
+                return self._compared(collection, key, operator, value)
+
+    def _joined(self, word: str, parts: tuple[Filter, ...], collection: int) -> Condition:
+        return _join(word, [self.condition(part, collection) for part in parts])
+
+    def _equal(self, collection: int, key: str, value: Value) -> Condition:
+        return self._compared(collection, key, Operator.EQUAL, value)
+
+    def _compared(self, collection: int, key: str, operator: Operator, value: Value) -> Condition:
+        # The operator is one of six of ours.
+        column = self.columns[type(value)]
+        having = self._having(collection, key)
+        return Condition(
+            having.sql[:-1] + f" AND kind = {self.mark} AND {column} {operator} {self.mark})",
+            (*having.values, *stored(value)),
+        )
+
+    def _having(self, collection: int, key: str) -> Condition:
+        return Condition(
+            f"d.id IN (SELECT document FROM {self.table}"
+            f" WHERE collection = {self.mark} AND key = {self.mark})",
+            (collection, key),
+        )
+
+
+def stored(value: Value) -> tuple[str, str | float]:
+    """The kind of a value, and the value as it is stored."""
+    return KINDS[type(value)], float(value) if isinstance(value, bool) else value
+
+
+def rows(metadata: Metadata) -> list[tuple[str, str, str | float]]:
+    """Key, kind and value of each row that stands for the metadata."""
+    return [(key, *stored(value)) for key, value in entries(metadata)]
+
+
+def _join(word: str, conditions: list[Condition]) -> Condition:
+    sql = word.join(f"({condition.sql})" for condition in conditions)
+    return Condition(sql, tuple(value for condition in conditions for value in condition.values))

@@ -1,0 +1,1 @@
+"""What collections decide without I/O: filters, metadata, vectors, how ranks are merged."""
