@@ -20,6 +20,8 @@ from services.control.service import ControlService
 from services.control.splits import SERVICE_SPLITS, Splits
 from services.control.traffic import Traffic
 from services.control.turn_counts import TurnCounts
+from services.functions.service import FunctionsService
+from services.functions.settings import FunctionsSettings
 from services.gateway.service import GatewayService
 from services.models.service import ModelsService
 from services.models.settings import ModelsSettings
@@ -42,6 +44,8 @@ from weft.auth.v1 import (
 )
 from weft.blobs.v1 import blob_service_pb2
 from weft.control.v1 import mesh_service_pb2, registry_service_pb2, traffic_service_pb2
+from weft.functions.v1 import function_service_pb2
+from weft.functions.v1.function_service_pb2_grpc import FunctionServiceStub
 from weft.models.v1 import model_service_pb2
 from weft.scheduler.v1 import (
     batch_service_pb2,
@@ -97,6 +101,10 @@ def _control(mesh: Mesh) -> Service:
     return ControlService(mesh, traffic)
 
 
+def _functions(mesh: Mesh) -> Service:
+    return FunctionsService(mesh, FunctionsSettings())
+
+
 def _models(mesh: Mesh) -> Service:
     return ModelsService(ModelsSettings(), mesh.cache)
 
@@ -111,7 +119,8 @@ def _state(mesh: Mesh) -> Service:
 
 def _tools(mesh: Mesh) -> Service:
     vectors = mesh.stub(VectorServiceStub)
-    return ToolsService(ToolsSettings(), mesh.events, mesh.clock, vectors, mesh.cache)
+    functions = mesh.stub(FunctionServiceStub)
+    return ToolsService(ToolsSettings(), mesh.events, mesh.clock, vectors, mesh.cache, functions)
 
 
 def _vectors(mesh: Mesh) -> Service:
@@ -125,6 +134,8 @@ _BUS = {
     "blobs": BusAccess(appends=("blobs",), keys=KeyUse.READ),
     # Who had an instance drained is noted by who was asked to.
     "control": BusAccess(appends=("control", "instances")),
+    # What functions print is sealed with its own key, or that of the session they ran for.
+    "functions": BusAccess(appends=("functions",), keys=KeyUse.READ),
     # It authenticates by what the log says, and notes there who was refused.
     "gateway": BusAccess(appends=("auth", "instances")),
     "models": BusAccess(caches=True),
@@ -175,6 +186,14 @@ _SERVICES = (
         build=_control,
     ),
     ServiceEntry(
+        name="functions",
+        summary="keeps functions and runs them, confined",
+        contracts=(function_service_pb2.DESCRIPTOR.services_by_name["FunctionService"],),
+        calls=(),
+        build=_functions,
+        single=True,
+    ),
+    ServiceEntry(
         name="models",
         summary="calls models of any provider",
         contracts=(model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],),
@@ -193,7 +212,7 @@ _SERVICES = (
         name="tools",
         summary="keeps the tool catalogue and runs tools",
         contracts=(tool_service_pb2.DESCRIPTOR.services_by_name["ToolService"],),
-        calls=("vectors",),
+        calls=("functions", "vectors"),
         build=_tools,
     ),
     ServiceEntry(
@@ -240,6 +259,7 @@ _SERVICES = (
             "auth",
             "blobs",
             "control",
+            "functions",
             "models",
             "scheduler",
             "state",

@@ -41,6 +41,7 @@ _DENIED = facts.AccessDenied.DESCRIPTOR.full_name
 _COLLECTIONS = {
     "agents": "agents",
     "blobs": "blobs",
+    "functions": "functions",
     "instances": "instances",
     "schedules": "schedules",
     "scheduler": "queues",

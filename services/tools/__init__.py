@@ -4,5 +4,5 @@ Owns      registered tools: the streams `tools.<tenant>.<tool>`
 Serves    `weft.tools.v1.ToolService`
 Emits     ToolRegistered, ToolDeleted
 Consumes  its own events, to know what every instance registered
-Calls     vectors, for the built-in search; the gRPC servers that were registered
+Calls     vectors, for the built-in search; functions; the gRPC servers that were registered
 """

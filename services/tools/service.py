@@ -27,6 +27,7 @@ from services.tools.domain import (
     tool_stream,
     with_etag,
 )
+from services.tools.functions import FunctionStub, FunctionTools
 from services.tools.grpc_methods import GrpcMethods, Invocation
 from services.tools.registry import ToolRegistry
 from services.tools.results import ToolResult, cut
@@ -49,7 +50,8 @@ _EFFECTS = (
 
 
 class ToolsService:
-    """Keeps a tenant's tools and runs them. `vectors` is a `VectorServiceStub`."""
+    """Keeps a tenant's tools and runs them. `vectors` is a `VectorServiceStub`, `functions` a
+    `FunctionServiceStub`."""
 
     def __init__(
         self,
@@ -58,6 +60,7 @@ class ToolsService:
         clock: Clock,
         vectors: SearchStub,
         cache: Cache,
+        functions: FunctionStub,
     ) -> None:
         self._settings = settings
         self._results = CachedResults(cache)
@@ -66,6 +69,7 @@ class ToolsService:
         self._catalogue = ToolCatalogue(events, catch_up_seconds=settings.catch_up_seconds)
         self._builtin = BuiltinTools(clock, vectors)
         self._methods = GrpcMethods(settings)
+        self._functions = FunctionTools(functions)
         self._arguments = ArgumentChecker(settings.compiled_max)
 
     @property
@@ -105,10 +109,10 @@ class ToolsService:
     async def register_tool(
         self, request: pb.RegisterToolRequest, call: Call
     ) -> pb.RegisterToolResponse:
-        """Asks the server for the method's description and stores the tool.
+        """Asks for the method's or function's description and stores the tool.
 
         Raises AlreadyExists for the id of a built-in tool, LimitExceeded past the bound
-        on tools, and what `GrpcMethods.describe` raises.
+        on tools, and what `GrpcMethods.describe` and `FunctionTools.describe` raise.
         """
         _check_registration(request)
         tenant = request.parent.split("/")[1]
@@ -191,7 +195,8 @@ class ToolsService:
                 result = await self._builtin.invoke(tenant, tool_id, arguments, timeout_seconds)
             else:
                 invocation = Invocation(timeout_seconds, key, request.epoch, span.traceparent)
-                result = await self._methods.invoke(tool, arguments, invocation)
+                runs = self._functions if tool.HasField("function") else self._methods
+                result = await runs.invoke(tool, arguments, invocation)
         if failpoints.active():
             failpoints.failpoint(f"tool:{tool_id}:after")
         return result
@@ -200,21 +205,15 @@ class ToolsService:
         self, name: str, request: pb.RegisterToolRequest, call: Call
     ) -> tools_pb2.Tool:
         """The tool as it is to be stored."""
-        method = await self._methods.describe(
-            request.grpc.address, request.grpc.method, call.remaining_seconds()
-        )
-        tool = tools_pb2.Tool(
-            name=name,
-            description=request.description or method.description,
-            parameters_json_schema=method.parameters_json_schema,
-            effect=request.effect,
-            requires_approval=request.requires_approval,
-            grpc=tools_pb2.GrpcTool(
-                address=request.grpc.address,
-                method=request.grpc.method,
-                descriptors=method.descriptors,
-            ),
-        )
+        remaining_seconds = call.remaining_seconds()
+        if request.HasField("function"):
+            tool = await self._functions.describe(request, remaining_seconds)
+        else:
+            tool = await self._described_method(request, remaining_seconds)
+        tool.name = name
+        tool.description = request.description or tool.description
+        tool.effect = request.effect
+        tool.requires_approval = request.requires_approval
         tool.timeout.FromNanoseconds(int(self._settings.timeout_seconds * 1e9))
         if request.HasField("timeout"):
             tool.timeout.CopyFrom(request.timeout)
@@ -222,6 +221,22 @@ class ToolsService:
             tool.cache_ttl.CopyFrom(request.cache_ttl)
         tool.create_time.FromNanoseconds(self._clock.now_ns())
         return with_etag(tool)
+
+    async def _described_method(
+        self, request: pb.RegisterToolRequest, remaining_seconds: float
+    ) -> tools_pb2.Tool:
+        method = await self._methods.describe(
+            request.grpc.address, request.grpc.method, remaining_seconds
+        )
+        return tools_pb2.Tool(
+            description=method.description,
+            parameters_json_schema=method.parameters_json_schema,
+            grpc=tools_pb2.GrpcTool(
+                address=request.grpc.address,
+                method=request.grpc.method,
+                descriptors=method.descriptors,
+            ),
+        )
 
     def _tool(self, name: str) -> tools_pb2.Tool:
         _, tenant, _, tool_id = name.split("/")
@@ -253,6 +268,12 @@ def _check_registration(request: pb.RegisterToolRequest) -> None:
             raise InvalidArgument.of("cache_ttl", "is for tools that only read")
         if _seconds(request.cache_ttl) <= 0:
             raise InvalidArgument.of("cache_ttl", "must be more than 0")
+    if request.HasField("grpc") == request.HasField("function"):
+        raise InvalidArgument.of("grpc", "either a method or a function makes a tool")
+    if request.HasField("function"):
+        return
+    if request.parameters_json_schema:
+        raise InvalidArgument.of("parameters_json_schema", "is for functions")
     match = _ADDRESS.fullmatch(request.grpc.address)
     if match is None or not 0 < int(match[1]) < 65_536:
         raise InvalidArgument.of("grpc.address", "must be host:port, such as localhost:50051")

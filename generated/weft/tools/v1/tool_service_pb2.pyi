@@ -140,6 +140,8 @@ class RegisterToolRequest(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CACHE_TTL_FIELD_NUMBER: _builtins.int
+    FUNCTION_FIELD_NUMBER: _builtins.int
+    PARAMETERS_JSON_SCHEMA_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """The tenant, as `tenants/{tenant}`."""
     tool_id: _builtins.str
@@ -156,9 +158,11 @@ class RegisterToolRequest(_message.Message):
     """Names this request: the same id again gets the same answer, and the same
     id with another body is refused. Made by the server where it is empty.
     """
+    parameters_json_schema: _builtins.str
+    """JSON Schema of a function's arguments, an object schema; any object where it is empty."""
     @_builtins.property
     def grpc(self) -> _tools_pb2.GrpcTool:
-        """The method."""
+        """The method, where the tool is one."""
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
@@ -170,6 +174,10 @@ class RegisterToolRequest(_message.Message):
         a week at most; for tools that only read. To register the tool again
         forgets the results that are kept.
         """
+
+    @_builtins.property
+    def function(self) -> _tools_pb2.FunctionTool:
+        """The function, where the tool is one; it must be there."""
 
     def __init__(
         self,
@@ -183,10 +191,12 @@ class RegisterToolRequest(_message.Message):
         timeout: _duration_pb2.Duration | None = ...,
         request_id: _builtins.str = ...,
         cache_ttl: _duration_pb2.Duration | None = ...,
+        function: _tools_pb2.FunctionTool | None = ...,
+        parameters_json_schema: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "grpc", b"grpc", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "function", b"function", "grpc", b"grpc", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "description", b"description", "effect", b"effect", "grpc", b"grpc", "parent", b"parent", "request_id", b"request_id", "requires_approval", b"requires_approval", "timeout", b"timeout", "tool_id", b"tool_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "description", b"description", "effect", b"effect", "function", b"function", "grpc", b"grpc", "parameters_json_schema", b"parameters_json_schema", "parent", b"parent", "request_id", b"request_id", "requires_approval", b"requires_approval", "timeout", b"timeout", "tool_id", b"tool_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

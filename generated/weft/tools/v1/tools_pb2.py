@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from weft.options.v1 import options_pb2 as weft_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19weft/tools/v1/tools.proto\x12\rweft.tools.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dweft/options/v1/options.proto\"\xc1\x03\n\x04Tool\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x8e\x01\x12\x1c\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80@\x12(\n\x16parameters_json_schema\x18\x03 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80\x10\x12\'\n\x06\x65\x66\x66\x65\x63t\x18\x04 \x01(\x0e\x32\x17.weft.options.v1.Effect\x12\x19\n\x11requires_approval\x18\x05 \x01(\x08\x12\x35\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\xaa\xbb\x18\x05\x38\x00@\x90\x1c\x12-\n\x07\x62uiltin\x18\x07 \x01(\x0b\x32\x1a.weft.tools.v1.BuiltinToolH\x00\x12\'\n\x04grpc\x18\x08 \x01(\x0b\x32\x17.weft.tools.v1.GrpcToolH\x00\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x04\x65tag\x18\n \x01(\tB\x06\xaa\xbb\x18\x02\x10@\x12\x38\n\tcache_ttl\x18\x0b \x01(\x0b\x32\x19.google.protobuf.DurationB\n\xaa\xbb\x18\x06\x38\x00@\x80\xf5$B\x06\n\x04kind\"\r\n\x0b\x42uiltinTool\"\xaa\x01\n\x08GrpcTool\x12\x1a\n\x07\x61\x64\x64ress\x18\x01 \x01(\tB\t\xaa\xbb\x18\x05\x08\x01\x10\xff\x01\x12I\n\x06method\x18\x02 \x01(\tB9\xaa\xbb\x18\x35\x08\x01\x10\x80\x04*.[A-Za-z_][A-Za-z0-9_.]*/[A-Za-z_][A-Za-z0-9_]*\x12\x37\n\x0b\x64\x65scriptors\x18\x03 \x01(\x0b\x32\".google.protobuf.FileDescriptorSet\"P\n\x06Source\x12\x14\n\x03uri\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x10\x12\x16\n\x05title\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\x12\x18\n\x07locator\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19weft/tools/v1/tools.proto\x12\rweft.tools.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dweft/options/v1/options.proto\"\xf2\x03\n\x04Tool\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x8e\x01\x12\x1c\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80@\x12(\n\x16parameters_json_schema\x18\x03 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80\x10\x12\'\n\x06\x65\x66\x66\x65\x63t\x18\x04 \x01(\x0e\x32\x17.weft.options.v1.Effect\x12\x19\n\x11requires_approval\x18\x05 \x01(\x08\x12\x35\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\xaa\xbb\x18\x05\x38\x00@\x90\x1c\x12-\n\x07\x62uiltin\x18\x07 \x01(\x0b\x32\x1a.weft.tools.v1.BuiltinToolH\x00\x12\'\n\x04grpc\x18\x08 \x01(\x0b\x32\x17.weft.tools.v1.GrpcToolH\x00\x12/\n\x08\x66unction\x18\r \x01(\x0b\x32\x1b.weft.tools.v1.FunctionToolH\x00\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x04\x65tag\x18\n \x01(\tB\x06\xaa\xbb\x18\x02\x10@\x12\x38\n\tcache_ttl\x18\x0b \x01(\x0b\x32\x19.google.protobuf.DurationB\n\xaa\xbb\x18\x06\x38\x00@\x80\xf5$B\x06\n\x04kind\"\r\n\x0b\x42uiltinTool\"\xaa\x01\n\x08GrpcTool\x12\x1a\n\x07\x61\x64\x64ress\x18\x01 \x01(\tB\t\xaa\xbb\x18\x05\x08\x01\x10\xff\x01\x12I\n\x06method\x18\x02 \x01(\tB9\xaa\xbb\x18\x35\x08\x01\x10\x80\x04*.[A-Za-z_][A-Za-z0-9_.]*/[A-Za-z_][A-Za-z0-9_]*\x12\x37\n\x0b\x64\x65scriptors\x18\x03 \x01(\x0b\x32\".google.protobuf.FileDescriptorSet\"O\n\x0c\x46unctionTool\x12.\n\x04name\x18\x01 \x01(\tB \xaa\xbb\x18\x1c\x08\x01\x10\x92\x01\x32\x15tenants/*/functions/*\x12\x0f\n\x07version\x18\x02 \x01(\r\"P\n\x06Source\x12\x14\n\x03uri\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x10\x12\x16\n\x05title\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\x12\x18\n\x07locator\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,6 +51,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GRPCTOOL'].fields_by_name['address']._serialized_options = b'\252\273\030\005\010\001\020\377\001'
   _globals['_GRPCTOOL'].fields_by_name['method']._loaded_options = None
   _globals['_GRPCTOOL'].fields_by_name['method']._serialized_options = b'\252\273\0305\010\001\020\200\004*.[A-Za-z_][A-Za-z0-9_.]*/[A-Za-z_][A-Za-z0-9_]*'
+  _globals['_FUNCTIONTOOL'].fields_by_name['name']._loaded_options = None
+  _globals['_FUNCTIONTOOL'].fields_by_name['name']._serialized_options = b'\252\273\030\034\010\001\020\222\0012\025tenants/*/functions/*'
   _globals['_SOURCE'].fields_by_name['uri']._loaded_options = None
   _globals['_SOURCE'].fields_by_name['uri']._serialized_options = b'\252\273\030\003\020\200\020'
   _globals['_SOURCE'].fields_by_name['title']._loaded_options = None
@@ -58,11 +60,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SOURCE'].fields_by_name['locator']._loaded_options = None
   _globals['_SOURCE'].fields_by_name['locator']._serialized_options = b'\252\273\030\003\020\200\010'
   _globals['_TOOL']._serialized_start=175
-  _globals['_TOOL']._serialized_end=624
-  _globals['_BUILTINTOOL']._serialized_start=626
-  _globals['_BUILTINTOOL']._serialized_end=639
-  _globals['_GRPCTOOL']._serialized_start=642
-  _globals['_GRPCTOOL']._serialized_end=812
-  _globals['_SOURCE']._serialized_start=814
-  _globals['_SOURCE']._serialized_end=894
+  _globals['_TOOL']._serialized_end=673
+  _globals['_BUILTINTOOL']._serialized_start=675
+  _globals['_BUILTINTOOL']._serialized_end=688
+  _globals['_GRPCTOOL']._serialized_start=691
+  _globals['_GRPCTOOL']._serialized_end=861
+  _globals['_FUNCTIONTOOL']._serialized_start=863
+  _globals['_FUNCTIONTOOL']._serialized_end=942
+  _globals['_SOURCE']._serialized_start=944
+  _globals['_SOURCE']._serialized_end=1024
 # @@protoc_insertion_point(module_scope)

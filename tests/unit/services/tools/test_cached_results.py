@@ -72,7 +72,8 @@ def cache(hand: Hand) -> Cache:
 
 @pytest.fixture
 async def service(cache: Cache, address: str) -> AsyncIterator[ToolsService]:
-    made = ToolsService(ToolsSettings(), MemoryEventStore(), SYSTEM, None, cache)  # type: ignore[arg-type]
+    nobody: Any = None
+    made = ToolsService(ToolsSettings(), MemoryEventStore(), SYSTEM, nobody, cache, nobody)
     await made.start()
     await register(made, address)
     yield made

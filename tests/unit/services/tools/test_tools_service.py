@@ -103,7 +103,9 @@ async def started(
 ) -> ToolsService:
     clock = Clock(now_ns=lambda: START_NS, monotonic=SYSTEM.monotonic)
     bounds = settings or ToolsSettings(tools_max=3, content_length_max=1_000, reflection_seconds=2)
-    service = ToolsService(bounds, events, clock, LocalVectors(vectors), memory_cache())
+    functions: Any = None
+    cache = memory_cache()
+    service = ToolsService(bounds, events, clock, LocalVectors(vectors), cache, functions)
     await service.start()
     return service
 
