@@ -4,11 +4,13 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 from mesh.call import Call
+from mesh.clock import Clock
 from mesh.events.memory import MemoryEventStore
 from mesh.principal import Grant, Principal
 from mesh.runtime.service import Mesh
@@ -48,11 +50,18 @@ class FunctionParts:
         """A service that isn't started, on these parts."""
         mesh = SimpleNamespace(
             data_dir=self.data_dir,
-            clock=self.clock.clock,
+            clock=Clock(
+                now_ns=self.clock.clock.now_ns,
+                monotonic=lambda: time.monotonic() + self.clock.ahead.total_seconds(),
+            ),
             events=self.events,
             keyring=self.keyring,
         )
         return FunctionsService(cast(Mesh, mesh), settings or FunctionsSettings())
+
+    def pass_time(self, seconds: float) -> None:
+        """Sets the clock ahead."""
+        self.clock.ahead += timedelta(seconds=seconds)
 
 
 def call(seconds: float = 30) -> Call:

@@ -21,6 +21,8 @@ START_SECONDS_MAX = 15.0
 END_SECONDS_MAX = 10.0
 ANSWER_BYTES_SPARE = 65_536
 READ_BYTES = 65_536
+CPU_SHARE = 0.9
+"""A process that the kernel killed has used its time, as the kernel's other clock counts it."""
 
 OnOutput = Callable[[str, bytes], None]
 """Is told of what a function prints: `stdout` or `stderr`, and some bytes."""
@@ -343,6 +345,6 @@ def _ended(
     reason = end.get("reason")
     if error == "crashed" and reason in ("threads", "scratch"):
         return Ended(None, str(reason), "", "", *used)
-    if error == "crashed" and cpu_seconds >= limits.cpu_seconds:
+    if error == "crashed" and cpu_seconds >= CPU_SHARE * limits.cpu_seconds:
         error = "cpu"
     return Ended(None, error, "", "", *used)
