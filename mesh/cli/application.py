@@ -22,6 +22,7 @@ from mesh.cli.dead_letters import dead_letters
 from mesh.cli.doctor import add_doctor
 from mesh.cli.events import events
 from mesh.cli.failures import CommandFailed, ExitCode
+from mesh.cli.functions import functions
 from mesh.cli.identity import add_identity
 from mesh.cli.keys import keys
 from mesh.cli.models import models
@@ -66,6 +67,7 @@ def application() -> typer.Typer:
     app.add_typer(workers, name="worker")
     app.add_typer(collections, name="collection")
     app.add_typer(blobs, name="blob")
+    app.add_typer(functions, name="fn")
     app.add_typer(models, name="model")
     app.add_typer(events, name="events")
     app.add_typer(keys, name="key")

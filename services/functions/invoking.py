@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import structlog
-
 from mesh.call import Call
 from mesh.errors import DeadlineExceeded
 from mesh.ids import new_id
@@ -13,8 +11,6 @@ from services.functions.sandbox.limits import Ended, Invocation, Limits
 from services.functions.sandbox.pool import Pool
 from services.functions.turns import Turns
 from weft.functions.v1 import functions_pb2
-
-_log = structlog.get_logger(__name__)
 
 _KINDS = {
     "raised": functions_pb2.FUNCTION_ERROR_KIND_RAISED,
@@ -97,17 +93,6 @@ class Invoker:
                 span.set(traces.FAAS_COLD_START, not warm)
                 span.set(traces.FUNCTION_CPU_SECONDS, ended.cpu_seconds)
                 span.set(traces.FUNCTION_MEMORY_BYTES, ended.memory_bytes)
-        _log.info(
-            "function_invoked",
-            function=name,
-            version=version.version,
-            invocation=identity,
-            error=ended.error,
-            warm=warm,
-            duration_seconds=round(ended.duration_seconds, 4),
-            cpu_seconds=round(ended.cpu_seconds, 4),
-            memory_bytes=ended.memory_bytes,
-        )
         return Invoked(ended, identity, warm)
 
 

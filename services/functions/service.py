@@ -1,6 +1,7 @@
 """The servicer of `weft.functions.v1.FunctionService`."""
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -31,7 +32,7 @@ from services.functions.domain import (
 from services.functions.invoking import Invoked, Invoker, error_of
 from services.functions.logs import Logs
 from services.functions.registry import FunctionRegistry
-from services.functions.sandbox.backends import UNSAFE, Backend, choose
+from services.functions.sandbox.backends import UNSAFE, choose
 from services.functions.sandbox.launcher import Keeper
 from services.functions.sandbox.pool import Pool
 from services.functions.settings import FunctionsSettings
@@ -63,6 +64,7 @@ class FunctionsService:
         )
         mesh.keyring.on_erased(self._answers.forget_session)
         self._turns = Turns(settings)
+        self._choosing = asyncio.Lock()
         self._pool: Pool | None = None
         self._invoker: Invoker | None = None
         self._sandbox = ""
@@ -73,19 +75,17 @@ class FunctionsService:
         return {"weft.functions.v1.FunctionService": self}
 
     async def start(self) -> None:
-        """Returns once everything that is deployed is known. Where nothing confines functions
-        all but deploying and invoking them works."""
+        """Returns once everything that is deployed is known. What confines functions is looked
+        for when it is asked for first."""
+        if self._settings.sandbox == UNSAFE:
+            _log.error(
+                "functions_are_not_confined",
+                reason="WEFT_FUNCTIONS_SANDBOX is unsafe: who may deploy a function may do all "
+                "that this process's user may",
+            )
         make_private_folder(self._folder)
         await self._logs.open()
         await self._catalogue.start()
-        try:
-            # It starts other programs to see whether they work.
-            backend = await asyncio.to_thread(choose, self._settings.sandbox)
-        except FailedPrecondition as error:
-            self._problem = error.message
-            _log.warning("functions_refused", reason=error.message)
-            return
-        self._confine_by(backend)
 
     async def stop(self) -> None:
         if self._pool is not None:
@@ -112,7 +112,7 @@ class FunctionsService:
         known = self._catalogue.functions(tenant)
         if state.function is None and len(known) >= self._settings.functions_max:
             raise LimitExceeded(f"a tenant has at most {self._settings.functions_max} functions")
-        ended = await self._confined().check(name, version, request.source, call)
+        ended = await (await self._confined()).check(name, version, request.source, call)
         if ended.result is None:
             error = error_of(ended, version.limits)
             raise InvalidArgument.of(
@@ -146,6 +146,8 @@ class FunctionsService:
         found = sorted(self._catalogue.functions(tenant), key=lambda each: each.name)
         rest = [each for each in found if each.name > after]
         page = rest[: request.page_size or PAGE_SIZE]
+        with contextlib.suppress(FailedPrecondition):
+            await self._confined()
         response = pb.ListFunctionsResponse(
             sandbox=self._sandbox, sandbox_problem=self._problem[:1_024]
         )
@@ -227,7 +229,7 @@ class FunctionsService:
     async def _invoke(
         self, request: pb.InvokeFunctionRequest, version: functions_pb2.FunctionVersion, call: Call
     ) -> pb.InvokeFunctionResponse:
-        invoker = self._confined()
+        invoker = await self._confined()
         source = await self._registry.source(request.name, version.sha256)
         arguments = request.arguments_json or "null"
         key = request.idempotency_key
@@ -243,21 +245,23 @@ class FunctionsService:
         self._catalogue.put(stream, outcome.revision, outcome.state)
         return outcome.state.function
 
-    def _confine_by(self, backend: Backend) -> None:
-        if backend.name == UNSAFE:
-            _log.error(
-                "functions_are_not_confined",
-                reason="WEFT_FUNCTIONS_SANDBOX is unsafe: who may deploy a function may do all "
-                "that this process's user may",
-            )
-        keeper = Keeper(backend, self._folder / SCRATCH_NAME)
-        self._pool = Pool(keeper, self._settings.ready_max)
-        self._invoker = Invoker(self._pool, self._turns, self._logs)
-        self._sandbox = backend.name
-
-    def _confined(self) -> Invoker:
+    async def _confined(self) -> Invoker:
+        """What runs functions. FailedPrecondition where nothing confines them here."""
+        async with self._choosing:
+            if self._invoker is None and not self._problem:
+                try:
+                    # It starts other programs to see whether they work.
+                    backend = await asyncio.to_thread(choose, self._settings.sandbox)
+                except FailedPrecondition as error:
+                    self._problem = error.message
+                    _log.warning("functions_refused", reason=error.message)
+                else:
+                    keeper = Keeper(backend, self._folder / SCRATCH_NAME)
+                    self._pool = Pool(keeper, self._settings.ready_max)
+                    self._invoker = Invoker(self._pool, self._turns, self._logs)
+                    self._sandbox = backend.name
         if self._invoker is None:
-            raise FailedPrecondition(self._problem or "functions don't run yet")
+            raise FailedPrecondition(self._problem)
         return self._invoker
 
     def _function(self, name: str) -> functions_pb2.Function:

@@ -99,8 +99,8 @@ async def held(weft: Deployment, tenant: str) -> Any:
         stored.api_key.ClearField("last_used_time")
     access.ClearField("revision")
     areas = (
-        *("agents", "blobs", "control", "exports", "scheduler", "schedules", "state", "tools"),
-        "vectors",
+        *("agents", "blobs", "control", "exports", "functions", "scheduler", "schedules"),
+        *("state", "tools", "vectors"),
     )
     ends = [await weft.host.events.last_position(Selection(f"{area}.{tenant}")) for area in areas]
     return ends, access

@@ -120,7 +120,9 @@ class MemoryTools:
             effect=request.effect,
             requires_approval=request.requires_approval,
             timeout=request.timeout,
-            grpc=request.grpc,
+            grpc=request.grpc if request.HasField("grpc") else None,
+            function=request.function if request.HasField("function") else None,
+            parameters_json_schema=request.parameters_json_schema,
         )
         self._tools[tool.name] = tool
         return tools.RegisterToolResponse(tool=tool)

@@ -14,6 +14,7 @@ from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
 from tests.support.blobs import BlobParts
 from tests.support.edge import pipeline
+from tests.support.functions import FunctionParts
 from tests.support.memory_access import MemoryAccess, admitting
 from tests.support.memory_batches import MemoryBatches
 from tests.support.memory_catalogues import (
@@ -50,6 +51,7 @@ class MemoryPlatform:
         self.models = MemoryModels()
         self._folder = tempfile.TemporaryDirectory()
         self.blobs = BlobParts(Path(self._folder.name)).service()
+        self.functions = FunctionParts(Path(self._folder.name)).service()
         self.instances = MemoryInstances()
         self.traffic = memory_traffic(self.agents, self.instances)
         self.tasks = MemoryTasks()
@@ -71,6 +73,7 @@ class MemoryPlatform:
         self._thread.start()
         self._run(self.traffic.start())
         self._run(self.blobs.start())
+        self._run(self.functions.start())
         self._run(self._listen())
 
     def stop(self) -> None:
@@ -78,6 +81,7 @@ class MemoryPlatform:
         self._run(self._cut())
         self._run(self.traffic.stop())
         self._run(self.blobs.stop())
+        self._run(self.functions.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(STEP_SECONDS_MAX)
         self._folder.cleanup()
@@ -123,6 +127,7 @@ class MemoryPlatform:
             "weft.control.v1.MeshService": self.instances,
             "weft.control.v1.RegistryService": self.instances,
             "weft.control.v1.TrafficService": self.traffic,
+            "weft.functions.v1.FunctionService": self.functions,
             "weft.models.v1.ModelService": self.models,
             "weft.scheduler.v1.BatchService": self.batches,
             "weft.scheduler.v1.DeadLetterService": self.tasks,
