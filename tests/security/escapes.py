@@ -49,7 +49,7 @@ _FILES = (
     *("/proc/sys/kernel/hostname", "/proc/self/root/etc/passwd", "/proc/self/cwd/../../keys/nkey"),
     *("/sys/class/net/lo/address", "/sys/kernel/mm/transparent_hugepage/enabled", "/dev/mem"),
     *("/dev/kmsg", "/dev/vda", "/dev/tty", "/dev/zero", "/dev/urandom", "/dev/null", "/dev/fd/0"),
-    *("/usr/bin/env", "/bin/sh", "/var/log/dpkg.log", "/root/.bashrc"),
+    *("/usr/bin/env", "/bin/sh", "/var/log/dpkg.log", "/etc/profile"),
 )
 _FOLDERS = (
     *("/", "/etc", "/proc", "/proc/1/fd", "/sys", "/dev", "/dev/shm", "/dev/pts", "/tmp", "/root"),
