@@ -1,18 +1,21 @@
 """Calling models and tools for a turn: the effects between its commits."""
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mesh.clock import Clock
 from mesh.errors import (
     DeadlineExceeded,
     InvalidArgument,
     ModelBadAnswer,
+    ModelUnavailable,
     NotFound,
     ToolUnavailable,
+    Unavailable,
     WeftError,
 )
 from services.agents import context
@@ -33,7 +36,10 @@ LOOKUP_SECONDS = 5.0
 TOOL_SECONDS = 30.0
 CACHE_ENTRIES_MAX = 4_096
 ERROR_LENGTH_MAX = 1_024
+BACKOFF_SECONDS_MAX = 2.0
 LeaseHeld = Callable[[], Awaitable[None]]
+T = TypeVar("T")
+_Parts = AsyncIterator[model_service_pb2.StreamGenerateResponse]
 
 
 class CallInDoubt(Exception):
@@ -92,9 +98,10 @@ class Effects:
         now = self._clock.monotonic()
         if cached is not None and now < cached[0]:
             return cached[1]
+        request = tool_service_pb2.GetToolRequest(name=name)
         try:
-            response = await self._tools.GetTool(
-                tool_service_pb2.GetToolRequest(name=name), timeout=LOOKUP_SECONDS
+            response = await self._looked_up(
+                lambda: self._tools.GetTool(request, timeout=LOOKUP_SECONDS)
             )
         except NotFound:
             return None
@@ -113,8 +120,9 @@ class Effects:
         now = self._clock.monotonic()
         if cached is not None and now < cached[0]:
             return cached[1]
-        listed = await self._models.ListModels(
-            model_service_pb2.ListModelsRequest(parent=parent), timeout=LOOKUP_SECONDS
+        request = model_service_pb2.ListModelsRequest(parent=parent)
+        listed = await self._looked_up(
+            lambda: self._models.ListModels(request, timeout=LOOKUP_SECONDS)
         )
         for offered in listed.models:
             if offered.id == model or (not model and offered.is_default):
@@ -132,19 +140,30 @@ class Effects:
         self, request: model_service_pb2.GenerateRequest, seconds_max: float
     ) -> model_service_pb2.GenerateResponse:
         """One whole answer."""
-        return await self._models.Generate(request, timeout=seconds_max)
+        until = time.monotonic() + seconds_max
+        return await self._once_served(
+            lambda: self._models.Generate(request, timeout=_left(until)), seconds_max
+        )
 
     async def stream(
         self, request: model_service_pb2.GenerateRequest, seconds_max: float
     ) -> AsyncGenerator[model_service_pb2.StreamGenerateResponse, None]:
         """One answer as it comes; ends with the whole. Raises ModelBadAnswer where the
         whole doesn't come."""
+        asked = model_service_pb2.StreamGenerateRequest(request=request)
+        until = time.monotonic() + seconds_max
+
+        async def begun() -> tuple[_Parts, model_service_pb2.StreamGenerateResponse | None]:
+            parts = aiter(self._models.StreamGenerate(asked, timeout=_left(until)))
+            return parts, await anext(parts, None)
+
+        # What was shown can't be taken back here: later parts aren't waited for.
+        parts, part = await self._once_served(begun, seconds_max)
         completed = False
-        async for part in self._models.StreamGenerate(
-            model_service_pb2.StreamGenerateRequest(request=request), timeout=seconds_max
-        ):
+        while part is not None:
             completed = part.HasField("completed")
             yield part
+            part = await anext(parts, None)
         if not completed:
             raise ModelBadAnswer("the model's answer ended before it was whole")
 
@@ -191,20 +210,55 @@ class Effects:
     ) -> tool_service_pb2.InvokeToolResponse:
         backoff = self._settings.tool_backoff_seconds
         until = time.monotonic() + timeout
-        for attempt in range(self._settings.tool_attempts_max):
+        attempts = 0
+        while True:
             await lease_held()
             try:
-                remaining = until - time.monotonic()
-                return await self._tools.InvokeTool(request, timeout=max(0.01, remaining))
-            except (ToolUnavailable, DeadlineExceeded) as error:
-                last = attempt + 1 == self._settings.tool_attempts_max
-                if last or time.monotonic() + backoff >= until:
-                    return _failed(error)
+                return await self._tools.InvokeTool(request, timeout=_left(until))
             except WeftError as error:
-                return _failed(error)
+                attempts += not is_unserved(error)
+                again = isinstance(error, Unavailable | DeadlineExceeded)
+                tried = attempts == self._settings.tool_attempts_max
+                if not again or tried or time.monotonic() + backoff >= until:
+                    return _failed(error)
             await asyncio.sleep(backoff)
-            backoff *= 2
-        raise AssertionError("unreachable: the last attempt returns")
+            backoff = min(2 * backoff, BACKOFF_SECONDS_MAX)
+
+    async def _looked_up(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """What is read; who answers such a call too late is as good as away."""
+
+        async def asked() -> T:
+            try:
+                return await ask()
+            except DeadlineExceeded as error:
+                raise Unavailable(error.message) from error
+
+        return await self._once_served(asked, math.inf)
+
+    async def _once_served(self, ask: Callable[[], Awaitable[T]], seconds_max: float) -> T:
+        """What a service answers. While no instance of it can be reached it is asked again:
+        its process may be about to start. What is in doubt by that, the caller may repeat."""
+        until = time.monotonic() + min(seconds_max, self._settings.unserved_seconds)
+        backoff = self._settings.tool_backoff_seconds
+        while True:
+            try:
+                return await ask()
+            except Unavailable as error:
+                if not is_unserved(error) or time.monotonic() + backoff >= until:
+                    raise
+            await asyncio.sleep(backoff)
+            backoff = min(2 * backoff, BACKOFF_SECONDS_MAX)
+
+
+def is_unserved(error: WeftError) -> bool:
+    """Whether a service of Weft's own couldn't be reached, rather than what stands behind it."""
+    return isinstance(error, Unavailable) and not isinstance(
+        error, ModelUnavailable | ToolUnavailable
+    )
+
+
+def _left(until: float) -> float:
+    return max(0.01, until - time.monotonic())
 
 
 def _failed(error: WeftError) -> tool_service_pb2.InvokeToolResponse:

@@ -22,7 +22,7 @@ from mesh.events.aggregate import Aggregate, StoredFacts
 from mesh.events.tokens import TokenStream
 from mesh.principal import system
 from services.agents import context
-from services.agents.effects import BoundTool, CallInDoubt, Effects, planned_calls
+from services.agents.effects import BoundTool, CallInDoubt, Effects, is_unserved, planned_calls
 from services.agents.feed import TurnFeed
 from services.agents.outcomes import Outcomes, failed_by_revision
 from services.agents.settings import AgentsSettings
@@ -110,8 +110,8 @@ class TurnRunner:
         """Runs until the turn ends, waits for a person, or another instance has it.
         `pending` is the commit that gave it to us, if it isn't acknowledged yet.
 
-        Faults that aren't the turn's own (a store that is away, a lost lease) leave it
-        open: whoever holds its lease then resumes it.
+        Faults that aren't the turn's own (a store or a service that is away, a lost lease)
+        leave it open: whoever holds its lease then resumes it.
         """
         self._pending = _Pending(pending) if pending is not None else None
         try:
@@ -127,7 +127,11 @@ class TurnRunner:
         except EventStoreUnavailable as error:
             _log.warning("turn is left open", turn=self.turn, error=error.message)
         except WeftError as error:
-            await self._fail(error.reason, error.message)
+            if is_unserved(error):
+                # As if this process had died: it is resumed soon, the broken step anew.
+                _log.warning("turn is left open", turn=self.turn, error=error.message)
+            else:
+                await self._fail(error.reason, error.message)
 
     def observe(self, revision: int, time: Timestamp, fact: Message) -> None:
         """Is told of the session's facts, whoever wrote them."""

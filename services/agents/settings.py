@@ -26,6 +26,9 @@ class AgentsSettings(Section):
     """How often a read or idempotent call is tried when its tool can't be reached."""
     tool_backoff_seconds: float = Field(0.2, gt=0)
     """Wait before the second attempt; doubled for each one after it."""
+    unserved_seconds: float = Field(60.0, ge=0)
+    """How long a turn waits for the models or tools service where none of its instances can
+    be reached, within the turn's and the call's own time."""
     token_flush_seconds: float = Field(0.005, ge=0)
     """How long tokens are gathered into one message, after the first."""
     drain_seconds: float = Field(10.0, ge=0)
