@@ -113,6 +113,31 @@ async def test_a_function_says_where_it_failed(keeper: Keeper) -> None:
     assert "inside.py" not in ended.trace
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "b'\\xff' * 4",
+        "(1 << 20).to_bytes(4, 'big') + b'[' * (1 << 20)",
+        "(4).to_bytes(4, 'big') + b'null'",
+        "(4).to_bytes(4, 'big') + b'\\xff' * 4",
+        "(16).to_bytes(4, 'big') + b'{\"error\": \"made\"}'[:16]",
+        "(17).to_bytes(4, 'big') + b'{\"error\": \"made\"}'",
+        "(13).to_bytes(4, 'big') + b'{\"result\": 1}'",
+        "(1 << 20).to_bytes(4, 'big') + b'cut off'",
+    ],
+)
+async def test_an_answer_that_it_makes_itself_is_a_strangers_word(
+    keeper: Keeper, written: str
+) -> None:
+    source = (
+        "import os\ndef handler(a):\n    left = memoryview(" + written + ")\n"
+        "    while left: left = left[os.write(3, left):]\n    os._exit(0)"
+    )
+    ended, _ = await run(keeper, source)
+    assert ended.result is None
+    assert ended.error in ("crashed", "output")
+
+
 async def test_it_sees_its_context_if_it_asks(keeper: Keeper) -> None:
     sandbox = await keeper.sandbox()
     source = "async def handler(a, context):\n    return [a, context['idempotency_key']]"
