@@ -159,9 +159,13 @@ async def test_one_that_is_given_up_is_ended(keeper: Keeper, tmp_path: Path) -> 
 async def test_nothing_is_left_where_its_starter_is_killed(
     keeper: Keeper, tmp_path: Path, whom: str
 ) -> None:
-    running = asyncio.ensure_future(run(keeper, "import time\ndef handler(a): time.sleep(900)"))
-    await eventually(lambda: len(inside(tmp_path)) == 1, seconds=10)
-    await asyncio.sleep(0.2)
+    begun = asyncio.Event()
+    sandbox = await keeper.sandbox()
+    source = "import time\ndef handler(a):\n    print('begun')\n    time.sleep(900)"
+    running = asyncio.ensure_future(
+        sandbox.run(Invocation(source, "handler"), LIMITS, lambda stream, data: begun.set())
+    )
+    await asyncio.wait_for(begun.wait(), 15)
     function = inside(tmp_path)[0]
     guard = function.parent()
     assert guard is not None
@@ -173,7 +177,7 @@ async def test_nothing_is_left_where_its_starter_is_killed(
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
     else:
-        ended, _ = await running
+        ended = await running
         assert ended.error == "crashed"
     await eventually(lambda: inside(tmp_path) == [], seconds=10)
     assert (await run(keeper, "def handler(a): return 1"))[0].result == "1"

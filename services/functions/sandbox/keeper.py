@@ -41,10 +41,12 @@ _CAPABILITIES = 64
 
 
 class Running:
-    """A sandbox that was started: its first process, and how to wait for that."""
+    """A sandbox that was started: its first process, and how to wait for that, which tells the
+    signal that ended it. `signal` is 0 until then, and where none did."""
 
-    def __init__(self, pid: int, wait: Callable[[], object]) -> None:
+    def __init__(self, pid: int, wait: Callable[[], int]) -> None:
         self.pid = pid
+        self.signal = 0
         self._wait = wait
         self.ended = threading.Event()
         self._thread = threading.Thread(target=self._await, daemon=True)
@@ -68,7 +70,7 @@ class Running:
 
     def _await(self) -> None:
         try:
-            self._wait()
+            self.signal = self._wait()
         finally:
             self.ended.set()
 
@@ -138,6 +140,7 @@ def guard(configuration: dict[str, Any], weft: socket.socket) -> None:
         for descriptor in range(3):
             os.dup2(nothing, descriptor)
         end["reason"] = watch(running, weft, scratch)
+        end["signal"] = running.signal
         running.kill()
         running.ended.wait(END_SECONDS_MAX)
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -242,7 +245,13 @@ def bury(known: set[int] | None = None) -> None:
 
 def start_sandlock(configuration: dict[str, Any], scratch: str) -> Running:
     """In a Landlock domain of its own, with sandlock's filter."""
-    from sandlock import Sandbox, StdioMode
+    from sandlock import ExitReason, Sandbox, StdioMode
+
+    def wait() -> int:
+        result = process.wait()
+        # It tells of every signal but that one.
+        killed = result.reason == ExitReason.KILLED
+        return signal.SIGKILL if killed else max(result.signal or 0, 0)
 
     process = Sandbox(
         fs_readable=configuration["readable"],
@@ -255,7 +264,7 @@ def start_sandlock(configuration: dict[str, Any], scratch: str) -> Running:
     pid = process.pid
     if pid is None:
         raise RuntimeError("sandlock started nothing")
-    return Running(pid, process.wait)
+    return Running(pid, wait)
 
 
 def bubblewrap_command(configuration: dict[str, Any], scratch: str) -> list[str]:
@@ -282,7 +291,7 @@ def start_unsafe(configuration: dict[str, Any], scratch: str) -> Running:
 def started(command: list[str], folder: str) -> Running:
     """A process with our first three descriptors, no environment, and a group of its own."""
     process = subprocess.Popen(command, cwd=folder, env={}, process_group=0)
-    return Running(process.pid, process.wait)
+    return Running(process.pid, lambda: max(-process.wait(), 0))
 
 
 START = {"sandlock": start_sandlock, "bubblewrap": start_bubblewrap, "unsafe": start_unsafe}

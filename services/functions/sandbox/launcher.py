@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -21,8 +22,10 @@ START_SECONDS_MAX = 15.0
 END_SECONDS_MAX = 10.0
 ANSWER_BYTES_SPARE = 65_536
 READ_BYTES = 65_536
-CPU_SHARE = 0.9
-"""A process that the kernel killed has used its time, as the kernel's other clock counts it."""
+START_ATTEMPTS = 2
+CPU_SHARE = 0.5
+"""A process that was killed for its time has used that, as the kernel's ticks count it; on a busy
+machine they count more than it had."""
 
 OnOutput = Callable[[str, bytes], None]
 """Is told of what a function prints: `stdout` or `stderr`, and some bytes."""
@@ -43,6 +46,15 @@ class Keeper:
     async def sandbox(self) -> "Sandbox":
         """A new one, once it is confined and waits for its invocation. Unavailable where it
         doesn't come to be, FailedPrecondition where the back end refuses."""
+        for _ in range(START_ATTEMPTS - 1):
+            try:
+                return await self._started()
+            except Unavailable:
+                # Nothing ran yet. The keeper may be about to end; sandboxes don't depend on it.
+                await self.stop()
+        return await self._started()
+
+    async def _started(self) -> "Sandbox":
         await self._ensure()
         channel, inner_channel = socket.socketpair()
         guard, inner_guard = socket.socketpair()
@@ -350,6 +362,7 @@ def _ended(
     reason = end.get("reason")
     if error == "crashed" and reason in ("threads", "scratch"):
         return Ended(None, str(reason), "", "", *used)
-    if error == "crashed" and cpu_seconds >= CPU_SHARE * limits.cpu_seconds:
+    killed = end.get("signal") == signal.SIGKILL
+    if error == "crashed" and killed and cpu_seconds >= CPU_SHARE * limits.cpu_seconds:
         error = "cpu"
     return Ended(None, error, "", "", *used)
