@@ -140,9 +140,9 @@ def guard(configuration: dict[str, Any], weft: socket.socket) -> None:
         for descriptor in range(3):
             os.dup2(nothing, descriptor)
         end["reason"] = watch(running, weft, scratch)
-        end["signal"] = running.signal
         running.kill()
         running.ended.wait(END_SECONDS_MAX)
+        end["signal"] = running.signal
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         end["cpu_seconds"] = usage.ru_utime + usage.ru_stime
         end["memory_bytes"] = usage.ru_maxrss << 10
