@@ -198,7 +198,7 @@ class PermissionDenied(WeftError):
 
 
 class ModelRateLimited(LimitExceeded):
-    """The model's endpoint limits our rate."""
+    """The model's endpoint limits our rate, or our own limit of calls to it is reached."""
 
     reason = errors_pb2.REASON_MODEL_RATE_LIMITED
 

@@ -106,7 +106,7 @@ def _functions(mesh: Mesh) -> Service:
 
 
 def _models(mesh: Mesh) -> Service:
-    return ModelsService(ModelsSettings(), mesh.cache)
+    return ModelsService(ModelsSettings(), mesh.cache, mesh.metrics)
 
 
 def _scheduler(mesh: Mesh) -> Service:

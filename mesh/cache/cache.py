@@ -221,6 +221,26 @@ class Namespace(Generic[T]):
         flight, _ = self._flight(place, load, ttl_seconds)
         return self._value(await flight.wait())
 
+    async def find(self, tenant: str, key: bytes) -> T | None:
+        """The value that is kept of `key`, None where there is none. With `put`, for values of
+        which several are made at once: whoever looks meanwhile doesn't wait for them."""
+        place = self._untagged(tenant, key)
+        entry = self._in_memory(place) or await self._in_levels(place)
+        return None if entry is None or entry.absent else self._value(entry)
+
+    def put(self, tenant: str, key: bytes, value: T, *, ttl_seconds: float) -> None:
+        """Keeps the value of `key` for `ttl_seconds`, a week at most. Without tags."""
+        if not 0 < ttl_seconds <= CACHE_SECONDS_MAX:
+            raise ValueError("a value is kept for at most a week")
+        cache = self._cache
+        expire_ns = cache.clock.now_ns() + int(ttl_seconds * NANOSECONDS)
+        entry = Entry(self._codec.encode(value), expire_ns, NEVER, (), absent=False)
+        cache.keep(self._untagged(tenant, key), entry, cache.levels)
+
+    def _untagged(self, tenant: str, key: bytes) -> _Place:
+        seals = self._cache.seals
+        return _Place(seals.tenant(tenant), seals.id(self._name, tenant, key), ())
+
     def _in_memory(self, place: _Place) -> Entry | None:
         started = time.perf_counter()
         cache = self._cache
@@ -254,15 +274,21 @@ class Namespace(Generic[T]):
     async def _find(
         self, place: _Place, load: Callable[[], Awaitable[T]], ttl_seconds: float, mark: Mark
     ) -> Entry:
+        found = await self._in_levels(place)
+        if found is not None:
+            return found
+        entry = await self._load(load, ttl_seconds, mark if place.tags else NEVER, place.tags)
+        self._cache.keep(place, entry, self._cache.levels)
+        return entry
+
+    async def _in_levels(self, place: _Place) -> Entry | None:
         cache = self._cache
         for index, level in enumerate(cache.levels):
             entry = await cache.look(self._name, place, level)
             if entry is not None and self._is_readable(entry):
                 cache.keep(place, entry, cache.levels[:index])
                 return entry
-        entry = await self._load(load, ttl_seconds, mark if place.tags else NEVER, place.tags)
-        cache.keep(place, entry, cache.levels)
-        return entry
+        return None
 
     async def _load(
         self,

@@ -15,6 +15,7 @@ from mesh.cli.audit import add_audit
 from mesh.cli.batches import batches
 from mesh.cli.blobs import blobs
 from mesh.cli.calling import add_call
+from mesh.cli.chat import add_chat
 from mesh.cli.collections import collections
 from mesh.cli.command import silence_stdout, with_shared_options
 from mesh.cli.contexts import contexts
@@ -68,6 +69,7 @@ def application() -> typer.Typer:
     app.add_typer(collections, name="collection")
     app.add_typer(blobs, name="blob")
     app.add_typer(functions, name="fn")
+    add_chat(models)
     app.add_typer(models, name="model")
     app.add_typer(events, name="events")
     app.add_typer(keys, name="key")

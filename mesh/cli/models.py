@@ -7,7 +7,7 @@ from mesh.cli.connection import Client
 from mesh.cli.output import one_line, show_list
 from mesh.cli.pages import LIMIT, Limit, fetch
 
-models = typer.Typer(help="List models.", no_args_is_help=True)
+models = typer.Typer(help="List models, and talk to one.", no_args_is_help=True)
 
 
 @command(models, "list", example="weft model list")
@@ -22,6 +22,8 @@ def list_models(client: Client, limit: Limit = LIMIT) -> None:
     columns = {
         "model": lambda m: m.id,
         "default": lambda m: "yes" if m.is_default else "",
+        "embeds": lambda m: "yes" if m.embeds else "",
+        "labels": lambda m: ", ".join(f"{each.key}={each.value}" for each in m.labels),
         "context tokens": lambda m: m.context_tokens_max,
         "description": lambda m: one_line(m.description),
     }

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from time import monotonic
 from typing import Any
 
@@ -18,12 +18,7 @@ from mesh.rpc.affinity import affinity_of
 from mesh.rpc.local import StubChannel, call_endpoint
 from mesh.rpc.methods import MethodSpec, method_of
 from mesh.rpc.pipeline import Endpoint, default_deadline
-from mesh.rpc.propagation import (
-    IDENTITY_KEY,
-    Metadata,
-    outgoing_call,
-    wire_metadata,
-)
+from mesh.rpc.propagation import IDENTITY_KEY, Metadata, outgoing_call, wire_metadata
 from mesh.rpc.retries import (
     READ_SLOW_SECONDS,
     WRITE_SLOW_SECONDS,
@@ -34,6 +29,7 @@ from mesh.rpc.retries import (
 from mesh.rpc.sending import Sending
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.status import from_rpc_error
+from mesh.rpc.streams import Cut, begin_again, instance_of
 from mesh.rpc.transport import PLAIN, Transport
 from mesh.security.identity import Sign, audience_of
 
@@ -83,7 +79,7 @@ class RemoteChannel(StubChannel):
     if it had come there; one that needs no credential goes on as nobody's. When the certificate
     is replaced, the next call is made on a new connection, and those under way end on the old
     one. Made inside a running loop. FailedPrecondition where it would be in plain text and
-    mustn't.
+    mustn't. Streams of instances that `losses` knows of end as Unavailable.
     """
 
     def __init__(
@@ -97,6 +93,7 @@ class RemoteChannel(StubChannel):
         transport: Transport = PLAIN,
         service: str = "",
         instance: str = "",
+        losses: Losses | None = None,
     ) -> None:
         self._target = target
         self._settings = settings
@@ -106,6 +103,7 @@ class RemoteChannel(StubChannel):
         self._transport = transport
         self._service = service
         self._instance = instance
+        self._losses = losses or Losses()
         self._closing: set[asyncio.Task[None]] = set()
         self._held = transport.held()
         self._looked = monotonic()
@@ -229,14 +227,24 @@ class RemoteChannel(StubChannel):
                     metadata=sent,
                     wait_for_ready=connection.waits,
                 )
+                cut = Cut(stream)
                 try:
-                    async for message in stream if sending is None else sending.through(stream):
-                        yield message
+                    with ExitStack() as under_way:
+                        messages = stream if sending is None else sending.through(stream)
+                        async for message in messages:
+                            if not cut.instance:
+                                cut.instance = await instance_of(stream)
+                                under_way.enter_context(
+                                    self._losses.under_way(cut.instance, cut.now)
+                                )
+                            yield message
                 except grpc.aio.AioRpcError as error:
                     raise from_rpc_error(error) from None
                 except asyncio.CancelledError:
                     if sending is not None and sending.error is not None:
                         raise sending.error from None
+                    if cut.is_done:
+                        raise Unavailable("who answered is lost") from None
                     raise
                 finally:
                     # Tells the server when the reader stops early; after the end it does
@@ -265,9 +273,12 @@ class XdsChannel(RemoteChannel):
         caller: str = "",
         sign: Sign | None = None,
         relays: bool = False,
+        losses: Losses | None = None,
     ) -> None:
         self._connection = connection
-        super().__init__(MESH_TARGET, settings, caller=caller, sign=sign, relays=relays)
+        super().__init__(
+            MESH_TARGET, settings, caller=caller, sign=sign, relays=relays, losses=losses
+        )
 
     async def close(self) -> None:
         """Whose connection it is closes that."""
@@ -351,7 +362,6 @@ class MeshChannel(StubChannel):
         may_repeat = spec.idempotency != _UNKNOWN and not spec.client_streaming
         reads = spec.idempotency == _NO_SIDE_EFFECTS
         slow_seconds = READ_SLOW_SECONDS if reads else WRITE_SLOW_SECONDS
-        has_request_id = "request_id" in spec.request_class.DESCRIPTOR.fields_by_name
         default_seconds = default_deadline(spec, self._settings)
 
         async def call(request: Any, timeout: float | None, metadata: Metadata | None) -> Any:
@@ -359,12 +369,7 @@ class MeshChannel(StubChannel):
             await self._until_served(spec, ends)
             if not may_repeat:
                 return await remote(request, timeout=ends - monotonic(), metadata=metadata)
-            if has_request_id and not request.request_id:
-                # By it the second attempt is known for the first.
-                named = type(request)()
-                named.CopyFrom(request)
-                named.request_id = new_id()
-                request = named
+            request = _named(request)
 
             async def attempt(number: int) -> Any:
                 return await remote(
@@ -379,16 +384,29 @@ class MeshChannel(StubChannel):
         if self._elsewhere is None:
             return self._nowhere(spec)
         remote = self._elsewhere.callable_of(spec.path)
+        may_repeat = spec.idempotency != _UNKNOWN and not spec.client_streaming
         default_seconds = default_deadline(spec, self._settings)
+        losses = self._retries.losses
 
         async def call(
             request: Any, timeout: float | None, metadata: Metadata | None
         ) -> AsyncGenerator[Any, None]:
             ends = monotonic() + (default_seconds if timeout is None else timeout)
             await self._until_served(spec, ends)
-            async with aclosing(
-                remote(request, timeout=ends - monotonic(), metadata=metadata)
-            ) as messages:
+
+            def begin() -> AsyncGenerator[Any, None]:
+                begun: AsyncGenerator[Any, None] = remote(
+                    request, timeout=ends - monotonic(), metadata=metadata
+                )
+                return begun
+
+            # One that means something by leaving is begun once.
+            if may_repeat and not getattr(request, "cancel_on_disconnect", False):
+                request = _named(request)
+                parts = begin_again(begin, losses)
+            else:
+                parts = begin()
+            async with aclosing(parts) as messages:
                 async for message in messages:
                     yield message
 
@@ -421,6 +439,17 @@ class MeshChannel(StubChannel):
             if monotonic() > waits_until:
                 raise NotServing(f"nobody serves {spec.service}")
             await asyncio.sleep(POLL_SECONDS)
+
+
+def _named(request: Any) -> Any:
+    """The request with an id, where it may have one: by it the second attempt is known for the
+    first."""
+    if "request_id" not in request.DESCRIPTOR.fields_by_name or request.request_id:
+        return request
+    named = type(request)()
+    named.CopyFrom(request)
+    named.request_id = new_id()
+    return named
 
 
 def channel_options(settings: RpcSettings) -> list[tuple[str, Any]]:

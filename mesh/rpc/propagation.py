@@ -13,6 +13,7 @@ from mesh.principal import system
 
 AUTHORIZATION_KEY = "authorization"
 IDENTITY_KEY = "x-weft-identity"
+INSTANCE_KEY = "x-weft-instance"
 REQUEST_ID_KEY = "x-request-id"
 TRACEPARENT_KEY = "traceparent"
 

@@ -12,8 +12,9 @@ made once more by then, in case it is there: gRPC doesn't tell which it went to.
 
 import asyncio
 import random
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,10 @@ LOST_SECONDS = 0.03
 """After so long gRPC has heard what the control plane knows of a lost instance."""
 LOSSES_MAX = 3
 """Losses for which one call is made once more."""
+
+CUT_SECONDS = 1.5
+"""After so long the streams of an instance end that is lost still: one that was only busy for a
+moment is back by then."""
 
 Attempt = Callable[[int], Awaitable[Any]]
 """Makes the call for the nth time, from 0, to whichever process has its turn."""
@@ -84,6 +89,24 @@ class Losses:
 
     def __init__(self) -> None:
         self._waiting: set[asyncio.Future[None]] = set()
+        self._streams: defaultdict[str, set[Callable[[], None]]] = defaultdict(set)
+
+    @contextmanager
+    def under_way(self, instance: str, cut: Callable[[], None]) -> Iterator[None]:
+        """A stream of that instance is, which `cut` ends once it is lost."""
+        streams = self._streams[instance]
+        streams.add(cut)
+        try:
+            yield
+        finally:
+            streams.discard(cut)
+            if not streams:
+                self._streams.pop(instance, None)
+
+    def cut(self, instance: str) -> None:
+        """That instance stays lost: its streams end."""
+        for cut in list(self._streams.get(instance, ())):
+            cut()
 
     def tell(self) -> None:
         """An instance is lost."""

@@ -14,7 +14,7 @@ from mesh.call import Call
 from mesh.errors import FailedPrecondition, WeftError
 from mesh.rpc.load_report import LoadReport
 from mesh.rpc.pipeline import Endpoint, Pipeline
-from mesh.rpc.propagation import REQUEST_ID_KEY, incoming_call
+from mesh.rpc.propagation import INSTANCE_KEY, REQUEST_ID_KEY, incoming_call
 from mesh.rpc.reflection import reflection_endpoints
 from mesh.rpc.settings import RpcSettings
 from mesh.rpc.status import DETAILS_KEY, code_of, to_status
@@ -38,8 +38,9 @@ class RpcServer:
 
     Methods that aren't among them answer UNIMPLEMENTED, bytes that don't parse
     INVALID_ARGUMENT. With a `transport` of certificates it speaks TLS only. The request id
-    comes back in the trailing metadata, and now and then with it the server's load. When a client
-    goes away, its handler is cancelled where it waits, and a generator is closed.
+    comes back in the trailing metadata, and now and then with it the server's load; a stream tells
+    other processes first which `instance` it is of. When a client goes away, its handler is
+    cancelled where it waits, and a generator is closed.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class RpcServer:
         transport: Transport = PLAIN,
         *,
         shares: bool = False,
+        instance: str = "",
     ) -> None:
         self._transport = transport
         self._services = sorted({endpoint.spec.service for endpoint in endpoints.values()})
@@ -64,7 +66,7 @@ class RpcServer:
         served = {**endpoints, **reflection_endpoints(named, pipeline, settings)}
         load = LoadReport(pipeline.metrics.totals)
         handlers = {
-            path: _wire_handler(endpoint, settings, transport, load)
+            path: _wire_handler(endpoint, settings, transport, load, instance)
             for path, endpoint in served.items()
         }
         self._server.add_generic_rpc_handlers((_Endpoints(handlers),))
@@ -210,7 +212,11 @@ def server_options(settings: RpcSettings, *, shares: bool = False) -> list[tuple
 
 
 def _wire_handler(
-    endpoint: Endpoint, settings: RpcSettings, transport: Transport, load: LoadReport
+    endpoint: Endpoint,
+    settings: RpcSettings,
+    transport: Transport,
+    load: LoadReport,
+    instance: str,
 ) -> Any:
     spec = endpoint.spec
     if spec.server_streaming:
@@ -219,7 +225,7 @@ def _wire_handler(
             if spec.client_streaming
             else grpc.unary_stream_rpc_method_handler
         )
-        behaviour = _streaming_behaviour(endpoint, settings, transport)
+        behaviour = _streaming_behaviour(endpoint, settings, transport, instance)
     else:
         make = (
             grpc.stream_unary_rpc_method_handler
@@ -261,14 +267,14 @@ async def _whole(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
 
 def _streaming_behaviour(
-    endpoint: Endpoint, settings: RpcSettings, transport: Transport
+    endpoint: Endpoint, settings: RpcSettings, transport: Transport, instance: str
 ) -> Callable[[Any, Any], Awaitable[None]]:
     # Written with `context.write` rather than as a generator: gRPC wouldn't close one
     # when its client goes away.
     async def behaviour(request: Any, context: Any) -> None:
         call = _arrived(endpoint, context, settings.stream_seconds_max)
         call.acts_as = transport.acts_as(context)
-        writing = False
+        writing, named = False, not instance
         try:
             async with aclosing(endpoint.invoke(request, call)) as messages:
                 async for message in messages:
@@ -276,8 +282,10 @@ def _streaming_behaviour(
                     assert call.alarm is not None, "set before the first message"
                     writing = True
                     with call.alarm:
+                        if not named and (call.caller or call.relayed_by):
+                            await context.send_initial_metadata(((INSTANCE_KEY, instance),))
                         await context.write(message)
-                    writing = False
+                    writing, named = False, True
         except WeftError as error:
             if writing:
                 # gRPC sends no status while a message is on its way.

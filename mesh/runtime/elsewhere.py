@@ -1,5 +1,6 @@
 """How a process reaches what others serve: its control plane, and its connection to the mesh."""
 
+import asyncio
 from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
 
@@ -10,7 +11,7 @@ from mesh.control.xds.bootstrap import CertificateFiles
 from mesh.control.xds.control_plane import ControlPlane
 from mesh.control.xds.mesh_view import MeshView, RoutedService
 from mesh.rpc.channel import XdsChannel, mesh_connection
-from mesh.rpc.retries import Losses
+from mesh.rpc.retries import CUT_SECONDS, Losses
 from mesh.runtime.service import Mesh, ServiceEntry
 from mesh.security.certificate_files import BUNDLE, CERTIFICATE, KEY
 from mesh.security.identity import Sign
@@ -38,7 +39,7 @@ class Elsewhere:
         )
         self.losses = Losses()
         own = COLLECTION + mesh.instance
-        self.control_plane = ControlPlane(view, mesh.transport, own=own, lost=self.losses.tell)
+        self.control_plane = ControlPlane(view, mesh.transport, own=own, lost=self._lose)
 
     async def start(self) -> None:
         """Connects, and follows the registry from now on. OSError or FailedPrecondition where
@@ -69,12 +70,32 @@ class Elsewhere:
         if self._connection is None:
             return None
         return XdsChannel(
-            self._connection, self._mesh.rpc_settings, caller=caller, sign=sign, relays=relays
+            self._connection,
+            self._mesh.rpc_settings,
+            caller=caller,
+            sign=sign,
+            relays=relays,
+            losses=self.losses,
         )
 
     def is_served(self, contract: str) -> bool:
         """Whether an instance takes calls of the contract."""
         return bool(self._mesh.registry.serving(self._services.get(contract, contract)))
+
+    def _lose(self, names: frozenset[str]) -> None:
+        self.losses.tell()
+        asyncio.get_running_loop().call_later(CUT_SECONDS, self._cut, names)
+
+    def _cut(self, names: frozenset[str]) -> None:
+        """Ends the streams of instances that are still lost, where others could take them."""
+        view = self.control_plane.view
+        there = {each.name: each for each in view.instances}
+        fit = [each for name, each in there.items() if name not in view.unhealthy]
+        served = {service for each in fit for service in each.services}
+        for name in names:
+            lost = there.get(name)
+            if lost is None or (lost not in fit and served.issuperset(lost.services)):
+                self.losses.cut(name.removeprefix(COLLECTION))
 
     def _tell(self) -> None:
         self.control_plane.set_instances(self._mesh.registry.instances())

@@ -449,7 +449,12 @@ class Host:
         answers_for_all = not all(each.contracts for each in self._served)
         shared = settings.shared_port if answers_for_all else 0
         server = RpcServer(
-            endpoints, self.rpc_settings, self._pipeline, self.transport, shares=shared > 0
+            endpoints,
+            self.rpc_settings,
+            self._pipeline,
+            self.transport,
+            shares=shared > 0,
+            instance=self.instance,
         )
         operations.serve(server)
         self._stack.push_async_callback(self._stop_server, server)

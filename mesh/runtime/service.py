@@ -7,6 +7,7 @@ from typing import Protocol, TypeVar
 
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc import aio
+from prometheus_client import CollectorRegistry
 
 from mesh.cache.cache import Cache
 from mesh.clock import Clock
@@ -131,6 +132,11 @@ class Mesh(Protocol):
     def cache(self) -> Cache:
         """What this process keeps of what was costly to make. Only for services of which the
         catalogue says that they cache: others may not hear of what is invalidated."""
+        ...
+
+    @property
+    def metrics(self) -> CollectorRegistry:
+        """What Prometheus scrapes of this process."""
         ...
 
     @property

@@ -1,42 +1,75 @@
 """The models service."""
 
-import json
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from functools import partial
+
+import structlog
+from prometheus_client import CollectorRegistry
 
 from mesh.cache.cache import Cache
 from mesh.cache.codecs import MessageCodec
 from mesh.call import Call
 from mesh.clock import NANOSECONDS
-from mesh.errors import FieldViolation, InvalidArgument, ModelBadAnswer, ModelUnavailable, NotFound
+from mesh.errors import (
+    InvalidArgument,
+    ModelBadAnswer,
+    ModelRateLimited,
+    ModelRefused,
+    ModelUnavailable,
+)
 from mesh.rpc.pages import read_page_token, write_page_token
 from mesh.telemetry import traces
-from services.models.providers.extractive import ExtractiveProvider
-from services.models.providers.openai import OpenAIProvider
-from services.models.providers.provider import Provider
+from services.models.embedding import Embeddings
+from services.models.metrics import CHAT, EMBEDDINGS, ModelMetrics, Names
+from services.models.providers.builtin import BuiltinProvider
+from services.models.providers.http import HttpProvider
+from services.models.providers.provider import Provider, Vectors
+from services.models.requests import check_embed, check_generate
+from services.models.routing import Candidate, Routing
 from services.models.settings import ModelsSettings
+from services.models.structured import structured, whole
 from weft.models.v1 import model_service_pb2 as pb
 from weft.models.v1 import models_pb2
 
-EXTRACTIVE_ID = "builtin/extractive"
-"""The offline model, the default where no endpoint is configured."""
-
 _PAGE_SIZE_DEFAULT = 100
-_TEMPERATURE_MAX = 2.0
+_CONTEXT_TOKENS_GUESS = 16_384
+"""Of a route while none of its models is listed."""
+_FALLS_BACK = (ModelBadAnswer, ModelRateLimited, ModelRefused, ModelUnavailable)
+"""Failures after which the next model of a route is asked."""
+
+Parts = AsyncGenerator[str | pb.GenerateResponse, None]
+
+log = structlog.get_logger(__name__)
 
 
 class ModelsService:
-    """Implements `weft.models.v1.ModelService` over the providers that are configured."""
+    """Implements `weft.models.v1.ModelService` over the providers that are configured.
 
-    def __init__(self, settings: ModelsSettings, cache: Cache) -> None:
+    Each call of a provider passes `_called` or `_embedded`. Raises InvalidArgument where a
+    provider's key can't be read.
+    """
+
+    def __init__(
+        self, settings: ModelsSettings, cache: Cache, registry: CollectorRegistry | None = None
+    ) -> None:
         self._settings = settings
         self._answers = cache.of("models.answers", MessageCodec(pb.GenerateResponse))
-        extractive = ExtractiveProvider(settings.extractive_context_tokens_max)
-        self._openai = OpenAIProvider(settings) if settings.has_openai else None
-        configured: list[Provider] = [extractive]
-        if self._openai is not None:
-            configured.append(self._openai)
-        self._providers = {provider.name: provider for provider in configured}
+        self._embeddings = Embeddings(cache)
+        self._metrics = ModelMetrics(registry)
+        builtin = BuiltinProvider(settings.extractive_context_tokens_max)
+        self._providers: dict[str, Provider] = {builtin.name: builtin}
+        self._first: Provider = builtin
+        for described in reversed(settings.every_provider):
+            try:
+                self._first = provider = HttpProvider(described)
+            except ValueError as error:
+                raise InvalidArgument.of("models.providers", str(error)) from None
+            self._providers[provider.name] = provider
+            self._metrics.watch(provider.name, partial(getattr, provider.breaker, "is_open"))
+        self._routing = Routing(settings, self._providers, time.monotonic)
 
     @property
     def handlers(self) -> Mapping[str, object]:
@@ -52,11 +85,10 @@ class ModelsService:
             await provider.close()
 
     async def list_models(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
-        """The models of all providers, by id. Raises InvalidArgument for a bad page token."""
+        """The models of all providers and the routes, by id. Raises InvalidArgument for a bad
+        page token."""
         after = read_page_token(request.page_token, request.parent)
-        models: dict[str, models_pb2.Model] = {}
-        for provider in self._providers.values():
-            models |= {model.id: model for model in await provider.models()}
+        models = await self._models()
         try:
             default = await self._default_model()
         except ModelUnavailable:
@@ -74,8 +106,8 @@ class ModelsService:
     async def generate(self, request: pb.GenerateRequest, call: Call) -> pb.GenerateResponse:
         """One answer, whole. Raises as `stream_generate` does."""
         if not request.HasField("cache_ttl"):
-            return await self._whole(request, call)
-        _check(request)
+            return await whole(self._parts(request, call))
+        check_generate(request)
         asked = pb.GenerateRequest()
         asked.CopyFrom(request)
         asked.ClearField("cache_ttl")
@@ -84,7 +116,7 @@ class ModelsService:
         made: list[pb.GenerateResponse] = []
 
         async def load() -> pb.GenerateResponse:
-            made.append(await self._whole(asked, call))
+            made.append(await whole(self._parts(asked, call)))
             return made[0]
 
         answer = await self._answers.get(
@@ -101,6 +133,10 @@ class ModelsService:
     ) -> AsyncGenerator[pb.StreamGenerateResponse, None]:
         """One answer, as it comes.
 
+        Where a model of a route fails before any of its text was passed on, the next one is
+        asked. Afterwards nothing is: another model's answer doesn't go on where this one broke
+        off, so the caller has what came and the error.
+
         Raises InvalidArgument, NotFound for an unknown model, ModelRefused,
         ModelRateLimited, ModelUnavailable, ModelBadAnswer.
         """
@@ -116,74 +152,124 @@ class ModelsService:
                 else:
                     yield pb.StreamGenerateResponse(completed=part)
 
-    async def _whole(self, request: pb.GenerateRequest, call: Call) -> pb.GenerateResponse:
-        async with aclosing(self._parts(request, call)) as parts:
-            async for part in parts:
-                if isinstance(part, pb.GenerateResponse):
-                    return part
-        raise ModelBadAnswer("the model's answer has no end")
+    async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
+        """The texts' vectors. Raises as `stream_generate` does, LimitExceeded where they are
+        more than an answer holds. There is no fallback: vectors of another model are of no
+        use beside those of this one."""
+        check_embed(request)
+        candidate = self._routing.candidate(request.model or self._settings.default_embedding_model)
 
-    async def _parts(
-        self, request: pb.GenerateRequest, call: Call
-    ) -> AsyncGenerator[str | pb.GenerateResponse, None]:
-        _check(request)
+        async def embedded(candidate: Candidate, texts: Sequence[str]) -> Vectors:
+            return await self._embedded(candidate, texts, request, call)
+
+        return await self._embeddings.embed(request, candidate, embedded)
+
+    async def _parts(self, request: pb.GenerateRequest, call: Call) -> Parts:
+        """An answer's text and then the whole, by the first candidate that has one."""
+        check_generate(request)
         model_id = request.model or await self._default_model()
-        provider_name, _, model = model_id.partition("/")
-        provider = self._providers.get(provider_name)
-        if provider is None:
-            raise NotFound.of("model", model_id)
-        parts = provider.stream(request, model, call.remaining_seconds())
-        with traces.model_span("chat", provider_name, model, call.traceparent) as span:
+        candidates = self._routing.candidates(model_id, request)
+        for candidate in candidates:
+            has_yielded = False
+            try:
+                async with aclosing(self._answered(candidate, request, call)) as parts:
+                    async for part in parts:
+                        has_yielded = True
+                        yield part
+                return
+            except _FALLS_BACK as error:
+                is_over = call.remaining_seconds() <= 0
+                if has_yielded or candidate is candidates[-1] or is_over:
+                    raise
+                log.info("model_fell_back", model=candidate.id, error=error.message)
+                self._metrics.fell_back(model_id)
+
+    def _answered(self, candidate: Candidate, request: pb.GenerateRequest, call: Call) -> Parts:
+        """One candidate's answer, checked where it must fit a schema."""
+        if request.response_json_schema:
+            return structured(request, lambda asked: self._called(candidate, asked, call))
+        return self._called(candidate, request, call)
+
+    async def _called(self, candidate: Candidate, request: pb.GenerateRequest, call: Call) -> Parts:
+        """One call of a provider to generate, with its attempts."""
+        parts = candidate.provider.stream(request, candidate.model, call.remaining_seconds())
+        with self._measured(CHAT, candidate, call) as (names, span):
+            started, first_seconds = time.perf_counter(), -1.0
+            span.set(traces.GEN_AI_REQUEST_STREAM, True)
+            if request.response_json_schema:
+                span.set(traces.GEN_AI_OUTPUT_TYPE, "json")
             async with aclosing(parts):
                 async for part in parts:
+                    if first_seconds < 0:
+                        first_seconds = time.perf_counter() - started
+                        self._metrics.began(names, first_seconds)
+                        self._routing.ended(candidate, first_seconds, failed=False)
+                        span.set(traces.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK, first_seconds)
                     if isinstance(part, pb.GenerateResponse):
-                        span.set(traces.GEN_AI_USAGE_INPUT_TOKENS, part.usage.input_tokens)
-                        span.set(traces.GEN_AI_USAGE_OUTPUT_TOKENS, part.usage.output_tokens)
+                        self._metrics.used(names, part.usage.input_tokens, part.usage.output_tokens)
+                        _tell(span, part)
                     yield part
 
+    async def _embedded(
+        self, candidate: Candidate, texts: Sequence[str], request: pb.EmbedRequest, call: Call
+    ) -> Vectors:
+        """One call of a provider to embed, with its attempts."""
+        with self._measured(EMBEDDINGS, candidate, call) as (names, span):
+            vectors = await candidate.provider.embed(
+                texts, candidate.model, request.dimension, call.remaining_seconds()
+            )
+            self._metrics.used(names, vectors.usage.input_tokens, 0)
+            span.set(traces.GEN_AI_USAGE_INPUT_TOKENS, vectors.usage.input_tokens)
+            span.set(traces.GEN_AI_EMBEDDINGS_DIMENSION_COUNT, len(vectors.values[0]))
+            return vectors
+
+    @contextmanager
+    def _measured(
+        self, operation: str, candidate: Candidate, call: Call
+    ) -> Iterator[tuple[Names, traces.Span]]:
+        """The span and the metrics around a call of a provider."""
+        provider, model = candidate.provider, candidate.model
+        names = self._metrics.names(operation, provider.system, provider.name, model)
+        started, error_type = time.perf_counter(), ""
+        try:
+            with traces.model_span(operation, provider.system, model, call.traceparent) as span:
+                yield names, span
+        except BaseException as error:
+            error_type = type(error).__name__
+            if isinstance(error, _FALLS_BACK) and operation == CHAT:
+                self._routing.ended(candidate, time.perf_counter() - started, failed=True)
+            raise
+        finally:
+            self._metrics.ended(names, time.perf_counter() - started, error_type)
+
+    async def _models(self) -> dict[str, models_pb2.Model]:
+        """The models and routes, by id."""
+        models: dict[str, models_pb2.Model] = {}
+        listed = (provider.models() for provider in self._providers.values())
+        for found in await asyncio.gather(*listed):
+            models |= {model.id: model for model in found}
+        for route_id, route in self._routing.routes.items():
+            known = [models[each].context_tokens_max for each in route.models if each in models]
+            models[route_id] = models_pb2.Model(
+                id=route_id,
+                description=f"Route, by {route.choose}: {', '.join(route.models)}"[:1_024],
+                context_tokens_max=min(known, default=_CONTEXT_TOKENS_GUESS),
+            )
+        return models
+
     async def _default_model(self) -> str:
-        if self._settings.default_model:
-            return self._settings.default_model
-        if self._openai is not None:
-            return await self._openai.default_model()
-        return EXTRACTIVE_ID
+        return self._settings.default_model or await self._first.default_model()
 
 
-def _check(request: pb.GenerateRequest) -> None:
-    """What field options can't say. Raises InvalidArgument with all that is wrong."""
-    violations = [*_conversation_violations(request), *_parameter_violations(request.parameters)]
-    for index, tool in enumerate(request.tools):
-        if not _is_object(tool.parameters_json_schema or "{}"):
-            field = f"tools[{index}].parameters_json_schema"
-            violations.append(FieldViolation(field, "must be a JSON object"))
-    if request.HasField("cache_ttl") and request.cache_ttl.ToNanoseconds() <= 0:
-        violations.append(FieldViolation("cache_ttl", "must be more than 0"))
-    if violations:
-        text = "; ".join(f"{one.field}: {one.description}" for one in violations)
-        raise InvalidArgument(text, violations=violations)
-
-
-def _conversation_violations(request: pb.GenerateRequest) -> list[FieldViolation]:
-    messages = request.conversation.messages
-    if not messages:
-        return [FieldViolation("conversation.messages", "must hold a message")]
-    if messages[-1].role == models_pb2.ROLE_ASSISTANT:
-        field = f"conversation.messages[{len(messages) - 1}].role"
-        return [FieldViolation(field, "the last message must be the user's or a tool's")]
-    return []
-
-
-def _parameter_violations(parameters: models_pb2.Parameters) -> list[FieldViolation]:
-    violations = []
-    if parameters.HasField("temperature") and not 0 <= parameters.temperature <= _TEMPERATURE_MAX:
-        violations.append(FieldViolation("parameters.temperature", "must be from 0 to 2"))
-    if parameters.HasField("top_p") and not 0 < parameters.top_p <= 1:
-        violations.append(FieldViolation("parameters.top_p", "must be above 0 and up to 1"))
-    return violations
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False
+def _tell(span: traces.Span, answer: pb.GenerateResponse) -> None:
+    """Sets what a call used, and how it ended: no word of what was said."""
+    usage = answer.usage
+    reason = models_pb2.FinishReason.Name(answer.finish_reason)
+    span.set(traces.GEN_AI_USAGE_INPUT_TOKENS, usage.input_tokens)
+    span.set(traces.GEN_AI_USAGE_OUTPUT_TOKENS, usage.output_tokens)
+    span.set(traces.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS, usage.cached_input_tokens)
+    span.set(traces.GEN_AI_USAGE_REASONING_OUTPUT_TOKENS, usage.reasoning_tokens)
+    span.set(
+        traces.GEN_AI_RESPONSE_FINISH_REASONS,
+        (reason.removeprefix("FINISH_REASON_").lower(),),
+    )

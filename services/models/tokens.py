@@ -1,4 +1,4 @@
-"""Estimates of tokens, for providers that count none."""
+"""Tokens: estimates, for providers that count none, and sums."""
 
 from weft.models.v1 import model_service_pb2, models_pb2
 
@@ -24,3 +24,10 @@ def input_tokens_estimate(request: model_service_pb2.GenerateRequest) -> int:
         for tool in request.tools
     )
     return said + tools + tokens_estimate(request.instructions)
+
+
+def add_usage(usage: models_pb2.Usage, more: models_pb2.Usage) -> None:
+    """Adds `more` to `usage`, field by field; what was estimated in part is an estimate."""
+    for field, value in more.ListFields():
+        known = getattr(usage, field.name)
+        setattr(usage, field.name, True if isinstance(value, bool) else known + value)

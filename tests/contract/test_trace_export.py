@@ -1,14 +1,17 @@
 """Spans as a collector receives them."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc.aio
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from prometheus_client import CollectorRegistry, generate_latest
 
-from mesh.errors import NotFound
+from mesh.call import Call
+from mesh.errors import ModelUnavailable, NotFound
 from mesh.rpc.channel import RemoteChannel
 from mesh.rpc.local import LocalChannel
 from mesh.rpc.pipeline import bind
@@ -16,8 +19,15 @@ from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
 from mesh.sockets import bind_first_free
 from mesh.telemetry import traces
+from services.models.metrics import SERIES_MAX, ModelMetrics
+from services.models.service import ModelsService
+from services.models.settings import ModelsSettings
+from tests.support.cached import memory_cache
 from tests.support.edge import pipeline
+from tests.support.openai_server import refused, said, serve_openai
 from tests.support.rpc_service import SmallService
+from weft.models.v1 import model_service_pb2 as models
+from weft.models.v1 import models_pb2
 from weft.vectors.v1 import vector_service_pb2 as pb
 from weft.vectors.v1.vector_service_pb2_grpc import VectorServiceStub
 
@@ -165,3 +175,66 @@ def test_while_off_spans_cost_nothing_and_hand_their_parent_on() -> None:
     with traces.model_span("chat", "p", "m", PARENT) as span:
         span.set(traces.GEN_AI_USAGE_INPUT_TOKENS, 1)
         assert span.traceparent == PARENT
+
+
+async def test_the_models_service_tells_what_a_call_took_and_no_word_of_it(
+    collector: Collector,
+) -> None:
+    registry = CollectorRegistry()
+    async with serve_openai() as endpoint:
+        endpoint.script = [said("se", "cret-answer"), refused(500)]
+        provider = {"name": "mine", "base_url": endpoint.base_url, "attempts_max": 1}
+        service = ModelsService(ModelsSettings(providers=[provider]), memory_cache(), registry)
+        about = Call("test", time.monotonic() + 10, "r1", traceparent=PARENT)
+        asked = models.GenerateRequest(parent="tenants/default", model="mine/small")
+        asked.conversation.messages.add(role=models_pb2.ROLE_USER, text="secret-question")
+        await service.generate(asked, about)
+        asked.model = "mine/other"
+        with pytest.raises(ModelUnavailable):
+            await service.generate(asked, about)
+        texts = models.EmbedRequest(parent="tenants/default", texts=["secret-text"])
+        await service.embed(texts, about)
+        await service.stop()
+    spans = await exported(collector)
+    told = attributes_of(spans["chat small"])
+    first_seconds = told.pop("gen_ai.response.time_to_first_chunk")
+    assert first_seconds > 0
+    assert told.pop("gen_ai.response.finish_reasons").values[0].string_value == "stop"
+    assert told == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "mine",
+        "gen_ai.request.model": "small",
+        "gen_ai.request.stream": True,
+        "gen_ai.usage.input_tokens": 11,
+        "gen_ai.usage.output_tokens": 5,
+        "gen_ai.usage.cache_read.input_tokens": 0,
+        "gen_ai.usage.reasoning.output_tokens": 0,
+    }
+    assert spans["chat small"].parent_span_id.hex() == "b7ad6b7169203331"
+    assert attributes_of(spans["chat other"])["error.type"] == "ModelUnavailable"
+    embedded = attributes_of(spans["embeddings hashing"])
+    assert embedded["gen_ai.provider.name"] == "weft"
+    assert embedded["gen_ai.embeddings.dimension.count"] == 384
+    scraped = generate_latest(registry).decode()
+    labels = (
+        'gen_ai_operation_name="chat",gen_ai_provider_name="mine",gen_ai_request_model="small",'
+        'weft_provider="mine"'
+    )
+    assert (
+        f'gen_ai_client_inference_duration_seconds_count{{error_type="",{labels}}} 1.0' in scraped
+    )
+    assert f"gen_ai_client_inference_operation_input_tokens_sum{{{labels}}} 11.0" in scraped
+    assert f"gen_ai_client_inference_operation_output_tokens_sum{{{labels}}} 5.0" in scraped
+    assert f"gen_ai_client_inference_time_to_first_chunk_seconds_count{{{labels}}} 1.0" in scraped
+    assert 'error_type="ModelUnavailable"' in scraped
+    assert "gen_ai_client_embeddings_duration_seconds_count" in scraped
+    assert 'weft_models_breaker_open{provider="mine"} 0.0' in scraped
+    assert "secret" not in scraped
+    assert "secret" not in str(spans)
+
+
+def test_names_of_models_from_callers_are_bounded() -> None:
+    metrics = ModelMetrics()
+    named = [metrics.names("chat", "p", "p", f"m{number}") for number in range(SERIES_MAX + 10)]
+    assert len(set(named)) == SERIES_MAX + 1
+    assert metrics.names("chat", "p", "p", "m0") == named[0]

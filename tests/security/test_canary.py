@@ -121,7 +121,10 @@ def up(
     canaries: Canaries,
 ) -> Iterator[WeftUp]:
     folder = tmp_path_factory.mktemp("canary")
+    provider = {"name": "other", "base_url": endpoint.base_url, "api_key": canaries.new()}
     variables = {
+        "WEFT_MODELS_PROVIDERS": json.dumps([provider]),
+        "WEFT_MODELS_ROUTES": '[{"name": "each", "models": ["openai/m", "other/m"]}]',
         "OPENAI_API_KEY": canaries.new(),
         "OPENAI_BASE_URL": endpoint.base_url,
         "OPENAI_MODEL": "m",
@@ -217,7 +220,7 @@ async def requests(canaries: Canaries, channel: Any) -> None:
 
 async def turns(canaries: Canaries, channel: Any) -> None:
     """A turn whose model refuses Weft's own key."""
-    spec = agent_pb2.AgentSpec(model="openai/m")
+    spec = agent_pb2.AgentSpec(model="route/each")
     request = agent_service_pb2.CreateAgentRequest(parent=TENANT, agent_id="a", spec=spec)
     await AgentServiceStub(channel).CreateAgent(request, timeout=10)
     session = await SessionServiceStub(channel).CreateSession(

@@ -1,7 +1,8 @@
-"""A real HTTP server that speaks Chat Completions, with faults on order.
+"""A real HTTP server that speaks Chat Completions, Responses, Messages and embeddings, with
+faults on order.
 
-Each request takes the next reply of the script; the last one stays. What came in is in
-`requests`.
+Each request takes the next reply of the script; the last one stays. Requests for embeddings
+are answered by `embed`, unless `embeddings_script` has a reply. What came in is in `requests`.
 """
 
 import asyncio
@@ -20,6 +21,13 @@ from starlette.routing import Route
 
 Reply = Callable[[], Awaitable[Response]]
 
+_CHUNK = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion.chunk",
+    "created": 1_800_000_000,
+    "model": "small",
+}
+
 
 @dataclass
 class OpenAIServer:
@@ -32,15 +40,52 @@ class OpenAIServer:
     headers: list[dict[str, str]] = field(default_factory=list)
     connections: set[tuple[str, int]] = field(default_factory=set)
     list_calls: int = 0
+    paths: list[str] = field(default_factory=list)
+    embeddings_script: list[Reply] = field(default_factory=list)
+    embedding_dimension: int = 8
+    under_way: int = 0
+    under_way_max: int = 0
+    """Most requests that were being answered at once."""
 
     async def complete(self, request: Request) -> Response:
-        """Answers `POST /chat/completions` with the next reply of the script."""
-        self.requests.append(json.loads(await request.body()))
-        self.headers.append(dict(request.headers))
-        if request.client is not None:
-            self.connections.add((request.client.host, request.client.port))
+        """Answers a call to generate with the next reply of the script."""
+        await self._note(request)
         reply = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         return await reply()
+
+    async def embed(self, request: Request) -> Response:
+        """Answers `POST /embeddings`: the first number of a text's vector is its length, the
+        last text comes first."""
+        body = await self._note(request)
+        self.under_way += 1
+        self.under_way_max = max(self.under_way_max, self.under_way)
+        try:
+            await asyncio.sleep(0.01)
+            if self.embeddings_script:
+                return await self.embeddings_script.pop(0)()
+        finally:
+            self.under_way -= 1
+        size = body.get("dimensions", self.embedding_dimension)
+        data = [
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": [float(len(text)), *[0.5] * (size - 1)],
+            }
+            for index, text in enumerate(body["input"])
+        ]
+        usage = {"prompt_tokens": len(data), "total_tokens": len(data)}
+        answer = {"object": "list", "model": body["model"], "data": data[::-1], "usage": usage}
+        return JSONResponse(answer)
+
+    async def _note(self, request: Request) -> Any:
+        body = json.loads(await request.body())
+        self.requests.append(body)
+        self.headers.append(dict(request.headers))
+        self.paths.append(request.url.path)
+        if request.client is not None:
+            self.connections.add((request.client.host, request.client.port))
+        return body
 
     async def list_models(self, request: Request) -> Response:
         """Answers `GET /models`."""
@@ -56,7 +101,11 @@ async def serve_openai() -> AsyncIterator[OpenAIServer]:
     listener = socket.create_server(("127.0.0.1", 0))
     state = OpenAIServer(f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
     routes = [
-        Route("/v1/chat/completions", state.complete, methods=["POST"]),
+        *(
+            Route(f"/v1/{path}", state.complete, methods=["POST"])
+            for path in ("chat/completions", "responses", "messages")
+        ),
+        Route("/v1/embeddings", state.embed, methods=["POST"]),
         Route("/v1/models", state.list_models),
     ]
     config = uvicorn.Config(Starlette(routes=routes), log_level="critical", lifespan="off")
@@ -73,15 +122,18 @@ async def serve_openai() -> AsyncIterator[OpenAIServer]:
 
 def chunk(delta: dict[str, Any] | None = None, finish: str | None = None) -> dict[str, Any]:
     """A chunk of a stream."""
-    return {
-        "object": "chat.completion.chunk",
-        "choices": [{"index": 0, "delta": delta or {}, "finish_reason": finish}],
-    }
+    choice = {"index": 0, "delta": delta or {}, "finish_reason": finish}
+    return {**_CHUNK, "choices": [choice]}
 
 
 def usage_chunk(read: int, written: int) -> dict[str, Any]:
     """The chunk behind the last choice that tells the usage."""
-    return {"choices": [], "usage": {"prompt_tokens": read, "completion_tokens": written}}
+    usage = {
+        "prompt_tokens": read,
+        "completion_tokens": written,
+        "total_tokens": read + written,
+    }
+    return {**_CHUNK, "choices": [], "usage": usage}
 
 
 def streamed(
@@ -98,7 +150,9 @@ def streamed(
                 await asyncio.sleep(event)
                 continue
             data = event if isinstance(event, str) else json.dumps(event)
-            yield f"data: {data}\n\n".encode()
+            kind = event.get("type") if isinstance(event, dict) else None
+            named = f"event: {kind}\n" if kind else ""
+            yield f"{named}data: {data}\n\n".encode()
         if is_cut:
             raise ConnectionResetError("cut on order")
         if is_done:

@@ -13,6 +13,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from mesh.call import Call
+from services.models.providers import hashing
+from services.models.providers.builtin import HASHING_ID
 from weft.models.v1 import model_service_pb2, models_pb2
 
 MODEL = "scripted/plan"
@@ -60,6 +62,16 @@ class ScriptedModels:
                 await asyncio.sleep(delay_seconds)
             yield model_service_pb2.StreamGenerateResponse(text_delta=part)
         yield model_service_pb2.StreamGenerateResponse(completed=_answer(step))
+
+    async def embed(
+        self, request: model_service_pb2.EmbedRequest, call: Call
+    ) -> model_service_pb2.EmbedResponse:
+        """The offline embedding's vectors."""
+        values = (hashing.embed(text) for text in request.texts)
+        return model_service_pb2.EmbedResponse(
+            embeddings=[model_service_pb2.Embedding(values=each) for each in values],
+            model=HASHING_ID,
+        )
 
 
 def next_step(messages: Sequence[models_pb2.Message]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """A model endpoint that fails: the turn says why, and never hangs."""
 
+import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,8 @@ from tests.support.platform import Platform
 from tests.support.turn_client import TurnClient
 from weft.agents.v1 import agent_pb2
 from weft.errors.v1 import errors_pb2
+from weft.models.v1 import model_service_pb2
+from weft.models.v1.model_service_pb2_grpc import ModelServiceStub
 
 TURN_SECONDS_MAX = 20.0
 
@@ -51,16 +55,25 @@ async def endpoint() -> AsyncIterator[OpenAIServer]:
 async def weft(
     endpoint: OpenAIServer, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Platform]:
+    patient = {
+        "base_url": endpoint.base_url,
+        "first_token_timeout_seconds": 0.5,
+        "between_tokens_timeout_seconds": 0.5,
+        "retry_base_seconds": 0.05,
+        "attempts_max": 2,
+        # Each fault is to be seen, however many there were before.
+        "breaker_failures_max": 1_000,
+    }
     platform = Platform(
         tmp_path_factory.mktemp("faults") / "data",
         {
-            "OPENAI_BASE_URL": endpoint.base_url,
-            "OPENAI_API_KEY": "sk-canary-key",
-            "OPENAI_MODEL": "small",
-            "WEFT_MODELS_OPENAI_FIRST_TOKEN_TIMEOUT_SECONDS": "0.5",
-            "WEFT_MODELS_OPENAI_BETWEEN_TOKENS_TIMEOUT_SECONDS": "0.5",
-            "WEFT_MODELS_OPENAI_RETRY_BASE_SECONDS": "0.05",
-            "WEFT_MODELS_OPENAI_ATTEMPTS_MAX": "2",
+            "WEFT_MODELS_PROVIDERS": json.dumps(
+                [
+                    {"name": "openai", "default_model": "small", "api_key": "sk-canary", **patient},
+                    {"name": "spare", **patient},
+                ]
+            ),
+            "WEFT_MODELS_ROUTES": '[{"name": "sure", "models": ["openai/small", "spare/small"]}]',
         },
         configured_models=True,
     )
@@ -145,3 +158,28 @@ async def test_a_model_calls_tools_and_gets_their_results(
     messages = endpoint.requests[-1]["messages"]
     assert messages[-1]["role"] == "tool"
     assert messages[-1]["content"] == "42"
+
+
+async def test_a_turn_goes_on_with_the_next_model_of_its_route(
+    endpoint: OpenAIServer, weft: Platform
+) -> None:
+    await weft.apply("sure", agent_pb2.AgentSpec(model="route/sure"))
+    endpoint.script = [refused(401), said("Still here.")]
+    client = TurnClient(await weft.session("tenants/default/agents/sure"), "Are you there?")
+    await client.run(weft)
+    assert client.kinds == ["accepted", "model_step", "completed"]
+    assert client.text == "Still here."
+    step = next(event.model_step for event in client.events if event.HasField("model_step"))
+    assert step.model == "spare/small"
+
+
+async def test_texts_are_embedded_over_the_wire(endpoint: OpenAIServer, weft: Platform) -> None:
+    assert weft.channel is not None
+    stub: Any = ModelServiceStub(weft.channel)
+    request = model_service_pb2.EmbedRequest(
+        parent="tenants/default", model="spare/small", texts=["one", "three"], dimension=4
+    )
+    request.cache_ttl.FromSeconds(60)
+    found = [await stub.Embed(request, timeout=10) for _ in range(2)]
+    assert [[each.values[0] for each in answer.embeddings] for answer in found] == [[3, 5]] * 2
+    assert [answer.cached for answer in found] == [0, 2]

@@ -37,7 +37,8 @@ class ControlPlane:
     """Tells xDS clients what `set_instances` and `set_splits` said last, with the health that
     it checks itself, of all instances but the one of the name `own`, as `dialling` reaches
     them. `empty` is what is known at first: the services, and how connections are secured.
-    `lost` is called when an instance is found to hang, or is gone that took calls.
+    `lost` is called with the names of instances that are found to hang, or are gone and took
+    calls.
 
     Clients are held until the first `set_instances`. Made, called and stopped in one event
     loop.
@@ -49,7 +50,7 @@ class ControlPlane:
         dialling: Dialling,
         *,
         own: str = "",
-        lost: Callable[[], None] = lambda: None,
+        lost: Callable[[frozenset[str]], None] = lambda names: None,
     ) -> None:
         self._own = own
         self._lost = lost
@@ -94,10 +95,10 @@ class ControlPlane:
         self._loaded = True
         there = {each.name for each in copies}
         serving = (each for each in self._view.instances if each.state == INSTANCE_STATE_SERVING)
-        gone = any(each.name not in there for each in serving)
+        gone = frozenset(each.name for each in serving if each.name not in there)
         self._set(replace(self._view, instances=copies))
         if gone:
-            self._lost()
+            self._lost(gone)
         members, _ = members_of(self._view)
         self._checks.set(each.instance for each in members if each.instance.name != self._own)
 
@@ -152,7 +153,7 @@ class ControlPlane:
         found = unhealthy - self._view.unhealthy
         self._set(replace(self._view, unhealthy=unhealthy))
         if found:
-            self._lost()
+            self._lost(found)
 
     def _set(self, view: MeshView) -> None:
         self._view = view

@@ -50,7 +50,8 @@ _DEVELOPER = _VIEWER | {
     *("blobs.delete", "blobs.put", "blobs.sign"),
     "control.set_split",
     *("functions.delete", "functions.deploy", "functions.invoke", "functions.read_logs"),
-    *("models.generate", "state.create", "state.export", "state.fork", "state.import"),
+    *("models.embed", "models.generate"),
+    *("state.create", "state.export", "state.fork", "state.import"),
     *("scheduler.cancel", "scheduler.create_queue", "scheduler.retry", "scheduler.submit"),
     *_SCHEDULES,
     *("state.verify", "tools.delete", "tools.invoke", "tools.register"),
@@ -58,7 +59,8 @@ _DEVELOPER = _VIEWER | {
 }
 _WORKER = frozenset(
     {
-        *("agents.get", "agents.run", "models.generate", "models.list", "state.create"),
+        *("agents.get", "agents.run", "models.embed", "models.generate", "models.list"),
+        "state.create",
         *("blobs.get", "blobs.list", "blobs.put", "blobs.sign", "blobs.stat"),
         *("functions.get", "functions.invoke", "functions.list"),
         *("scheduler.get", "scheduler.submit", "scheduler.work"),

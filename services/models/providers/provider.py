@@ -1,9 +1,18 @@
 """The port between the models service and those who run models."""
 
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from weft.models.v1 import model_service_pb2, models_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """Texts as vectors, in the texts' order, and what it took."""
+
+    values: list[list[float]]
+    usage: models_pb2.Usage
 
 
 class Provider(Protocol):
@@ -12,9 +21,29 @@ class Provider(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def system(self) -> str:
+        """What OpenTelemetry calls it, `gen_ai.provider.name`."""
+        ...
+
+    @property
+    def embedding_texts_max(self) -> int:
+        """Most texts that `embed` takes."""
+        ...
+
+    @property
+    def embedding_requests_max(self) -> int:
+        """How many times `embed` may be under way for one call."""
+        ...
+
     async def models(self) -> Sequence[models_pb2.Model]:
         """The models that can be called now, `is_default` not set. Doesn't raise: a
         provider that can't ask its endpoint lists what it is configured with."""
+        ...
+
+    async def default_model(self) -> str:
+        """The id of the model that answers where none is named. Raises ModelUnavailable
+        where there is none."""
         ...
 
     def stream(
@@ -26,6 +55,13 @@ class Provider(Protocol):
         Raises ModelRefused, ModelRateLimited, ModelUnavailable, ModelBadAnswer, or
         NotFound for a model that it doesn't have.
         """
+        ...
+
+    async def embed(
+        self, texts: Sequence[str], model: str, dimension: int, timeout_seconds: float
+    ) -> Vectors:
+        """Embeds the texts by `model` in one request; 0 for the model's own dimension.
+        Raises as `stream`, or InvalidArgument for a dimension that the model doesn't have."""
         ...
 
     async def close(self) -> None:

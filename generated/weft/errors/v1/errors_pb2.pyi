@@ -51,7 +51,9 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_MODEL_UNAVAILABLE: _Reason.ValueType  # 9
     """UNAVAILABLE: the model's endpoint can't be reached, or failed."""
     REASON_MODEL_RATE_LIMITED: _Reason.ValueType  # 10
-    """RESOURCE_EXHAUSTED: the model's endpoint limits our rate."""
+    """RESOURCE_EXHAUSTED: the model's endpoint limits our rate, or our own limit
+    of calls to it is reached.
+    """
     REASON_MODEL_BAD_ANSWER: _Reason.ValueType  # 11
     """INTERNAL: the model's endpoint answered what its protocol doesn't allow."""
     REASON_MODEL_REFUSED: _Reason.ValueType  # 12
@@ -115,7 +117,9 @@ stored is unknown, so repeat the call with the same request_id.
 REASON_MODEL_UNAVAILABLE: Reason.ValueType  # 9
 """UNAVAILABLE: the model's endpoint can't be reached, or failed."""
 REASON_MODEL_RATE_LIMITED: Reason.ValueType  # 10
-"""RESOURCE_EXHAUSTED: the model's endpoint limits our rate."""
+"""RESOURCE_EXHAUSTED: the model's endpoint limits our rate, or our own limit
+of calls to it is reached.
+"""
 REASON_MODEL_BAD_ANSWER: Reason.ValueType  # 11
 """INTERNAL: the model's endpoint answered what its protocol doesn't allow."""
 REASON_MODEL_REFUSED: Reason.ValueType  # 12

@@ -28,7 +28,7 @@ from weft.models.v1 import models_pb2 as weft_dot_models_dot_v1_dot_models__pb2
 from weft.options.v1 import options_pb2 as weft_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"weft/models/v1/model_service.proto\x12\x0eweft.models.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bweft/models/v1/models.proto\x1a\x1dweft/options/v1/options.proto\"s\n\x11ListModelsRequest\x12#\n\x06parent\x18\x01 \x01(\tB\x13\xaa\xbb\x18\x0f\x08\x01\x10H2\ttenants/*\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\xe8\x07\x12\x1b\n\npage_token\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"f\n\x12ListModelsResponse\x12.\n\x06models\x18\x01 \x03(\x0b\x32\x15.weft.models.v1.ModelB\x07\xaa\xbb\x18\x03 \xe8\x07\x12 \n\x0fnext_page_token\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"\xf3\x02\n\x0fGenerateRequest\x12#\n\x06parent\x18\x01 \x01(\tB\x13\xaa\xbb\x18\x0f\x08\x01\x10H2\ttenants/*\x12=\n\x05model\x18\x02 \x01(\tB.\xaa\xbb\x18*\x10\xc8\x01*%[a-z0-9][a-z0-9-]*/[A-Za-z0-9._:/@-]+\x12\x1e\n\x0cinstructions\x18\x03 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80\x10\x12:\n\x0c\x63onversation\x18\x04 \x01(\x0b\x32\x1c.weft.models.v1.ConversationB\x06\xaa\xbb\x18\x02\x08\x01\x12\x36\n\x05tools\x18\x05 \x03(\x0b\x32\x1e.weft.models.v1.ToolDefinitionB\x07\xaa\xbb\x18\x03 \x80\x01\x12.\n\nparameters\x18\x06 \x01(\x0b\x32\x1a.weft.models.v1.Parameters\x12\x38\n\tcache_ttl\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\n\xaa\xbb\x18\x06\x38\x00@\x80\xf5$\"\xbf\x01\n\x10GenerateResponse\x12(\n\x07message\x18\x01 \x01(\x0b\x32\x17.weft.models.v1.Message\x12$\n\x05usage\x18\x02 \x01(\x0b\x32\x15.weft.models.v1.Usage\x12\x33\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x1c.weft.models.v1.FinishReason\x12\x16\n\x05model\x18\x04 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xc8\x01\x12\x0e\n\x06\x63\x61\x63hed\x18\x05 \x01(\x08\"Q\n\x15StreamGenerateRequest\x12\x38\n\x07request\x18\x01 \x01(\x0b\x32\x1f.weft.models.v1.GenerateRequestB\x06\xaa\xbb\x18\x02\x08\x01\"w\n\x16StreamGenerateResponse\x12\x1e\n\ntext_delta\x18\x01 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80@H\x00\x12\x35\n\tcompleted\x18\x02 \x01(\x0b\x32 .weft.models.v1.GenerateResponseH\x00\x42\x06\n\x04part2\x9d\x04\n\x0cModelService\x12\x98\x01\n\nListModels\x12!.weft.models.v1.ListModelsRequest\x1a\".weft.models.v1.ListModelsResponse\"C\x90\x02\x01\xaa\xbb\x18\x17\n\x0bmodels.list\x10\x01\x1a\x06parent\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/{parent=tenants/*}/models\x12\xa2\x01\n\x08Generate\x12\x1f.weft.models.v1.GenerateRequest\x1a .weft.models.v1.GenerateResponse\"S\x90\x02\x00\xaa\xbb\x18\x1b\n\x0fmodels.generate\x10\x02\x1a\x06parent\x82\xd3\xe4\x93\x02+\"&/v1/{parent=tenants/*}/models:generate:\x01*\x12\xcc\x01\n\x0eStreamGenerate\x12%.weft.models.v1.StreamGenerateRequest\x1a&.weft.models.v1.StreamGenerateResponse\"i\x90\x02\x00\xaa\xbb\x18#\n\x0fmodels.generate\x10\x02\x1a\x0erequest.parent\x82\xd3\xe4\x93\x02\x39\"4/v1/{request.parent=tenants/*}/models:streamGenerate:\x01*0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"weft/models/v1/model_service.proto\x12\x0eweft.models.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bweft/models/v1/models.proto\x1a\x1dweft/options/v1/options.proto\"s\n\x11ListModelsRequest\x12#\n\x06parent\x18\x01 \x01(\tB\x13\xaa\xbb\x18\x0f\x08\x01\x10H2\ttenants/*\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\xe8\x07\x12\x1b\n\npage_token\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"f\n\x12ListModelsResponse\x12.\n\x06models\x18\x01 \x03(\x0b\x32\x15.weft.models.v1.ModelB\x07\xaa\xbb\x18\x03 \xe8\x07\x12 \n\x0fnext_page_token\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"\xcf\x03\n\x0fGenerateRequest\x12#\n\x06parent\x18\x01 \x01(\tB\x13\xaa\xbb\x18\x0f\x08\x01\x10H2\ttenants/*\x12=\n\x05model\x18\x02 \x01(\tB.\xaa\xbb\x18*\x10\xc8\x01*%[a-z0-9][a-z0-9-]*/[A-Za-z0-9._:/@-]+\x12\x1e\n\x0cinstructions\x18\x03 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80\x10\x12:\n\x0c\x63onversation\x18\x04 \x01(\x0b\x32\x1c.weft.models.v1.ConversationB\x06\xaa\xbb\x18\x02\x08\x01\x12\x36\n\x05tools\x18\x05 \x03(\x0b\x32\x1e.weft.models.v1.ToolDefinitionB\x07\xaa\xbb\x18\x03 \x80\x01\x12.\n\nparameters\x18\x06 \x01(\x0b\x32\x1a.weft.models.v1.Parameters\x12\x38\n\tcache_ttl\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\n\xaa\xbb\x18\x06\x38\x00@\x80\xf5$\x12&\n\x14response_json_schema\x18\x08 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80\x04\x12\x32\n\x06labels\x18\t \x03(\x0b\x32\x1a.weft.models.v1.ModelLabelB\x06\xaa\xbb\x18\x02 \x10\"\xbf\x01\n\x10GenerateResponse\x12(\n\x07message\x18\x01 \x01(\x0b\x32\x17.weft.models.v1.Message\x12$\n\x05usage\x18\x02 \x01(\x0b\x32\x15.weft.models.v1.Usage\x12\x33\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x1c.weft.models.v1.FinishReason\x12\x16\n\x05model\x18\x04 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xc8\x01\x12\x0e\n\x06\x63\x61\x63hed\x18\x05 \x01(\x08\"Q\n\x15StreamGenerateRequest\x12\x38\n\x07request\x18\x01 \x01(\x0b\x32\x1f.weft.models.v1.GenerateRequestB\x06\xaa\xbb\x18\x02\x08\x01\"w\n\x16StreamGenerateResponse\x12\x1e\n\ntext_delta\x18\x01 \x01(\tB\x08\xaa\xbb\x18\x04\x10\x80\x80@H\x00\x12\x35\n\tcompleted\x18\x02 \x01(\x0b\x32 .weft.models.v1.GenerateResponseH\x00\x42\x06\n\x04part\"\xe8\x01\n\x0c\x45mbedRequest\x12#\n\x06parent\x18\x01 \x01(\tB\x13\xaa\xbb\x18\x0f\x08\x01\x10H2\ttenants/*\x12=\n\x05model\x18\x02 \x01(\tB.\xaa\xbb\x18*\x10\xc8\x01*%[a-z0-9][a-z0-9-]*/[A-Za-z0-9._:/@-]+\x12\x1c\n\x05texts\x18\x03 \x03(\tB\r\xaa\xbb\x18\t\x08\x01\x10\x80\x80\x04 \x80\x10\x12\x1c\n\tdimension\x18\x04 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\x80@\x12\x38\n\tcache_ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\n\xaa\xbb\x18\x06\x38\x00@\x80\xf5$\"\x95\x01\n\rEmbedResponse\x12\x36\n\nembeddings\x18\x01 \x03(\x0b\x32\x19.weft.models.v1.EmbeddingB\x07\xaa\xbb\x18\x03 \x80\x10\x12$\n\x05usage\x18\x02 \x01(\x0b\x32\x15.weft.models.v1.Usage\x12\x16\n\x05model\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\xc8\x01\x12\x0e\n\x06\x63\x61\x63hed\x18\x04 \x01(\r\"$\n\tEmbedding\x12\x17\n\x06values\x18\x01 \x03(\x02\x42\x07\xaa\xbb\x18\x03 \x80@2\xb3\x05\n\x0cModelService\x12\x98\x01\n\nListModels\x12!.weft.models.v1.ListModelsRequest\x1a\".weft.models.v1.ListModelsResponse\"C\x90\x02\x01\xaa\xbb\x18\x17\n\x0bmodels.list\x10\x01\x1a\x06parent\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/{parent=tenants/*}/models\x12\xa2\x01\n\x08Generate\x12\x1f.weft.models.v1.GenerateRequest\x1a .weft.models.v1.GenerateResponse\"S\x90\x02\x00\xaa\xbb\x18\x1b\n\x0fmodels.generate\x10\x02\x1a\x06parent\x82\xd3\xe4\x93\x02+\"&/v1/{parent=tenants/*}/models:generate:\x01*\x12\xcc\x01\n\x0eStreamGenerate\x12%.weft.models.v1.StreamGenerateRequest\x1a&.weft.models.v1.StreamGenerateResponse\"i\x90\x02\x00\xaa\xbb\x18#\n\x0fmodels.generate\x10\x02\x1a\x0erequest.parent\x82\xd3\xe4\x93\x02\x39\"4/v1/{request.parent=tenants/*}/models:streamGenerate:\x01*0\x01\x12\x93\x01\n\x05\x45mbed\x12\x1c.weft.models.v1.EmbedRequest\x1a\x1d.weft.models.v1.EmbedResponse\"M\x90\x02\x02\xaa\xbb\x18\x18\n\x0cmodels.embed\x10\x02\x1a\x06parent\x82\xd3\xe4\x93\x02(\"#/v1/{parent=tenants/*}/models:embed:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -57,30 +57,58 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST'].fields_by_name['tools']._serialized_options = b'\252\273\030\003 \200\001'
   _globals['_GENERATEREQUEST'].fields_by_name['cache_ttl']._loaded_options = None
   _globals['_GENERATEREQUEST'].fields_by_name['cache_ttl']._serialized_options = b'\252\273\030\0068\000@\200\365$'
+  _globals['_GENERATEREQUEST'].fields_by_name['response_json_schema']._loaded_options = None
+  _globals['_GENERATEREQUEST'].fields_by_name['response_json_schema']._serialized_options = b'\252\273\030\004\020\200\200\004'
+  _globals['_GENERATEREQUEST'].fields_by_name['labels']._loaded_options = None
+  _globals['_GENERATEREQUEST'].fields_by_name['labels']._serialized_options = b'\252\273\030\002 \020'
   _globals['_GENERATERESPONSE'].fields_by_name['model']._loaded_options = None
   _globals['_GENERATERESPONSE'].fields_by_name['model']._serialized_options = b'\252\273\030\003\020\310\001'
   _globals['_STREAMGENERATEREQUEST'].fields_by_name['request']._loaded_options = None
   _globals['_STREAMGENERATEREQUEST'].fields_by_name['request']._serialized_options = b'\252\273\030\002\010\001'
   _globals['_STREAMGENERATERESPONSE'].fields_by_name['text_delta']._loaded_options = None
   _globals['_STREAMGENERATERESPONSE'].fields_by_name['text_delta']._serialized_options = b'\252\273\030\004\020\200\200@'
+  _globals['_EMBEDREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_EMBEDREQUEST'].fields_by_name['parent']._serialized_options = b'\252\273\030\017\010\001\020H2\ttenants/*'
+  _globals['_EMBEDREQUEST'].fields_by_name['model']._loaded_options = None
+  _globals['_EMBEDREQUEST'].fields_by_name['model']._serialized_options = b'\252\273\030*\020\310\001*%[a-z0-9][a-z0-9-]*/[A-Za-z0-9._:/@-]+'
+  _globals['_EMBEDREQUEST'].fields_by_name['texts']._loaded_options = None
+  _globals['_EMBEDREQUEST'].fields_by_name['texts']._serialized_options = b'\252\273\030\t\010\001\020\200\200\004 \200\020'
+  _globals['_EMBEDREQUEST'].fields_by_name['dimension']._loaded_options = None
+  _globals['_EMBEDREQUEST'].fields_by_name['dimension']._serialized_options = b'\252\273\030\0058\000@\200@'
+  _globals['_EMBEDREQUEST'].fields_by_name['cache_ttl']._loaded_options = None
+  _globals['_EMBEDREQUEST'].fields_by_name['cache_ttl']._serialized_options = b'\252\273\030\0068\000@\200\365$'
+  _globals['_EMBEDRESPONSE'].fields_by_name['embeddings']._loaded_options = None
+  _globals['_EMBEDRESPONSE'].fields_by_name['embeddings']._serialized_options = b'\252\273\030\003 \200\020'
+  _globals['_EMBEDRESPONSE'].fields_by_name['model']._loaded_options = None
+  _globals['_EMBEDRESPONSE'].fields_by_name['model']._serialized_options = b'\252\273\030\003\020\310\001'
+  _globals['_EMBEDDING'].fields_by_name['values']._loaded_options = None
+  _globals['_EMBEDDING'].fields_by_name['values']._serialized_options = b'\252\273\030\003 \200@'
   _globals['_MODELSERVICE'].methods_by_name['ListModels']._loaded_options = None
   _globals['_MODELSERVICE'].methods_by_name['ListModels']._serialized_options = b'\220\002\001\252\273\030\027\n\013models.list\020\001\032\006parent\202\323\344\223\002\037\022\035/v1/{parent=tenants/*}/models'
   _globals['_MODELSERVICE'].methods_by_name['Generate']._loaded_options = None
   _globals['_MODELSERVICE'].methods_by_name['Generate']._serialized_options = b'\220\002\000\252\273\030\033\n\017models.generate\020\002\032\006parent\202\323\344\223\002+\"&/v1/{parent=tenants/*}/models:generate:\001*'
   _globals['_MODELSERVICE'].methods_by_name['StreamGenerate']._loaded_options = None
   _globals['_MODELSERVICE'].methods_by_name['StreamGenerate']._serialized_options = b'\220\002\000\252\273\030#\n\017models.generate\020\002\032\016request.parent\202\323\344\223\0029\"4/v1/{request.parent=tenants/*}/models:streamGenerate:\001*'
+  _globals['_MODELSERVICE'].methods_by_name['Embed']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['Embed']._serialized_options = b'\220\002\002\252\273\030\030\n\014models.embed\020\002\032\006parent\202\323\344\223\002(\"#/v1/{parent=tenants/*}/models:embed:\001*'
   _globals['_LISTMODELSREQUEST']._serialized_start=176
   _globals['_LISTMODELSREQUEST']._serialized_end=291
   _globals['_LISTMODELSRESPONSE']._serialized_start=293
   _globals['_LISTMODELSRESPONSE']._serialized_end=395
   _globals['_GENERATEREQUEST']._serialized_start=398
-  _globals['_GENERATEREQUEST']._serialized_end=769
-  _globals['_GENERATERESPONSE']._serialized_start=772
-  _globals['_GENERATERESPONSE']._serialized_end=963
-  _globals['_STREAMGENERATEREQUEST']._serialized_start=965
-  _globals['_STREAMGENERATEREQUEST']._serialized_end=1046
-  _globals['_STREAMGENERATERESPONSE']._serialized_start=1048
-  _globals['_STREAMGENERATERESPONSE']._serialized_end=1167
-  _globals['_MODELSERVICE']._serialized_start=1170
-  _globals['_MODELSERVICE']._serialized_end=1711
+  _globals['_GENERATEREQUEST']._serialized_end=861
+  _globals['_GENERATERESPONSE']._serialized_start=864
+  _globals['_GENERATERESPONSE']._serialized_end=1055
+  _globals['_STREAMGENERATEREQUEST']._serialized_start=1057
+  _globals['_STREAMGENERATEREQUEST']._serialized_end=1138
+  _globals['_STREAMGENERATERESPONSE']._serialized_start=1140
+  _globals['_STREAMGENERATERESPONSE']._serialized_end=1259
+  _globals['_EMBEDREQUEST']._serialized_start=1262
+  _globals['_EMBEDREQUEST']._serialized_end=1494
+  _globals['_EMBEDRESPONSE']._serialized_start=1497
+  _globals['_EMBEDRESPONSE']._serialized_end=1646
+  _globals['_EMBEDDING']._serialized_start=1648
+  _globals['_EMBEDDING']._serialized_end=1684
+  _globals['_MODELSERVICE']._serialized_start=1687
+  _globals['_MODELSERVICE']._serialized_end=2378
 # @@protoc_insertion_point(module_scope)

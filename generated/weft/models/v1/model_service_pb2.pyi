@@ -91,12 +91,23 @@ class GenerateRequest(_message.Message):
     TOOLS_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     CACHE_TTL_FIELD_NUMBER: _builtins.int
+    RESPONSE_JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """The tenant, as `tenants/{tenant}`."""
     model: _builtins.str
-    """The model, as `<provider>/<model>`; the default model where it is empty."""
+    """The model, as `<provider>/<model>`, or a route of the settings, as
+    `route/<route>`, which is several models of which one answers; the default
+    model where it is empty.
+    """
     instructions: _builtins.str
     """What the model is to be and do."""
+    response_json_schema: _builtins.str
+    """JSON Schema (2020-12) that the answer's text must fit, an object schema
+    where the model's provider wants one. The text is checked; where it doesn't
+    fit the model is asked once more. Such an answer comes whole, too. One that
+    calls tools isn't checked.
+    """
     @_builtins.property
     def conversation(self) -> _models_pb2.Conversation:
         """What was said so far; the last message is to be answered."""
@@ -117,6 +128,12 @@ class GenerateRequest(_message.Message):
         stream the text is one part.
         """
 
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[_models_pb2.ModelLabel]:
+        """Labels that the model must have by the settings; of a route only the models
+        that have them are asked.
+        """
+
     def __init__(
         self,
         *,
@@ -127,10 +144,12 @@ class GenerateRequest(_message.Message):
         tools: _abc.Iterable[_models_pb2.ToolDefinition] | None = ...,
         parameters: _models_pb2.Parameters | None = ...,
         cache_ttl: _duration_pb2.Duration | None = ...,
+        response_json_schema: _builtins.str = ...,
+        labels: _abc.Iterable[_models_pb2.ModelLabel] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "conversation", b"conversation", "parameters", b"parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "conversation", b"conversation", "instructions", b"instructions", "model", b"model", "parameters", b"parameters", "parent", b"parent", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "conversation", b"conversation", "instructions", b"instructions", "labels", b"labels", "model", b"model", "parameters", b"parameters", "parent", b"parent", "response_json_schema", b"response_json_schema", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -231,3 +250,113 @@ class StreamGenerateResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
 Global___StreamGenerateResponse: _TypeAlias = StreamGenerateResponse  # noqa: Y015
+
+@_typing.final
+class EmbedRequest(_message.Message):
+    """What to embed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
+    DIMENSION_FIELD_NUMBER: _builtins.int
+    CACHE_TTL_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """The tenant, as `tenants/{tenant}`."""
+    model: _builtins.str
+    """The model, as `<provider>/<model>`; the default embedding model where it is
+    empty. Vectors of different models can't be compared.
+    """
+    dimension: _builtins.int
+    """Numbers per vector; 0 for as many as the model makes by itself. Not every
+    model can make another number. All vectors together may have 2,097,152.
+    """
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The texts; none may be empty."""
+
+    @_builtins.property
+    def cache_ttl(self) -> _duration_pb2.Duration:
+        """How long each text's vector may be given again within the tenant, a week at
+        most; not at all where it isn't set.
+        """
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        model: _builtins.str = ...,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+        dimension: _builtins.int = ...,
+        cache_ttl: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "dimension", b"dimension", "model", b"model", "parent", b"parent", "texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedRequest: _TypeAlias = EmbedRequest  # noqa: Y015
+
+@_typing.final
+class EmbedResponse(_message.Message):
+    """The texts' vectors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    CACHED_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model that embedded, as `<provider>/<model>`."""
+    cached: _builtins.int
+    """How many of the vectors were made before and had been kept."""
+    @_builtins.property
+    def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Embedding]:
+        """One per text, in the texts' order."""
+
+    @_builtins.property
+    def usage(self) -> _models_pb2.Usage:
+        """What was used; of texts whose vector was kept nothing."""
+
+    def __init__(
+        self,
+        *,
+        embeddings: _abc.Iterable[Global___Embedding] | None = ...,
+        usage: _models_pb2.Usage | None = ...,
+        model: _builtins.str = ...,
+        cached: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "embeddings", b"embeddings", "model", b"model", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedResponse: _TypeAlias = EmbedResponse  # noqa: Y015
+
+@_typing.final
+class Embedding(_message.Message):
+    """A text as a vector."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Its numbers."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Embedding: _TypeAlias = Embedding  # noqa: Y015

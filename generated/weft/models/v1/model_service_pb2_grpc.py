@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ModelServiceStub(object):
-    """Generates answers with the models that are configured.
+    """Generates answers and embeddings with the models that are configured.
     """
 
     def __init__(self, channel):
@@ -50,10 +50,15 @@ class ModelServiceStub(object):
                 request_serializer=weft_dot_models_dot_v1_dot_model__service__pb2.StreamGenerateRequest.SerializeToString,
                 response_deserializer=weft_dot_models_dot_v1_dot_model__service__pb2.StreamGenerateResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/weft.models.v1.ModelService/Embed',
+                request_serializer=weft_dot_models_dot_v1_dot_model__service__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=weft_dot_models_dot_v1_dot_model__service__pb2.EmbedResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer(object):
-    """Generates answers with the models that are configured.
+    """Generates answers and embeddings with the models that are configured.
     """
 
     def ListModels(self, request, context):
@@ -78,6 +83,14 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """Embeds texts: each becomes a vector, close to those of texts that mean the
+        same to the model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -96,6 +109,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     request_deserializer=weft_dot_models_dot_v1_dot_model__service__pb2.StreamGenerateRequest.FromString,
                     response_serializer=weft_dot_models_dot_v1_dot_model__service__pb2.StreamGenerateResponse.SerializeToString,
             ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=weft_dot_models_dot_v1_dot_model__service__pb2.EmbedRequest.FromString,
+                    response_serializer=weft_dot_models_dot_v1_dot_model__service__pb2.EmbedResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'weft.models.v1.ModelService', rpc_method_handlers)
@@ -105,7 +123,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService(object):
-    """Generates answers with the models that are configured.
+    """Generates answers and embeddings with the models that are configured.
     """
 
     @staticmethod
@@ -179,6 +197,33 @@ class ModelService(object):
             '/weft.models.v1.ModelService/StreamGenerate',
             weft_dot_models_dot_v1_dot_model__service__pb2.StreamGenerateRequest.SerializeToString,
             weft_dot_models_dot_v1_dot_model__service__pb2.StreamGenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.models.v1.ModelService/Embed',
+            weft_dot_models_dot_v1_dot_model__service__pb2.EmbedRequest.SerializeToString,
+            weft_dot_models_dot_v1_dot_model__service__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ModelServiceStub:
-    """Generates answers with the models that are configured."""
+    """Generates answers and embeddings with the models that are configured."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -41,10 +41,14 @@ class ModelServiceStub:
     """Generates one answer and streams its text as it comes; the last message
     holds the whole.
     """
+    Embed: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.EmbedRequest, _model_service_pb2.EmbedResponse]
+    """Embeds texts: each becomes a vector, close to those of texts that mean the
+    same to the model.
+    """
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
-    """Generates answers with the models that are configured."""
+    """Generates answers and embeddings with the models that are configured."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListModels: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]  # type: ignore[assignment]
@@ -55,9 +59,13 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Generates one answer and streams its text as it comes; the last message
     holds the whole.
     """
+    Embed: _aio.UnaryUnaryMultiCallable[_model_service_pb2.EmbedRequest, _model_service_pb2.EmbedResponse]  # type: ignore[assignment]
+    """Embeds texts: each becomes a vector, close to those of texts that mean the
+    same to the model.
+    """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Generates answers with the models that are configured."""
+    """Generates answers and embeddings with the models that are configured."""
 
     @_abc_1.abstractmethod
     def ListModels(
@@ -83,6 +91,16 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_model_service_pb2.StreamGenerateResponse], _abc.AsyncIterator[_model_service_pb2.StreamGenerateResponse]]:
         """Generates one answer and streams its text as it comes; the last message
         holds the whole.
+        """
+
+    @_abc_1.abstractmethod
+    def Embed(
+        self,
+        request: _model_service_pb2.EmbedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.EmbedResponse, _abc.Awaitable[_model_service_pb2.EmbedResponse]]:
+        """Embeds texts: each becomes a vector, close to those of texts that mean the
+        same to the model.
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -257,26 +257,62 @@ class Usage(_message.Message):
     INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     ESTIMATED_FIELD_NUMBER: _builtins.int
+    CACHED_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    REASONING_TOKENS_FIELD_NUMBER: _builtins.int
     input_tokens: _builtins.int
     """Tokens read."""
     output_tokens: _builtins.int
     """Tokens written."""
     estimated: _builtins.bool
     """The figures are our estimate, since the provider gave none."""
+    cached_input_tokens: _builtins.int
+    """Of the tokens read, those that the provider had cached."""
+    reasoning_tokens: _builtins.int
+    """Of the tokens written, those that the model thought with and that aren't in
+    the answer.
+    """
     def __init__(
         self,
         *,
         input_tokens: _builtins.int = ...,
         output_tokens: _builtins.int = ...,
         estimated: _builtins.bool = ...,
+        cached_input_tokens: _builtins.int = ...,
+        reasoning_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimated", b"estimated", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_input_tokens", b"cached_input_tokens", "estimated", b"estimated", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "reasoning_tokens", b"reasoning_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Usage: _TypeAlias = Usage  # noqa: Y015
+
+@_typing.final
+class ModelLabel(_message.Message):
+    """What a model is, or has, by the settings, such as `region` and `eu`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Its key."""
+    value: _builtins.str
+    """Its value."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelLabel: _TypeAlias = ModelLabel  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
@@ -288,6 +324,8 @@ class Model(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     CONTEXT_TOKENS_MAX_FIELD_NUMBER: _builtins.int
     IS_DEFAULT_FIELD_NUMBER: _builtins.int
+    EMBEDS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id, as `<provider>/<model>`."""
     description: _builtins.str
@@ -296,6 +334,12 @@ class Model(_message.Message):
     """Tokens that fit in one call, question and answer together."""
     is_default: _builtins.bool
     """The one used where an agent names none."""
+    embeds: _builtins.bool
+    """The model embeds texts and generates nothing."""
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelLabel]:
+        """Labels that the settings give it."""
+
     def __init__(
         self,
         *,
@@ -303,10 +347,12 @@ class Model(_message.Message):
         description: _builtins.str = ...,
         context_tokens_max: _builtins.int = ...,
         is_default: _builtins.bool = ...,
+        embeds: _builtins.bool = ...,
+        labels: _abc.Iterable[Global___ModelLabel] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens_max", b"context_tokens_max", "description", b"description", "id", b"id", "is_default", b"is_default"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens_max", b"context_tokens_max", "description", b"description", "embeds", b"embeds", "id", b"id", "is_default", b"is_default", "labels", b"labels"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

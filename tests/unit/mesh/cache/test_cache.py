@@ -357,3 +357,26 @@ async def test_looks_are_counted_by_level(tmp_path: Path) -> None:
 async def test_a_time_that_is_no_time_is_refused(cache: Cache, seconds: float) -> None:
     with pytest.raises(ValueError, match="week"):
         await texts(cache).get(TENANT, b"k", Maker(), ttl_seconds=seconds)
+
+
+async def test_what_was_put_is_found_on_each_level_within_its_time_and_tenant(
+    tmp_path: Path,
+) -> None:
+    hand = Hand()
+    cache = await started(full_cache(tmp_path, clock=hand.clock))
+    assert await texts(cache).find(TENANT, b"k") is None
+    texts(cache).put(TENANT, b"k", "put", ttl_seconds=60)
+    assert await texts(cache).find(TENANT, b"k") == "put"
+    assert await texts(cache).find("other", b"k") is None
+    make = Maker()
+    assert await get(cache, make) == "put"
+    assert make.count == 0
+    await settled([cache])
+    await cache.stop()
+    later = await started(full_cache(tmp_path, clock=hand.clock))
+    assert await texts(later).find(TENANT, b"k") == "put"
+    hand.seconds += 61
+    assert await texts(later).find(TENANT, b"k") is None
+    with pytest.raises(ValueError, match="a week"):
+        texts(later).put(TENANT, b"k", "put", ttl_seconds=0)
+    await later.stop()

@@ -43,7 +43,7 @@ COMMANDS = [
     *(["worker", verb] for verb in ("run", "list")),
     ["events", "tail"],
     *(["collection", verb] for verb in ("create", "list", "show", "delete", "ingest", "search")),
-    ["model", "list"],
+    *(["model", verb] for verb in ("list", "chat")),
     ["call"],
     ["doctor"],
 ]

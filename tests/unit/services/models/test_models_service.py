@@ -62,8 +62,10 @@ async def test_the_offline_model_is_the_default_without_an_endpoint(
 ) -> None:
     listed = await service.list_models(pb.ListModelsRequest(parent=PARENT), call())
     assert [(model.id, model.is_default) for model in listed.models] == [
-        ("builtin/extractive", True)
+        ("builtin/extractive", True),
+        ("builtin/hashing", False),
     ]
+    assert [model.embeds for model in listed.models] == [False, True]
     assert "without weights" in listed.models[0].description
     response = await service.generate(request(), call())
     assert response.model == "builtin/extractive"
@@ -87,6 +89,7 @@ async def test_the_endpoints_model_is_the_default_where_there_is_one(server: Ope
     listed = await service.list_models(pb.ListModelsRequest(parent=PARENT), call())
     assert {model.id: model.is_default for model in listed.models} == {
         "builtin/extractive": False,
+        "builtin/hashing": False,
         "openai/big": False,
         "openai/tiny": True,
     }
@@ -98,12 +101,12 @@ async def test_the_endpoints_model_is_the_default_where_there_is_one(server: Ope
 async def test_models_are_listed_while_the_endpoint_is_down(server: OpenAIServer) -> None:
     service = ModelsService(ModelsSettings(openai_base_url=server.base_url), memory_cache())
     listed = await service.list_models(pb.ListModelsRequest(parent=PARENT), call())
-    assert [model.id for model in listed.models] == ["builtin/extractive"]
+    assert [model.id for model in listed.models] == ["builtin/extractive", "builtin/hashing"]
     await service.stop()
 
 
 async def test_models_are_listed_by_the_page(server: OpenAIServer) -> None:
-    server.listed = {"data": [{"id": f"m{number}"} for number in range(4)]}
+    server.listed = {"data": [{"id": f"m{number}"} for number in range(3)]}
     service = ModelsService(ModelsSettings(openai_base_url=server.base_url), memory_cache())
     found: list[str] = []
     token = ""
@@ -113,7 +116,8 @@ async def test_models_are_listed_by_the_page(server: OpenAIServer) -> None:
         )
         found += [model.id for model in page.models]
         token = page.next_page_token
-    assert found == ["builtin/extractive", *(f"openai/m{number}" for number in range(4))]
+    builtin = ["builtin/extractive", "builtin/hashing"]
+    assert found == [*builtin, *(f"openai/m{number}" for number in range(3))]
     assert not token
     await service.stop()
 

@@ -1,6 +1,9 @@
-"""The OpenAI-compatible provider against a real server, in health and in all its faults."""
+"""A provider that speaks Chat Completions, against a real server, in health and in all its
+faults."""
 
+import email.utils
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -16,8 +19,8 @@ from mesh.errors import (
     ModelUnavailable,
     WeftError,
 )
-from services.models.providers.openai import OpenAIProvider
-from services.models.settings import ModelsSettings
+from services.models.provider_settings import ProviderSettings
+from services.models.providers.http import HttpProvider
 from tests.support.openai_server import (
     OpenAIServer,
     Reply,
@@ -33,7 +36,7 @@ from weft.models.v1 import models_pb2
 
 KEY = "sk-canary-5f2e"
 
-Provide = Callable[..., OpenAIProvider]
+Provide = Callable[..., HttpProvider]
 
 
 @pytest.fixture
@@ -44,20 +47,20 @@ async def server() -> AsyncIterator[OpenAIServer]:
 
 @pytest.fixture
 async def provide(server: OpenAIServer) -> AsyncIterator[Provide]:
-    made: list[OpenAIProvider] = []
+    made: list[HttpProvider] = []
 
-    def make(**changes: Any) -> OpenAIProvider:
+    def make(**changes: Any) -> HttpProvider:
         settings: dict[str, Any] = {
-            "openai_base_url": server.base_url,
-            "openai_api_key": SecretStr(KEY),
-            "openai_model": "",
-            "openai_retry_base_seconds": 0.01,
-            "openai_retry_max_seconds": 0.05,
-            "openai_first_token_timeout_seconds": 2.0,
-            "openai_between_tokens_timeout_seconds": 2.0,
-            "openai_list_timeout_seconds": 2.0,
+            "base_url": server.base_url,
+            "api_key": SecretStr(KEY),
+            "name": "openai",
+            "retry_base_seconds": 0.01,
+            "retry_max_seconds": 0.05,
+            "first_token_timeout_seconds": 2.0,
+            "between_tokens_timeout_seconds": 2.0,
+            "list_timeout_seconds": 2.0,
         }
-        made.append(OpenAIProvider(ModelsSettings(**(settings | changes))))
+        made.append(HttpProvider(ProviderSettings(**(settings | changes))))
         return made[-1]
 
     yield make
@@ -72,7 +75,7 @@ def request(text: str = "Hello") -> pb.GenerateRequest:
 
 
 async def run(
-    provider: OpenAIProvider, asked: pb.GenerateRequest | None = None, timeout_seconds: float = 5
+    provider: HttpProvider, asked: pb.GenerateRequest | None = None, timeout_seconds: float = 5
 ) -> tuple[list[str], pb.GenerateResponse]:
     deltas: list[str] = []
     async with aclosing(provider.stream(asked or request(), "small", timeout_seconds)) as parts:
@@ -202,7 +205,7 @@ async def test_repeats_what_failed_before_the_first_token(
 
 async def test_repeats_after_a_slow_first_token(server: OpenAIServer, provide: Provide) -> None:
     server.script = [streamed([chunk({"role": "assistant"}), 1.0, chunk(finish="stop")]), said("a")]
-    deltas, _ = await run(provide(openai_first_token_timeout_seconds=0.2))
+    deltas, _ = await run(provide(first_token_timeout_seconds=0.2))
     assert deltas == ["a"]
 
 
@@ -220,7 +223,7 @@ async def test_does_not_repeat_once_text_was_passed_on(
 async def test_gives_up_after_the_last_attempt(server: OpenAIServer, provide: Provide) -> None:
     server.script = [refused(500)]
     with pytest.raises(ModelUnavailable):
-        await run(provide(openai_attempts_max=3))
+        await run(provide(attempts_max=3))
     assert len(server.requests) == 3
 
 
@@ -232,6 +235,17 @@ async def test_does_not_wait_longer_than_its_bound_for_a_rate_limit(
         await run(provide())
     assert caught.value.retry_seconds == 120
     assert len(server.requests) == 1
+
+
+async def test_a_rate_limit_may_be_told_as_a_date(server: OpenAIServer, provide: Provide) -> None:
+    date = email.utils.formatdate(time.time() + 3_600, usegmt=True)
+    server.script = [refused(429, Retry_After=date)]
+    with pytest.raises(ModelRateLimited) as caught:
+        await run(provide())
+    assert 3_000 < (caught.value.retry_seconds or 0) <= 3_600
+    past = email.utils.formatdate(time.time() - 60, usegmt=True)
+    server.script = [refused(503, Retry_After=past), said("fine")]
+    assert (await run(provide()))[0] == ["fine"]
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
@@ -289,13 +303,13 @@ async def test_an_answer_cut_by_its_bound_keeps_no_half_tool_call(
 async def test_an_answer_without_end_is_bounded(server: OpenAIServer, provide: Provide) -> None:
     server.script = [streamed([chunk({"content": "x" * 1_000})] * 50)]
     with pytest.raises(ModelBadAnswer):
-        await run(provide(openai_response_bytes_max=10_000))
+        await run(provide(response_bytes_max=10_000))
 
 
 async def test_a_pause_between_tokens_ends_the_call(server: OpenAIServer, provide: Provide) -> None:
     server.script = [streamed([chunk({"content": "a"}), 2.0, chunk(finish="stop")])]
     with pytest.raises(ModelUnavailable):
-        await run(provide(openai_between_tokens_timeout_seconds=0.2))
+        await run(provide(between_tokens_timeout_seconds=0.2))
 
 
 async def test_the_whole_call_is_bounded_by_the_callers_time(
@@ -309,8 +323,8 @@ async def test_the_whole_call_is_bounded_by_the_callers_time(
 async def test_an_endpoint_that_is_down_is_unavailable() -> None:
     async with serve_openai() as gone:
         base_url = gone.base_url
-    provider = OpenAIProvider(
-        ModelsSettings(openai_base_url=base_url, openai_retry_base_seconds=0.01)
+    provider = HttpProvider(
+        ProviderSettings(name="openai", base_url=base_url, retry_base_seconds=0.01)
     )
     with pytest.raises(ModelUnavailable):
         await run(provider)
@@ -331,7 +345,7 @@ async def test_neither_key_nor_server_text_is_in_the_error_and_no_key_in_the_log
 ) -> None:
     server.script = [refused(status, f"wrong key {KEY} at internal-host")]
     with structlog.testing.capture_logs() as logs, pytest.raises(WeftError) as caught:
-        await run(provide(openai_attempts_max=1))
+        await run(provide(attempts_max=1))
     assert KEY not in repr(caught.value)
     assert "internal-host" not in caught.value.message
     assert any("internal-host" in str(entry) for entry in logs)
@@ -351,7 +365,7 @@ async def test_lists_models_once_and_keeps_the_list(server: OpenAIServer, provid
 async def test_lists_the_configured_model_while_the_endpoint_fails(
     server: OpenAIServer, provide: Provide
 ) -> None:
-    provider = provide(openai_model="mine")
+    provider = provide(default_model="mine")
     assert [model.id for model in await provider.models()] == ["openai/mine"]
     assert await provider.default_model() == "openai/mine"
 

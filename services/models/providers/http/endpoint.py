@@ -1,4 +1,4 @@
-"""One call to the endpoint: HTTP, its time limits, and the table of its failures.
+"""One call to an endpoint: HTTP, its time limits, and the table of its failures.
 
 What the server says in words goes to the log; errors hold our words only, and neither
 holds the key.
@@ -7,7 +7,7 @@ holds the key.
 import asyncio
 import email.utils
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
@@ -22,32 +22,32 @@ from mesh.errors import (
     ModelUnavailable,
     WeftError,
 )
-from services.models.providers.openai.wire import AnswerBuilder, request_body
-from services.models.settings import ModelsSettings
+from services.models.provider_settings import ProviderSettings
+from services.models.providers.http import embeddings
+from services.models.providers.http.dialect import Dialect
+from services.models.providers.provider import Vectors
 from weft.models.v1 import model_service_pb2
 
-OFFICIAL_BASE_URL = "https://api.openai.com/v1"
-
 _LOGGED_BYTES_MAX = 2_000
-_EVENT_BYTES_MAX = 1_048_576
+_EVENT_BYTES_MAX = 4_194_304
 _RETRY_DEFAULT_SECONDS = 1.0
 _DRAIN_SECONDS = 0.2
 _LIST_BYTES_MAX = 4_194_304
+_EMBEDDINGS_BYTES_MAX = 67_108_864
+_FAILURES = frozenset({"error", "response.failed"})
+"""Types of events that say that the endpoint failed while it answered."""
 
 log = structlog.get_logger(__name__)
 
 
 class Endpoint:
-    """An endpoint that speaks Chat Completions, over one pool of connections."""
+    """An endpoint that speaks `dialect`, over one pool of connections. Raises ValueError
+    where its key can't be read."""
 
-    def __init__(self, settings: ModelsSettings) -> None:
+    def __init__(self, settings: ProviderSettings, dialect: Dialect) -> None:
         self._settings = settings
-        self._base_url = (settings.openai_base_url or OFFICIAL_BASE_URL).rstrip("/")
-        # OpenAI's newer models refuse `max_tokens`; most others know nothing else.
-        is_official = self._base_url == OFFICIAL_BASE_URL
-        self._tokens_field = "max_completion_tokens" if is_official else "max_tokens"
-        key = settings.openai_api_key
-        self._key = key.get_secret_value() if key else ""
+        self._dialect = dialect
+        self._key = settings.key()
         self._client: httpx2.AsyncClient | None = None
 
     def _connected(self) -> httpx2.AsyncClient:
@@ -55,16 +55,16 @@ class Endpoint:
         if self._client is None:
             settings = self._settings
             self._client = httpx2.AsyncClient(
-                headers={"authorization": f"Bearer {self._key}"} if self._key else None,
+                headers=self._dialect.headers(self._key),
                 timeout=httpx2.Timeout(
-                    settings.openai_between_tokens_timeout_seconds,
-                    connect=settings.openai_connect_timeout_seconds,
+                    settings.between_tokens_timeout_seconds,
+                    connect=settings.connect_timeout_seconds,
                     # The first token has a limit of its own, below.
                     read=None,
                 ),
                 limits=httpx2.Limits(
-                    max_connections=settings.openai_connections_max,
-                    max_keepalive_connections=settings.openai_connections_max,
+                    max_connections=settings.connections_max,
+                    max_keepalive_connections=settings.connections_max,
                     keepalive_expiry=30.0,
                 ),
             )
@@ -78,17 +78,26 @@ class Endpoint:
 
     async def listed(self) -> list[dict[str, Any]]:
         """The entries of `GET /models`. Raises WeftError as `answer` does."""
-        async with (
-            self._failures_mapped(),
-            asyncio.timeout(self._settings.openai_list_timeout_seconds),
-        ):
-            request = self._connected().build_request("GET", f"{self._base_url}/models")
-            async with self._sent(request, "application/json") as response:
-                body = _parsed(await _read(response, _LIST_BYTES_MAX))
+        url = f"{self._settings.url}{self._dialect.models_path}"
+        request = self._connected().build_request("GET", url)
+        limit = asyncio.get_running_loop().time() + self._settings.list_timeout_seconds
+        body = await self._json(request, limit, _LIST_BYTES_MAX)
         data = body.get("data") if isinstance(body, dict) else None
         if not isinstance(data, list):
             raise ModelBadAnswer("the model's endpoint lists no models")
         return [entry for entry in data if isinstance(entry, dict)]
+
+    async def embed(
+        self, texts: Sequence[str], model: str, dimension: int, deadline: float
+    ) -> Vectors:
+        """Embeds the texts by one request; `deadline` is on the event loop's clock. Raises as
+        `answer` does."""
+        request = self._post(
+            embeddings.PATH, embeddings.request_body(texts, model, dimension), "application/json"
+        )
+        first = asyncio.get_running_loop().time() + self._settings.first_token_timeout_seconds
+        body = await self._json(request, min(deadline, first), _EMBEDDINGS_BYTES_MAX)
+        return embeddings.read(body, texts, dimension)
 
     async def answer(
         self, request: model_service_pb2.GenerateRequest, model: str, deadline: float
@@ -98,35 +107,41 @@ class Endpoint:
         ModelBadAnswer."""
         loop = asyncio.get_running_loop()
         settings = self._settings
-        builder = AnswerBuilder()
-        limit = min(deadline, loop.time() + settings.openai_first_token_timeout_seconds)
-        http_request = self._connected().build_request(
-            "POST",
-            f"{self._base_url}/chat/completions",
-            content=request_body(request, model, self._tokens_field),
-            headers={"content-type": "application/json", "accept": "text/event-stream"},
-        )
+        answer = self._dialect.answer()
+        limit = min(deadline, loop.time() + settings.first_token_timeout_seconds)
+        body = self._dialect.body(request, model, settings)
+        http_request = self._post(self._dialect.path, body, "text/event-stream")
         async with self._failures_mapped():
             async with self._sent(http_request, "text/event-stream", limit) as response:
                 source = httpx2.EventSource(response, max_event_size=_EVENT_BYTES_MAX)
                 async with aclosing(self._data(source)) as events:
                     while (data := await _next_before(events, limit)) is not None:
-                        text = builder.add(self._chunk(data))
-                        if builder.has_begun:
-                            between = settings.openai_between_tokens_timeout_seconds
+                        text = answer.add(self._event(data))
+                        if answer.has_begun:
+                            between = settings.between_tokens_timeout_seconds
                             limit = min(deadline, loop.time() + between)
                         if text:
                             yield text
-            if not builder.is_finished:
+            if not answer.is_finished:
                 raise ModelUnavailable("the model's answer broke off")
-            yield builder.build(request, f"openai/{model}")
+            yield answer.build(request, f"{settings.name}/{model}")
 
-    def _chunk(self, data: str) -> object:
-        chunk = _parsed(data)
-        if isinstance(chunk, dict) and chunk.get("error"):
+    def _post(self, path: str, body: bytes, accept: str) -> httpx2.Request:
+        return self._connected().build_request(
+            "POST",
+            f"{self._settings.url}{path}",
+            content=body,
+            headers={"content-type": "application/json", "accept": accept},
+        )
+
+    def _event(self, data: str) -> dict[str, Any]:
+        event = _parsed(data)
+        if not isinstance(event, dict):
+            raise ModelBadAnswer("the model's endpoint sent an event that isn't an object")
+        if event.get("error") or event.get("type") in _FAILURES:
             self._log_server_text("model_stream_error", data)
             raise ModelUnavailable("the model's endpoint failed while answering")
-        return chunk
+        return event
 
     async def _data(self, source: httpx2.EventSource) -> AsyncGenerator[str, None]:
         """The data of the events up to `[DONE]`, at most as many bytes as are allowed."""
@@ -137,10 +152,19 @@ class Endpoint:
                 await _drain(events)
                 return
             received_bytes += len(event.data.encode())
-            if received_bytes > self._settings.openai_response_bytes_max:
+            if received_bytes > self._settings.response_bytes_max:
                 raise ModelBadAnswer("the model's answer is longer than is allowed")
             if event.data:
                 yield event.data
+
+    async def _json(self, request: httpx2.Request, limit: float, bytes_max: int) -> object:
+        """What the endpoint answers, parsed."""
+        async with (
+            self._failures_mapped(),
+            asyncio.timeout_at(limit),
+            self._sent(request, "application/json") as response,
+        ):
+            return _parsed(await _read(response, bytes_max))
 
     @asynccontextmanager
     async def _sent(

@@ -1,0 +1,67 @@
+"""Streams from other processes, where one of those is lost.
+
+A stream of which nothing came yet is begun anew: who should answer may be the lost one, or, where
+gRPC drew a version that nobody has any more, no one. One that is under way says first whose it
+is, and ends where that one stays lost: gRPC would wait until its pings aren't answered, ten
+seconds and more.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+from mesh.rpc.propagation import INSTANCE_KEY
+from mesh.rpc.retries import LOSSES_MAX, Losses
+
+NOBODY = "-"
+"""Whose stream it is that doesn't say."""
+_END = object()
+
+
+async def begin_again(
+    begin: Callable[[], AsyncGenerator[Any, None]], losses: Losses
+) -> AsyncGenerator[Any, None]:
+    """The messages of a stream, which is begun anew where an instance is lost before the first
+    came: who should answer may be that one, or nobody any more. Raises what the stream does."""
+    for losses_left in range(LOSSES_MAX, -1, -1):
+        messages = begin()
+        lost = losses.wait()
+        first = asyncio.ensure_future(anext(messages, _END))
+        try:
+            heard: set[asyncio.Future[Any]] = {first, lost} if losses_left else {first}
+            await asyncio.wait(heard, return_when=asyncio.FIRST_COMPLETED)
+            if not first.done():
+                continue
+            message = first.result()
+            while message is not _END:
+                yield message
+                message = await anext(messages, _END)
+            return
+        finally:
+            losses.forget(lost)
+            first.cancel()
+            await asyncio.wait((first,))
+            await messages.aclose()
+
+
+class Cut:
+    """Ends a stream from outside, once."""
+
+    def __init__(self, stream: Any) -> None:
+        self.instance = ""
+        """Whose it is, once that is known."""
+        self.is_done = False
+        self._stream = stream
+
+    def now(self) -> None:
+        """Ends it: whoever reads it is cancelled."""
+        self.is_done = True
+        self._stream.cancel()
+
+
+async def instance_of(stream: Any) -> str:
+    """The instance that answers, as it says before its first message."""
+    for key, value in await stream.initial_metadata() or ():
+        if key == INSTANCE_KEY:
+            return str(value)
+    return NOBODY
