@@ -20,6 +20,8 @@ from services.control.service import ControlService
 from services.control.splits import SERVICE_SPLITS, Splits
 from services.control.traffic import Traffic
 from services.control.turn_counts import TurnCounts
+from services.functions.service import FunctionsService
+from services.functions.settings import FunctionsSettings
 from services.gateway.service import GatewayService
 from services.models.budgets.budgets import Budgets
 from services.models.charged import price_of
@@ -46,6 +48,8 @@ from weft.auth.v1 import (
 from weft.blobs.v1 import blob_service_pb2
 from weft.blobs.v1.blob_service_pb2_grpc import BlobServiceStub
 from weft.control.v1 import mesh_service_pb2, registry_service_pb2, traffic_service_pb2
+from weft.functions.v1 import function_service_pb2
+from weft.functions.v1.function_service_pb2_grpc import FunctionServiceStub
 from weft.models.v1 import budget_service_pb2, model_service_pb2
 from weft.models.v1.model_service_pb2_grpc import ModelServiceStub
 from weft.scheduler.v1 import (
@@ -102,6 +106,10 @@ def _control(mesh: Mesh) -> Service:
     return ControlService(mesh, traffic)
 
 
+def _functions(mesh: Mesh) -> Service:
+    return FunctionsService(mesh, FunctionsSettings())
+
+
 def _models(mesh: Mesh) -> Service:
     settings = ModelsSettings()
     budgets = Budgets(
@@ -129,9 +137,11 @@ def _state(mesh: Mesh) -> Service:
 def _tools(mesh: Mesh) -> Service:
     vectors = mesh.stub(VectorServiceStub)
     blobs = mesh.stub(BlobServiceStub)
+    functions = mesh.stub(FunctionServiceStub)
     return ToolsService(
         *(ToolsSettings(), mesh.events, mesh.clock, vectors, mesh.cache),
         *(mesh.keyring, mesh.data_dir),
+        functions=functions,
         blobs=blobs,
         instance=mesh.instance,
     )
@@ -148,6 +158,8 @@ _BUS = {
     "blobs": BusAccess(appends=("blobs",), keys=KeyUse.READ),
     # Who had an instance drained is noted by who was asked to.
     "control": BusAccess(appends=("control", "instances")),
+    # What functions print is sealed with its own key, or that of the session they ran for.
+    "functions": BusAccess(appends=("functions",), keys=KeyUse.READ),
     # It authenticates by what the log says, and notes there who was refused.
     "gateway": BusAccess(appends=("auth", "instances")),
     "models": BusAccess(appends=("budgets", "usage"), caches=True),
@@ -198,6 +210,14 @@ _SERVICES = (
         build=_control,
     ),
     ServiceEntry(
+        name="functions",
+        summary="keeps functions and runs them, confined",
+        contracts=(function_service_pb2.DESCRIPTOR.services_by_name["FunctionService"],),
+        calls=(),
+        build=_functions,
+        single=True,
+    ),
+    ServiceEntry(
         name="models",
         summary="calls models of any provider, within budgets",
         contracts=(
@@ -222,7 +242,7 @@ _SERVICES = (
             tool_service_pb2.DESCRIPTOR.services_by_name["ToolService"],
             mcp_server_service_pb2.DESCRIPTOR.services_by_name["McpServerService"],
         ),
-        calls=("blobs", "vectors"),
+        calls=("blobs", "functions", "vectors"),
         build=_tools,
     ),
     ServiceEntry(
@@ -269,6 +289,7 @@ _SERVICES = (
             "auth",
             "blobs",
             "control",
+            "functions",
             "models",
             "scheduler",
             "state",

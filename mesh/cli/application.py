@@ -24,6 +24,7 @@ from mesh.cli.dead_letters import dead_letters
 from mesh.cli.doctor import add_doctor
 from mesh.cli.events import events
 from mesh.cli.failures import CommandFailed, ExitCode
+from mesh.cli.functions import functions
 from mesh.cli.identity import add_identity
 from mesh.cli.keys import keys
 from mesh.cli.mcp_servers import tools
@@ -69,6 +70,7 @@ def application() -> typer.Typer:
     app.add_typer(workers, name="worker")
     app.add_typer(collections, name="collection")
     app.add_typer(blobs, name="blob")
+    app.add_typer(functions, name="fn")
     add_chat(models)
     add_model_batch(models)
     app.add_typer(models, name="model")

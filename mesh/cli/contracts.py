@@ -26,6 +26,8 @@ _MODULES = (
     "weft.control.v1.mesh_service_pb2",
     "weft.control.v1.registry_service_pb2",
     "weft.control.v1.traffic_service_pb2",
+    "weft.functions.v1.events_pb2",
+    "weft.functions.v1.function_service_pb2",
     "weft.models.v1.budget_service_pb2",
     "weft.models.v1.events_pb2",
     "weft.models.v1.model_service_pb2",
@@ -50,6 +52,7 @@ _MODULES = (
 _EVENT_PACKAGES = (
     *("weft.state.v1", "weft.agents.v1", "weft.tools.v1", "weft.auth.v1"),
     *("weft.scheduler.v1", "weft.control.v1", "weft.blobs.v1", "weft.models.v1"),
+    "weft.functions.v1",
 )
 
 

@@ -40,8 +40,8 @@ def add_doctor(application: typer.Typer) -> None:
 
 
 def doctor(client: Client) -> None:
-    """Checks the server and its certificate, who you are to it, its services, its models, your
-    key files, its MCP servers, and whether tasks or turns have stalled.
+    """Checks the server and its certificate, who you are to it, its services, its models, what
+    confines functions, your key files, its MCP servers, and whether tasks or turns have stalled.
 
     Prints a line for each check. Exits 5 where the server can't be reached, 1 where
     another check failed.
@@ -87,6 +87,7 @@ def _checks(client: Client) -> Iterator[Check]:
     yield _events(client)
     yield _event_log(client)
     yield _models(client)
+    yield _functions(client)
     yield from mcp_servers(client)
     yield from stalled_work(client)
 
@@ -263,6 +264,26 @@ def _models(client: Client) -> Check:
     except grpc.RpcError as error:
         return _failed("models", client, error)
     return _judge_models(list(answer.models))
+
+
+def _functions(client: Client) -> Check:
+    """Whether something confines functions, without which they don't run."""
+    import grpc
+
+    from weft.functions.v1 import function_service_pb2 as pb
+    from weft.functions.v1.function_service_pb2_grpc import FunctionServiceStub
+
+    stub: FunctionServiceStub = client.stub(FunctionServiceStub)
+    request = pb.ListFunctionsRequest(parent=client.parent, page_size=1)
+    try:
+        answer = client.call(stub.ListFunctions, request, READY_SECONDS)
+    except grpc.RpcError as error:
+        return _failed("functions", client, error)
+    if answer.sandbox == "unsafe":
+        return Check("functions", Verdict.WARN, "nothing confines them: WEFT_FUNCTIONS_SANDBOX")
+    if not answer.sandbox:
+        return Check("functions", Verdict.WARN, answer.sandbox_problem or "nothing confines them")
+    return Check("functions", Verdict.OK, f"{answer.sandbox} confines them")
 
 
 def _judge_models(models: "list[models_pb2.Model]") -> Check:

@@ -12,7 +12,7 @@ from mesh.cli.connection import Client
 from mesh.cli.failures import CommandFailed, usage_error
 from mesh.cli.inputs import read_argument, read_bytes, read_file
 from mesh.cli.named_values import named_values
-from mesh.cli.names import TOOL, check_id, resource_name, short_name
+from mesh.cli.names import FUNCTION, TOOL, check_id, resource_name, short_name
 from mesh.cli.output import (
     Output,
     as_data,
@@ -228,6 +228,53 @@ def add_grpc_tool(
     _show(client, client.call(_stub(client).RegisterTool, request).tool)
 
 
+@command(
+    tools,
+    "add-function",
+    example="weft tool add-function double --effect read --schema @double.schema.json",
+)
+def add_function_tool(
+    client: Client,
+    function: Annotated[
+        str, typer.Argument(metavar="FUNCTION", help="The function: an id or a full name.")
+    ],
+    effect: Annotated[
+        EffectChoice, typer.Option(help="What running it a second time does to the world.")
+    ],
+    schema: Annotated[
+        str, typer.Option(help="JSON Schema of its arguments, an object's; @FILE or - read it.")
+    ] = "",
+    version: Annotated[
+        int, typer.Option(help="Which version; 0 is whichever is the present one.", min=0)
+    ] = 0,
+    tool_id: Annotated[
+        str, typer.Option("--id", help="The tool's id; the function's otherwise.")
+    ] = "",
+    description: Annotated[
+        str, typer.Option(help="What it does, for the model; else the function's own.")
+    ] = "",
+    requires_approval: Annotated[
+        bool, typer.Option("--requires-approval", help="A person must approve each call.")
+    ] = False,
+) -> None:
+    """Makes a function a tool. A tool of that id is replaced."""
+    from weft.options.v1 import options_pb2
+    from weft.tools.v1 import tool_service_pb2 as pb
+    from weft.tools.v1 import tools_pb2
+
+    name = resource_name(function, FUNCTION, client)
+    request = pb.RegisterToolRequest(
+        parent=client.parent,
+        tool_id=check_id(tool_id, "--id") if tool_id else name.rpartition("/")[2],
+        function=tools_pb2.FunctionTool(name=name, version=version),
+        parameters_json_schema=read_argument(schema) if schema else "",
+        effect=options_pb2.Effect.Value(f"EFFECT_{effect.name}"),
+        description=description,
+        requires_approval=requires_approval,
+    )
+    _show(client, client.call(_stub(client).RegisterTool, request).tool)
+
+
 @command(tools, "delete", example="weft tool delete get-forecast")
 def delete_tool(client: Client, tool: ToolArgument) -> None:
     """Takes a registered tool away."""
@@ -294,6 +341,7 @@ def _show(client: Client, tool: "tools_pb2.Tool") -> None:
         ),
         "server": short_name(tool.mcp.server) if tool.HasField("mcp") else "",
         "there called": tool.mcp.tool,
+        "function": short_name(tool.function.name) if tool.HasField("function") else "",
         "effect": _effect(tool.effect),
         "trust": _trust(tool.trust),
         "scopes": ", ".join(tool.required_scopes),

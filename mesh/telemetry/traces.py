@@ -36,6 +36,14 @@ GEN_AI_USAGE_REASONING_OUTPUT_TOKENS = "gen_ai.usage.reasoning.output_tokens"
 GEN_AI_TOOL_NAME = "gen_ai.tool.name"
 GEN_AI_TOOL_CALL_ID = "gen_ai.tool.call.id"
 
+# Semantic conventions of functions as a service; what they lack is Weft's own.
+FAAS_NAME = "faas.name"
+FAAS_VERSION = "faas.version"
+FAAS_INVOCATION_ID = "faas.invocation_id"
+FAAS_COLD_START = "faas.coldstart"
+FUNCTION_CPU_SECONDS = "weft.function.cpu_seconds"
+FUNCTION_MEMORY_BYTES = "weft.function.memory_bytes"
+
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 _provider: "TracerProvider | None" = None
@@ -152,6 +160,19 @@ def tool_span(tool: str, call_id: str, parent: str) -> Iterator[Span]:
         GEN_AI_TOOL_CALL_ID: call_id,
     }
     with _child(f"execute_tool {tool}", parent, attributes) as span:
+        yield span
+
+
+@contextmanager
+def function_span(function: str, version: int, invocation: str, parent: str) -> Iterator[Span]:
+    """A span around one invocation of a function; `parent` is the call's traceparent. The
+    caller sets what it used once that is known."""
+    attributes: dict[str, Value] = {
+        FAAS_NAME: function,
+        FAAS_VERSION: str(version),
+        FAAS_INVOCATION_ID: invocation,
+    }
+    with _child(f"invoke_function {function}", parent, attributes) as span:
         yield span
 
 

@@ -42,6 +42,7 @@ _COLLECTIONS = {
     "agents": "agents",
     "blobs": "blobs",
     "budgets": "budgets",
+    "functions": "functions",
     "instances": "instances",
     "schedules": "schedules",
     "scheduler": "queues",

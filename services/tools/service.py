@@ -21,7 +21,7 @@ from mesh.errors import (
     NotFound,
     PermissionDenied,
 )
-from mesh.events.store import EventStore
+from mesh.events.store import EventStore, StreamName
 from mesh.ids import new_id
 from mesh.rpc.pages import read_page_token, write_page_token
 from mesh.runtime.requests import request_hash
@@ -43,6 +43,7 @@ from services.tools.domain import (
     with_etag,
 )
 from services.tools.egress import EgressPolicy
+from services.tools.functions import FunctionStub, FunctionTools
 from services.tools.grpc_credentials import check_secrets, has_secrets, take_secrets
 from services.tools.grpc_methods import GrpcMethods, Invocation
 from services.tools.long_results import LongResults, session_of
@@ -74,9 +75,9 @@ _EFFECTS = (
 
 
 class ToolsService:
-    """Keeps a tenant's tools and runs them. `vectors` is a `VectorServiceStub`, `blobs` a
-    `BlobServiceStub`; without it results that are too long are cut. MCP servers work in a
-    folder of `data_dir`."""
+    """Keeps a tenant's tools and runs them. `vectors` is a `VectorServiceStub`, `functions` a
+    `FunctionServiceStub`, `blobs` a `BlobServiceStub`; without it results that are too long are
+    cut. MCP servers work in a folder of `data_dir`."""
 
     def __init__(
         self,
@@ -88,6 +89,7 @@ class ToolsService:
         keyring: Keyring,
         data_dir: Path,
         *,
+        functions: FunctionStub,
         blobs: "BlobServiceAsyncStub | None" = None,
         instance: str = "",
     ) -> None:
@@ -106,6 +108,7 @@ class ToolsService:
         self._catalogue = ToolCatalogue(events, catch_up_seconds=settings.catch_up_seconds)
         self._builtin = BuiltinTools(settings, clock, vectors, kept, self.egress)
         self._methods = GrpcMethods(settings, self._secrets)
+        self._functions = FunctionTools(functions)
         self._mcp = McpServers(
             *(settings, self.egress, events, self._secrets, clock, data_dir, instance),
             self._taken_ids,
@@ -156,10 +159,10 @@ class ToolsService:
     async def register_tool(
         self, request: pb.RegisterToolRequest, call: Call
     ) -> pb.RegisterToolResponse:
-        """Asks the server for the method's description and stores the tool.
+        """Asks for the method's or function's description and stores the tool.
 
         Raises AlreadyExists for the id of a built-in tool, LimitExceeded past the bound
-        on tools, and what `GrpcMethods.describe` raises.
+        on tools, and what `GrpcMethods.describe` and `FunctionTools.describe` raise.
         """
         _check_registration(request)
         tenant = request.parent.split("/")[1]
@@ -275,8 +278,7 @@ class ToolsService:
                 )
             else:
                 invocation = Invocation(timeout_seconds, key, request.epoch, span.traceparent)
-                kind = self._mcp if tool.HasField("mcp") else self._methods
-                result = await kind.invoke(tool, arguments, invocation)
+                result = await self._runner(tool).invoke(tool, arguments, invocation)
         if failpoints.active():
             failpoints.failpoint(f"tool:{tool_id}:after")
         return result
@@ -285,24 +287,17 @@ class ToolsService:
         self, name: str, request: pb.RegisterToolRequest, call: Call
     ) -> tools_pb2.Tool:
         """The tool as it is to be stored."""
-        grpc = tools_pb2.GrpcTool()
-        grpc.CopyFrom(request.grpc)
-        values = take_secrets(grpc)
-        method = await self._methods.describe(grpc, values, call.remaining_seconds())
-        grpc.descriptors.CopyFrom(method.descriptors)
-        sealed = await self._secrets.seal(tool_stream(name), values)
-        if sealed is not None:
-            grpc.secrets.CopyFrom(sealed)
-        tool = tools_pb2.Tool(
-            name=name,
-            description=request.description or method.description,
-            parameters_json_schema=method.parameters_json_schema,
-            effect=request.effect,
-            requires_approval=request.requires_approval,
-            trust=request.trust or tools_pb2.TRUST_UNTRUSTED,
-            required_scopes=request.required_scopes,
-            grpc=grpc,
-        )
+        remaining_seconds = call.remaining_seconds()
+        if request.HasField("function"):
+            tool = await self._functions.describe(request, remaining_seconds)
+        else:
+            tool = await self._described_method(tool_stream(name), request, remaining_seconds)
+        tool.name = name
+        tool.description = request.description or tool.description
+        tool.effect = request.effect
+        tool.requires_approval = request.requires_approval
+        tool.trust = request.trust or tools_pb2.TRUST_UNTRUSTED
+        tool.required_scopes.extend(request.required_scopes)
         tool.timeout.FromNanoseconds(int(self._settings.timeout_seconds * 1e9))
         if request.HasField("timeout"):
             tool.timeout.CopyFrom(request.timeout)
@@ -310,6 +305,29 @@ class ToolsService:
             tool.cache_ttl.CopyFrom(request.cache_ttl)
         tool.create_time.FromNanoseconds(self._clock.now_ns())
         return with_etag(tool)
+
+    async def _described_method(
+        self, stream: StreamName, request: pb.RegisterToolRequest, remaining_seconds: float
+    ) -> tools_pb2.Tool:
+        grpc = tools_pb2.GrpcTool()
+        grpc.CopyFrom(request.grpc)
+        values = take_secrets(grpc)
+        method = await self._methods.describe(grpc, values, remaining_seconds)
+        grpc.descriptors.CopyFrom(method.descriptors)
+        sealed = await self._secrets.seal(stream, values)
+        if sealed is not None:
+            grpc.secrets.CopyFrom(sealed)
+        return tools_pb2.Tool(
+            description=method.description,
+            parameters_json_schema=method.parameters_json_schema,
+            grpc=grpc,
+        )
+
+    def _runner(self, tool: tools_pb2.Tool) -> McpServers | FunctionTools | GrpcMethods:
+        """What calls a tool that isn't built in."""
+        if tool.HasField("mcp"):
+            return self._mcp
+        return self._functions if tool.HasField("function") else self._methods
 
     def _tool(self, name: str) -> tools_pb2.Tool:
         _, tenant, _, tool_id = name.split("/")
@@ -379,6 +397,12 @@ def _check_registration(request: pb.RegisterToolRequest) -> None:
             raise InvalidArgument.of("cache_ttl", "is for tools that only read")
         if _seconds(request.cache_ttl) <= 0:
             raise InvalidArgument.of("cache_ttl", "must be more than 0")
+    if request.HasField("grpc") == request.HasField("function"):
+        raise InvalidArgument.of("grpc", "either a method or a function makes a tool")
+    if request.HasField("function"):
+        return
+    if request.parameters_json_schema:
+        raise InvalidArgument.of("parameters_json_schema", "is for functions")
     check_secrets(request.grpc)
     match = _ADDRESS.fullmatch(request.grpc.address)
     if match is None or not 0 < int(match[1]) < 65_536:

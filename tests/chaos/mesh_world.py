@@ -133,7 +133,7 @@ def _replicas(folder: Path, name: str, nats_url: str) -> Iterator[Platform]:
             "WEFT_ZONE": zone,
             "WEFT_AGENTS_RESUMES_MAX": RESUMES_MAX,
         }
-        alone = ("blobs", "vectors") if name == "control" and number == 0 else ()
+        alone = ("blobs", "functions", "vectors") if name == "control" and number == 0 else ()
         # Clients of gateways know them by their port.
         port = _free_port() if name == "gateway" else 0
         yield Platform(

@@ -12,8 +12,8 @@ from tests.security.bus import STREAMS, USERS, RawClient, bus, logged_in, others
 
 SUBJECT_IS_FULL = 10077
 AREAS = (
-    *("agents", "auth", "blobs", "budgets", "control", "exports", "instances", "mcp", "models"),
-    *("schedules", "scheduler", "state", "tools", "usage", "vectors"),
+    *("agents", "auth", "blobs", "budgets", "control", "exports", "functions", "instances"),
+    *("mcp", "models", "schedules", "scheduler", "state", "tools", "usage", "vectors"),
 )
 API = "$JS.API"
 
@@ -70,6 +70,7 @@ GRANTED = {
     "auth": writes("auth") | PROCESS | KEEPS_KEYS | DESTROYS,
     "blobs": writes("blobs") | PROCESS,
     "control": writes("control", "instances") | PROCESS,
+    "functions": writes("functions") | PROCESS,
     "gateway": writes("auth", "instances") | PROCESS,
     "models": writes("budgets", "usage") | PROCESS | CACHES,
     "scheduler": writes("scheduler", "schedules") | PROCESS,

@@ -99,7 +99,8 @@ async def held(weft: Deployment, tenant: str) -> Any:
         stored.api_key.ClearField("last_used_time")
     access.ClearField("revision")
     areas = (
-        *("agents", "blobs", "budgets", "control", "exports", "mcp", "scheduler", "schedules"),
+        *("agents", "blobs", "budgets", "control", "exports", "functions", "mcp"),
+        *("scheduler", "schedules"),
         *("state", "tools", "vectors"),
     )
     ends = [await weft.host.events.last_position(Selection(f"{area}.{tenant}")) for area in areas]

@@ -6,6 +6,7 @@ from mesh.call import Call
 from mesh.errors import WeftError
 from services.models.service import ModelsService
 from services.models.settings import ModelsSettings
+from tests.support.budgets import memory_budgets
 from tests.support.cached import memory_cache
 from weft.models.v1 import model_service_pb2 as pb
 
@@ -17,7 +18,7 @@ class LocalModels:
     it can't be reached."""
 
     def __init__(self) -> None:
-        self._service = ModelsService(ModelsSettings(), memory_cache())
+        self._service = ModelsService(ModelsSettings(), memory_cache(), memory_budgets())
         self.requests: list[pb.EmbedRequest] = []
         self.error: WeftError | None = None
 

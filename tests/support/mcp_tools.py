@@ -91,9 +91,10 @@ async def mcp_tools(
     store = events if events is not None else MemoryEventStore()
     allowed = (" ".join(FAULTY_COMMAND), *commands)
     made = ToolsSettings(mcp_commands=allowed, **settings)
-    vectors: Any = None
+    nobody: Any = None
     service = ToolsService(
-        *(made, store, SYSTEM, vectors, memory_cache(), memory_keyring(), folder),
+        *(made, store, SYSTEM, nobody, memory_cache(), memory_keyring(), folder),
+        functions=nobody,
         instance="instance-1",
     )
     await service.start()

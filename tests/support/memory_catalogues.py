@@ -122,7 +122,9 @@ class MemoryTools:
             effect=request.effect,
             requires_approval=request.requires_approval,
             timeout=request.timeout,
-            grpc=request.grpc,
+            grpc=request.grpc if request.HasField("grpc") else None,
+            function=request.function if request.HasField("function") else None,
+            parameters_json_schema=request.parameters_json_schema,
             trust=request.trust,
             required_scopes=request.required_scopes,
         )

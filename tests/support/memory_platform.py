@@ -15,6 +15,7 @@ from mesh.rpc.settings import RpcSettings
 from tests.support.blobs import BlobParts
 from tests.support.budgets import memory_budgets
 from tests.support.edge import pipeline
+from tests.support.functions import FunctionParts
 from tests.support.mcp_tools import memory_mcp_servers
 from tests.support.memory_access import MemoryAccess, admitting
 from tests.support.memory_batches import MemoryBatches
@@ -53,6 +54,7 @@ class MemoryPlatform:
         self.budgets = memory_budgets()
         self._folder = tempfile.TemporaryDirectory()
         self.blobs = BlobParts(Path(self._folder.name)).service()
+        self.functions = FunctionParts(Path(self._folder.name)).service()
         self.mcp = memory_mcp_servers(Path(self._folder.name))
         self.instances = MemoryInstances()
         self.traffic = memory_traffic(self.agents, self.instances)
@@ -75,6 +77,7 @@ class MemoryPlatform:
         self._thread.start()
         self._run(self.traffic.start())
         self._run(self.blobs.start())
+        self._run(self.functions.start())
         self._run(self.budgets.start())
         self._run(self.mcp.start())
         self._run(self._listen())
@@ -84,6 +87,7 @@ class MemoryPlatform:
         self._run(self._cut())
         self._run(self.traffic.stop())
         self._run(self.blobs.stop())
+        self._run(self.functions.stop())
         self._run(self.budgets.stop())
         self._run(self.mcp.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -131,6 +135,7 @@ class MemoryPlatform:
             "weft.control.v1.MeshService": self.instances,
             "weft.control.v1.RegistryService": self.instances,
             "weft.control.v1.TrafficService": self.traffic,
+            "weft.functions.v1.FunctionService": self.functions,
             "weft.models.v1.BudgetService": self.budgets.rpcs,
             "weft.models.v1.ModelService": self.models,
             "weft.scheduler.v1.BatchService": self.batches,

@@ -42,7 +42,7 @@ SCRIPTED_CATALOGUE = tuple(
 
 SPLIT = [
     ["auth", "control"],
-    ["blobs", "models", "tools", "vectors"],
+    ["blobs", "functions", "models", "tools", "vectors"],
     ["state"],
     ["scheduler"],
     ["agents"],

@@ -34,7 +34,7 @@ def test_a_client_of_a_zone_is_sent_there_first(composed: Composed) -> None:
     for route in told["routes"]:
         (cluster,) = route["clusters"]
         zones = [(each["priority"], each["zone"]) for each in cluster["endpoints"]]
-        single = route["service"] in ("blobs", "vectors")
+        single = route["service"] in ("blobs", "functions", "vectors")
         wanted = [(0, "north")] if single else [(0, "south"), (1, "north")]
         assert zones == wanted
 

@@ -1,10 +1,10 @@
 """The roles that come with Weft.
 
-- `viewer` reads: definitions, sessions, tools, documents, blobs.
+- `viewer` reads: definitions, sessions, tools, functions, documents, blobs.
 - `operator` is on call: sees what viewers see, runs and approves turns, reads the audit
   trail, checks the log, and revokes credentials that leaked. It makes nothing.
-- `developer` builds: agents, tools, collections, blobs, sessions. It doesn't approve, since what
-  waits for approval is meant to be seen by somebody else than its author.
+- `developer` builds: agents, tools, functions, collections, blobs, sessions. It doesn't
+  approve, since what waits for approval is meant to be seen by somebody else than its author.
 - `worker` is an application that runs agents which others made.
 - `admin` may do all, also what later versions add.
 """
@@ -22,7 +22,7 @@ _VIEWER = frozenset(
         *("agents.get", "agents.list", "agents.list_stalled", "auth.get_tenant", "models.list"),
         *("blobs.get", "blobs.list", "blobs.stat"),
         *("models.get_budget", "models.get_usage", "models.list_budgets"),
-        *("control.get_split", "control.list_splits"),
+        *("control.get_split", "control.list_splits", "functions.get", "functions.list"),
         *("scheduler.get", "scheduler.get_queue", "scheduler.list", "scheduler.list_queues"),
         *("scheduler.get_schedule", "scheduler.list_schedules", "scheduler.list_workers"),
         *("state.get", "state.list", "state.watch", "tools.get", "tools.list"),
@@ -45,13 +45,14 @@ _OPERATOR = _VIEWER | {
     *("scheduler.redrive", "scheduler.retry", "scheduler.submit", "scheduler.update_queue"),
     *("agents.fail", "agents.skip", "scheduler.fail", "scheduler.skip"),
     *("models.delete_budget", "models.set_budget"),
-    *("control.set_split", "tools.refresh_mcp_server"),
+    *("control.set_split", "functions.read_logs", "tools.refresh_mcp_server"),
     *_SCHEDULES,
 }
 _DEVELOPER = _VIEWER | {
     *("agents.create", "agents.delete", "agents.run", "agents.update", "auth.list_roles"),
     *("blobs.delete", "blobs.put", "blobs.sign"),
     "control.set_split",
+    *("functions.delete", "functions.deploy", "functions.invoke", "functions.read_logs"),
     *("models.embed", "models.generate"),
     *("state.create", "state.export", "state.fork", "state.import"),
     *("scheduler.cancel", "scheduler.create_queue", "scheduler.retry", "scheduler.submit"),
@@ -65,6 +66,7 @@ _WORKER = frozenset(
         *("agents.get", "agents.run", "models.embed", "models.generate", "models.list"),
         "state.create",
         *("blobs.get", "blobs.list", "blobs.put", "blobs.sign", "blobs.stat"),
+        *("functions.get", "functions.invoke", "functions.list"),
         *("scheduler.get", "scheduler.submit", "scheduler.work"),
         *("state.get", "state.watch", "tools.get", "tools.invoke", "tools.list"),
         *("vectors.get", "vectors.list", "vectors.search", "vectors.write"),

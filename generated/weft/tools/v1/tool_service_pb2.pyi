@@ -141,6 +141,8 @@ class RegisterToolRequest(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CACHE_TTL_FIELD_NUMBER: _builtins.int
+    FUNCTION_FIELD_NUMBER: _builtins.int
+    PARAMETERS_JSON_SCHEMA_FIELD_NUMBER: _builtins.int
     TRUST_FIELD_NUMBER: _builtins.int
     REQUIRED_SCOPES_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
@@ -159,11 +161,13 @@ class RegisterToolRequest(_message.Message):
     """Names this request: the same id again gets the same answer, and the same
     id with another body is refused. Made by the server where it is empty.
     """
+    parameters_json_schema: _builtins.str
+    """JSON Schema of a function's arguments, an object schema; any object where it is empty."""
     trust: _tools_pb2.Trust.ValueType
     """Whose word its results are; UNTRUSTED where it isn't set."""
     @_builtins.property
     def grpc(self) -> _tools_pb2.GrpcTool:
-        """The method."""
+        """The method, where the tool is one."""
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
@@ -175,6 +179,10 @@ class RegisterToolRequest(_message.Message):
         a week at most; for tools that only read. To register the tool again
         forgets the results that are kept.
         """
+
+    @_builtins.property
+    def function(self) -> _tools_pb2.FunctionTool:
+        """The function, where the tool is one; it must be there."""
 
     @_builtins.property
     def required_scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -194,12 +202,14 @@ class RegisterToolRequest(_message.Message):
         timeout: _duration_pb2.Duration | None = ...,
         request_id: _builtins.str = ...,
         cache_ttl: _duration_pb2.Duration | None = ...,
+        function: _tools_pb2.FunctionTool | None = ...,
+        parameters_json_schema: _builtins.str = ...,
         trust: _tools_pb2.Trust.ValueType = ...,
         required_scopes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "grpc", b"grpc", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "function", b"function", "grpc", b"grpc", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "description", b"description", "effect", b"effect", "grpc", b"grpc", "parent", b"parent", "request_id", b"request_id", "required_scopes", b"required_scopes", "requires_approval", b"requires_approval", "timeout", b"timeout", "tool_id", b"tool_id", "trust", b"trust"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl", "description", b"description", "effect", b"effect", "function", b"function", "grpc", b"grpc", "parameters_json_schema", b"parameters_json_schema", "parent", b"parent", "request_id", b"request_id", "required_scopes", b"required_scopes", "requires_approval", b"requires_approval", "timeout", b"timeout", "tool_id", b"tool_id", "trust", b"trust"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -86,9 +86,10 @@ class ToolServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RegisterTool(self, request, context):
-        """Makes a method of a gRPC server a tool. The server is asked for the
-        method's description by reflection, unless the request brings it, and the
-        request's type becomes the JSON Schema that models see. A tool of that id
+        """Makes a method of a gRPC server, or a function, a tool. A server is asked
+        for the method's description by reflection, unless the request brings it,
+        and the request's type becomes the JSON Schema that models see; a
+        function's is given. A tool of that id
         is replaced.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

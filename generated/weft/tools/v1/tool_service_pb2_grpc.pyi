@@ -38,9 +38,10 @@ class ToolServiceStub:
     ListTools: _grpc.UnaryUnaryMultiCallable[_tool_service_pb2.ListToolsRequest, _tool_service_pb2.ListToolsResponse]
     """Lists tools, built-in ones first, then by id."""
     RegisterTool: _grpc.UnaryUnaryMultiCallable[_tool_service_pb2.RegisterToolRequest, _tool_service_pb2.RegisterToolResponse]
-    """Makes a method of a gRPC server a tool. The server is asked for the
-    method's description by reflection, unless the request brings it, and the
-    request's type becomes the JSON Schema that models see. A tool of that id
+    """Makes a method of a gRPC server, or a function, a tool. A server is asked
+    for the method's description by reflection, unless the request brings it,
+    and the request's type becomes the JSON Schema that models see; a
+    function's is given. A tool of that id
     is replaced.
     """
     DeleteTool: _grpc.UnaryUnaryMultiCallable[_tool_service_pb2.DeleteToolRequest, _tool_service_pb2.DeleteToolResponse]
@@ -65,9 +66,10 @@ class ToolServiceAsyncStub(ToolServiceStub):
     ListTools: _aio.UnaryUnaryMultiCallable[_tool_service_pb2.ListToolsRequest, _tool_service_pb2.ListToolsResponse]  # type: ignore[assignment]
     """Lists tools, built-in ones first, then by id."""
     RegisterTool: _aio.UnaryUnaryMultiCallable[_tool_service_pb2.RegisterToolRequest, _tool_service_pb2.RegisterToolResponse]  # type: ignore[assignment]
-    """Makes a method of a gRPC server a tool. The server is asked for the
-    method's description by reflection, unless the request brings it, and the
-    request's type becomes the JSON Schema that models see. A tool of that id
+    """Makes a method of a gRPC server, or a function, a tool. A server is asked
+    for the method's description by reflection, unless the request brings it,
+    and the request's type becomes the JSON Schema that models see; a
+    function's is given. A tool of that id
     is replaced.
     """
     DeleteTool: _aio.UnaryUnaryMultiCallable[_tool_service_pb2.DeleteToolRequest, _tool_service_pb2.DeleteToolResponse]  # type: ignore[assignment]
@@ -107,9 +109,10 @@ class ToolServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tool_service_pb2.RegisterToolRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tool_service_pb2.RegisterToolResponse, _abc.Awaitable[_tool_service_pb2.RegisterToolResponse]]:
-        """Makes a method of a gRPC server a tool. The server is asked for the
-        method's description by reflection, unless the request brings it, and the
-        request's type becomes the JSON Schema that models see. A tool of that id
+        """Makes a method of a gRPC server, or a function, a tool. A server is asked
+        for the method's description by reflection, unless the request brings it,
+        and the request's type becomes the JSON Schema that models see; a
+        function's is given. A tool of that id
         is replaced.
         """
 

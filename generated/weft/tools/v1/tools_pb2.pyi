@@ -69,6 +69,7 @@ class Tool(_message.Message):
     BUILTIN_FIELD_NUMBER: _builtins.int
     GRPC_FIELD_NUMBER: _builtins.int
     MCP_FIELD_NUMBER: _builtins.int
+    FUNCTION_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     CACHE_TTL_FIELD_NUMBER: _builtins.int
@@ -105,6 +106,10 @@ class Tool(_message.Message):
         """A tool of an MCP server."""
 
     @_builtins.property
+    def function(self) -> Global___FunctionTool:
+        """A function of the tenant's."""
+
+    @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was registered; not set for built-in tools."""
 
@@ -132,17 +137,18 @@ class Tool(_message.Message):
         builtin: Global___BuiltinTool | None = ...,
         grpc: Global___GrpcTool | None = ...,
         mcp: Global___McpTool | None = ...,
+        function: Global___FunctionTool | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
         cache_ttl: _duration_pb2.Duration | None = ...,
         trust: Global___Trust.ValueType = ...,
         required_scopes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["builtin", b"builtin", "cache_ttl", b"cache_ttl", "create_time", b"create_time", "grpc", b"grpc", "kind", b"kind", "mcp", b"mcp", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["builtin", b"builtin", "cache_ttl", b"cache_ttl", "create_time", b"create_time", "function", b"function", "grpc", b"grpc", "kind", b"kind", "mcp", b"mcp", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["builtin", b"builtin", "cache_ttl", b"cache_ttl", "create_time", b"create_time", "description", b"description", "effect", b"effect", "etag", b"etag", "grpc", b"grpc", "kind", b"kind", "mcp", b"mcp", "name", b"name", "parameters_json_schema", b"parameters_json_schema", "required_scopes", b"required_scopes", "requires_approval", b"requires_approval", "timeout", b"timeout", "trust", b"trust"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["builtin", b"builtin", "cache_ttl", b"cache_ttl", "create_time", b"create_time", "description", b"description", "effect", b"effect", "etag", b"etag", "function", b"function", "grpc", b"grpc", "kind", b"kind", "mcp", b"mcp", "name", b"name", "parameters_json_schema", b"parameters_json_schema", "required_scopes", b"required_scopes", "requires_approval", b"requires_approval", "timeout", b"timeout", "trust", b"trust"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["builtin", "grpc", "mcp"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["builtin", "grpc", "mcp", "function"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -341,6 +347,32 @@ class GrpcTls(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GrpcTls: _TypeAlias = GrpcTls  # noqa: Y015
+
+@_typing.final
+class FunctionTool(_message.Message):
+    """A function, which is invoked with the arguments."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The function, as `tenants/{tenant}/functions/{function}`; of the tool's tenant."""
+    version: _builtins.int
+    """Which version; whichever is the present one where it isn't set."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FunctionTool: _TypeAlias = FunctionTool  # noqa: Y015
 
 @_typing.final
 class Source(_message.Message):

@@ -33,6 +33,7 @@ from tests.support.cached import memory_cache
 from tests.support.edge import pipeline
 from tests.support.keys import memory_keyring
 from weft.agents.v1 import agent_pb2, agent_service_pb2
+from weft.functions.v1.function_service_pb2_grpc import FunctionServiceStub
 from weft.models.v1 import models_pb2
 from weft.state.v1 import session_pb2
 from weft.tools.v1.tool_service_pb2_grpc import ToolServiceStub
@@ -66,8 +67,10 @@ def tools_of(store: MemoryEventStore) -> Any:
     endpoints: dict[str, Endpoint] = {}
     channel: Any = LocalChannel(endpoints)
     vectors: Any = VectorServiceStub(channel)
+    functions: Any = FunctionServiceStub(channel)
     service = ToolsService(
-        *(ToolsSettings(), store, SYSTEM, vectors, memory_cache(), memory_keyring()), NO_FOLDER
+        *(ToolsSettings(), store, SYSTEM, vectors, memory_cache(), memory_keyring(), NO_FOLDER),
+        functions=functions,
     )
     endpoints.update(bind(service.handlers, pipeline(RpcSettings()), RpcSettings()))
     return ToolServiceStub(channel)

@@ -84,11 +84,13 @@ async def blobs(tmp_path: Path) -> AsyncIterator[BlobsService]:
 
 
 def service_of(blobs: BlobsService | None, **settings: Any) -> ToolsService:
+    nobody: Any = None
     stub: Any = LocalBlobs(blobs) if blobs is not None else None
     made = ToolsSettings(**settings)
     return ToolsService(
         *(made, MemoryEventStore(), SYSTEM, OnePassage(), memory_cache(), memory_keyring()),
         Path("/nonexistent"),
+        functions=nobody,
         blobs=stub,
     )
 

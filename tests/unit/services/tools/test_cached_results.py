@@ -75,9 +75,10 @@ def cache(hand: Hand) -> Cache:
 
 @pytest.fixture
 async def service(cache: Cache, address: str) -> AsyncIterator[ToolsService]:
-    vectors: Any = None
+    nobody: Any = None
     made = ToolsService(
-        *(ToolsSettings(), MemoryEventStore(), SYSTEM, vectors, cache, memory_keyring()), NO_FOLDER
+        *(ToolsSettings(), MemoryEventStore(), SYSTEM, nobody, cache, memory_keyring(), NO_FOLDER),
+        functions=nobody,
     )
     await made.start()
     await register(made, address)

@@ -107,8 +107,18 @@ async def started(
 ) -> ToolsService:
     clock = Clock(now_ns=lambda: START_NS, monotonic=SYSTEM.monotonic)
     bounds = settings or ToolsSettings(tools_max=3, content_length_max=1_000, reflection_seconds=2)
+    nobody: Any = None
     service = ToolsService(
-        *(bounds, events, clock, LocalVectors(vectors), memory_cache(), memory_keyring()), NO_FOLDER
+        *(
+            bounds,
+            events,
+            clock,
+            LocalVectors(vectors),
+            memory_cache(),
+            memory_keyring(),
+            NO_FOLDER,
+        ),
+        functions=nobody,
     )
     await service.start()
     return service
@@ -619,3 +629,36 @@ async def test_the_ledger_counts_effects_over_its_own_death(
             await register(service, address_file.read_text())
             await invoke(service, "credit", {"account": "ann", "amount": 1}, idempotency_key="k")
     assert effects_by_key(file) == {"k": 1 if deduplicates else 2}
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({}, "grpc"),
+        ({"grpc": {"address": "a:1", "method": "a.B/C"}, "function": {"name": "f"}}, "grpc"),
+        ({"function": {"name": "tenants/other/functions/f"}}, "function.name"),
+        (
+            {"function": {"name": f"{PARENT}/functions/f"}, "parameters_json_schema": "{"},
+            "parameters_json_schema",
+        ),
+        (
+            {
+                "function": {"name": f"{PARENT}/functions/f"},
+                "parameters_json_schema": '{"type": "array"}',
+            },
+            "parameters_json_schema",
+        ),
+        (
+            {"grpc": {"address": "a:1", "method": "a.B/C"}, "parameters_json_schema": "{}"},
+            "parameters_json_schema",
+        ),
+    ],
+)
+async def test_what_makes_no_function_a_tool_is_refused(
+    service: ToolsService, fields: dict[str, Any], field: str
+) -> None:
+    effect = options_pb2.EFFECT_READ
+    request = pb.RegisterToolRequest(parent=PARENT, tool_id="f", effect=effect, **fields)
+    with pytest.raises(InvalidArgument) as caught:
+        await service.register_tool(request, call())
+    assert [each.field for each in caught.value.violations] == [field]

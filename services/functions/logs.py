@@ -1,0 +1,238 @@
+"""What functions print: kept sealed in the instance's folder, within bounds, and told to who
+watches.
+
+An entry's key is that of the tenant's functions or, where the invocation was made for a
+session's turn, that session's: once its key is destroyed nothing opens the entry.
+"""
+
+import asyncio
+import codecs
+import re
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import apsw
+import structlog
+from google.protobuf.message import DecodeError
+
+from mesh.clock import Clock
+from mesh.errors import DataDamaged, DataErased, Unavailable, WeftError
+from mesh.events.store import START, EventStore, StreamName
+from mesh.security.aead import bound, seal, unseal
+from mesh.security.keyring import Keyring
+from services.functions.domain import AREA
+from services.functions.log_tables import LogTables, Row
+from services.functions.settings import FunctionsSettings
+from weft.functions.v1 import functions_pb2
+
+T = TypeVar("T")
+
+FILE_NAME = "logs.sqlite3"
+FLUSH_SECONDS = 0.2
+ENTRY_LENGTH_MAX = 16_384
+ENTRIES_AT_ONCE = 256
+_SESSION = re.compile(
+    r"tenants/([a-z0-9-]{1,63})/agents/([a-z0-9-]{1,63})/sessions/([a-z0-9-]{1,63})/"
+)
+_STREAMS = {
+    "stdout": functions_pb2.LOG_STREAM_STDOUT,
+    "stderr": functions_pb2.LOG_STREAM_STDERR,
+}
+_FAR_NS = 2**63 - 1
+_log = structlog.get_logger(__name__)
+
+
+class Logs:
+    """The logs of all functions of this instance."""
+
+    def __init__(
+        self,
+        folder: Path,
+        keyring: Keyring,
+        events: EventStore,
+        settings: FunctionsSettings,
+        clock: Clock,
+    ) -> None:
+        path = folder / FILE_NAME
+        self._tables = LogTables(path, settings.log_bytes_max, settings.logs_bytes_max)
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="function logs")
+        self._keyring = keyring
+        self._events = events
+        self.clock = clock
+        self._grown: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._erasing: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Opens the file. Unavailable where that can't be done."""
+        await self._run(self._tables.open)
+        self._keyring.on_erased(self._key_erased)
+
+    async def close(self) -> None:
+        """Closes the file."""
+        await asyncio.gather(*self._erasing, return_exceptions=True)
+        await self._run(self._tables.close)
+        self._worker.shutdown()
+
+    def writer(
+        self, function: str, version: int, invocation: str, idempotency_key: str
+    ) -> "LogWriter":
+        """What takes the output of one invocation."""
+        return LogWriter(self, function, version, invocation, idempotency_key)
+
+    async def page(
+        self, function: str, invocation: str, after: int, count: int
+    ) -> list[functions_pb2.FunctionLogEntry]:
+        """At most `count` entries behind a place, oldest first. What can't be opened any more is
+        told with an empty text."""
+        rows = await self._run(lambda: self._tables.page(function, invocation, after, count))
+        return [await self._opened(row) for row in rows]
+
+    async def watch(
+        self, function: str, after: int
+    ) -> AsyncGenerator[list[functions_pb2.FunctionLogEntry], None]:
+        """Entries behind a place, then those that come. Never ends by itself."""
+        grown = asyncio.Event()
+        self._grown[function].add(grown)
+        try:
+            while True:
+                grown.clear()
+                entries = await self.page(function, "", after, ENTRIES_AT_ONCE)
+                if entries:
+                    after = entries[-1].sequence
+                    yield entries
+                else:
+                    await grown.wait()
+        finally:
+            self._grown[function].discard(grown)
+            if not self._grown[function]:
+                del self._grown[function]
+
+    async def delete(self, function: str) -> None:
+        """Takes a function's log away."""
+        await self._run(lambda: self._tables.delete(function))
+
+    async def key_stream(self, function: str, idempotency_key: str) -> str:
+        """Whose key seals what is printed: that of the session whose call it is, or the
+        tenant's."""
+        tenant = function.split("/")[1]
+        session = _SESSION.match(idempotency_key)
+        if session is not None and session[1] == tenant:
+            stream = StreamName("state", tenant, (session[2], session[3]))
+            if await self._events.head_at(stream, _FAR_NS) != START:
+                return str(stream)
+        return f"{AREA}.{tenant}"
+
+    async def add(
+        self, key_stream: str, function: str, entries: list[functions_pb2.FunctionLogEntry]
+    ) -> None:
+        """Stores entries; those that can't be are lost, and an invocation doesn't fail of it."""
+        try:
+            key = await self._keyring.data_key_to_seal(key_stream)
+            rows = []
+            for entry in entries:
+                key.sealed += 1
+                place = _place(function, entry.invocation, key_stream, key.id)
+                sealed = seal(key.aead, entry.SerializeToString(), place)
+                rows.append(Row(0, function, entry.invocation, key_stream, key.id, sealed))
+            await self._run(lambda: self._tables.add(rows))
+        except DataErased:
+            return
+        except WeftError as error:
+            _log.warning("function_log_lost", function=function, reason=error.message)
+            return
+        for grown in self._grown.get(function, ()):
+            grown.set()
+
+    async def _opened(self, row: Row) -> functions_pb2.FunctionLogEntry:
+        try:
+            key = await self._keyring.data_key_to_open(row.key_stream, row.key_id)
+            place = _place(row.function, row.invocation, row.key_stream, row.key_id)
+            entry = functions_pb2.FunctionLogEntry.FromString(unseal(key.aead, row.sealed, place))
+        except (DataErased, DataDamaged, DecodeError):
+            entry = functions_pb2.FunctionLogEntry(invocation=row.invocation)
+        entry.sequence = row.sequence
+        return entry
+
+    def _key_erased(self, stream: str) -> None:
+        async def delete() -> None:
+            await self._run(lambda: self._tables.delete_sealed_by(stream))
+
+        task = asyncio.ensure_future(delete())
+        self._erasing.add(task)
+        task.add_done_callback(self._erasing.discard)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        def guarded() -> T:
+            try:
+                return work()
+            except apsw.Error as error:
+                raise Unavailable("the logs of functions can't be read or written") from error
+
+        return await asyncio.get_running_loop().run_in_executor(self._worker, guarded)
+
+
+class LogWriter:
+    """Gathers what one invocation prints into entries, and has them stored some times a second."""
+
+    def __init__(
+        self, logs: Logs, function: str, version: int, invocation: str, idempotency_key: str
+    ) -> None:
+        self._logs = logs
+        self._function = function
+        self._version = version
+        self._invocation = invocation
+        self._idempotency_key = idempotency_key
+        self._key_stream = ""
+        self._text = dict.fromkeys(_STREAMS, "")
+        self._decoders = {
+            name: codecs.getincrementaldecoder("utf-8")("replace") for name in _STREAMS
+        }
+        self._due: asyncio.Task[None] | None = None
+
+    def write(self, stream: str, data: bytes) -> None:
+        """Takes some bytes of `stdout` or `stderr`."""
+        self._text[stream] += self._decoders[stream].decode(data)
+        if self._due is None:
+            self._due = asyncio.create_task(self._later(), name="function log")
+
+    async def close(self) -> None:
+        """Returns once all of it is stored."""
+        due, self._due = self._due, None
+        if due is not None:
+            due.cancel()
+            await asyncio.gather(due, return_exceptions=True)
+        for stream, decoder in self._decoders.items():
+            self._text[stream] += decoder.decode(b"", final=True)
+        await self._flush()
+
+    async def _later(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            # What is being stored isn't given up in the middle: it would be told twice, or never.
+            await asyncio.shield(asyncio.ensure_future(self._flush()))
+
+    async def _flush(self) -> None:
+        entries = []
+        for stream, text in self._text.items():
+            for start in range(0, len(text), ENTRY_LENGTH_MAX):
+                entry = functions_pb2.FunctionLogEntry(
+                    version=self._version,
+                    invocation=self._invocation,
+                    stream=_STREAMS[stream],
+                    text=text[start : start + ENTRY_LENGTH_MAX],
+                )
+                entry.time.FromNanoseconds(self._logs.clock.now_ns())
+                entries.append(entry)
+        if not entries:
+            return
+        self._text = dict.fromkeys(_STREAMS, "")
+        if not self._key_stream:
+            self._key_stream = await self._logs.key_stream(self._function, self._idempotency_key)
+        await self._logs.add(self._key_stream, self._function, entries)
+
+
+def _place(function: str, invocation: str, key_stream: str, key_id: str) -> bytes:
+    return bound(("function log", function, invocation, key_stream, key_id))
