@@ -157,8 +157,8 @@ class Sandbox:
         if self._closed:
             return False
         try:
-            # It says nothing before its end.
-            self._guard.recv(1, socket.MSG_PEEK)
+            # It says nothing now; the kernel closes the channel as it ends.
+            self._channel.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return True
         except OSError:
