@@ -96,7 +96,7 @@ def drain(
 
     It stays drained until `weft mesh undrain`. With --stop it ends; who supervises it may
     start it again. Ids begin with the time of the start: those of instances that started
-    within minutes of each other differ from about the eighth letter on.
+    within minutes of each other differ from the seventh letter on, or later.
     """
     from weft.control.v1 import mesh_service_pb2 as pb
 

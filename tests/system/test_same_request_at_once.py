@@ -19,6 +19,7 @@ from weft.scheduler.v1 import task_service_pb2 as task_rpc
 from weft.scheduler.v1 import tasks_pb2
 from weft.scheduler.v1.queue_service_pb2_grpc import QueueServiceStub
 from weft.scheduler.v1.task_service_pb2_grpc import TaskServiceStub
+from weft.state.v1 import session_pb2
 from weft.state.v1 import session_service_pb2 as session_rpc
 from weft.state.v1.session_service_pb2_grpc import SessionServiceStub
 
@@ -149,7 +150,7 @@ async def test_two_bodies_at_once_under_one_request_id_make_one_session(pair: Pa
             session_rpc.CreateSessionRequest(
                 parent=AGENT, submit_policy=policy, request_id=request_id
             )
-            for policy in (1, 2)
+            for policy in (session_pb2.SUBMIT_POLICY_REJECT, session_pb2.SUBMIT_POLICY_ENQUEUE)
         ]
         answers = await asyncio.gather(
             *(
