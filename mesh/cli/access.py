@@ -12,6 +12,9 @@ from mesh.cli.failures import ExitCode, ServerLeft, usage_error
 from mesh.cli.names import tenant_name
 from mesh.private_files import config_folder
 
+KNOWN_MAX = 4
+"""Addresses that an error names."""
+
 
 def refuse_left_behind(address: Address) -> None:
     """ServerLeft where the server has ended that the address was taken from: a key isn't
@@ -21,8 +24,22 @@ def refuse_left_behind(address: Address) -> None:
             f"the server that listened on {address.target} has ended: a key isn't sent to"
             " whoever listens there now",
             exit_code=ExitCode.UNAVAILABLE,
-            notes=["Start it again with `weft up`, or name a server with --address."],
+            notes=[
+                "Start it again with `weft up`, or name a server with --address.",
+                *known_elsewhere(address.target),
+            ],
         )
+
+
+def known_elsewhere(target: str) -> tuple[str, ...]:
+    """Where else Weft may be, for somebody who didn't reach it at the target, by what `weft up`
+    left on this machine."""
+    same, others = ClusterFile(config_folder() / "clusters").addresses(beside=target)
+    if not (same or others):
+        return ()
+    named = ", ".join((same or others)[:KNOWN_MAX])
+    said = "Its deployment is known here at" if same else "Known here:"
+    return (f"{said} {named}; --address or WEFT_ADDRESS picks one.",)
 
 
 def no_credential() -> None:

@@ -171,8 +171,9 @@ def _ca(load_services: LoadServices) -> typer.Typer:
             print(f"No longer trusted: {ended}.")
         else:
             print(f"{roots[0].name} is trusted and signs, until {_day(roots[0].expire_time)}.")
-            print("Copy certificates to other machines again, then `weft ca issue --all`, copy")
-            print("once more, then `weft ca rotate --finish`.")
+            print("Copy certificates to other machines again, and bundle.pem to clients that name")
+            print("one (--ca-file), then `weft ca issue --all`, copy certificates once more, then")
+            print("`weft ca rotate --finish`, and copy both: until then they trust the old root.")
 
     @group.command(epilog="Example: weft ca show")
     def show(secrets_dir: SecretsDir = None, output: Form = Output.TABLE) -> None:

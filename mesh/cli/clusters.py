@@ -69,6 +69,17 @@ class ClusterFile:
                 return _parse(read_private(path)).api_key or None
         return None
 
+    def addresses(self, beside: str) -> tuple[list[str], list[str]]:
+        """Other addresses that are kept: those of the deployment that is reached at `beside`,
+        and those of other ones; of each the last ones kept first."""
+        own: dict[str, None] = {}
+        others: dict[str, None] = {}
+        for path in self._files():
+            kept = _parse(_text(path)).addresses
+            (own if beside in kept else others).update(dict.fromkeys(kept))
+        own.pop(beside, None)
+        return list(own), list(others)
+
     def _put(self, cluster: str, stored: "_Stored") -> None:
         kept = list(dict.fromkeys(stored.addresses))[:ADDRESSES_MAX]
         text = json.dumps({"addresses": kept, "api_key": stored.api_key})

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from mesh.cli.access import Access, Named, refuse_left_behind
+from mesh.cli.access import Access, Named, known_elsewhere, refuse_left_behind
 from mesh.cli.address import Address
 from mesh.cli.credentials import Credential, key_notes
 from mesh.cli.failures import (
@@ -125,6 +125,8 @@ class Client:
             if failure := misunderstood(self.address.target, self.ca_file):
                 return failure
         failure = from_rpc_error(error, self.address.target)
+        if is_unreached(error):
+            failure.notes += known_elsewhere(self.address.target)
         if is_unauthenticated(error):
             failure.notes += key_notes(self.credential, self.address.target)
         return failure

@@ -9,7 +9,7 @@ import typer
 from mesh.cli.bootstrap import instances
 from mesh.cli.command import command
 from mesh.cli.connection import Client
-from mesh.cli.failures import usage_error
+from mesh.cli.failures import CommandFailed, ExitCode, usage_error
 from mesh.cli.instances import load_text, state_text
 from mesh.cli.output import Output, as_data, note, show_data, show_message, show_rows
 
@@ -21,8 +21,14 @@ if TYPE_CHECKING:
 __all__ = ["instances"]
 
 COLLECTION = "instances/"
+PART_LENGTH_MIN = 4
+"""Letters within an id that name an instance: fewer are a slip of the hand."""
 InstanceArgument = Annotated[
-    str, typer.Argument(metavar="INSTANCE", help="An instance's id, or its first letters.")
+    str,
+    typer.Argument(
+        metavar="INSTANCE",
+        help="An instance's id, its first letters, or 4 or more in a row that only it has.",
+    ),
 ]
 
 
@@ -77,7 +83,7 @@ def list_routes(
         note(f"not told: {each}")
 
 
-@command(instances, "drain", example="weft mesh drain 01j9x --stop")
+@command(instances, "drain", example="weft mesh drain fke2zbpa --stop")
 def drain(
     client: Client,
     instance: InstanceArgument,
@@ -89,7 +95,8 @@ def drain(
     """Has an instance take nothing new; it finishes what it has.
 
     It stays drained until `weft mesh undrain`. With --stop it ends; who supervises it may
-    start it again.
+    start it again. Ids begin with the time of the start: those of instances that started
+    within minutes of each other differ from the seventh letter on, or later.
     """
     from weft.control.v1 import mesh_service_pb2 as pb
 
@@ -98,7 +105,7 @@ def drain(
     _show(client, client.call(_stub(client).DrainInstance, request).instance)
 
 
-@command(instances, "undrain", example="weft mesh undrain 01j9x")
+@command(instances, "undrain", example="weft mesh undrain fke2zbpa")
 def undrain(client: Client, instance: InstanceArgument) -> None:
     """Has an instance that was drained take calls again."""
     from weft.control.v1 import mesh_service_pb2 as pb
@@ -136,20 +143,32 @@ def _stub(client: Client) -> "MeshServiceStub":
 
 
 def _named(client: Client, text: str) -> str:
-    """The full name of an instance, of which the first letters of its id may be given."""
+    """The full name of an instance, of whose id a part may be given; CommandFailed where it is
+    that of none, or of several."""
     from weft.control.v1 import mesh_service_pb2 as pb
 
     wanted = text.removeprefix(COLLECTION)
     if not wanted:
         raise usage_error("name an instance", "`weft mesh instances` lists them.")
     status = client.call(_stub(client).GetMeshStatus, pb.GetMeshStatusRequest())
-    names = [each.name for each in status.instances]
-    found = [name for name in names if name.removeprefix(COLLECTION).startswith(wanted)]
-    if f"{COLLECTION}{wanted}" in found or not found:
-        return f"{COLLECTION}{wanted}"
+    ids = [each.name.removeprefix(COLLECTION) for each in status.instances]
+    found = [each for each in ids if each.startswith(wanted)]
+    if not found and len(wanted) >= PART_LENGTH_MIN:
+        found = [each for each in ids if wanted in each]
+    if wanted in found:
+        found = [wanted]
+    if not found:
+        raise CommandFailed(
+            f"no instance {wanted}",
+            exit_code=ExitCode.NOT_FOUND,
+            notes=["`weft mesh instances` lists them."],
+        )
     if len(found) > 1:
-        raise usage_error(f"several instances begin with {wanted}: {', '.join(found)}")
-    return found[0]
+        raise usage_error(
+            f"several instances have {wanted}: {', '.join(found)}",
+            "Give letters that only one of them has, from any part of its id.",
+        )
+    return f"{COLLECTION}{found[0]}"
 
 
 def _show(client: Client, instance: "Instance") -> None:

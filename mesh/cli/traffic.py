@@ -30,6 +30,8 @@ _AGENT = re.compile(
 _RATE = re.compile(r"(\d{1,3}(?:\.\d{1,4})?)%")
 _MILLIONTHS_OF_A_PERCENT = 10_000
 SERVICES = "services/-"
+CALLS_MIN, WINDOW_SECONDS = 100, 60.0
+"""Of a policy that doesn't say them, as the contract has it."""
 
 Subject = Annotated[
     str,
@@ -69,8 +71,8 @@ def set_split(
     rollback_above: Annotated[
         str | None,
         typer.Option(
-            metavar="PERCENT",
-            help="Roll back where more calls, or an agent's turns, fail, such as 5%.",
+            metavar="PERCENT%",
+            help="Roll back where more calls, or an agent's turns, fail: 5%, or 0.5%.",
         ),
     ] = None,
     calls_min: Annotated[
@@ -295,7 +297,10 @@ def _rate(text: str) -> int:
     found = _RATE.fullmatch(text)
     millionths = int(Decimal(found[1]) * _MILLIONTHS_OF_A_PERCENT) if found is not None else -1
     if not 0 <= millionths <= 1_000_000:
-        raise usage_error(f"--rollback-above: {text!r} is no share", "Write 5% or 0.5%.")
+        raise usage_error(
+            f"--rollback-above: {text!r} is no percentage",
+            "Write it with its sign, such as 5% or 0.5%, up to 100%.",
+        )
     return millionths
 
 
@@ -316,7 +321,13 @@ def _policy(split: "splits_pb2.Split") -> str:
         return ""
     policy = split.rollback_policy
     rate = policy.failures_per_million_max / _MILLIONTHS_OF_A_PERCENT
-    return f"above {rate:.6g}%{' over the base' if policy.over_base else ''}"
+    over = " over the base" if policy.over_base else ""
+    counted = "calls" if _of_service(split.name) else "turns"
+    window = policy.window.ToTimedelta().total_seconds() or WINDOW_SECONDS
+    return (
+        f"above {rate:.6g}%{over}, of {policy.calls_min or CALLS_MIN} {counted} or more"
+        f" within {window:g} s"
+    )
 
 
 def _action(change: "splits_pb2.SplitChange") -> str:

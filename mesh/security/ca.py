@@ -203,7 +203,9 @@ class CertificateAuthority:
                 raise FailedPrecondition(
                     f"the old root signed {', '.join(old)}: `weft ca issue --all` renews them"
                 )
-            self._write(BUNDLE, root.certificate_pem)
+            # Also where nothing is to be ended: one that was cut short is done to its end.
+            if len(roots) > 1:
+                self._write(BUNDLE, root.certificate_pem)
             self._publish_bundle(root)
             return [_shown_root(each, root) for each in roots if each != root.certificate]
 
@@ -239,8 +241,13 @@ class CertificateAuthority:
         return Issued(holder, link, names, expires, current=True)
 
     def _publish_bundle(self, root: KeyPair) -> None:
+        """Has it beside all certificates. What has it stays as it is: whoever serves with that
+        would read it again."""
         bundle = (self.folder / BUNDLE).read_text()
         for each in self._issued(root):
+            beside = each.folder / BUNDLE
+            if beside.exists() and beside.read_text() == bundle:
+                continue
             texts = [(each.folder / name).read_text() for name in (CERTIFICATE, KEY)]
             _publish(each.folder, texts[0], texts[1], bundle)
 

@@ -115,6 +115,7 @@ class Worker:
     locate: Callable[[], tuple[str, str]] | None = field(default=None, repr=False)
     _handlers: dict[str, Handler] = field(default_factory=dict)
     _running: dict[tuple[str, int], _Running] = field(default_factory=dict)
+    _on_loop: set[str] = field(default_factory=set)
     _outbox: "asyncio.Queue[pb.AttachRequest | None]" = field(default_factory=asyncio.Queue)
     _processes: Processes = field(default_factory=Processes)
     _stopping: bool = False
@@ -302,11 +303,18 @@ class Worker:
             due = time.monotonic() + self._heartbeat_seconds
             await asyncio.sleep(self._heartbeat_seconds)
             held_seconds = time.monotonic() - due
-            if held_seconds > HELD_SECONDS:
+            running_here = self._ran_here()
+            if held_seconds > HELD_SECONDS and running_here:
                 _log.warning(
                     "a handler held the event loop: what computes belongs into a plain def",
                     held_seconds=round(held_seconds, 1),
-                    running=sorted({each.assignment.capability for each in self._running.values()}),
+                    running=running_here,
+                )
+            elif held_seconds > HELD_SECONDS:
+                _log.warning(
+                    "the process stood still, and no handler ran in its event loop: it was stopped,"
+                    " the machine slept, or something else held the loop",
+                    held_seconds=round(held_seconds, 1),
                 )
             beat = pb.WorkerHeartbeat(load=min(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
             for (name, attempt), running in self._running.items():
@@ -315,6 +323,14 @@ class Worker:
                         task=name, attempt=attempt, progress=running.progress, note=running.note
                     )
             self._say(pb.AttachRequest(heartbeat=beat))
+
+    def _ran_here(self) -> list[str]:
+        """What ran in the event loop at any time since this was asked last: a handler that held
+        it may have ended by now. Plain functions run in processes of their own."""
+        found = sorted(self._on_loop)
+        going_on = [each for each in self._running.values() if each.report is None]
+        self._on_loop &= {each.assignment.capability for each in going_on}
+        return found
 
     def _take(self, message: pb.AttachResponse | pb.AttachSharedResponse) -> None:
         kind = message.WhichOneof("message")
@@ -400,6 +416,7 @@ class Worker:
             progress,
         )
         if _is_async(handler):
+            self._on_loop.add(assignment.capability)
             return await handler(task)
         return await self._processes.run(handler, replace(task, report=tell), progress)
 

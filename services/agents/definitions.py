@@ -178,7 +178,8 @@ class AgentDefinitions:
                 tool = (await self._tools.GetTool(request)).tool
             except NotFound:
                 raise InvalidArgument.of(
-                    f"{field}.tool", f"no tool {binding.tool} is registered"
+                    f"{field}.tool",
+                    f"no tool {binding.tool} is registered; `weft tool list` shows what there is",
                 ) from None
             known = orjson.loads(tool.parameters_json_schema or b"{}").get("properties", {})
             for argument in orjson.loads(binding.fixed_arguments_json or b"{}"):

@@ -30,7 +30,7 @@ class Submitter:
             # A repeated request gets its answer, whatever time it is.
             decide.check_spec(submission.spec, self._queues.clock.now_ns())
             if not id_is_new:
-                await self._check_id(parent, submission.task)
+                await self._check_id(queue, parent, submission)
         queue.refuse_shape(submission.spec)
         if queue.journal.full:
             raise LimitExceeded("the queue has too much to store already", retry_seconds=0.25)
@@ -66,8 +66,14 @@ class Submitter:
             await queue.journal.put("", _create_default)
         return queue
 
-    async def _check_id(self, parent: str, task: str) -> None:
-        if await self._queues.read_model.task(f"{parent}/tasks/{task}") is not None:
+    async def _check_id(
+        self, queue: TenantQueue, parent: str, submission: decide.Submission
+    ) -> None:
+        if await self._queues.read_model.task(f"{parent}/tasks/{submission.task}") is None:
+            return
+        # The same request may have come twice at once, and the other attempt was faster.
+        state = await queue.aggregate.load()
+        if decide.known_request(state, submission.request_id, submission.request_hash) is None:
             raise AlreadyExists("a task of that id is there already")
 
     def _accepted(

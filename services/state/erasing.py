@@ -87,15 +87,9 @@ class Erasures:
     async def _answer(self, request: session_service_pb2.EraseSessionRequest) -> list[str]:
         digest = request_hash(request)
         erasure = Erasure(request.name, request.request_id or new_id(), digest)
-        await self._read_model.catch_up()
-        known = self._read_model.erasure(request.name)
-        if known is not None:
-            _refuse_other(known, erasure)
-        else:
-            forks = self._read_model.forks(request.name, ERASED_MAX)
-            await self._check(request, forks)
-            for fork in forks:
-                await self._erase(Erasure(fork, erasure.request_id, digest))
+        forks = await self._checked_forks(request, erasure)
+        for fork in forks:
+            await self._erase(Erasure(fork, erasure.request_id, digest))
         await self._erase(erasure)
         await self._read_model.catch_up()
         return self._read_model.erased_by(erasure, ERASED_MAX)
@@ -126,6 +120,29 @@ class Erasures:
         for session in self._read_model.stalled_imports(stalled_before_ns):
             _log.warning("a broken import is erased", session=session)
             await self._erase(Erasure(session, new_id(), b""))
+
+    async def _checked_forks(
+        self, request: session_service_pb2.EraseSessionRequest, erasure: Erasure
+    ) -> list[str]:
+        """The forks to erase first; none where the same request erased the session before."""
+        seen: list[str] | None = None
+        while True:
+            await self._read_model.catch_up()
+            known = self._read_model.erasure(request.name)
+            if known is not None:
+                _refuse_other(known, erasure)
+                return []
+            forks = self._read_model.forks(request.name, ERASED_MAX)
+            try:
+                await self._check(request, forks)
+            except (DataErased, NotFound):
+                # The same request may have come twice at once: what the other attempt erased
+                # meanwhile isn't looked at again.
+                if seen is not None and len(forks) >= len(seen):
+                    raise
+                seen = forks
+            else:
+                return forks
 
     async def _check(
         self, request: session_service_pb2.EraseSessionRequest, forks: list[str]

@@ -3,7 +3,14 @@
 from collections.abc import AsyncIterator
 
 from mesh.call import Call
-from mesh.errors import AlreadyExists, DataErased, LimitExceeded, NotFound, RequestIdReused
+from mesh.errors import (
+    AlreadyExists,
+    Conflict,
+    DataErased,
+    LimitExceeded,
+    NotFound,
+    RequestIdReused,
+)
 from mesh.events.aggregate import FORK_DEPTH_MAX, Repository
 from mesh.events.lineage import fork_depth
 from mesh.events.store import Selection
@@ -53,11 +60,8 @@ class Sessions:
         revision = await self._revisions.of_new(name, request.agent_revision)
         policy = request.submit_policy or session_pb2.SUBMIT_POLICY_REJECT
         command = domain.CreateSession(name, revision, policy, digest)
-        aggregate = self._repository.open(domain.session_stream(name))
-        await aggregate.execute(
-            lambda state: domain.decide(state, command), request_id=request.request_id
-        )
-        return session_service_pb2.CreateSessionResponse(session=_session(aggregate.state))
+        made = await self._make(command, request.request_id)
+        return session_service_pb2.CreateSessionResponse(session=made)
 
     async def get_session(
         self, request: session_service_pb2.GetSessionRequest, call: Call
@@ -108,12 +112,9 @@ class Sessions:
             domain.session_stream(request.name), until_revision=revision
         )
         command = domain.ForkSession(name, origin, base.state, digest)
-        aggregate = self._repository.open(domain.session_stream(name))
-        await aggregate.execute(
-            lambda state: domain.decide(state, command), request_id=request.request_id
-        )
+        made = await self._make(command, request.request_id)
         await self._erasures.follow_origin(name, request.name)
-        return session_service_pb2.ForkSessionResponse(session=_session(await aggregate.ready()))
+        return session_service_pb2.ForkSessionResponse(session=made)
 
     async def erase_session(
         self, request: session_service_pb2.EraseSessionRequest, call: Call
@@ -148,6 +149,23 @@ class Sessions:
 
     async def _existing(self, name: str) -> session_pb2.SessionState:
         return await existing(self._repository, name)
+
+    async def _make(
+        self, command: domain.CreateSession | domain.ForkSession, request_id: str
+    ) -> session_pb2.Session:
+        """The session, once it is stored. Raises what `_made_before` and `decide` do."""
+        aggregate = self._repository.open(domain.session_stream(command.session))
+        try:
+            await aggregate.execute(
+                lambda state: domain.decide(state, command), request_id=request_id
+            )
+        except (AlreadyExists, Conflict):
+            # The same request may have come twice at once, and the other attempt was faster.
+            known = await self._made_before(command.session, command.request_hash, request_id)
+            if known is None:
+                raise
+            return known
+        return _session(await aggregate.ready())
 
     async def _made_before(
         self, name: str, digest: bytes, request_id: str

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from mesh.call import Call
 from mesh.control.mesh_status import status_of
+from mesh.errors import NotFound
 from tests.support.memory_catalogues import page_of
 from weft.control.v1 import instances_pb2, mesh_service_pb2
 from weft.control.v1 import registry_service_pb2 as pb
@@ -50,6 +51,16 @@ class MemoryInstances:
         found = list(self.instances(request.service))
         page, token = page_of(found, request.page_size, request.page_token)
         return pb.ListInstancesResponse(instances=page, next_page_token=token)
+
+    async def drain_instance(
+        self, request: mesh_service_pb2.DrainInstanceRequest, _: Call
+    ) -> mesh_service_pb2.DrainInstanceResponse:
+        """Says that it drains."""
+        found = [each for each in self._instances if each.name == request.name]
+        if not found:
+            raise NotFound.of("instance", request.name)
+        found[0].state = instances_pb2.INSTANCE_STATE_DRAINING
+        return mesh_service_pb2.DrainInstanceResponse(instance=found[0])
 
     async def get_mesh_status(
         self, request: mesh_service_pb2.GetMeshStatusRequest, _: Call

@@ -39,6 +39,11 @@ def nap(task):
     time.sleep(float(task.payload))
     return "slept"
 
+@worker.task("hog")
+async def hog(task):
+    time.sleep(float(task.payload))
+    return "slept"
+
 @worker.task("slow")
 async def slow(task):
     await asyncio.sleep(float(task.payload))
@@ -163,6 +168,19 @@ async def test_a_worker_of_all_tenants_serves_each_and_is_for_administrators(sho
             assert (done.code, done.out) == (0, "B")
             first = (await each("task", "watch", "t1", "-o", "json")).items[-1]
             assert first["state"] == "TASK_STATE_SUCCEEDED"
+
+
+async def test_what_kept_it_from_beating_is_told_as_it_is(shop: Shop) -> None:
+    async with shop.worker("--queue", "default") as run:
+        await run.until_said("attached")
+        run.process.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(3)
+        run.process.send_signal(signal.SIGCONT)
+        await run.until_said("stood still")
+        assert "a handler held" not in run.said
+        assert (await shop("task", "submit", "hog", "--payload", "3", "--watch")).out == "slept"
+        await run.until_said("a handler held the event loop")
+        await run.until_said("hog")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -15,6 +15,7 @@ import typer.main
 import yaml
 
 from mesh.cli.application import application, run
+from mesh.cli.clusters import ClusterFile
 from mesh.cli.failures import ExitCode, from_rpc_error
 from tests.support.certificates import authority
 from tests.support.command_line import ROOT, Weft, command_line, environment_for
@@ -115,6 +116,25 @@ def test_an_unreachable_server_is_told_with_what_to_do(weft: Weft) -> None:
     assert ran.err == (
         "weft: can't reach Weft at 127.0.0.1:1\n"
         "  Start it with `weft up`, or name another server with --address.\n"
+    )
+
+
+def test_an_unreachable_server_is_told_with_where_weft_is_known(weft: Weft, config: Path) -> None:
+    files = ClusterFile(config / "clusters")
+    for cluster, address in (("one", "127.0.0.1:1"), ("one", "127.0.0.1:3"), ("two", "[::1]:4")):
+        files.write(cluster, address)
+    start = "  Start it with `weft up`, or name another server with --address.\n"
+    same = weft("agent", "list", "--address", "127.0.0.1:1")
+    assert (same.code, same.err) == (
+        5,
+        f"weft: can't reach Weft at 127.0.0.1:1\n{start}  Its deployment is known here at"
+        " 127.0.0.1:3; --address or WEFT_ADDRESS picks one.\n",
+    )
+    other = weft("mesh", "status", "--address", "127.0.0.1:2")
+    assert (other.code, other.err) == (
+        5,
+        f"weft: can't reach Weft at 127.0.0.1:2\n{start}  Known here: [::1]:4, 127.0.0.1:3,"
+        " 127.0.0.1:1; --address or WEFT_ADDRESS picks one.\n",
     )
 
 

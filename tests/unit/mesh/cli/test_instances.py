@@ -85,6 +85,46 @@ def test_no_instance_is_meant_by_an_empty_name(
         assert "name an instance" in refused.err
 
 
+IDS = ("01m8frg3fke2zbpa785r8ps0t4-host", "01m8frg4abc2zbpa785r8ps0w9-host")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [(IDS[0], 0), ("01m8frg3", 0), ("01m8frg4", 1), ("8ps0t4", 0), ("8ps0w9-host", 1)],
+)
+def test_an_instance_is_named_by_a_part_that_only_it_has(
+    weft: Weft, platform: MemoryPlatform, given: str, meant: int
+) -> None:
+    for each in IDS:
+        platform.instances.add(instance(each, "agents"))
+    drained = weft("mesh", "drain", given)
+    assert drained.code == 0, drained.err
+    assert drained.out.split()[:2] == ["instance", IDS[meant]]
+
+
+@pytest.mark.parametrize("given", ["01m8", "zbpa", "host"])
+def test_a_part_of_several_ids_is_refused_with_them(
+    weft: Weft, platform: MemoryPlatform, given: str
+) -> None:
+    for each in IDS:
+        platform.instances.add(instance(each, "agents"))
+    refused = weft("mesh", "drain", given)
+    assert refused.code == 2
+    assert f"several instances have {given}: {', '.join(IDS)}\n" in refused.err
+
+
+@pytest.mark.parametrize("given", ["zzz", "ps0", "instances/zzz"])
+def test_an_instance_that_is_not_there_is_told_by_its_id(
+    weft: Weft, platform: MemoryPlatform, given: str
+) -> None:
+    platform.instances.add(instance(IDS[0], "agents"))
+    refused = weft("mesh", "drain", given)
+    assert refused.code == 3
+    bare = given.removeprefix("instances/")
+    assert refused.err.startswith(f"weft: no instance {bare}\n")
+    assert "weft mesh instances" in refused.err
+
+
 def test_the_status_names_what_nobody_serves(weft: Weft, platform: MemoryPlatform) -> None:
     platform.instances.add(instance("one", "scheduler", zone="here", xds_target="127.0.0.1:2"))
     ran = weft("mesh", "status")

@@ -38,7 +38,7 @@ def test_a_split_is_set_promoted_and_rolled_back(weft: Weft) -> None:
     assert lines(shown.out)[:4] == [
         "split scheduler",
         "portions 1.4 90%, 1.5 10%",
-        "rollback above 5% over the base",
+        "rollback above 5% over the base, of 20 calls or more within 30 s",
         "etag r1",
     ]
     stored = weft("mesh", "splits", "scheduler", "-o", "json").data
@@ -53,7 +53,8 @@ def test_a_split_is_set_promoted_and_rolled_back(weft: Weft) -> None:
     listed = weft("mesh", "splits")
     assert lines(listed.out)[0] == "SPLIT PORTIONS ROLLBACK CHANGED HOW BY REASON"
     assert lines(listed.out)[1].startswith(
-        "scheduler 1.4 90%, 1.5 10% above 5% over the base AT rolled back "
+        "scheduler 1.4 90%, 1.5 10% above 5% over the base, of 20 calls or more within 30 s"
+        " AT rolled back "
     )
     history = lines(weft("mesh", "splits", "scheduler").out)
     assert [line.partition(",")[0] for line in history[4:]] == [
@@ -96,11 +97,11 @@ def test_an_agents_revisions_are_split(weft: Weft, tmp_path: Path) -> None:
     assert lines(weft("mesh", "splits", "--agents").out)[1].startswith("agents/bot 2 100%")
     policy = ("--rollback-above", "5%", "--calls-min", "20")
     shown = weft("mesh", "split", "agents/bot", "1=99", "2=1", *policy)
-    assert lines(shown.out)[2] == "rollback above 5%"
+    assert lines(shown.out)[2] == "rollback above 5%, of 20 turns or more within 60 s"
     stored = weft("mesh", "splits", "agents/bot", "-o", "json").data["rollback_policy"]
     assert (stored["failures_per_million_max"], stored["calls_min"]) == (50_000, 20)
     assert lines(weft("mesh", "splits", "--agents").out)[1].startswith(
-        "agents/bot 1 99%, 2 1% above 5% AT set "
+        "agents/bot 1 99%, 2 1% above 5%, of 20 turns or more within 60 s AT set "
     )
     weft("mesh", "split", "scheduler", "1=1", "--allow-absent")
     both = [line.split()[0] for line in lines(weft("mesh", "splits").out)]
@@ -109,6 +110,20 @@ def test_an_agents_revisions_are_split(weft: Weft, tmp_path: Path) -> None:
     refused = weft("mesh", "split", "agents/bot", "3=1")
     assert refused.code == 2
     assert "the latest revision is 2" in refused.err
+
+
+@pytest.mark.usefixtures("versions")
+def test_a_policy_is_shown_with_what_it_does_not_say(weft: Weft) -> None:
+    shown = weft("mesh", "split", "scheduler", "1.4=90", "1.5=10", "--rollback-above", "0.5%")
+    assert lines(shown.out)[2] == "rollback above 0.5%, of 100 calls or more within 60 s"
+
+
+@pytest.mark.parametrize("text", ["5", "0.05", "101%"])
+def test_a_percentage_without_its_sign_is_told_how_to_write_it(weft: Weft, text: str) -> None:
+    refused = weft("mesh", "split", "scheduler", "1.4=1", "--rollback-above", text)
+    assert refused.code == 2
+    assert f"'{text}' is no percentage" in refused.err
+    assert "with its sign, such as 5%" in refused.err
 
 
 @pytest.mark.usefixtures("versions")

@@ -260,7 +260,21 @@ def test_a_root_is_replaced_in_three_steps_and_in_no_other_order(
     assert ended.name in old.subject.rfc4514_string()
     assert (issued.folder / "bundle.pem").read_bytes() == (ca.folder / "bundle.pem").read_bytes()
     assert (ca.folder / "bundle.pem").read_bytes().count(b"BEGIN") == 1
+    before = {path: path.stat().st_ino for path in ca.folder.rglob("*")}
     assert ca.finish() == []
+    assert {path: path.stat().st_ino for path in ca.folder.rglob("*")} == before, "as it was"
+
+
+def test_an_end_of_a_rotation_that_was_cut_short_is_done_again(ca: CertificateAuthority) -> None:
+    """Killed between the authority's own bundle and those beside the certificates."""
+    issued = ca.issue("host")
+    ca.rotate()
+    ca.issue_all()
+    both = (issued.folder / "bundle.pem").read_bytes()
+    ca.finish()
+    (issued.folder / "bundle.pem").write_bytes(both)
+    assert ca.finish() == []
+    assert (issued.folder / "bundle.pem").read_bytes() == (ca.folder / "bundle.pem").read_bytes()
 
 
 def test_a_root_that_was_cut_short_while_it_was_made_is_no_hindrance(

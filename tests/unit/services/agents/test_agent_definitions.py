@@ -134,6 +134,17 @@ class TestChanges:
             )
         assert raised.value.metadata["resource"] == f"{PARENT}/tools/search"
 
+    async def test_a_tool_that_is_not_there_is_told_with_how_to_see_those_that_are(
+        self, definitions: AgentDefinitions
+    ) -> None:
+        with pytest.raises(InvalidArgument) as raised:
+            await create(definitions, Spec(tools=[Binding(tool="current-time")]))
+        (violation,) = raised.value.violations
+        assert violation.field == "spec.tools[0].tool"
+        assert violation.description == (
+            "no tool current-time is registered; `weft tool list` shows what there is"
+        )
+
     async def test_an_update_without_a_mask_replaces_all(
         self, definitions: AgentDefinitions
     ) -> None:
