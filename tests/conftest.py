@@ -3,6 +3,7 @@
 from contextlib import ExitStack
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.config_home import config_home
 from tests.support.logged import log_lines
@@ -10,6 +11,9 @@ from tests.support.nats import harmed_nats_server, nats_server, tenant
 
 __all__ = ["harmed_nats_server", "log_lines", "nats_server", "tenant"]
 
+# How fast an example runs is the machine's matter, and no failure.
+settings.register_profile("weft", suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("weft")
 _stack = ExitStack()
 
 

@@ -19,7 +19,7 @@ SCRIPTS = st.builds(played, st.integers(0, 100_000))
 BEGINNING = turn_pb2.TurnOffset()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(script=SCRIPTS)
 async def test_offsets_grow(script: TurnScript) -> None:
     events = await events_behind(script.feed, BEGINNING)
@@ -31,7 +31,7 @@ async def test_offsets_grow(script: TurnScript) -> None:
         assert before[:2] < after[:2] or before[3] < after[3]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(script=SCRIPTS)
 async def test_from_the_offset_of_any_event_the_rest_is_sent(script: TurnScript) -> None:
     events = await events_behind(script.feed, BEGINNING)
@@ -39,7 +39,7 @@ async def test_from_the_offset_of_any_event_the_rest_is_sent(script: TurnScript)
         assert await events_behind(script.feed, event.offset) == events[index:]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(script=SCRIPTS, data=st.data())
 async def test_from_within_a_token_its_rest_is_sent(
     script: TurnScript, data: st.DataObject
@@ -61,7 +61,7 @@ async def test_from_within_a_token_its_rest_is_sent(
         assert rest == events[index + 1 :]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(script=SCRIPTS)
 async def test_another_process_goes_on_from_the_log_alone(script: TurnScript) -> None:
     """Of attempts that were cut off it has no tokens; all else is there once."""
@@ -80,7 +80,7 @@ async def test_another_process_goes_on_from_the_log_alone(script: TurnScript) ->
         assert {place: texts.get(place, "") for place in completed} == completed
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(script=SCRIPTS)
 async def test_a_turn_that_is_over_ends_with_how_it_ended(script: TurnScript) -> None:
     events = await events_behind(script.feed, BEGINNING)

@@ -94,4 +94,4 @@ class Giving(RuleBasedStateMachine):
 
 
 TestGiving = Giving.TestCase
-TestGiving.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestGiving.settings = settings(max_examples=60, stateful_step_count=30)

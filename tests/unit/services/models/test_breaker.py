@@ -114,7 +114,7 @@ def test_calls_from_before_it_opened_say_nothing(breaker: Breaker, hand: Hand) -
     st.lists(st.sampled_from(["enter", "succeeded", "failed", "left", "pass"]), max_size=60),
     st.randoms(use_true_random=False),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_half_open_never_more_than_one_call_is_a_trial(steps: list[str], choose: object) -> None:
     hand = Hand()
     breaker = Breaker("p", FAILURES_MAX, PAUSE, hand.now)

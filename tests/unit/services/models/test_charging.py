@@ -298,7 +298,7 @@ async def test_usage_survives_a_restart() -> None:
 Calls = list[tuple[int, int, int, int, bool]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 400),
     st.lists(

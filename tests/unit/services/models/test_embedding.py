@@ -237,7 +237,7 @@ async def test_a_time_of_nothing_is_refused(make: Make) -> None:
 
 
 @given(st.text(max_size=300), st.integers(hashing.DIMENSION_MIN, 600))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_text_has_a_vector_of_length_one(text: str, dimension: int) -> None:
     vector = hashing.embed(text, dimension)
     assert len(vector) == dimension

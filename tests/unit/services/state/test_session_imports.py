@@ -114,7 +114,7 @@ def a_session() -> SessionLog:
     return log
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), moves=st.integers(1, 80))
 async def test_what_was_exported_comes_back_the_same(seed: int, moves: int) -> None:
     log = walked(seed, moves)

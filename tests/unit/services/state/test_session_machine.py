@@ -477,6 +477,4 @@ def tokens_of(message: models_pb2.Message) -> int:
 
 
 TestSessionMachine = SessionMachine.TestCase
-TestSessionMachine.settings = settings(
-    max_examples=200, stateful_step_count=60, deadline=None, derandomize=True
-)
+TestSessionMachine.settings = settings(max_examples=200, stateful_step_count=60, derandomize=True)

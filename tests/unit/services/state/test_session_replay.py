@@ -48,7 +48,7 @@ def test_walks_see_every_kind_of_fact() -> None:
     assert facts == EVENT_TYPES_OF_ANY_WALK
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(log=WALKS, snapshot_commits=st.integers(1, 9), cut=st.integers(0, 10_000))
 async def test_snapshot_and_tail_give_what_the_whole_log_gives(
     log: SessionLog, snapshot_commits: int, cut: int
@@ -63,7 +63,7 @@ async def test_snapshot_and_tail_give_what_the_whole_log_gives(
     assert short.state.revision == revision
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(log=WALKS)
 async def test_what_the_writer_holds_is_what_its_log_says(log: SessionLog) -> None:
     store = MemoryEventStore()
@@ -75,7 +75,7 @@ async def test_what_the_writer_holds_is_what_its_log_says(log: SessionLog) -> No
     assert loaded.state == log.state
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(log=WALKS)
 def test_folding_leaves_the_facts_as_they_are(log: SessionLog) -> None:
     before = [fact.SerializeToString(deterministic=True) for _, fact in log.facts]
@@ -84,7 +84,7 @@ def test_folding_leaves_the_facts_as_they_are(log: SessionLog) -> None:
     assert [fact.SerializeToString(deterministic=True) for _, fact in log.facts] == before
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(log=WALKS)
 def test_a_state_that_was_written_and_read_goes_on_the_same_way(log: SessionLog) -> None:
     middle = len(log.facts) // 2

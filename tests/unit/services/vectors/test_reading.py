@@ -110,7 +110,7 @@ def test_what_can_not_be_read_is_refused_with_the_reason(content: bytes, said: s
         split_pdf(content, **READABLE)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32))
 def test_a_damaged_pdf_is_read_or_refused(seed: int) -> None:
     chance = random.Random(seed)
