@@ -18,7 +18,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mesh.errors import CredentialInvalid
@@ -521,7 +521,6 @@ def test_a_forged_identity_is_refused(world: World, changes: dict[str, Any]) -> 
 LETTERS = string.ascii_letters + string.digits + "-_.=+/ "
 
 
-@settings(deadline=None)
 @given(place=st.integers(0, 10_000), letter=st.sampled_from(LETTERS))
 def test_no_character_of_a_token_can_be_another(world: World, place: int, letter: str) -> None:
     token = world.forge.token()
