@@ -180,11 +180,11 @@ async def test_a_folder_of_one_user_is_taken_over(tmp_path: Path) -> None:
 
 
 async def test_a_process_of_one_service_works_as_that_service_alone(tmp_path: Path) -> None:
-    (vectors,) = (entry for entry in CATALOGUE if entry.name == "vectors")
+    (blobs,) = (entry for entry in CATALOGUE if entry.name == "blobs")
     settings = RuntimeSettings(data_dir=tmp_path, grpc_port=0, http_port=0, nats_port=0)
-    async with Host([vectors], settings, open_access) as host:
+    async with Host([blobs], settings, open_access) as host:
         with pytest.raises(EventStoreUnavailable):
-            await host.events.connection.request("weft.events.vectors.t.x", b"", {}, timeout=0.3)
+            await host.events.connection.request("weft.events.tools.t.x", b"", {}, timeout=0.3)
         assert all(host.readiness().values())
 
 

@@ -158,7 +158,7 @@ async def test_a_turn_is_one_trace_with_genai_spans(tmp_path: Path) -> None:
     for name in ("chat extractive", "execute_tool calculator"):
         assert spans[name].trace_id == run.trace_id, name
     chat = {item.key: item.value for item in spans["chat extractive"].attributes}
-    assert chat["gen_ai.provider.name"].string_value == "builtin"
+    assert chat["gen_ai.provider.name"].string_value == "weft"
     assert chat["gen_ai.usage.input_tokens"].int_value > 0
 
 

@@ -62,11 +62,11 @@ def test_the_last_one_of_a_service_stays_unless_it_is_forced(two: WeftUp) -> Non
     first, _ = ids(two)
     refused = two.weft("mesh", "drain", first)
     assert refused.code == 1
-    assert "nobody else takes calls of blobs, vectors" in refused.err
+    assert "nobody else takes calls of blobs, functions, vectors" in refused.err
     assert data(two, "drain", first, "--force")["state"] == "INSTANCE_STATE_DRAINING"
     nobody = two.weft("mesh", "status")
     assert nobody.code == 1
-    assert "nobody takes calls of blobs, vectors" in nobody.err
+    assert "nobody takes calls of blobs, functions, vectors" in nobody.err
     assert data(two, "undrain", first)["state"] == "INSTANCE_STATE_SERVING"
 
 

@@ -281,7 +281,8 @@ async def test_clients_go_on_while_the_control_plane_is_gone_or_knows_nothing(
 async def test_a_process_is_its_own_control_plane_on_a_private_socket(
     four: dict[str, Backend], tmp_path: Path
 ) -> None:
-    folder = tmp_path / "a folder of 100% \u00fc?#" / "xds"
+    # Short: a socket's path has 107 bytes.
+    folder = tmp_path / "a 100% \u00fc?#" / "xds"
     targets = [four[name].target for name in "ab"]
     async with running("tests.support.xds_in_process", folder, *targets) as process:
         said = json.loads(await line_of(process))
