@@ -1,4 +1,5 @@
-"""Turns that outlive the instance that runs them, on one nats-server for all instances."""
+"""Turns that outlive the instance that runs them, on one nats-server for all instances. Each is
+one process in both topologies, so that it is known whom a client talks to and who runs what."""
 
 import asyncio
 import signal
@@ -18,7 +19,7 @@ from tests.support.ledger_server import LEDGER, Ledger, effects_by_key
 from tests.support.ledger_tools import credit, register_credit
 from tests.support.nats import NatsServer, running_nats
 from tests.support.plans import plan, writing
-from tests.support.platform import Platform, platform
+from tests.support.platform import Platform, one_process
 from tests.support.processes import until
 from tests.support.stored_session import faults_of_session, faults_of_view, state_of
 from tests.support.turn_client import TurnClient, kind_of
@@ -71,7 +72,7 @@ async def survivor(
 ) -> AsyncIterator[Platform]:
     """An instance that nothing happens to."""
     folder = tmp_path_factory.mktemp("instances") / "survivor"
-    async with platform(folder, NATS_URL=nats.url) as running:
+    async with one_process(folder, NATS_URL=nats.url) as running:
         await with_tools(running, tools)
         yield running
 
@@ -79,7 +80,7 @@ async def survivor(
 @pytest.fixture
 async def doomed(tmp_path: Path, nats: NatsServer) -> AsyncIterator[Platform]:
     """Another instance on the same nats-server, with a folder of its own."""
-    async with platform(tmp_path / "doomed", NATS_URL=nats.url) as running:
+    async with one_process(tmp_path / "doomed", NATS_URL=nats.url) as running:
         yield running
 
 
@@ -164,7 +165,7 @@ async def test_a_stopped_instance_that_wakes_does_not_try_a_call_again(
 
     async with (
         serving({LEDGER: {"Credit": refused_at_first}}) as address,
-        platform(
+        one_process(
             tmp_path / "weft", NATS_URL=nats.url, WEFT_AGENTS_TOOL_BACKOFF_SECONDS="1"
         ) as stopped,
     ):
@@ -234,7 +235,7 @@ async def harmed(
     """A nats-server and an instance on it, for one test alone."""
     async with (
         running_nats(folder) as nats,
-        platform(folder / "weft", NATS_URL=nats.url, **environment) as running,
+        one_process(folder / "weft", NATS_URL=nats.url, **environment) as running,
     ):
         await with_tools(running, tools)
         yield nats, running
@@ -292,7 +293,7 @@ async def test_an_approval_waits_over_a_restart_and_its_time_stands_still(
     client = TurnClient(
         session, plan({"calls": [credit("credit")]}, {"text": "done"}), timeout_seconds=2
     )
-    async with platform(tmp_path / "weft", NATS_URL=nats.url) as running:
+    async with one_process(tmp_path / "weft", NATS_URL=nats.url) as running:
         asked = await client.until(running, "approval_required")
         await running.kill()
         await asyncio.sleep(2.5)
@@ -341,7 +342,7 @@ async def test_at_sigterm_a_long_turn_is_left_to_the_next_instance(
         plan(writing(seconds=3.0)),
         cancel_on_disconnect=cancel_on_disconnect,
     )
-    async with platform(tmp_path / "weft", NATS_URL=nats.url, **impatient) as leaving:
+    async with one_process(tmp_path / "weft", NATS_URL=nats.url, **impatient) as leaving:
         following = asyncio.create_task(client.run(leaving))
         await until(lambda: bool(client.events))
         leaving.signal(signal.SIGTERM)

@@ -11,7 +11,7 @@ import grpc.aio
 import pytest
 
 from tests.support.keyed import KeyedChannel
-from tests.support.platform import Platform, platform
+from tests.support.platform import Platform, one_process, platform
 from tests.support.session_calls import SessionCalls
 from weft.agents.v1 import agent_pb2, agent_service_pb2
 from weft.auth.v1 import audit_service_pb2, tenant_service_pb2
@@ -93,8 +93,9 @@ async def test_a_session_moves_to_another_tenant_and_goes_on_there(tmp_path: Pat
 
 
 async def test_an_import_runs_nothing(tmp_path: Path) -> None:
-    """A turn that was open in the export, with a call that waited to be approved."""
-    async with platform(tmp_path / "data") as running:
+    """A turn that was open in the export, with a call that waited to be approved. In one process,
+    since its file is looked into."""
+    async with one_process(tmp_path / "data") as running:
         calls = SessionCalls(running.open_channel)
         tools = [agent_pb2.ToolBinding(tool="calculator", requires_approval=True)]
         agent = await running.apply("careful", agent_pb2.AgentSpec(tools=tools))
