@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -194,8 +195,7 @@ async def test_a_signal_lets_it_finish_what_it_runs(shop: Shop, number: signal.S
         await shop("task", "submit", "upper", "--id", "t2")
         assert await run.ended() == 0
     assert (await shop("task", "show", "t1", "-o", "json")).data["state"] == "TASK_STATE_SUCCEEDED"
-    left = (await shop("task", "show", "t2", "-o", "json")).data
-    assert (left["state"], left["attempts"]) == ("TASK_STATE_UNSCHEDULABLE", [])
+    assert (await _until(shop, "t2", "TASK_STATE_UNSCHEDULABLE"))["attempts"] == []
 
 
 @pytest.mark.parametrize("capability", ["slow", "nap"])
@@ -265,6 +265,14 @@ async def test_it_attaches_again_to_a_server_that_comes_back(tmp_path: Path) -> 
 
 
 async def _running(shop: Shop, task: str) -> None:
+    await _until(shop, task, "TASK_STATE_RUNNING")
+
+
+async def _until(shop: Shop, task: str, state: str) -> Any:
+    """What `task show` says of it once it is in that state."""
     end = time.monotonic() + 30
-    while "\nstate       running\n" not in (await shop("task", "show", task)).out:
-        assert time.monotonic() < end
+    while True:
+        shown = (await shop("task", "show", task, "-o", "json")).data
+        if shown["state"] == state:
+            return shown
+        assert time.monotonic() < end, shown["state"]
