@@ -102,6 +102,8 @@ class Erasures:
             domain.refuse_absent(state)
         except NotFound:
             await self._erase(Erasure(fork, new_id(), b""))
+            # Whoever is told so doesn't find it in a list any more.
+            await self._read_model.catch_up()
             raise
 
     async def finish(self) -> None:

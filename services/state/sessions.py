@@ -113,7 +113,6 @@ class Sessions:
         )
         command = domain.ForkSession(name, origin, base.state, digest)
         made = await self._make(command, request.request_id)
-        await self._erasures.follow_origin(name, request.name)
         return session_service_pb2.ForkSessionResponse(session=made)
 
     async def erase_session(
@@ -165,6 +164,9 @@ class Sessions:
             if known is None:
                 raise
             return known
+        if isinstance(command, domain.ForkSession):
+            # Before its state is read, which needs the origin's events.
+            await self._erasures.follow_origin(command.session, command.origin.session)
         return _session(await aggregate.ready())
 
     async def _made_before(

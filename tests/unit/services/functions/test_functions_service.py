@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -294,11 +294,14 @@ async def test_nothing_that_confines_is_nothing_that_runs(
         await service.stop()
 
 
-async def test_unsafe_is_said_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_unsafe_is_said_aloud(
+    tmp_path: Path, log_lines: list[MutableMapping[str, Any]]
+) -> None:
     service = FunctionParts(tmp_path).service(FunctionsSettings(sandbox="unsafe", ready_max=0))
     await service.start()
     await service.stop()
-    assert "functions_are_not_confined" in capsys.readouterr().out
+    (said,) = [each for each in log_lines if each["event"] == "functions_are_not_confined"]
+    assert said["log_level"] == "error"
 
 
 async def test_turns_are_bounded_and_in_order() -> None:
