@@ -22,7 +22,9 @@ GOOGLE_APIS = sysconfig.get_path("purelib")
 GRPCURL = "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4"
 GO_MODULE = "weft.example/mesh-client"
 GO_CONTRACTS = (
+    "weft/errors/v1/errors.proto",
     "weft/options/v1/options.proto",
+    "weft/tools/v1/secrets.proto",
     "weft/tools/v1/tools.proto",
     "weft/tools/v1/tool_service.proto",
 )
