@@ -8,6 +8,7 @@ from mesh.call import Call
 from mesh.control.registry import Registry
 from mesh.errors import InvalidArgument, LimitExceeded, NotFound
 from mesh.events.aggregate import Aggregate, Repository
+from mesh.events.requests import came_before
 from mesh.events.store import EventStore
 from mesh.ids import new_id
 from mesh.rpc.pages import read_page_token, write_page_token
@@ -68,7 +69,7 @@ class Traffic:
         made = _request(request, call)
         policy = request.rollback_policy if request.HasField("rollback_policy") else None
         state = await self._open(request.name).load()
-        if not domain.find_request(state, made.id, made.hash):
+        if not came_before(state.requests, made.id, made.hash):
             self._check_room(request.name, state)
             await self._check_there(request)
         command = domain.SetSplit(made, request.portions, policy)

@@ -10,7 +10,6 @@ from services.control.domain.decide import (
     SetSplit,
     check_running,
     decide,
-    find_request,
 )
 from services.control.domain.drawing import drawn
 from services.control.domain.evolve import SPLIT_FOLD, State
@@ -49,7 +48,6 @@ __all__ = [
     "decide",
     "drawn",
     "failing",
-    "find_request",
     "is_split_stream",
     "parent_of",
     "service_of",

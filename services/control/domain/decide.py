@@ -10,8 +10,8 @@ from mesh.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
-    RequestIdReused,
 )
+from mesh.events.requests import came_before
 from services.control.domain.evolve import State
 from services.control.domain.names import service_of, taker_of
 from weft.control.v1 import events_pb2 as facts
@@ -90,7 +90,7 @@ def decide(state: State, command: Command) -> list[Message]:
     if isinstance(command, RollBackFailing):
         return _roll_back_failing(state, command)
     request = command.request
-    if find_request(state, request.id, request.hash):
+    if came_before(state.requests, request.id, request.hash):
         return []
     if request.etag and request.etag != state.split.etag:
         raise Conflict(
@@ -104,16 +104,6 @@ def decide(state: State, command: Command) -> list[Message]:
     if isinstance(command, Promote):
         return _promote(state, command)
     return _roll_back(state, command)
-
-
-def find_request(state: State, request_id: str, request_hash: bytes) -> bool:
-    """Whether the request came before. RequestIdReused where another one had its id."""
-    for answered in state.requests:
-        if answered.request_id == request_id:
-            if answered.request_hash != request_hash:
-                raise RequestIdReused(f"request_id {request_id} came before with another body")
-            return True
-    return False
 
 
 def check_running(name: str, versions: frozenset[str], running: frozenset[str]) -> None:

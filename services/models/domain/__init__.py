@@ -16,7 +16,6 @@ from services.models.domain.decide import (
     decide,
     decide_usage,
     exists,
-    find_request,
     refuse_absent,
     view,
 )
@@ -67,7 +66,6 @@ __all__ = [
     "decide",
     "decide_usage",
     "exists",
-    "find_request",
     "limit_of",
     "parent_of",
     "refuse_absent",

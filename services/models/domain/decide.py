@@ -12,8 +12,8 @@ from mesh.errors import (
     InvalidArgument,
     LimitExceeded,
     NotFound,
-    RequestIdReused,
 )
+from mesh.events.requests import came_before
 from services.models.domain.amounts import Amount, amount_of, limit_of, total
 from services.models.domain.evolve import State, UsageState, taken
 from services.models.domain.names import parent_of
@@ -109,7 +109,7 @@ def decide(state: State, command: Command) -> Sequence[Message]:
     if isinstance(command, Report):
         return _report(state, command)
     request = command.request
-    if find_request(state, request.id, request.hash):
+    if came_before(state.requests, request.id, request.hash):
         return []
     etag = state.budget.etag
     if request.etag and request.etag != etag:
@@ -121,16 +121,6 @@ def decide(state: State, command: Command) -> Sequence[Message]:
         return [_set(state, command)]
     refuse_absent(state, request.name)
     return [facts.BudgetDeleted(actor=request.actor, request=_answered(request))]
-
-
-def find_request(state: State, request_id: str, request_hash: bytes) -> bool:
-    """Whether the request came before. RequestIdReused where another one had its id."""
-    for answered in state.requests:
-        if answered.request_id == request_id:
-            if answered.request_hash != request_hash:
-                raise RequestIdReused(f"request_id {request_id} came before with another body")
-            return True
-    return False
 
 
 def exists(state: State) -> bool:
