@@ -77,6 +77,9 @@ _FOREIGN: dict[grpc.StatusCode, tuple[type[WeftError], str]] = {
     _Code.DATA_LOSS: (errors.DataDamaged, "the server's data is damaged"),
 }
 _FOREIGN_FAULT = (errors.Internal, "the server failed")
+_SEND_FAILED = "Internal error from Core"
+"""What grpcio says, with INTERNAL, where a message of a stream can't be sent because the
+connection just broke (seen with 1.78.2, in one of six kills under a stream)."""
 
 
 def code_of(error: BaseException) -> grpc.StatusCode:
@@ -122,8 +125,16 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> WeftError:
     found = _our_error(status) if status is not None else None
     if found is not None:
         return found
+    if is_send_failed(error):
+        return errors.Unavailable("the connection broke while the request was being sent")
     error_class, message = _FOREIGN.get(error.code(), _FOREIGN_FAULT)
     return error_class(message, metadata={"grpc_code": error.code().name})
+
+
+def is_send_failed(error: grpc.aio.AioRpcError) -> bool:
+    """Whether a stream's message couldn't be sent: no server answered so, this process's own
+    gRPC says it."""
+    return error.code() is _Code.INTERNAL and error.details() == _SEND_FAILED
 
 
 def _details_of(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:

@@ -17,6 +17,7 @@ from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
 from tests.support.edge import TESTER, Doorkeeper, pipeline
 from tests.support.eventually import eventually
+from tests.support.relay import relayed
 from weft.options.v1 import options_pb2
 
 SERVICE = "weft.test.numbers.NumberService"
@@ -177,3 +178,34 @@ async def test_streams_of_clients_keep_no_calls_out() -> None:
     assert [(await call).value for call in calls] == [1, 1]
     await channel.close()
     await server.stop()
+
+
+@pytest.mark.parametrize("method", ["Sum", "Double"])
+async def test_a_connection_that_breaks_under_a_stream_of_requests_is_unavailable(
+    method: str,
+) -> None:
+    """However far it came: half of a message, or in the midst of being sent."""
+    around = pipeline(SETTINGS)
+    server = RpcServer(bind({SERVICE: Numbers()}, around, SETTINGS), SETTINGS, around)
+    behind = await server.start("127.0.0.1", 0)
+
+    async def ceaseless() -> AsyncIterator[Any]:
+        while True:
+            yield Number(value=1)
+            await asyncio.sleep(0)
+
+    for attempt in range(20):
+        async with relayed(behind) as relay:
+            channel = RemoteChannel(f"127.0.0.1:{relay.port}", SETTINGS)
+            begun = channel.callable_of(f"/{SERVICE}/{method}")(ceaseless(), timeout=10)
+            call = asyncio.ensure_future(_last(begun) if method == "Double" else _of(begun))
+            await eventually(lambda: relay.bytes_passed > 2_000 + 97 * attempt)
+            relay.cut()
+            with pytest.raises(errors.Unavailable):
+                await asyncio.wait_for(call, 5)
+            await channel.close()
+    await server.stop()
+
+
+async def _last(messages: Any) -> Any:
+    return [message async for message in messages][-1]
