@@ -199,7 +199,7 @@ async def test_a_connection_that_breaks_under_a_stream_of_requests_is_unavailabl
             channel = RemoteChannel(f"127.0.0.1:{relay.port}", SETTINGS)
             begun = channel.callable_of(f"/{SERVICE}/{method}")(ceaseless(), timeout=10)
             call = asyncio.ensure_future(_last(begun) if method == "Double" else _of(begun))
-            await eventually(lambda: relay.bytes_passed > 2_000 + 97 * attempt)
+            await relay.until_passed(2_000 + 97 * attempt)
             relay.cut()
             with pytest.raises(errors.Unavailable):
                 await asyncio.wait_for(call, 5)

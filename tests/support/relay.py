@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from tests.support.eventually import eventually
+
 READ_BYTES = 1 << 12
 
 
@@ -20,6 +22,10 @@ class Relay:
         """Breaks all connections now, as the end of a process or of its machine does."""
         for writer in self._writers:
             writer.transport.abort()
+
+    async def until_passed(self, count: int) -> None:
+        """Returns once clients have sent more than `count` bytes."""
+        await eventually(lambda: self.bytes_passed > count)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, until either side of it ends."""
