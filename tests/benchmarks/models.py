@@ -2,7 +2,9 @@
 
 The bare call is made by the same HTTP library: it posts the same JSON and reads the stream of
 20 words to its end without looking into it. Weft's also checks the request and the answer, passes
-breaker and limits, and parses every event; `through the mesh` passes the edge and gRPC, too.
+breaker and limits, and parses every event; that of a client of another process passes the edge and
+gRPC, too. The official client of OpenAI, which parses the same events, is what a program without
+Weft would call by.
 """
 
 import contextlib
@@ -13,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx2
+import openai
 
 from mesh.call import Call
 from services.models.provider_settings import ProviderSettings
@@ -59,6 +62,22 @@ def bare(client: httpx2.AsyncClient, url: str, model: str) -> Callable[[], Await
     return call
 
 
+def official(client: openai.AsyncOpenAI, model: str) -> Callable[[], Awaitable[object]]:
+    """The call by the official client."""
+
+    async def call() -> None:
+        stream = await client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": TEXT}],
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        async for _ in stream:
+            continue
+
+    return call
+
+
 def ours(service: ModelsService, model: str) -> Callable[[], Awaitable[object]]:
     """The service's handler, in this process."""
     asked = pb.StreamGenerateRequest(request=request(model))
@@ -93,6 +112,8 @@ async def run() -> list[Result]:
         service = ModelsService(settings, memory_cache(), memory_budgets())
         stack.push_async_callback(service.stop)
         client = await stack.enter_async_context(httpx2.AsyncClient(timeout=60))
+        theirs = openai.AsyncOpenAI(base_url=url, api_key="none")
+        stack.push_async_callback(theirs.close)
         folder = Path(stack.enter_context(TemporaryDirectory()))
         variables = {"WEFT_MODELS_PROVIDERS": f'[{{"name": "p", "base_url": "{url}"}}]'}
         weft = Platform(folder / "data", UNLIMITED | variables, split=False, configured_models=True)
@@ -103,6 +124,7 @@ async def run() -> list[Result]:
             for model in ("fast", "slow")
             for name, way in (
                 ("bare", bare(client, url, model)),
+                ("official", official(theirs, model)),
                 ("ours", ours(service, model)),
                 ("wire", wire(weft.channel, model)),
             )
@@ -112,11 +134,15 @@ async def run() -> list[Result]:
         embedded = [await _hashed_ms() for _ in range(ROUNDS)]
     fast = Baseline("ms, bare HTTP", values["bare fast"])
     slow = Baseline("ms, bare HTTP", values["bare slow"])
+    official_fast = Baseline("ms, the official client", values["official fast"])
     goal = Goal(OVERHEAD_GOAL, at_most=True, of_ratio=True)
     return [
         Result("call of a model that takes 50 ms", "ms", values["ours slow"], slow, goal),
         Result("the same, by a client of another process", "ms", values["wire slow"], slow),
         Result("call of a model that answers at once", "ms", values["ours fast"], fast, goal),
+        Result(
+            "the same, by the official client's measure", "ms", values["ours fast"], official_fast
+        ),
         Result("the same, by a client of another process", "ms", values["wire fast"], fast),
         Result("builtin/hashing, a text of 370 characters", "ms", embedded),
     ]
