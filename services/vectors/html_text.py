@@ -107,6 +107,6 @@ class _Reader(HTMLParser):
         level, self._level = self._level, 0
         block = Block(self._line, text)
         is_heading = level and len(text) <= HEADING_LENGTH_MAX
-        # Also one within `pre` is one line: lines are what tells headings apart where they are kept.
+        # Also one within `pre` is one line: headings are kept as lines.
         title = _SPACE.sub(" ", text)
         self.items.append(Item(block, level, title) if is_heading else Item(block))
