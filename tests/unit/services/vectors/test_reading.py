@@ -84,7 +84,6 @@ def test_a_heading_is_one_line_whatever_it_is_made_of(
     assert [(passage.headings, passage.text) for passage in passages] == expected
 
 
-
 @given(st.lists(tags | words, max_size=30).map("".join))
 def test_html_begins_on_its_lines_and_is_bounded(text: str) -> None:
     _, passages = split_html(text)
