@@ -90,7 +90,9 @@ class DiskTables:
 
     def get(self, entry_id: bytes) -> bytes | None:
         """What is kept under that id."""
-        rows = self._sql.execute("SELECT sealed FROM entries WHERE id = ?", (entry_id,)).fetchall()
+        # In a file that was changed a value may be of any type.
+        statement = "SELECT CAST(sealed AS BLOB) FROM entries WHERE id = ?"
+        rows = self._sql.execute(statement, (entry_id,)).fetchall()
         return cast(bytes, rows[0][0]) if rows else None
 
     def change(

@@ -99,7 +99,11 @@ class RedisLevel:
 
         async def get() -> bytes | None:
             async with self._get_places:
-                return await redis.get(_entry(entry_id))
+                found: object = await redis.get(_entry(entry_id))
+            if found is None or isinstance(found, bytes):
+                return found
+            # Whatever answers there may answer anything.
+            raise TypeError("Redis answered a GET with what isn't a string")
 
         return await self._gets.ask(get)
 

@@ -1,6 +1,7 @@
 """Documents in folders: which files are read, and in what portions they are sent."""
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,13 +82,16 @@ def _walk(folder: Path) -> Iterator[DocumentFile]:
 
 
 def read_document(file: DocumentFile) -> "collections_pb2.Document | Skipped":
-    """The document of a file, or why it is none: too large, not UTF-8, binary, empty."""
+    """The document of a file, or why it is none: too large, not UTF-8, binary, empty, a pipe."""
     from weft.vectors.v1 import collections_pb2
 
     suffix = file.path.suffix.lower()
     is_pdf = suffix == PDF_SUFFIX
     most, shown = (PDF_BYTES_MAX, "4 MB") if is_pdf else (FILE_BYTES_MAX, "1 MiB")
     try:
+        # To open a pipe would wait for whoever writes to it, for good.
+        if not stat.S_ISREG(file.path.stat().st_mode):
+            return Skipped(file.path, "not a regular file")
         with file.path.open("rb") as opened:
             data = opened.read(most + 1)
     except OSError as error:

@@ -80,6 +80,7 @@ class _Reader(HTMLParser):
             self._in_title = False
         elif tag in _HEADINGS or tag in _BLOCKS:
             self._flush()
+            self._level = 0 if tag in _HEADINGS else self._level
             self._in_pre = self._in_pre and tag != "pre"
 
     def handle_data(self, data: str) -> None:
@@ -100,9 +101,12 @@ class _Reader(HTMLParser):
         text = "".join(self._parts)
         text = text.strip("\n").rstrip() if self._in_pre else _SPACE.sub(" ", text).strip()
         self._parts = []
-        level, self._level = self._level, 0
         if not text or text == "-":
+            # A heading may begin with a block, and its words come then.
             return
+        level, self._level = self._level, 0
         block = Block(self._line, text)
         is_heading = level and len(text) <= HEADING_LENGTH_MAX
-        self.items.append(Item(block, level, text) if is_heading else Item(block))
+        # Also one within `pre` is one line: headings are kept as lines.
+        title = _SPACE.sub(" ", text)
+        self.items.append(Item(block, level, title) if is_heading else Item(block))

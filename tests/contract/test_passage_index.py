@@ -112,6 +112,16 @@ class PassageIndexContract:
         assert await index.upsert(BOOKS, documents, Request("r2", b"2")) == stored
         assert (await index.get(BOOKS)).document_count == 0
 
+    async def test_the_same_request_twice_at_once_is_done_once(self, index: PassageIndex) -> None:
+        makings = [index.create(BOOKS, CollectionSpec(), Request("r1", b"1")) for _ in range(4)]
+        first, *others = await asyncio.gather(*makings)
+        assert all(other == first for other in others)
+        documents = [document("a", "one", "two")]
+        storings = [index.upsert(BOOKS, documents, Request("r2", b"2")) for _ in range(4)]
+        assert await asyncio.gather(*storings) == [Stored(1, 2)] * 4
+        removals = [index.remove(BOOKS, ["a"], Request("r3", b"3")) for _ in range(4)]
+        assert await asyncio.gather(*removals) == [Stored(1, 2)] * 4
+
     async def test_a_request_id_with_another_body_is_refused(self, index: PassageIndex) -> None:
         await index.create(BOOKS, CollectionSpec(), Request("r1", b"1"))
         with pytest.raises(RequestIdReused):

@@ -52,7 +52,12 @@ class Dialect:
             case Present(key):
                 return self._having(collection, key)
             case OneOf(key, values):
-                each = [self._equal(collection, key, value) for value in values]
+                # One question for each type, not for each value: every one takes time to prepare.
+                types = dict.fromkeys(map(type, values))
+                each = [
+                    self._among(collection, key, [each for each in values if type(each) is one])
+                    for one in types
+                ]
                 return _join(" OR ", each)
             case Comparison(key, Operator.NOT_EQUAL, value):
                 equal = self._equal(collection, key, value)
@@ -66,6 +71,16 @@ class Dialect:
 
     def _equal(self, collection: int, key: str, value: Value) -> Condition:
         return self._compared(collection, key, Operator.EQUAL, value)
+
+    def _among(self, collection: int, key: str, values: list[Value]) -> Condition:
+        """That one of the key's values is among `values`, which are of one type."""
+        kind = type(values[0])
+        having = self._having(collection, key)
+        marks = ", ".join([self.mark] * len(values))
+        return Condition(
+            having.sql[:-1] + f" AND kind = {self.mark} AND {self.columns[kind]} IN ({marks}))",
+            (*having.values, KINDS[kind], *(stored(value)[1] for value in values)),
+        )
 
     def _compared(self, collection: int, key: str, operator: Operator, value: Value) -> Condition:
         # The operator is one of six of ours.

@@ -238,8 +238,8 @@ class PostgresIndex:
         async with self._transaction() as connection:
             if not request.id:
                 return await change(connection)
-                # Whoever sends the same request meanwhile waits for what becomes of it.
-                await run(connection, _LOCK, f"{S} request {tenant} {request.id}")
+            # Whoever sends the same request meanwhile waits for what becomes of it.
+            await run(connection, _LOCK, f"{S} request {tenant} {request.id}")
             row = await fetch_one(
                 connection,
                 f"SELECT digest, documents, passages, unchanged FROM {S}.requests"

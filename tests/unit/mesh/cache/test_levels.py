@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import apsw
 import pytest
 
 from mesh.cache.breaker import PAUSE_SECONDS_MAX, Breaker
@@ -275,6 +276,28 @@ async def test_a_redis_that_hangs_is_left_alone(
     await cache.stop()
 
 
+@pytest.mark.parametrize(
+    "answer", [b":5", b"*1\r\n:5", b"+OK", b"$3\r\nabc", b"-ERR no", b"_", b"%1\r\n+a\r\n:1"]
+)
+async def test_whatever_a_redis_answers_costs_no_call(answer: bytes, tmp_path: Path) -> None:
+    from redis.asyncio import Redis
+
+    async def lie(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer):
+            while await reader.read(65_536):
+                writer.write(answer + b"\r\n")
+
+    server = await asyncio.start_server(lie, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, Redis(host="127.0.0.1", port=port, protocol=2) as liar:
+        cache = full_cache(tmp_path / "a", lambda: liar)
+        await cache.start()
+        for number in range(8):
+            assert await get(cache, f"k{number}", (SESSION,)) == f"k{number} "
+        await cache.invalidate(TENANT, [SESSION])
+        await cache.stop()
+
+
 async def test_without_a_redis_nothing_is_missing(tmp_path: Path) -> None:
     cache = full_cache(tmp_path / "a", lambda: None)
     await cache.start()
@@ -312,6 +335,21 @@ async def test_a_damaged_file_is_made_anew(tmp_path: Path, damage: str) -> None:
         await settled([cache])
     if damage != "folder":
         assert looks(cache, "disk")[HIT] > 0
+    await cache.stop()
+
+
+@pytest.mark.parametrize("value", ["5", "'text'", "x''", "2.5"])
+async def test_a_value_of_another_type_on_disk_costs_no_call(value: str, tmp_path: Path) -> None:
+    cache = full_cache(tmp_path / "a")
+    await cache.start()
+    await get(cache, "k")
+    await cache.stop()
+    with contextlib.closing(apsw.Connection(str(tmp_path / "a" / FILE_NAME))) as connection:
+        connection.execute(f"UPDATE entries SET sealed = {value}")
+    cache = full_cache(tmp_path / "a")
+    await cache.start()
+    assert await get(cache, "k") == "k "
+    assert looks(cache, "disk") == {FAULT: 1}
     await cache.stop()
 
 

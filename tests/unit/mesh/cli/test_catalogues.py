@@ -1,5 +1,6 @@
 """Tools, models and collections."""
 
+import os
 import re
 from pathlib import Path
 
@@ -130,6 +131,16 @@ def test_ingest_makes_the_collection_and_stores_what_is_text(
     found = weft("collection", "search", "docs", "stored", "-o", "json").data
     assert [passage["uri"] for passage in found] == ["guide.md"]
     assert "guide.md:1" in weft("collection", "search", "docs", "stored").out
+
+
+def test_ingest_passes_over_what_it_would_wait_for(weft: Weft, manuals: Path) -> None:
+    os.mkfifo(manuals / "pipe.txt")
+    os.symlink("nowhere", manuals / "gone.txt")
+    ran = weft("collection", "ingest", "docs", str(manuals), "-o", "json")
+    assert ran.data["document_count"] == 3
+    skipped = {Path(item["path"]).name: item["reason"] for item in ran.data["skipped"]}
+    assert skipped["pipe.txt"] == "not a regular file"
+    assert skipped["gone.txt"] == "can't be read: No such file or directory"
 
 
 def test_ingest_again_keeps_the_collection(weft: Weft, manuals: Path) -> None:

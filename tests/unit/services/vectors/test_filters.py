@@ -206,6 +206,13 @@ def test_nots_bind_closer_than_ands() -> None:
     assert parse_filter("NOT (a = 1 AND b = 1)") == Not(All((one, two)))
 
 
+def test_a_list_of_choices_is_one_question_for_each_type() -> None:
+    choices = ", ".join(["true", "'a'", *map(str, range(98))])
+    only = parse_filter(f"a IN ({choices})")
+    assert only is not None
+    assert DIALECT.condition(only, 1).sql.count("SELECT") == 3
+
+
 def refused() -> Iterator[tuple[str, dict[str, Any_]]]:
     yield "metadata.deep", {"deep": {"er": 1}}
     yield "metadata.none", {"none": None}

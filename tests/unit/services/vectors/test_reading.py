@@ -69,6 +69,21 @@ tags = st.sampled_from(["<p>", "</p>", "<h1>", "</h2>", "<pre>", "</pre>", "<li>
 words = st.sampled_from([" one", "two ", "\n", "x" * 1_500, "&amp;", "<", "<!--", "-->", "<svg>"])
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<h1><div>One</div></h1><p>word", [(("One",), "word")]),
+        ("<h1></h1><p>word</p>", [((), "word")]),
+        ("<pre><h2>one\ntwo\n\nthree</h2></pre>word", [(("one two three",), "word")]),
+    ],
+)
+def test_a_heading_is_one_line_whatever_it_is_made_of(
+    text: str, expected: list[tuple[tuple[str, ...], str]]
+) -> None:
+    _, passages = split_html(text)
+    assert [(passage.headings, passage.text) for passage in passages] == expected
+
+
 @given(st.lists(tags | words, max_size=30).map("".join))
 def test_html_begins_on_its_lines_and_is_bounded(text: str) -> None:
     _, passages = split_html(text)
