@@ -242,7 +242,11 @@ def add_function_tool(
         EffectChoice, typer.Option(help="What running it a second time does to the world.")
     ],
     schema: Annotated[
-        str, typer.Option(help="JSON Schema of its arguments, an object's; @FILE or - read it.")
+        str,
+        typer.Option(
+            help="JSON Schema of its arguments, an object's; @FILE or - read it. Patterns in it "
+            "are the function's to check."
+        ),
     ] = "",
     version: Annotated[
         int, typer.Option(help="Which version; 0 is whichever is the present one.", min=0)

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from mesh.errors import DataDamaged, FailedPrecondition, WeftError
+from mesh.settings import FILE_NAME
 
 FORMAT = "weft-data 1"
 _MARKER_BYTES_MAX = 200
@@ -116,8 +117,10 @@ class DataDirectory:
 
 
 def _is_foreign(folder: Path) -> bool:
-    """Whether there is more in it than a first start that was cut short leaves behind."""
-    return any(entry.name not in {"lock", "VERSION.new"} for entry in folder.iterdir())
+    """Whether there is more in it than a first start that was cut short leaves behind, and the
+    settings, which may be there before it."""
+    known = {"lock", "VERSION.new", FILE_NAME}
+    return any(entry.name not in known for entry in folder.iterdir())
 
 
 def _read_short(path: Path, bytes_max: int) -> str:

@@ -1,11 +1,9 @@
 """Functions as tools: described when they are registered, invoked by the functions service."""
 
+import asyncio
 import json
 from collections.abc import Awaitable, Mapping
 from typing import Any, Protocol
-
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError
 
 from mesh.errors import (
     DeadlineExceeded,
@@ -18,6 +16,7 @@ from mesh.errors import (
 )
 from services.tools.grpc_methods import Invocation
 from services.tools.results import ToolResult, failed
+from services.tools.untrusted_schema import SchemaRefused, accepted
 from weft.functions.v1 import function_service_pb2, functions_pb2
 from weft.tools.v1 import tool_service_pb2 as pb
 from weft.tools.v1 import tools_pb2
@@ -66,7 +65,7 @@ class FunctionTools:
         if not tool.name.startswith(f"{request.parent}/"):
             raise InvalidArgument.of("function.name", "is of another tenant")
         schema = request.parameters_json_schema or ANY_OBJECT
-        _check_schema(schema)
+        await asyncio.to_thread(_check_schema, schema)
         wanted = function_service_pb2.GetFunctionRequest(name=tool.name)
         response = await self._functions.GetFunction(wanted, timeout=remaining_seconds)
         function = response.function
@@ -111,8 +110,11 @@ def _check_schema(schema: str) -> None:
     field = "parameters_json_schema"
     try:
         parsed = json.loads(schema)
-        Draft202012Validator.check_schema(parsed)
-    except (ValueError, RecursionError, SchemaError) as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidArgument.of(field, "isn't a JSON Schema") from error
     if not isinstance(parsed, dict) or parsed.get("type") != "object":
         raise InvalidArgument.of(field, "must be of type object")
+    try:
+        accepted(parsed)
+    except SchemaRefused as refused:
+        raise InvalidArgument.of(field, f"isn't accepted: {refused}") from refused

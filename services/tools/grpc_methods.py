@@ -149,7 +149,10 @@ class GrpcMethods:
                 files = await describe_service(channel, tool.address, service, bounds, metadata)
         found = _method(build_pool(files), service, name)
         comments = comments_of(files)
-        schema = message_schema(found.input_type, comments)
+        try:
+            schema = message_schema(found.input_type, comments)
+        except RecursionError:
+            raise LimitExceeded("the request's messages lead too deep to be described") from None
         if schema is None:
             raise InvalidArgument.of("grpc.method", "takes a request that is no JSON object")
         if found.client_streaming:

@@ -1,6 +1,7 @@
 """Checks arguments against a tool's JSON Schema (draft 2020-12)."""
 
 import json
+import math
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any, NoReturn
@@ -46,6 +47,8 @@ class ArgumentChecker:
             raise ArgumentsRefused("the arguments are nested too deep") from None
         except TooCostly:
             raise ArgumentsRefused("to check the arguments takes too long") from None
+        except OverflowError:
+            raise ArgumentsRefused("a number of the arguments is too large to be checked") from None
         except Unresolvable:
             raise ArgumentsRefused("the tool's schema refers to what isn't there") from None
         if errors:
@@ -60,7 +63,7 @@ def _parsed(arguments_json: str) -> dict[str, Any]:
     if not arguments_json.strip():
         return {}
     try:
-        arguments = json.loads(arguments_json, parse_constant=_refuse_constant)
+        arguments = json.loads(arguments_json, parse_constant=_refuse_constant, parse_float=_number)
     except RecursionError:
         raise ArgumentsRefused("the arguments are nested too deep") from None
     except ValueError as error:
@@ -85,8 +88,17 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
 
 
+def _number(text: str) -> float:
+    # Past the largest it would become infinity, which JSON can't say to who takes it on.
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{cut(text, 20)} is too large a number")
+    return number
+
+
 def _compiled(tool: tools_pb2.Tool) -> Draft202012Validator | BoundedValidator:
-    if tool.HasField("mcp"):
+    # What a tenant or its server wrote must not hold up the calls of others.
+    if tool.HasField("mcp") or tool.HasField("function"):
         return BoundedValidator(tool.parameters_json_schema)
     # An empty registry: a reference can't make us fetch anything.
     return Draft202012Validator(json.loads(tool.parameters_json_schema), registry=Registry())

@@ -136,6 +136,16 @@ async def test_a_query_without_end_is_ended(folder: Path, endless: str) -> None:
     assert "took too long" in result.content
 
 
+async def test_a_query_that_sorts_beyond_its_memory_is_ended(folder: Path) -> None:
+    query = (
+        "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c LIMIT 100000) SELECT"
+        " count(DISTINCT replace(format('%.1000c', ','), ',', format('%.900c', 'a')) || x) FROM c"
+    )
+    result = await tool(folder, sql_seconds=60).query("acme", "shop", query, 60)
+    assert result.is_error
+    assert "too much memory" in result.content
+
+
 async def test_rows_and_bytes_are_bounded(folder: Path) -> None:
     result = await answered(folder, "SELECT * FROM orders", sql_rows_max=10)
     answer = json.loads(result.content)

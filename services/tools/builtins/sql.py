@@ -21,8 +21,12 @@ from services.tools.settings import SqlDatabase, ToolsSettings
 
 QUERY_LENGTH_MAX = 16_384
 ERROR_LENGTH_MAX = 500
-PROGRESS_STEPS = 5_000
-"""Steps of SQLite's machine between two looks at the clock: some tenths of a millisecond."""
+PROGRESS_STEPS = 500
+"""Steps of SQLite's machine between two looks at the clock and the memory: some hundredths of a
+millisecond, and at most some fifty values of the greatest length."""
+MEMORY_BYTES_MAX = 134_217_728
+"""How much more SQLite may hold in this process than when a query began. What a query sorts lies
+there; the count is the process's, so that several queries share it."""
 _LIMITS = {
     apsw.SQLITE_LIMIT_ATTACHED: 0,
     apsw.SQLITE_LIMIT_COLUMN: 256,
@@ -98,11 +102,18 @@ class SqlTool:
         except apsw.Error as error:
             raise ToolUnavailable("the database can't be opened") from error
         with closing(connection):
-            connection.set_progress_handler(lambda: time.monotonic() > until, PROGRESS_STEPS)
+            memory_max = apsw.memory_used() + MEMORY_BYTES_MAX
+
+            def is_over() -> bool:
+                return time.monotonic() > until or apsw.memory_used() > memory_max
+
+            connection.set_progress_handler(is_over, PROGRESS_STEPS)
             try:
                 content = self._read(connection, query)
             except apsw.InterruptError:
-                return failed("the query took too long")
+                if time.monotonic() > until:
+                    return failed("the query took too long")
+                return failed("the query took too much memory: sort and group less at a time")
             except (apsw.Error, ValueError, OverflowError) as error:
                 return failed(cut(f"the query was refused: {error}", ERROR_LENGTH_MAX))
         return ToolResult(content, untrusted=not database.trusted)

@@ -47,10 +47,9 @@ async def as_tools(
         if len(tools) >= tools_max:
             omitted[name] = f"a server has at most {tools_max} tools"
             continue
-        # A long list must not hold up other calls.
-        await asyncio.sleep(0)
         try:
-            made = _tool(record, tool, tool_name(tenant, ids[name]))
+            # A long list, or one of large schemas, must not hold up other calls.
+            made = await asyncio.to_thread(_tool, record, tool, tool_name(tenant, ids[name]))
         except SchemaRefused as refused:
             omitted[name] = str(refused)
             continue

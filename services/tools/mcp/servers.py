@@ -272,7 +272,12 @@ class McpServers:
         own = {tool.name for tool in record.tools}
         others = (tool.name for tool in self._catalogue.tools(tenant) if tool.name not in own)
         taken = {*self._taken(tenant), *(name.rpartition("/")[2] for name in others)}
-        return await as_tools(record, listed, taken, self._settings.mcp_tools_max)
+        try:
+            # Its schemas may be made to take long.
+            async with asyncio.timeout(self._settings.mcp_start_seconds):
+                return await as_tools(record, listed, taken, self._settings.mcp_tools_max)
+        except TimeoutError:
+            raise ToolUnavailable("what the server lists takes too long to be read") from None
 
     async def _refresh(self, name: str, seconds: float) -> bool:
         """Stores what a server lists now; whether that is something else."""

@@ -162,7 +162,9 @@ class RegisterToolRequest(_message.Message):
     id with another body is refused. Made by the server where it is empty.
     """
     parameters_json_schema: _builtins.str
-    """JSON Schema of a function's arguments, an object schema; any object where it is empty."""
+    """JSON Schema of a function's arguments, an object schema; any object where it is empty.
+    `pattern`, `uniqueItems` and `unevaluatedProperties` are the function's to check.
+    """
     trust: _tools_pb2.Trust.ValueType
     """Whose word its results are; UNTRUSTED where it isn't set."""
     @_builtins.property

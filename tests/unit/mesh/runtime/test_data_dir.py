@@ -67,6 +67,12 @@ def test_leaves_a_folder_of_somebody_else_alone(tmp_path: Path) -> None:
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
 
 
+def test_settings_may_be_there_before_the_first_start(tmp_path: Path) -> None:
+    (tmp_path / "weft.toml").write_text("[tools]\n")
+    with DataDirectory(tmp_path, "one") as directory:
+        assert directory.previous_instance is None
+
+
 def test_goes_on_where_a_first_start_was_cut_short(tmp_path: Path) -> None:
     (tmp_path / "lock").touch()
     (tmp_path / "VERSION.new").touch()

@@ -67,6 +67,17 @@ def test_what_is_wrong_is_said_with_its_place(text: str, says: str) -> None:
         ArgumentChecker(8).check(tool(), text)
 
 
+def test_a_number_that_becomes_infinity_is_refused() -> None:
+    with pytest.raises(ArgumentsRefused, match="too large a number"):
+        ArgumentChecker(8).check(tool({"type": "object"}), '{"n": -1e999}')
+
+
+def test_a_number_too_large_to_be_divided_is_refused() -> None:
+    schema = {"type": "object", "properties": {"n": {"multipleOf": 0.1}}}
+    with pytest.raises(ArgumentsRefused, match="too large to be checked"):
+        ArgumentChecker(8).check(tool(schema), f'{{"n": 1{"0" * 400}}}')
+
+
 def test_arguments_nested_beyond_reason_are_refused_or_pass() -> None:
     assert ArgumentChecker(8).check(tool(), nested(5))
     with pytest.raises(ArgumentsRefused, match="nested too deep"):

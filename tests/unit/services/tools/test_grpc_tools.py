@@ -158,6 +158,18 @@ class TestDescriptors:
             with pytest.raises(error):
                 await register(tools, "x", wanted)
 
+    async def test_messages_that_lead_ever_deeper_are_refused(self, tools: McpTools) -> None:
+        file = descriptor_pb2.FileDescriptorProto(name="a.proto", package="a", syntax="proto3")
+        for index in range(2_000):
+            field = file.message_type.add(name=f"M{index}").field.add(name="f", number=1, label=1)
+            field.type, field.type_name = field.TYPE_MESSAGE, f".a.M{min(index + 1, 1_999)}"
+        method = file.service.add(name="S").method.add(name="C")
+        method.input_type = method.output_type = ".a.M0"
+        described = descriptor_pb2.FileDescriptorSet(file=[file])
+        wanted = tools_pb2.GrpcTool(address="h:1", method="a.S/C", descriptors=described)
+        with pytest.raises(LimitExceeded, match="too deep"):
+            await register(tools, "x", wanted)
+
 
 class TestCredentials:
     async def test_metadata_goes_with_each_call_and_its_secrets_are_nowhere_else(

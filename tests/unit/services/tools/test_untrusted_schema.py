@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from services.tools.schema import ArgumentChecker, ArgumentsRefused
-from services.tools.untrusted_schema import DEPTH_MAX, SchemaRefused, accepted
+from services.tools.untrusted_schema import DEPTH_MAX, PARTS_MAX, SchemaRefused, accepted
 from weft.tools.v1 import tools_pb2
 
 SECONDS_MAX = 30
@@ -43,8 +43,9 @@ def nested(depth: int) -> Any:
         {"type": "object", "description": "x" * 70_000},
         {"type": "object", "description": "\ud800"},
         nested(DEPTH_MAX + 1),
+        {"type": "object", "allOf": [{}] * PARTS_MAX},
     ],
-    ids=["string", "empty", "list", "negative", "long", "surrogate", "deep"],
+    ids=["string", "empty", "list", "negative", "long", "surrogate", "deep", "parts"],
 )
 def test_what_is_no_schema_of_an_object_within_bounds_is_refused(schema: Any) -> None:
     with pytest.raises(SchemaRefused):
@@ -112,3 +113,41 @@ def test_references_that_fan_out_with_the_arguments_end_the_check() -> None:
         arguments = {"a": arguments}
     with pytest.raises(ArgumentsRefused, match=r"too long|too deep"):
         check(schema, arguments)
+
+
+def test_a_function_s_schema_costs_no_more_than_a_server_s() -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "string", "pattern": "^(a+)+$"}}}
+    made = tool(schema)
+    made.function.name = "tenants/t/functions/f"
+    arguments = {"n": "a" * 5_000 + "b"}
+    assert ArgumentChecker(8).check(made, json.dumps(arguments)) == arguments
+    with pytest.raises(ArgumentsRefused, match="is not of type"):
+        ArgumentChecker(8).check(made, '{"n": 1}')
+
+
+def test_each_value_of_an_enum_counts() -> None:
+    schema = {"items": {"not": {"enum": [[index] for index in range(1_000)]}}}
+    with pytest.raises(ArgumentsRefused, match="too long"):
+        check({"type": "object", "properties": {"n": schema}}, {"n": [["x"]] * 100})
+
+
+@pytest.mark.parametrize("version", ["draft-06/schema#", "draft-04/schema#"])
+def test_another_version_within_a_schema_is_counted_too(version: str) -> None:
+    definitions: dict[str, Any] = {"d7": {}}
+    for index in range(7):
+        definitions[f"d{index}"] = {
+            "$schema": f"http://json-schema.org/{version}",
+            "allOf": [{"$ref": f"#/$defs/d{index + 1}"}] * 4,
+        }
+    with pytest.raises(ArgumentsRefused, match="too long"):
+        check({"type": "object", "$defs": definitions, "allOf": [{"$ref": "#/$defs/d0"}]}, {})
+
+
+def test_what_looks_through_the_schema_by_itself_isnt_checked() -> None:
+    definitions: dict[str, Any] = {"d30": {}}
+    for index in range(30):
+        next_one = {"$ref": f"#/$defs/d{index + 1}"}
+        definitions[f"d{index}"] = {"dependentSchemas": dict.fromkeys("abcd", next_one)}
+    schema = {"unevaluatedProperties": False, "$defs": definitions, "$ref": "#/$defs/d0"}
+    with pytest.raises(ArgumentsRefused, match="too long"):
+        check({"type": "object", **schema}, dict.fromkeys("abcd", 1))
