@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
@@ -120,6 +121,11 @@ class ProviderSettings(_Part):
             raise ValueError("api_key, api_key_variable, api_key_file: set one of them")
         if len({model.name for model in self.models}) < len(self.models):
             raise ValueError("models: a name is there twice")
+        try:
+            # Read only then: a port that is none.
+            urlsplit(self.base_url).port  # noqa: B018
+        except ValueError:
+            raise ValueError("base_url: must be an address such as http://host:8000/v1") from None
         return self
 
     @property
@@ -147,9 +153,16 @@ class ProviderSettings(_Part):
 
     def key(self) -> str:
         """The key; empty where there is none. Reads the file, or raises ValueError where the
-        variable or the file isn't there; the text holds neither key nor path."""
+        variable or the file isn't there, or no header can hold the key; the text holds neither
+        key nor path."""
+        found = self._read_key()
+        if not (found.isascii() and found.isprintable()):
+            raise ValueError(f"{self.name}: the key has letters that no key has")
+        return found
+
+    def _read_key(self) -> str:
         if self.api_key is not None:
-            return self.api_key.get_secret_value()
+            return self.api_key.get_secret_value().strip()
         if self.api_key_variable:
             found = os.environ.get(self.api_key_variable, "").strip()
             if not found:

@@ -50,7 +50,15 @@ def _conversation_violations(request: pb.GenerateRequest) -> list[FieldViolation
     if messages[-1].role == models_pb2.ROLE_ASSISTANT:
         field = f"conversation.messages[{len(messages) - 1}].role"
         return [FieldViolation(field, "the last message must be the user's or a tool's")]
-    return []
+    return [
+        FieldViolation(
+            f"conversation.messages[{index}].tool_calls[{number}].arguments_json",
+            "must be a JSON object",
+        )
+        for index, message in enumerate(messages)
+        for number, called in enumerate(message.tool_calls)
+        if not _is_object(called.arguments_json or "{}")
+    ]
 
 
 def _parameter_violations(parameters: models_pb2.Parameters) -> list[FieldViolation]:

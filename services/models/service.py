@@ -128,7 +128,7 @@ class ModelsService:
         """One answer, whole. Raises as `stream_generate` does."""
         if not request.HasField("cache_ttl"):
             return await whole(self._parts(request, call))
-        check_generate(request)
+        await _check(request)
         check_charged(request, call)
         asked = pb.GenerateRequest()
         asked.CopyFrom(request)
@@ -213,7 +213,7 @@ class ModelsService:
 
     async def _parts(self, request: pb.GenerateRequest, call: Call) -> Parts:
         """An answer's text and then the whole, by the first candidate that has one."""
-        check_generate(request)
+        await _check(request)
         check_charged(request, call)
         model_id = request.model or await self._default_model()
         candidates = self._routing.candidates(model_id, request)
@@ -319,6 +319,14 @@ class ModelsService:
 
     async def _default_model(self) -> str:
         return self._settings.default_model or await self._first.default_model()
+
+
+async def _check(request: pb.GenerateRequest) -> None:
+    """Raises InvalidArgument. A long schema takes a while, in which other calls go on."""
+    if request.response_json_schema:
+        await asyncio.to_thread(check_generate, request)
+    else:
+        check_generate(request)
 
 
 def _tell(span: traces.Span, answer: pb.GenerateResponse) -> None:

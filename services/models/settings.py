@@ -139,6 +139,8 @@ class ModelsSettings(Section):
         name = self.default_model.removeprefix(f"{ROUTE}/")
         if name != self.default_model and name not in {route.name for route in self.routes}:
             raise ValueError(f"default_model: no route {name}")
+        if self.default_model and self.default_model.partition("/")[0] not in {*known, ROUTE}:
+            raise ValueError(f"default_model: no provider runs {self.default_model}")
         return self
 
     @property

@@ -2,9 +2,11 @@
 
 The schema is a caller's and the answer a model's, so that a check must not take for ever:
 its time is bounded, and `pattern` isn't checked (the provider still sees it), since a regular
-expression can't be stopped.
+expression can't be stopped. It runs in a thread, so that other calls go on meanwhile. `$schema`
+is left out: where it stands, the library would go on with its own validator, without bounds.
 """
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
@@ -12,11 +14,16 @@ from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Any, NoReturn
 
+import structlog
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, ValidationError
+from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
+from jsonschema_specifications import (  # type: ignore[import-untyped]
+    REGISTRY as SPECIFICATIONS,
+)
 from referencing import Registry
 from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
 
 from mesh.errors import ModelBadAnswer
 from services.models.tokens import add_usage
@@ -25,11 +32,15 @@ from weft.models.v1 import models_pb2
 
 CHECK_SECONDS_MAX = 0.25
 """Processor time that the check of one answer may take."""
+SCHEMA_SECONDS_MAX = 1.0
+"""And that of a schema."""
 ATTEMPTS_MAX = 2
 PROBLEM_CHARACTERS_MAX = 500
 
 Parts = AsyncGenerator[str | pb.GenerateResponse, None]
 Ask = Callable[[pb.GenerateRequest], Parts]
+
+_log = structlog.get_logger(__name__)
 
 _limit: ContextVar[float] = ContextVar("weft_schema_limit")
 
@@ -65,6 +76,19 @@ _VALIDATOR: Any = extend(  # type: ignore[no-untyped-call]
 )
 
 
+def _bare(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema without `$schema`."""
+    return {name: value for name, value in schema.items() if name != "$schema"}
+
+
+_META_SCHEMA = _bare(Draft202012Validator.META_SCHEMA)
+_META_SCHEMAS: Registry[Any] = Registry().with_resources(
+    (uri, DRAFT202012.create_resource(_bare(SPECIFICATIONS.contents(uri))))
+    for uri in SPECIFICATIONS
+    if "/draft/2020-12/" in uri
+)
+
+
 def schema_problem(text: str) -> str:
     """What is wrong with a schema, in words; empty where it can be used."""
     try:
@@ -73,13 +97,28 @@ def schema_problem(text: str) -> str:
         return "must be JSON"
     if not isinstance(schema, dict):
         return "must be a JSON object"
-    if '"patternProperties"' in text:
-        return "must not use patternProperties"
     try:
-        Draft202012Validator.check_schema(schema)
-    except (SchemaError, RecursionError):
-        return "must be a JSON Schema of draft 2020-12"
-    return ""
+        # Written anew: in the text names may be escaped.
+        written = json.dumps(_bare(schema))
+    except RecursionError:
+        return "is nested too deep"
+    if '"patternProperties"' in written:
+        return "must not use patternProperties"
+    if '"$schema"' in written:
+        return "must not use $schema but at its top"
+    _limit.set(time.thread_time() + SCHEMA_SECONDS_MAX)
+    validator = _VALIDATOR(
+        _META_SCHEMA,
+        registry=_META_SCHEMAS,
+        format_checker=Draft202012Validator.FORMAT_CHECKER,
+    )
+    try:
+        is_schema = validator.is_valid(schema)
+    except _TooLong:
+        return "takes too long to check"
+    except RecursionError:
+        is_schema = False
+    return "" if is_schema else "must be a JSON Schema of draft 2020-12"
 
 
 async def structured(request: pb.GenerateRequest, ask: Ask) -> Parts:
@@ -89,7 +128,7 @@ async def structured(request: pb.GenerateRequest, ask: Ask) -> Parts:
     An answer that calls tools is passed on as it is. Raises ModelBadAnswer where none fits, or
     it was cut short, and what `ask` raises.
     """
-    schema = json.loads(request.response_json_schema)
+    schema = _bare(json.loads(request.response_json_schema))
     usage = models_pb2.Usage()
     asked = request
     for _ in range(ATTEMPTS_MAX):
@@ -101,7 +140,7 @@ async def structured(request: pb.GenerateRequest, ask: Ask) -> Parts:
                 yield answer.message.text
             yield answer
             return
-        text, problem = _checked(answer.message.text, schema)
+        text, problem = await asyncio.to_thread(_checked, answer.message.text, schema)
         if not problem:
             answer.message.text = text
             yield text
@@ -145,6 +184,9 @@ def _checked(text: str, schema: Mapping[str, Any]) -> tuple[str, str]:
         return bare, "it takes too long to check"
     except Unresolvable:
         return bare, "the schema refers to something that it doesn't hold"
+    except Exception as error:  # noqa: BLE001 - a reference may lead to what is no schema, or a number past floats
+        _log.info("answer_not_checked", error=type(error).__name__)
+        return bare, "it can't be checked"
     if problem is None:
         return bare, ""
     return bare, f"at {problem.json_path}: {problem.message}"[:PROBLEM_CHARACTERS_MAX]

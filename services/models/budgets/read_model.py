@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from mesh.errors import WeftError
 from mesh.events.fold import evolved
 from mesh.events.projection import Projection
@@ -30,6 +32,9 @@ CREATE TABLE usage (
   PRIMARY KEY (tenant, hour_ns, agent, session, model)
 ) WITHOUT ROWID;
 """
+SUM_MAX = 2**53
+"""Where sums end: past SQLite's integers nothing could be stored, nor read."""
+_INTEGER_MAX = 2**63 - 1
 _RECORDED = facts.UsageRecorded.DESCRIPTOR.full_name
 _GROUPS = {
     pb.USAGE_GROUPING_UNSPECIFIED: "''",
@@ -161,7 +166,7 @@ def _count(connection: sqlite3.Connection, stored: StoredCommit) -> None:
 def _add(connection: sqlite3.Connection, tenant: str, entry: budgets_pb2.UsageEntry) -> None:
     names = ", ".join(_SUMS)
     places = ", ".join("?" * (5 + len(_SUMS)))
-    added = ", ".join(f"{name} = {name} + excluded.{name}" for name in _SUMS)
+    added = ", ".join(f"{name} = min({name} + excluded.{name}, {SUM_MAX})" for name in _SUMS)
     connection.execute(
         f"INSERT INTO usage (tenant, hour_ns, agent, session, model, {names})"
         f" VALUES ({places}) ON CONFLICT DO UPDATE SET {added}",
@@ -171,7 +176,7 @@ def _add(connection: sqlite3.Connection, tenant: str, entry: budgets_pb2.UsageEn
             entry.agent,
             entry.session,
             entry.model,
-            *(getattr(entry, name) for name in _SUMS),
+            *(min(getattr(entry, name), SUM_MAX) for name in _SUMS),
         ),
     )
 
@@ -204,11 +209,16 @@ def _conditions(request: pb.GetUsageRequest) -> tuple[list[str], list[str | int]
         values.append(request.model)
     if request.HasField("start_time"):
         where.append("hour_ns >= ?")
-        values.append(request.start_time.ToNanoseconds())
+        values.append(_ns(request.start_time))
     if request.HasField("end_time"):
         where.append("hour_ns < ?")
-        values.append(request.end_time.ToNanoseconds())
+        values.append(_ns(request.end_time))
     return where, values
+
+
+def _ns(moment: Timestamp) -> int:
+    """The nearest that SQLite can compare with; a timestamp reaches from year 1 to 9999."""
+    return max(-_INTEGER_MAX, min(moment.ToNanoseconds(), _INTEGER_MAX))
 
 
 def _row(grouping: "pb.UsageGrouping.ValueType", key: str, sums: Sequence[int]) -> Row:

@@ -11,7 +11,8 @@ from weft.models.v1 import model_service_pb2, models_pb2
 CALLS_MAX = 64
 ARGUMENTS_CHARACTERS_MAX = 262_144
 TEXT_CHARACTERS_MAX = 1_048_576
-_TOKENS_MAX = 2**53
+_TOKENS_MAX = 2**32
+"""More than any model's window holds; who tells of more is wrong, and sums would overflow."""
 
 FinishReason = models_pb2.FinishReason
 

@@ -12,10 +12,9 @@ from mesh.errors import ModelBadAnswer
 from services.models.provider_settings import ProviderSettings
 from services.models.providers.http.answer import Answer, FinishReason, items, string, usage_of
 from services.models.providers.http.dialect import (
-    SCHEMA_NAME,
     bearer,
     instructions,
-    is_strict,
+    named_schema,
     parameters_of,
     sampling,
     told_schema,
@@ -64,8 +63,8 @@ class Chat:
             field = "max_completion_tokens" if settings.is_official else "max_tokens"
             body[field] = request.parameters.output_tokens_max
         schema = told_schema(request, settings)
-        if schema is not None:
-            named = {"name": SCHEMA_NAME, "schema": schema, "strict": is_strict(schema)}
+        if schema:
+            named = named_schema(schema)
             body["response_format"] = {"type": "json_schema", "json_schema": named}
         elif request.response_json_schema and settings.structured_output == "json_object":
             body["response_format"] = {"type": "json_object"}
@@ -155,10 +154,18 @@ class ChatAnswer(Answer):
         function = piece.get("function") or {}
         if not isinstance(function, dict):
             raise ModelBadAnswer("the model's endpoint sent a malformed tool call")
-        call = self.call(piece.get("index", self.last_call_index))
-        call.id = call.id or string(piece.get("id"), "id")
+        call_id = string(piece.get("id"), "id")
+        index = piece.get("index")
+        call = self.call(self._index_of(call_id) if index is None else index)
+        call.id = call.id or call_id
         call.name = call.name or string(function.get("name"), "name")
         call.more(string(function.get("arguments"), "arguments"))
+
+    def _index_of(self, call_id: str) -> int:
+        """Of a piece without an index, as some endpoints send: another id begins another call."""
+        last = self.last_call_index
+        is_next = call_id and last in self._calls and self._calls[last].id != call_id
+        return last + 1 if is_next else last
 
 
 def _usage(usage: dict[str, Any]) -> models_pb2.Usage | None:

@@ -3,6 +3,8 @@
 import json
 from typing import Any, Literal, Protocol
 
+import orjson
+
 from services.models.provider_settings import ProviderSettings
 from services.models.providers.http.answer import Answer
 from weft.models.v1 import model_service_pb2, models_pb2
@@ -41,9 +43,9 @@ def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"} if key else {}
 
 
-def parameters_of(tool: models_pb2.ToolDefinition) -> Any:
-    """The schema of a tool's arguments, parsed."""
-    return json.loads(tool.parameters_json_schema or EMPTY_SCHEMA)
+def parameters_of(tool: models_pb2.ToolDefinition) -> orjson.Fragment:
+    """The schema of a tool's arguments, as it is: orjson can't write all that JSON can say."""
+    return orjson.Fragment(tool.parameters_json_schema or EMPTY_SCHEMA)
 
 
 def sampling(parameters: models_pb2.Parameters, *names: Sampling) -> dict[str, Any]:
@@ -53,11 +55,15 @@ def sampling(parameters: models_pb2.Parameters, *names: Sampling) -> dict[str, A
     }
 
 
-def told_schema(request: model_service_pb2.GenerateRequest, settings: ProviderSettings) -> Any:
-    """The schema of the answer, parsed, where the endpoint takes one; else None."""
-    if not request.response_json_schema or settings.structured_output != "json_schema":
-        return None
-    return json.loads(request.response_json_schema)
+def told_schema(request: model_service_pb2.GenerateRequest, settings: ProviderSettings) -> str:
+    """The schema of the answer, where there is one and the endpoint takes it; else empty."""
+    return request.response_json_schema if settings.structured_output == "json_schema" else ""
+
+
+def named_schema(schema: str) -> dict[str, Any]:
+    """The schema as OpenAI wants to be told it."""
+    strict = is_strict(json.loads(schema))
+    return {"name": SCHEMA_NAME, "schema": orjson.Fragment(schema), "strict": strict}
 
 
 def instructions(request: model_service_pb2.GenerateRequest, settings: ProviderSettings) -> str:

@@ -1,6 +1,5 @@
 """OpenAI's embeddings: the request as JSON, the vectors out of the answer."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,8 @@ from services.models.tokens import tokens_estimate
 from weft.models.v1 import models_pb2
 
 PATH = "/embeddings"
+_FLOAT_MAX = 3.4028234663852886e38
+"""The largest number of 32 bits; past it a vector would hold infinity."""
 
 
 def request_body(texts: Sequence[str], model: str, dimension: int) -> bytes:
@@ -55,4 +56,5 @@ def _numbers(value: object) -> list[float]:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    # Not a number is no less than any.
+    return type(value) in (int, float) and abs(value) <= _FLOAT_MAX  # type: ignore[arg-type]

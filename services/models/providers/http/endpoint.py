@@ -6,6 +6,7 @@ holds the key.
 
 import asyncio
 import email.utils
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -32,6 +33,7 @@ _LOGGED_BYTES_MAX = 2_000
 _EVENT_BYTES_MAX = 4_194_304
 _RETRY_DEFAULT_SECONDS = 1.0
 _DRAIN_SECONDS = 0.2
+_RETRY_MAX_SECONDS = 86_400.0
 _LIST_BYTES_MAX = 4_194_304
 _EMBEDDINGS_BYTES_MAX = 67_108_864
 _FAILURES = frozenset({"error", "response.failed"})
@@ -279,5 +281,9 @@ def _retry_after_seconds(response: httpx2.Response) -> float | None:
         parsed = email.utils.parsedate_tz(written)
         if parsed is None:
             return None
-        seconds = email.utils.mktime_tz(parsed) - time.time()
-    return max(0.0, seconds) if seconds < 86_400 else None
+        try:
+            seconds = email.utils.mktime_tz(parsed) - time.time()
+        except (ValueError, OverflowError):
+            return None
+    # Longer than a day is a day: neither is waited for.
+    return None if math.isnan(seconds) else min(max(0.0, seconds), _RETRY_MAX_SECONDS)

@@ -3,7 +3,6 @@
 Source: the API reference of Messages, version 2023-06-01, `stream: true`.
 """
 
-import json
 import re
 from typing import Any
 
@@ -66,8 +65,9 @@ class Messages:
                 for tool in request.tools
             ]
         schema = told_schema(request, settings)
-        if schema is not None:
-            body["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
+        if schema:
+            form = {"type": "json_schema", "schema": orjson.Fragment(schema)}
+            body["output_config"] = {"format": form}
         return orjson.dumps(body)
 
     def answer(self) -> "MessagesAnswer":
@@ -106,7 +106,7 @@ def _blocks(message: models_pb2.Message) -> list[dict[str, Any]]:
             "type": "tool_use",
             "id": _id(call.id),
             "name": call.tool,
-            "input": json.loads(call.arguments_json or "{}"),
+            "input": orjson.Fragment(call.arguments_json or "{}"),
         }
         for call in message.tool_calls
     ]

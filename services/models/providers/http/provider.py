@@ -93,13 +93,12 @@ class HttpProvider:
                 entries = await self._endpoint.listed()
             except WeftError as error:
                 log.warning("model_list_failed", provider=self.name, error=error.message)
-        ids = [entry["id"] for entry in entries if _is_id(entry.get("id"))]
+        named = {entry["id"]: entry for entry in entries[:_MODELS_MAX] if _is_id(entry.get("id"))}
         configured = [model.name for model in self._settings.models]
         if self._settings.default_model:
             configured.append(self._settings.default_model)
-        first = next(iter(ids or configured), "")
+        first = next(iter([*named, *configured]), "")
         self._first_listed = f"{self.name}/{first}" if first else ""
-        named = {entry["id"]: entry for entry in entries[:_MODELS_MAX] if entry.get("id") in ids}
         for model in configured:
             named.setdefault(model, {})
         return [self._model(model, entry) for model, entry in named.items()]

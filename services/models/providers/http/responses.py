@@ -12,10 +12,9 @@ from mesh.errors import ModelUnavailable
 from services.models.provider_settings import ProviderSettings
 from services.models.providers.http.answer import Answer, FinishReason, mapping, string, usage_of
 from services.models.providers.http.dialect import (
-    SCHEMA_NAME,
     bearer,
     instructions,
-    is_strict,
+    named_schema,
     parameters_of,
     sampling,
     told_schema,
@@ -65,9 +64,8 @@ class Responses:
         if request.parameters.output_tokens_max:
             body["max_output_tokens"] = request.parameters.output_tokens_max
         schema = told_schema(request, settings)
-        if schema is not None:
-            named = {"name": SCHEMA_NAME, "schema": schema, "strict": is_strict(schema)}
-            body["text"] = {"format": {"type": "json_schema", **named}}
+        if schema:
+            body["text"] = {"format": {"type": "json_schema", **named_schema(schema)}}
         elif request.response_json_schema and settings.structured_output == "json_object":
             body["text"] = {"format": {"type": "json_object"}}
         return orjson.dumps(body)

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -269,6 +270,24 @@ async def test_usage_is_told_apart_by_what_is_asked_for(budgets: Budgets) -> Non
     assert not await usage(budgets, end_time=hour.start_time)
     with pytest.raises(InvalidArgument, match="must be in tenants/acme"):
         await usage(budgets, scope="tenants/globex")
+
+
+async def test_usage_past_what_can_be_summed_up_stops_nothing(budgets: Budgets) -> None:
+    for model in ("openai/one", "openai/other"):
+        for _ in range(2):
+            caller = Caller(PARENT, "", model)
+            with await budgets.charge(caller, 0, 0, 5.0) as charge:
+                charge.finish(models_pb2.Usage(input_tokens=2**64 - 1))
+            [row] = await usage(budgets, model=model)
+    assert row.calls == 2
+    assert (await usage(budgets))[0].input_tokens > 2**53
+
+
+async def test_usage_may_be_asked_for_of_any_time(budgets: Budgets) -> None:
+    await use(budgets, 1, 1)
+    first, last = Timestamp(seconds=-62_135_596_800), Timestamp(seconds=253_402_300_799)
+    assert await usage(budgets, start_time=first, end_time=last)
+    assert not await usage(budgets, start_time=last)
 
 
 async def test_usage_has_pages(budgets: Budgets) -> None:

@@ -280,6 +280,23 @@ async def test_messages_are_such_as_anthropic_wants_them(
     assert sent["tools"][0]["input_schema"]["properties"] == {"x": {"type": "integer"}}
 
 
+@each_kind
+async def test_json_goes_on_as_it_is_written(
+    kind: str, server: OpenAIServer, provide: Provide
+) -> None:
+    server.script = [model_events.reply(kind, model_events.said(kind, ["{}"]))]
+    asked = request()
+    deep = '{"a":' * 300 + "1" + "}" * 300
+    message = asked.conversation.messages.add(role=models_pb2.ROLE_ASSISTANT)
+    message.tool_calls.add(id="c", tool="t", arguments_json=f'{{"n": {2**70}, "deep": {deep}}}')
+    asked.conversation.messages.add(role=models_pb2.ROLE_TOOL, text="42", tool_call_id="c")
+    asked.tools.add(name="t", parameters_json_schema=f'{{"maximum": {2**71}}}')
+    asked.response_json_schema = f'{{"maximum": {2**72}}}'
+    await run(provide(kind), asked)
+    sent = json.dumps(server.requests[0])
+    assert all(str(number) in sent for number in (2**70, 2**71, 2**72))
+
+
 async def test_anthropic_is_always_told_a_bound(server: OpenAIServer, provide: Provide) -> None:
     server.script = [model_events.reply("anthropic", model_events.said("anthropic", ["ok"]))]
     await run(provide("anthropic", output_tokens_max=123))

@@ -172,6 +172,7 @@ def entry(index: int, numbers: Any) -> dict[str, Any]:
         answered(data=[entry(0, [1.0]), entry(0, [1.0])]),
         answered(data=[entry(0, [1.0]), entry(1, [1.0, 2.0])]),
         answered(data=[entry(0, [1.0]), entry(7, [1.0])]),
+        answered(data=[entry(0, [1e300]), entry(1, [1.0])]),
         answered(data=[entry(0, ["x"]), entry(1, [1.0])]),
         answered(data=[entry(0, []), entry(1, [])]),
         answered(data="none"),

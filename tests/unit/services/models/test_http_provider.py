@@ -30,6 +30,7 @@ from tests.support.openai_server import (
     serve_openai,
     streamed,
     typed,
+    usage_chunk,
 )
 from weft.models.v1 import model_service_pb2 as pb
 from weft.models.v1 import models_pb2
@@ -246,6 +247,60 @@ async def test_a_rate_limit_may_be_told_as_a_date(server: OpenAIServer, provide:
     past = email.utils.formatdate(time.time() - 60, usegmt=True)
     server.script = [refused(503, Retry_After=past), said("fine")]
     assert (await run(provide()))[0] == ["fine"]
+
+
+async def test_a_rate_limit_of_days_is_not_waited_for(
+    server: OpenAIServer, provide: Provide
+) -> None:
+    server.script = [refused(429, Retry_After="100000")]
+    with pytest.raises(ModelRateLimited) as caught:
+        await run(provide())
+    assert caught.value.retry_seconds == 86_400
+    assert len(server.requests) == 1
+
+
+async def test_a_date_that_is_none_tells_nothing(server: OpenAIServer, provide: Provide) -> None:
+    server.script = [refused(503, Retry_After="Fri, 31 Dec 99999 23:59:59 GMT"), said("fine")]
+    assert (await run(provide()))[0] == ["fine"]
+
+
+async def test_usage_that_no_call_can_have_is_estimated(
+    server: OpenAIServer, provide: Provide
+) -> None:
+    told = usage_chunk(2**53 - 1, 1)
+    server.script = [streamed([chunk({"content": "Hi"}), chunk(finish="stop"), told])]
+    usage = (await run(provide()))[1].usage
+    assert usage.estimated
+    assert usage.input_tokens < 100
+
+
+async def test_tool_calls_without_an_index_are_told_apart_by_their_ids(
+    server: OpenAIServer, provide: Provide
+) -> None:
+    first = {"id": "a", "function": {"name": "f", "arguments": '{"n": '}}
+    rest = {"function": {"arguments": "1}"}}
+    other = {"id": "b", "index": None, "function": {"name": "g", "arguments": "{}"}}
+    pieces = [chunk({"tool_calls": [piece]}) for piece in (first, rest, other)]
+    server.script = [streamed([*pieces, chunk(finish="tool_calls")])]
+    calls = (await run(provide()))[1].message.tool_calls
+    assert [(each.id, each.tool, each.arguments_json) for each in calls] == [
+        ("a", "f", '{"n": 1}'),
+        ("b", "g", "{}"),
+    ]
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:99999/v1", "http://host:port/v1", "http://[x"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="base_url"):
+        ProviderSettings(name="p", base_url=url)
+
+
+@pytest.mark.parametrize("key", ["sk-ü", "sk-1\nsk-2", "sk-\0"])
+def test_a_key_that_no_header_holds_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match="p: the key") as caught:
+        ProviderSettings(name="p", api_key=SecretStr(key)).key()
+    assert key not in str(caught.value)
+    assert ProviderSettings(name="p", api_key=SecretStr("sk-1\n")).key() == "sk-1"
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])

@@ -150,6 +150,8 @@ def _wrong(field: str) -> pb.GenerateRequest:
             made.parameters.top_p = 0
         case "tools[0].parameters_json_schema":
             made.tools.add(name="x", parameters_json_schema="[")
+        case "conversation.messages[0].tool_calls[0].arguments_json":
+            made.conversation.messages[0].tool_calls.add(tool="x", arguments_json="{")
     return made
 
 
@@ -161,6 +163,7 @@ def _wrong(field: str) -> pb.GenerateRequest:
         "parameters.temperature",
         "parameters.top_p",
         "tools[0].parameters_json_schema",
+        "conversation.messages[0].tool_calls[0].arguments_json",
     ],
 )
 async def test_a_bad_field_is_named(field: str, service: ModelsService) -> None:

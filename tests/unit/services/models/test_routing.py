@@ -324,6 +324,7 @@ def test_latencies_forget_and_try_one_call_at_a_time() -> None:
         ({"routes": [{"name": "r", "models": []}]}, "routes"),
         ({"routes": [{"name": "r", "models": ["builtin/extractive"]}] * 2}, "r is there twice"),
         ({"default_model": "route/none"}, "no route none"),
+        ({"default_model": "qwen3"}, "no provider runs qwen3"),
         ({"providers": [{"name": "builtin"}]}, "Weft's own"),
         ({"providers": [{"name": "a", "base_url": "ftp://x"}]}, "base_url"),
         ({"providers": [{"name": "a", "kind": "telepathy"}]}, "kind"),
