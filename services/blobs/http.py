@@ -33,6 +33,7 @@ from weft.blobs.v1 import blob_service_pb2 as pb
 from weft.blobs.v1 import blobs_pb2
 
 TRANSFER_SECONDS_MAX = 3600.0
+RANGE_LENGTH_MAX = 100
 CERTIFICATE_SECONDS = 10.0
 """How often is looked whether the certificate was replaced."""
 _Code = grpc.StatusCode
@@ -112,7 +113,11 @@ class BlobHttp:
         headers = _headers_of(blob)
         if f'"{blob.etag}"' in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
-        wanted = _range_of(request.headers.get("range", ""), blob.size_bytes)
+        ranges = request.headers.get("range", "")
+        if request.headers.get("if-range", headers["ETag"]) != headers["ETag"]:
+            # What the client has is of another blob, or of one that it can't tell from this one.
+            ranges = ""
+        wanted = _range_of(ranges, blob.size_bytes)
         if wanted is None:
             headers["Content-Range"] = f"bytes */{blob.size_bytes}"
             return Response(status_code=416, headers=headers)
@@ -225,7 +230,10 @@ def _headers_of(blob: blobs_pb2.Blob) -> dict[str, str]:
 
 def _range_of(text: str, size: int) -> tuple[int, int | None] | None:
     """Offset and length of a Range header (RFC 9110, 14); all where it has none, or one that
-    may be passed over: of another unit, or of several ranges. None where it can't be met."""
+    may be passed over: of another unit, of several ranges, or longer than any that is meant.
+    None where it can't be met."""
+    if len(text) > RANGE_LENGTH_MAX:
+        return 0, None
     unit, _, ranges = text.partition("=")
     first, dash, last = ranges.strip().partition("-")
     if unit.strip().lower() != "bytes" or not dash or "," in ranges:

@@ -126,10 +126,16 @@ class Logs:
         return f"{AREA}.{tenant}"
 
     async def add(
-        self, key_stream: str, function: str, entries: list[functions_pb2.FunctionLogEntry]
-    ) -> None:
-        """Stores entries; those that can't be are lost, and an invocation doesn't fail of it."""
+        self,
+        key_stream: str,
+        function: str,
+        idempotency_key: str,
+        entries: list[functions_pb2.FunctionLogEntry],
+    ) -> str:
+        """Stores entries; those that can't be are lost, and an invocation doesn't fail of it.
+        Whose key seals them, which is looked up where `key_stream` is empty."""
         try:
+            key_stream = key_stream or await self.key_stream(function, idempotency_key)
             key = await self._keyring.data_key_to_seal(key_stream)
             rows = []
             for entry in entries:
@@ -139,12 +145,13 @@ class Logs:
                 rows.append(Row(0, function, entry.invocation, key_stream, key.id, sealed))
             await self._run(lambda: self._tables.add(rows))
         except DataErased:
-            return
+            return key_stream
         except WeftError as error:
             _log.warning("function_log_lost", function=function, reason=error.message)
-            return
+            return key_stream
         for grown in self._grown.get(function, ()):
             grown.set()
+        return key_stream
 
     async def _opened(self, row: Row) -> functions_pb2.FunctionLogEntry:
         try:
@@ -229,9 +236,9 @@ class LogWriter:
         if not entries:
             return
         self._text = dict.fromkeys(_STREAMS, "")
-        if not self._key_stream:
-            self._key_stream = await self._logs.key_stream(self._function, self._idempotency_key)
-        await self._logs.add(self._key_stream, self._function, entries)
+        self._key_stream = await self._logs.add(
+            self._key_stream, self._function, self._idempotency_key, entries
+        )
 
 
 def _place(function: str, invocation: str, key_stream: str, key_id: str) -> bytes:

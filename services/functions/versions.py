@@ -67,4 +67,4 @@ def _limits(
 
 def _within(field: str, value: float, least: float, most: float) -> None:
     if not least <= value <= most:
-        raise InvalidArgument.of(f"limits.{field}", f"must be {least:g} to {most:g} here")
+        raise InvalidArgument.of(f"limits.{field}", f"must be {least} to {most} here")

@@ -600,6 +600,41 @@ _EXHAUSTION = [
         "kept = []\nfor n in range(50):\n    f = open(f'f{n}', 'wb'); os.unlink(f'f{n}')\n"
         "    f.write(b'x' * (1 << 20)); f.flush(); kept.append(f)\ntime.sleep(900)",
     ),
+    (
+        "files in deep folders",
+        "for _ in range(15): os.mkdir('d' * 250); os.chdir('d' * 250)\n"
+        "for n in range(50): open(f'f{n}', 'wb').write(b'x' * (1 << 20))\ntime.sleep(900)",
+    ),
+    (
+        "files in a folder that can't be listed",
+        "os.mkdir('d', 0o300)\n"
+        "for n in range(50): open(f'd/f{n}', 'wb').write(b'x' * (1 << 20))\ntime.sleep(900)",
+    ),
+    (
+        "deleted files in memory",
+        "libc.mmap.argtypes = (*(ctypes.c_long,) * 2, *(ctypes.c_int,) * 3, ctypes.c_long)\n"
+        "for n in range(50):\n    f = open('f', 'wb+'); f.write(b'x' * (1 << 20)); f.flush()\n"
+        "    libc.mmap(0, 4096, 1, 1, f.fileno(), 0); f.close(); os.unlink('f')\n"
+        "time.sleep(900)",
+    ),
+    (
+        "deleted files on their way to a socket",
+        "a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\nfor n in range(50):\n"
+        "    f = open('f', 'wb+'); f.write(b'x' * (1 << 20)); f.flush()\n"
+        "    socket.send_fds(a, [b'x'], [f.fileno()]); f.close(); os.unlink('f')\nreturn n",
+    ),
+    (
+        "deleted files of a thread that outlives the first",
+        "def keep():\n    kept = []\n    time.sleep(0.1)\n    for n in range(50):\n"
+        "        kept.append(os.open('.', os.O_RDWR | os.O_TMPFILE))\n"
+        "        os.write(kept[-1], b'x' * (1 << 20))\n    time.sleep(900)\n"
+        "threading.Thread(target=keep).start(); sys_(60, 0)",
+    ),
+    (
+        "files by fallocate",
+        "for n in range(999): os.posix_fallocate(os.open(f'f{n}', 66), 0, 4 << 20)\nreturn n",
+    ),
+    ("nested folders", "for _ in range(1200): os.mkdir('d'); os.chdir('d')\ntime.sleep(900)"),
     ("many files", "for n in range(10 ** 6): open(f'f{n}', 'w').close()\nreturn 1"),
     ("open files", "return len([os.dup(1) for _ in range(5000)])"),
     ("pipes", "return len([os.pipe() for _ in range(5000)])"),

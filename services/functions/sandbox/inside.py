@@ -126,20 +126,33 @@ def _run(request: dict[str, Any]) -> str:
         code = compile(source, FILE, "exec")
     except (SyntaxError, ValueError) as error:
         raise Refused("source", f"it doesn't compile: {error}") from None
+    except (RecursionError, MemoryError):
+        # Of the compiler's: its stack has an end.
+        raise Refused("source", "it doesn't compile: it is nested too deep") from None
     _guarded(lambda: exec(code, module.__dict__))
     handler = getattr(module, request["entry_point"], None)
     if not callable(handler):
         raise Refused("source", f"it has no function {request['entry_point']}")
     if request["check"]:
         return "null"
-    given = [json.loads(request["arguments"]), request["context"]][: _parameters(handler)]
+    given = [_arguments(request["arguments"]), request["context"]][: _parameters(handler)]
     result = _guarded(lambda: _finished(handler(*given)))
     try:
-        return json.dumps(result, allow_nan=False, ensure_ascii=False)
+        text = json.dumps(result, allow_nan=False, ensure_ascii=False)
+        text.encode()
     except RecursionError:
         raise Refused("result", "the result is nested too deep") from None
     except (TypeError, ValueError) as error:
         raise Refused("result", f"the result isn't JSON: {error}") from None
+    return text
+
+
+def _arguments(text: str) -> Any:
+    """JSON may be deeper, and have longer numbers, than Python reads."""
+    try:
+        return json.loads(text)
+    except (RecursionError, ValueError) as error:
+        raise Refused("raised", _cut(f"the arguments can't be read: {error}")) from None
 
 
 def _parameters(handler: Any) -> int:
@@ -165,9 +178,16 @@ def _guarded(run: Any) -> Any:
     except MemoryError:
         raise
     except BaseException as error:  # noqa: BLE001 - what it raises is its answer, SystemExit too
-        name = type(error).__name__
-        message = f"{name}: {error}" if str(error) else name
+        name, said = type(error).__name__, _said(error)
+        message = f"{name}: {said}" if said else name
         raise Refused("raised", _cut(message), _trace(error)) from None
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException:  # noqa: BLE001 - it is the function's own code
+        return ""
 
 
 def _trace(error: BaseException) -> str:

@@ -18,7 +18,6 @@ import json
 import os
 import resource
 import select
-import shutil
 import signal
 import socket
 import struct
@@ -35,9 +34,12 @@ MESSAGE_BYTES_MAX = 4_096
 WATCH_SECONDS = 0.05
 END_SECONDS_MAX = 5.0
 SCRATCH_ENTRIES_MAX = 4_096
+SCRATCH_PATH_MAX = 1_024
+UNCOUNTED_BYTES = 1 << 62
 _PR_SET_CHILD_SUBREAPER, _PR_CAPBSET_DROP, _PR_SET_PDEATHSIG = 36, 24, 1
 _CAPABILITY_VERSION = 0x20080522
 _CAPABILITIES = 64
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Running:
@@ -150,7 +152,7 @@ def guard(configuration: dict[str, Any], weft: socket.socket) -> None:
         end["reason"] = "start"
         end["message"] = f"{type(error).__name__}: {error}"
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove_folder(scratch)
         with contextlib.suppress(OSError):
             weft.sendall(json.dumps(end).encode())
 
@@ -186,23 +188,102 @@ def threads(pid: int) -> int:
 
 def scratch_bytes(pid: int, folder: str) -> int:
     """What lies in the folder, and in files that were deleted and are open still. Whoever made
-    too many files has used all there is."""
-    total = entries = 0
-    for path, folders, files in os.walk(folder):
-        entries += len(folders) + len(files)
-        if entries > SCRATCH_ENTRIES_MAX:
-            return 1 << 62
-        for name in files:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(path, name)).st_blocks << 9
+    too many files, or keeps some where they aren't counted, has used all there is."""
+    sizes: dict[tuple[int, int], int] = {}
+    entries = 0
+    waiting = [folder]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as found:
+                for entry in found:
+                    entries += 1
+                    deep = len(entry.path) > len(folder) + SCRATCH_PATH_MAX
+                    if deep or entries > SCRATCH_ENTRIES_MAX:
+                        return UNCOUNTED_BYTES
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                        continue
+                    with contextlib.suppress(FileNotFoundError):
+                        status = entry.stat(follow_symlinks=False)
+                        sizes[status.st_dev, status.st_ino] = status.st_blocks << 9
+        except (FileNotFoundError, NotADirectoryError):
+            # It was deleted meanwhile.
+            continue
+        except OSError:
+            # Nobody may list it.
+            return UNCOUNTED_BYTES
     for each in {pid} | descendants(pid):
-        with contextlib.suppress(OSError):
-            for name in os.listdir(f"/proc/{each}/fd"):
-                with contextlib.suppress(OSError):
-                    status = os.stat(f"/proc/{each}/fd/{name}")
-                    if status.st_nlink == 0:
-                        total += status.st_blocks << 9
-    return total
+        opened = deleted_files(each)
+        if mapped_files(each, folder) - {inode for _, inode in opened}:
+            return UNCOUNTED_BYTES
+        sizes |= opened
+    return sum(sizes.values())
+
+
+def deleted_files(pid: int) -> dict[tuple[int, int], int]:
+    """Files that were deleted, and that a thread of the process has open: bytes by device and
+    inode. A thread may have descriptors of its own, and outlive the first one."""
+    sizes = {}
+    for thread in listed(f"/proc/{pid}/task"):
+        folder = f"/proc/{pid}/task/{thread}/fd"
+        for name in listed(folder):
+            with contextlib.suppress(OSError):
+                status = os.stat(f"{folder}/{name}")
+                if status.st_nlink == 0:
+                    sizes[status.st_dev, status.st_ino] = status.st_blocks << 9
+    return sizes
+
+
+def mapped_files(pid: int, folder: str) -> set[int]:
+    """Inodes of files of the folder that were deleted, and are in the process's memory."""
+    inodes = set()
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", "rb") as maps:
+        for line in maps:
+            if folder.encode() in line and line.endswith(b" (deleted)\n"):
+                inodes.add(int(line.split(maxsplit=5)[4]))
+    return inodes
+
+
+def listed(folder: str) -> list[str]:
+    """What is in a folder of /proc; nothing once the process is gone."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def remove_folder(folder: str) -> None:
+    """Deletes a folder with all that is in it, as far as that goes. Neither its depth nor modes
+    keep it: what is within a folder is moved up before that is deleted."""
+    with contextlib.suppress(OSError):
+        top = os.open(folder, _FOLDER)
+        try:
+            while names := os.listdir(top):
+                for name in names:
+                    if is_unlinked(name, top):
+                        continue
+                    inner = os.open(name, _FOLDER, dir_fd=top)
+                    try:
+                        for each in os.listdir(inner):
+                            if not is_unlinked(each, inner):
+                                free = os.urandom(16).hex()
+                                os.rename(each, free, src_dir_fd=inner, dst_dir_fd=top)
+                    finally:
+                        os.close(inner)
+                    os.rmdir(name, dir_fd=top)
+        finally:
+            os.close(top)
+        os.rmdir(folder)
+
+
+def is_unlinked(name: str, within: int) -> bool:
+    """Deletes what is no folder; whether it was none. One can be moved and emptied after."""
+    try:
+        os.unlink(name, dir_fd=within)
+    except IsADirectoryError:
+        os.chmod(name, 0o700, dir_fd=within)
+        return False
+    return True
 
 
 def descendants(pid: int, *, deep: bool = True) -> set[int]:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import time
@@ -16,6 +15,7 @@ import structlog
 from mesh.errors import FailedPrecondition, Unavailable
 from mesh.private_files import make_private_folder
 from services.functions.sandbox.backends import Backend
+from services.functions.sandbox.keeper import remove_folder
 from services.functions.sandbox.limits import ERRORS, Ended, Invocation, Limits
 
 START_SECONDS_MAX = 15.0
@@ -42,6 +42,7 @@ class Keeper:
         self._control: socket.socket | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._starting = asyncio.Lock()
+        self._cleared = False
 
     async def sandbox(self) -> "Sandbox":
         """A new one, once it is confined and waits for its invocation. Unavailable where it
@@ -95,9 +96,10 @@ class Keeper:
             if self._process is not None and self._process.returncode is None:
                 return
             await self.stop()
-            make_private_folder(self._scratch)
-            for left in self._scratch.iterdir():
-                shutil.rmtree(left, ignore_errors=True)
+            if not self._cleared:
+                # Not again: another keeper's sandboxes go on in theirs when it has ended.
+                await asyncio.to_thread(self._clear)
+                self._cleared = True
             control, inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             configuration = json.dumps(self.backend.configuration(self._scratch))
             try:
@@ -117,6 +119,12 @@ class Keeper:
                 inner.close()
             control.setblocking(False)
             self._control = control
+
+    def _clear(self) -> None:
+        """Makes the folder, without what a process before this one left there."""
+        make_private_folder(self._scratch)
+        for left in self._scratch.iterdir():
+            remove_folder(str(left))
 
 
 class Sandbox:

@@ -83,6 +83,8 @@ async def test_a_url_gets_the_blob(service: BlobsService, client: httpx2.AsyncCl
         ("bytes=0-1,5-6", 200, 0, 1_000_000),
         ("lines=0-1", 200, 0, 1_000_000),
         ("bytes=x-", 200, 0, 1_000_000),
+        (f"bytes={'9' * 5_000}-", 200, 0, 1_000_000),
+        (f"bytes=0-{'9' * 5_000}", 200, 0, 1_000_000),
     ],
 )
 async def test_a_url_gets_a_range(
@@ -101,6 +103,19 @@ async def test_a_url_gets_a_range(
         assert answer.headers["content-range"] == f"bytes {begin}-{end - 1}/1000000"
     if status == 416:
         assert answer.headers["content-range"] == "bytes */1000000"
+
+
+async def test_a_range_of_another_blob_gets_all_of_this_one(
+    service: BlobsService, client: httpx2.AsyncClient
+) -> None:
+    before = await put(service, NAME, b"before" * 10)
+    blob = await put(service, NAME, DATA)
+    url = await signed(service)
+    asked = {"Range": "bytes=10-"}
+    for etag, status in ((before.etag, 200), (blob.etag, 206)):
+        answer = await client.get(url, headers={**asked, "If-Range": f'"{etag}"'})
+        assert answer.status_code == status
+        assert answer.content == (DATA if status == 200 else DATA[10:])
 
 
 async def test_a_url_puts_a_blob(service: BlobsService, client: httpx2.AsyncClient) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mesh.errors import (
+    EventStoreUnavailable,
     FailedPrecondition,
     InvalidArgument,
     LimitExceeded,
@@ -109,6 +110,8 @@ async def test_what_was_deployed_is_there_after_a_restart(running: Running) -> N
         ("import grpc\ndef handler(a): pass\n", "ModuleNotFoundError"),
         ("raise ValueError('at once')\n", "at once"),
         ("def handler(a): pass\n\0", "isn't text"),
+        ("x = " + "+".join("1" * 60_000) + "\n", "nested too deep"),
+        ("x = " + "-" * 20_000 + "1\n", "nested too deep"),
     ],
 )
 async def test_a_source_that_doesnt_load_isnt_deployed(
@@ -134,7 +137,7 @@ async def test_limits_out_of_bounds_are_refused(running: Running) -> None:
         functions_pb2.FunctionLimits(open_files=3),
         functions_pb2.FunctionLimits(scratch_bytes=1 << 30),
     ):
-        with pytest.raises(InvalidArgument, match=r"limits\."):
+        with pytest.raises(InvalidArgument, match=r"limits\..* \d+ to \d+ here"):
             await deploy(running.service, "double", DOUBLE, limits=limits)
 
 
@@ -160,6 +163,23 @@ async def test_what_goes_wrong_is_an_answer(running: Running) -> None:
     slow = (await invoke(running.service, "double")).error
     assert slow.kind == functions_pb2.FUNCTION_ERROR_KIND_TIMEOUT
     assert "0.3 s" in slow.message
+
+
+async def test_what_python_cant_read_or_write_is_an_answer(running: Running) -> None:
+    source = (
+        "class Mute(Exception):\n    def __str__(self): raise ValueError\n"
+        "def handler(a):\n    if a: return chr(0xD800)\n    raise Mute\n"
+    )
+    await deploy(running.service, "double", source)
+    kinds = {
+        "1": (functions_pb2.FUNCTION_ERROR_KIND_RESULT, "isn't JSON"),
+        "0": (functions_pb2.FUNCTION_ERROR_KIND_RAISED, "Mute"),
+        "[" * 1_010 + "]" * 1_010: (functions_pb2.FUNCTION_ERROR_KIND_RAISED, "arguments"),
+    }
+    for arguments, (kind, says) in kinds.items():
+        error = (await invoke(running.service, "double", arguments)).error
+        assert error.kind == kind
+        assert says in error.message
 
 
 async def test_an_answer_that_a_function_forges_is_no_json(running: Running) -> None:
@@ -260,6 +280,20 @@ async def test_the_oldest_of_a_log_goes_first(tmp_path: Path) -> None:
         assert not entries[0].text.startswith("0")
     finally:
         await service.stop()
+
+
+async def test_a_log_that_cant_be_kept_fails_no_invocation(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object) -> None:
+        raise EventStoreUnavailable("away")
+
+    await deploy(running.service, "double", DOUBLE)
+    monkeypatch.setattr(running.parts.events, "head_at", away)
+    answer = await invoke(
+        running.service, "double", "2", idempotency_key=f"{SESSION}/turns/t/calls/1"
+    )
+    assert answer.result_json == "4"
 
 
 async def test_a_sessions_output_goes_with_its_key(running: Running) -> None:
