@@ -1,7 +1,7 @@
 """Arithmetic out of prose."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from services.models.providers.extractive.arithmetic import find_calculation, without_roots
@@ -123,6 +123,7 @@ _WORDS = (
 _PIECES = st.sampled_from(_WORDS.split())
 
 
+@example("0\u00b7\u1b50")  # A digit, of Bali
 @given(st.lists(_PIECES, max_size=40).map(" ".join) | st.text(max_size=200))
 def test_never_fails_and_writes_only_arithmetic(text: str) -> None:
     found = find_calculation(text)

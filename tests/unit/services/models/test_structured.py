@@ -166,7 +166,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "pattern that backtracks": ({"pattern": "^(a+)+$"}, json.dumps("a" * 40 + "!")),
     "many unique items": (
         {"uniqueItems": True, "items": {"type": "object"}},
-        json.dumps([{"n": n} for n in range(20_000)]),
+        json.dumps([{"n": n} for n in range(5_000)]),
     ),
     "refers to no schema": ({"title": "ab", "$ref": "#/title"}, "1"),
     "refers past a list": ({"allOf": [{}], "$ref": "#/allOf/x"}, "1"),
