@@ -152,7 +152,7 @@ async def test_long_texts_are_read_by_clients_with_grpcs_own_bounds(weft: Platfo
     request = state_service_pb2.ListEventsRequest(parent=session, page_size=1000)
     revisions = []
     while True:
-        page = await weft.state.ListEvents(request, timeout=10)
+        page = await weft.state.ListEvents(request, timeout=60)
         revisions += [event.revision for event in page.events]
         if not page.next_page_token:
             break
