@@ -14,6 +14,7 @@ from mesh.cache.codecs import MessageCodec
 from mesh.call import Call
 from mesh.clock import NANOSECONDS
 from mesh.errors import (
+    BudgetSpent,
     InvalidArgument,
     ModelBadAnswer,
     ModelRateLimited,
@@ -139,19 +140,23 @@ class ModelsService:
         asked.ClearField("charged_session")
         key = asked.SerializeToString(deterministic=True)
         asked.charged_session = request.charged_session
-        made: list[pb.GenerateResponse] = []
+        asks = False
 
         async def load() -> pb.GenerateResponse:
-            made.append(await whole(self._parts(asked, call)))
-            return made[0]
+            nonlocal asks
+            asks = True
+            return await whole(self._parts(asked, call))
 
-        answer = await self._answers.get(
-            request.parent.split("/")[1],
-            key,
-            load,
-            ttl_seconds=request.cache_ttl.ToNanoseconds() / NANOSECONDS,
-        )
-        answer.cached = not made
+        tenant = request.parent.split("/")[1]
+        seconds = request.cache_ttl.ToNanoseconds() / NANOSECONDS
+        try:
+            answer = await self._answers.get(tenant, key, load, ttl_seconds=seconds)
+        except BudgetSpent:
+            if asks:
+                raise
+            # Of another session, whose call this one had joined: its own budget may cover it.
+            answer = await self._answers.get(tenant, key, load, ttl_seconds=seconds)
+        answer.cached = not asks
         if answer.cached and answer.usage.HasField("cost_micro_usd"):
             answer.usage.cost_micro_usd = 0
         return answer

@@ -102,6 +102,19 @@ async def test_a_cached_answer_costs_nothing_whoever_asked_first(
     assert len(server.requests) == 1
 
 
+async def test_a_budget_that_is_spent_refuses_nobody_who_waits_for_the_same_answer(
+    service: ModelsService, budgets: Budgets
+) -> None:
+    await set_budget(budgets, limit(tokens=1), call(), scope=SESSION)
+    poor = request(cache_ttl={"seconds": 60}, charged_session=SESSION)
+    rich = request(cache_ttl={"seconds": 60})
+    asked = (service.generate(poor, call("agents")), service.generate(rich, call()))
+    refused, answer = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(refused, BudgetSpent)
+    assert isinstance(answer, pb.GenerateResponse)
+    assert not answer.cached
+
+
 async def test_only_agents_say_for_which_session_a_call_is(service: ModelsService) -> None:
     asked = request(charged_session=SESSION)
     for caller in ("", "gateway", "tools"):
