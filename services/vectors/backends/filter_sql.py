@@ -60,7 +60,7 @@ class Dialect:
                 ]
                 return _join(" OR ", each)
             case Comparison(key, Operator.NOT_EQUAL, value):
-                equal = self._equal(collection, key, value)
+                equal = self._compared(collection, key, Operator.EQUAL, value)
                 unequal = Condition(f"NOT ({equal.sql})", equal.values)
                 return _join(" AND ", [self._having(collection, key), unequal])
             case Comparison(key, operator, value):
@@ -69,26 +69,22 @@ class Dialect:
     def _joined(self, word: str, parts: tuple[Filter, ...], collection: int) -> Condition:
         return _join(word, [self.condition(part, collection) for part in parts])
 
-    def _equal(self, collection: int, key: str, value: Value) -> Condition:
-        return self._compared(collection, key, Operator.EQUAL, value)
-
     def _among(self, collection: int, key: str, values: list[Value]) -> Condition:
         """That one of the key's values is among `values`, which are of one type."""
-        kind = type(values[0])
-        having = self._having(collection, key)
         marks = ", ".join([self.mark] * len(values))
-        return Condition(
-            having.sql[:-1] + f" AND kind = {self.mark} AND {self.columns[kind]} IN ({marks}))",
-            (*having.values, KINDS[kind], *(stored(value)[1] for value in values)),
-        )
+        return self._valued(collection, key, f"IN ({marks})", values)
 
     def _compared(self, collection: int, key: str, operator: Operator, value: Value) -> Condition:
         # The operator is one of six of ours.
-        column = self.columns[type(value)]
+        return self._valued(collection, key, f"{operator} {self.mark}", [value])
+
+    def _valued(self, collection: int, key: str, test: str, values: list[Value]) -> Condition:
+        """That one of the key's values, of the type of `values`, stands `test` with them."""
+        kind = type(values[0])
         having = self._having(collection, key)
         return Condition(
-            having.sql[:-1] + f" AND kind = {self.mark} AND {column} {operator} {self.mark})",
-            (*having.values, *stored(value)),
+            having.sql[:-1] + f" AND kind = {self.mark} AND {self.columns[kind]} {test})",
+            (*having.values, KINDS[kind], *(stored(value)[1] for value in values)),
         )
 
     def _having(self, collection: int, key: str) -> Condition:

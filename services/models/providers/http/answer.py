@@ -1,6 +1,7 @@
 """An answer, put together from the events of its stream, whatever the protocol."""
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -32,7 +33,7 @@ class CallParts:
             raise ModelBadAnswer("a tool call's arguments are longer than is allowed")
 
 
-class Answer:
+class Answer(ABC):
     """What the protocols' answers have in common; `add` of each takes its events.
 
     `has_begun` turns true with the first event that holds something of the answer.
@@ -52,12 +53,12 @@ class Answer:
         """Whether the model said why it stopped."""
         return self.finish_reason is not None
 
+    @abstractmethod
     def add(self, event: dict[str, Any]) -> str:
         """Takes a parsed event and returns the text that it adds, mostly some, often none.
 
         Raises ModelBadAnswer where the event isn't one of the protocol.
         """
-        raise NotImplementedError
 
     def add_text(self, text: str) -> str:
         """Takes text, and returns it. Raises ModelBadAnswer where it gets too long."""
