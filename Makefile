@@ -30,7 +30,8 @@ up: .venv/runtime ## Start Weft on its own embedded servers, with its data in .w
 
 # Tests wait for most of their time, so that two go well beside each other; those of a file share
 # the servers that it starts. Those that put a deployment under load go alone behind them.
-test: .venv/development $(GOOGLE_API) ## Run the whole test suite; ONLY= takes what pytest -k takes, WORKERS= (2)
+test: export WEFT_TEST_TOPOLOGY = $(TOPOLOGY)
+test: .venv/development $(GOOGLE_API) ## Run the whole test suite; ONLY= takes what pytest -k takes, WORKERS= (2), TOPOLOGY=split splits each Weft over processes
 	@$(BIN)/pytest -m "not alone" -n $(or $(WORKERS),2) --dist loadfile $${ONLY:+-k "$$ONLY"}; \
 	first=$$?; [ $$first -eq 0 ] || [ $$first -eq 5 ] || exit $$first; \
 	$(BIN)/pytest -m alone $${ONLY:+-k "$$ONLY"}; \

@@ -8,12 +8,15 @@ from hypothesis import HealthCheck, settings
 from tests.support.config_home import config_home
 from tests.support.logged import log_lines
 from tests.support.nats import harmed_nats_server, nats_server, tenant
+from tests.support.platform import SPLIT
 
 __all__ = ["harmed_nats_server", "log_lines", "nats_server", "tenant"]
 
 # How fast an example runs is the machine's matter, and no failure.
 settings.register_profile("weft", suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("weft")
+SPLIT_TIMES = 3
+"""How much longer a test may take where each deployment is seven processes instead of one."""
 _stack = ExitStack()
 
 
@@ -25,3 +28,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Removes them."""
     _stack.close()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Gives tests of the split topology their time."""
+    for item in items if SPLIT else []:
+        own = item.get_closest_marker("timeout")
+        seconds = float(own.args[0] if own else config.getini("timeout"))
+        item.add_marker(pytest.mark.timeout(SPLIT_TIMES * seconds), append=False)

@@ -155,7 +155,11 @@ class Worker:
                     await self._attach_once()
                     failures = 0
                 except (grpc.aio.AioRpcError, WeftError) as error:
-                    code = code_of(error) if isinstance(error, WeftError) else error.code()
+                    code, said = (
+                        (code_of(error), error.message)
+                        if isinstance(error, WeftError)
+                        else (error.code(), error.details())
+                    )
                     if code in _REFUSED:
                         raise
                     lasted = time.monotonic() - begun > LASTING_SECONDS
@@ -165,7 +169,7 @@ class Worker:
                     if not self.ends():
                         expected = time.monotonic() < waits_until
                         report = _log.debug if expected else _log.warning
-                        report("detached", reason=code.name)
+                        report("detached", reason=code.name, error=said)
                 self.attached = False
                 if not self._done:
                     await asyncio.sleep(_pause(failures))
