@@ -1,5 +1,6 @@
 """What holds for all tests."""
 
+import gc
 from contextlib import ExitStack
 
 import pytest
@@ -13,21 +14,31 @@ from tests.support.platform import SPLIT
 __all__ = ["harmed_nats_server", "log_lines", "nats_server", "tenant"]
 
 # How fast an example runs is the machine's matter, and no failure.
-settings.register_profile("weft", suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("weft", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("weft")
 SPLIT_TIMES = 3
 """How much longer a test may take where each deployment is seven processes instead of one."""
+YOUNG_OBJECTS_MAX = 20_000
+"""How many new objects Python lets be before it looks among them for garbage. With its own bound
+that took a third of the suite's processor time: thousands of tests and modules stay."""
 _stack = ExitStack()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keys and contexts of what is started here don't mix with those of who runs it."""
     _stack.enter_context(config_home())
+    gc.set_threshold(YOUNG_OBJECTS_MAX)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Removes them."""
     _stack.close()
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays, and needn't be looked through."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,13 +1,15 @@
 """The command `weft`: all client commands, and how it starts and ends."""
 
+import copy
 import io
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from mesh.cli.agents import agents
 from mesh.cli.asking import add_ask
@@ -42,6 +44,21 @@ from mesh.cli.traffic import add_traffic
 from mesh.cli.turns import turns
 from mesh.cli.verifying import add_verify
 from mesh.cli.workers import workers
+
+
+class _GroupsWhenAsked(TyperGroup):
+    """The application, whose groups are built when they are asked for: all of them take longer
+    than most commands, and a command line names one."""
+
+    later: dict[str, typer.Typer]
+
+    # Typer doesn't export the types of its own copy of click.
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in self.later:
+            alone = typer.Typer(add_completion=False)
+            alone.add_typer(self.later.pop(cmd_name), name=cmd_name)
+            self.add_command(typer.main.get_group(alone).commands[cmd_name])
+        return super().get_command(ctx, cmd_name)
 
 
 def application() -> typer.Typer:
@@ -111,7 +128,7 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _exit_code(app: typer.Typer, arguments: Sequence[str] | None) -> int:
     try:
-        app(args=arguments, prog_name="weft")
+        _command(app)(args=arguments, prog_name="weft")
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else ExitCode.OK
     except CommandFailed as failure:
@@ -126,6 +143,25 @@ def _exit_code(app: typer.Typer, arguments: Sequence[str] | None) -> int:
         )
         return ExitCode.FAILURE
     return ExitCode.OK
+
+
+def _command(app: typer.Typer) -> _GroupsWhenAsked:
+    """What `app` is to parse with."""
+    ungrouped = copy.copy(app)
+    ungrouped.info = copy.copy(app.info)
+    ungrouped.info.cls = _GroupsWhenAsked
+    ungrouped.registered_groups = []
+    command = typer.main.get_command(ungrouped)
+    assert isinstance(command, _GroupsWhenAsked)
+    command.later = {
+        str(group.name): group.typer_instance
+        for group in app.registered_groups
+        if group.typer_instance is not None
+    }
+    for name in command.later:
+        # Named from the start, so that they are known where a name is looked for.
+        command.add_command(TyperGroup(name=name))
+    return command
 
 
 def _tell(first: str, *notes: str) -> None:

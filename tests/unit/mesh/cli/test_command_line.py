@@ -103,6 +103,15 @@ def test_exit_codes(weft: Weft, arguments: list[str], code: int) -> None:
     assert bool(ran.err) == (code != 0)
 
 
+def test_a_group_is_known_before_its_commands_are_built(weft: Weft) -> None:
+    """Its name where another was meant, its commands and its help where it is asked for."""
+    assert "Did you mean 'agent', 'tenant'?" in weft("agnt").err
+    assert "Did you mean 'list'?" in weft("agent", "lst").err
+    listed = weft("--help").out
+    assert "Apply, list, show and delete agents." in listed
+    assert "Example: weft" in weft("agent", "list", "--help").out
+
+
 def test_a_server_that_never_answers_is_a_matter_of_time(weft: Weft) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
