@@ -33,7 +33,7 @@ from services.models.charged import (
     say_price,
 )
 from services.models.embedding import Embeddings
-from services.models.metrics import CHAT, EMBEDDINGS, ModelMetrics, Names
+from services.models.metrics import CHAT, EMBEDDINGS, OTHER, ModelMetrics, Names
 from services.models.providers.builtin import BuiltinProvider
 from services.models.providers.http import HttpProvider
 from services.models.providers.provider import Provider, Vectors
@@ -294,7 +294,9 @@ class ModelsService:
     ) -> Iterator[tuple[Names, traces.Span]]:
         """The span and the metrics around a call of a provider."""
         provider, model = candidate.provider, candidate.model
-        names = self._metrics.names(operation, provider.system, provider.name, model)
+        # A label that callers could make would use up those of the models that there are.
+        label = model if self._routing.knows(candidate) else OTHER
+        names = self._metrics.names(operation, provider.system, provider.name, label)
         started, error_type = time.perf_counter(), ""
         try:
             with traces.model_span(operation, provider.system, model, call.traceparent) as span:

@@ -43,6 +43,10 @@ class BuiltinProvider:
         """Both."""
         return [*await self._extractive.models(), self._hashing]
 
+    def knows(self, model: str) -> bool:
+        """There are no others."""
+        return f"{self.name}/{model}" in (EXTRACTIVE_ID, HASHING_ID)
+
     async def default_model(self) -> str:
         """The one that answers."""
         return EXTRACTIVE_ID

@@ -41,6 +41,11 @@ class Provider(Protocol):
         provider that can't ask its endpoint lists what it is configured with."""
         ...
 
+    def knows(self, model: str) -> bool:
+        """Whether the settings name the model, the id's second part, or the endpoint listed it
+        when it was asked last. It may be called all the same."""
+        ...
+
     async def default_model(self) -> str:
         """The id of the model that answers where none is named. Raises ModelUnavailable
         where there is none."""

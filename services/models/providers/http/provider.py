@@ -59,7 +59,10 @@ class HttpProvider:
             settings.breaker_pause_seconds,
             lambda: asyncio.get_running_loop().time(),
         )
+        configured = [*(model.name for model in settings.models), settings.default_model]
+        self._configured = [model for model in configured if model]
         self._models: list[models_pb2.Model] = []
+        self._named = set(self._configured)
         self._first_listed = ""
         self._listed_until = 0.0
         self._listing = asyncio.Lock()
@@ -73,6 +76,10 @@ class HttpProvider:
                 self._models = await self._list()
                 self._listed_until = loop.time() + self._settings.list_cache_seconds
         return self._models
+
+    def knows(self, model: str) -> bool:
+        """Whether it is configured, or was listed; see the port."""
+        return model in self._named
 
     async def default_model(self) -> str:
         """The id of the configured model, else of the first that the endpoint lists.
@@ -94,13 +101,11 @@ class HttpProvider:
             except WeftError as error:
                 log.warning("model_list_failed", provider=self.name, error=error.message)
         named = {entry["id"]: entry for entry in entries[:_MODELS_MAX] if _is_id(entry.get("id"))}
-        configured = [model.name for model in self._settings.models]
-        if self._settings.default_model:
-            configured.append(self._settings.default_model)
-        first = next(iter([*named, *configured]), "")
+        first = next(iter([*named, *self._configured]), "")
         self._first_listed = f"{self.name}/{first}" if first else ""
-        for model in configured:
+        for model in self._configured:
             named.setdefault(model, {})
+        self._named = set(named)
         return [self._model(model, entry) for model, entry in named.items()]
 
     def _model(self, model: str, entry: Mapping[str, Any]) -> models_pb2.Model:
