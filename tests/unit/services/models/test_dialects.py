@@ -158,6 +158,27 @@ async def test_puts_tool_calls_together(kind: str, server: OpenAIServer, provide
     assert response.finish_reason == models_pb2.FINISH_REASON_TOOL_CALLS
 
 
+async def test_arguments_that_come_with_the_begin_of_a_call_are_taken(
+    server: OpenAIServer, provide: Provide
+) -> None:
+    # As servers send it that speak Anthropic's protocol without streaming the input.
+    events = model_events.said("anthropic", [], calls=2)
+    whole, parts = (
+        each["content_block"]
+        for each in events
+        if each["type"] == "content_block_start" and each["content_block"]["type"] == "tool_use"
+    )
+    whole["input"], parts["input"] = {"expression": "1 + 1", "é": [1]}, {"expression": "old"}
+    index = next(each["index"] for each in events if each.get("content_block") is whole)
+    events = [
+        each for each in events if each["type"] != "content_block_delta" or each["index"] != index
+    ]
+    server.script = [model_events.reply("anthropic", events)]
+    _, response = await run(provide("anthropic"))
+    arguments = [json.loads(call.arguments_json) for call in response.message.tool_calls]
+    assert arguments == [{"expression": "1 + 1", "é": [1]}, {"expression": "6 * 7"}]
+
+
 @each_kind
 @pytest.mark.parametrize(
     ("finish", "reason"),
