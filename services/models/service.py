@@ -280,7 +280,7 @@ class ModelsService:
             )
             with charge:
                 vectors = await candidate.provider.embed(
-                    texts, candidate.model, request.dimension, seconds_max
+                    texts, candidate.model, request.dimension, seconds_max, charge.sent
                 )
                 charge.finish(vectors.usage)
             self._metrics.used(names, vectors.usage.input_tokens, 0)

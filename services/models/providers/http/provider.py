@@ -5,6 +5,7 @@ import random
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -18,7 +19,7 @@ from services.models.providers.http.endpoint import Endpoint
 from services.models.providers.http.limits import Limits
 from services.models.providers.http.messages import Messages
 from services.models.providers.http.responses import Responses
-from services.models.providers.provider import Vectors
+from services.models.providers.provider import Sent, Vectors
 from weft.models.v1 import model_service_pb2, models_pb2
 
 T = TypeVar("T")
@@ -125,15 +126,25 @@ class HttpProvider:
         )
 
     def stream(
-        self, request: model_service_pb2.GenerateRequest, model: str, timeout_seconds: float
+        self,
+        request: model_service_pb2.GenerateRequest,
+        model: str,
+        timeout_seconds: float,
+        sent: Sent,
     ) -> AsyncGenerator[str | model_service_pb2.GenerateResponse, None]:
         """The answer as it comes, then whole; see the port for what it raises. Once text was
         passed on a failure ends the call: the caller has the begin of an answer and the error."""
         deadline = self._deadline(timeout_seconds)
-        return self._repeated(lambda: self._endpoint.answer(request, model, deadline), deadline)
+        answer = partial(self._endpoint.answer, request, model, deadline)
+        return self._repeated(answer, deadline, sent)
 
     async def embed(
-        self, texts: Sequence[str], model: str, dimension: int, timeout_seconds: float
+        self,
+        texts: Sequence[str],
+        model: str,
+        dimension: int,
+        timeout_seconds: float,
+        sent: Sent,
     ) -> Vectors:
         """The texts' vectors; see the port for what it raises."""
         if self._settings.kind == "anthropic":
@@ -143,18 +154,21 @@ class HttpProvider:
         async def once() -> AsyncGenerator[Vectors, None]:
             yield await self._endpoint.embed(texts, model, dimension, deadline)
 
-        found = [vectors async for vectors in self._repeated(once, deadline)]
+        found = [vectors async for vectors in self._repeated(once, deadline, sent)]
         return found[0]
 
     async def _repeated(
-        self, call: Callable[[], AsyncGenerator[T, None]], deadline: float
+        self, call: Callable[[], AsyncGenerator[T, None]], deadline: float, sent: Sent
     ) -> AsyncGenerator[T, None]:
         """What `call` yields; made again where it fails before it yielded anything."""
+        # While it waits for its turn, or for the next attempt, nobody bills it.
+        sent(False)
         for attempt in range(1, self._settings.attempts_max + 1):
             has_begun = has_yielded = False
             try:
                 async with self._attempt(deadline), aclosing(call()) as parts:
                     has_begun = True
+                    sent(True)
                     async for part in parts:
                         has_yielded = True
                         yield part
@@ -169,6 +183,7 @@ class HttpProvider:
                     attempt=attempt,
                     error=error.message,
                 )
+            sent(False)
             await asyncio.sleep(pause)
 
     @asynccontextmanager

@@ -28,6 +28,7 @@ from services.models.provider_settings import ProviderSettings
 from services.models.providers.http import HttpProvider
 from services.models.providers.http.dialect import is_strict
 from tests.support import model_events
+from tests.support.budgets import unnoticed
 from tests.support.model_events import KINDS
 from tests.support.openai_server import OpenAIServer, serve_openai
 from weft.models.v1 import model_service_pb2 as pb
@@ -114,7 +115,7 @@ async def run(
 ) -> tuple[list[str], pb.GenerateResponse]:
     deltas: list[str] = []
     found: list[pb.GenerateResponse] = []
-    async with aclosing(provider.stream(asked or request(), "small", 10)) as parts:
+    async with aclosing(provider.stream(asked or request(), "small", 10, unnoticed)) as parts:
         async for part in parts:
             if isinstance(part, str):
                 deltas.append(part)
@@ -206,7 +207,7 @@ async def test_a_stream_that_breaks_off_is_repeated_before_its_text_and_not_afte
     early = model_events.reply(kind, [*events[:1], *end], is_cut=fault == "cut")
     late = model_events.reply(kind, [*begin, *end], is_cut=fault == "cut")
     server.script = [early, late, model_events.reply(kind, events)]
-    parts = provide(kind).stream(request(), "small", 10)
+    parts = provide(kind).stream(request(), "small", 10, unnoticed)
     assert await anext(parts) == "one "
     with pytest.raises(ModelUnavailable):
         await anext(parts)
@@ -405,7 +406,7 @@ class TestTheOfficialClient:
         theirs = await client.embeddings.create(
             model="small", input=texts, dimensions=4, encoding_format="float"
         )
-        ours = await provide("openai").embed(texts, "small", 4, 10)
+        ours = await provide("openai").embed(texts, "small", 4, 10, unnoticed)
         by_index = sorted(theirs.data, key=lambda each: each.index)
         assert ours.values == [each.embedding for each in by_index]
         assert ours.usage.input_tokens == theirs.usage.prompt_tokens
