@@ -36,7 +36,7 @@ from services.models.embedding import Embeddings
 from services.models.metrics import CHAT, EMBEDDINGS, OTHER, ModelMetrics, Names
 from services.models.providers.builtin import BuiltinProvider
 from services.models.providers.http import HttpProvider
-from services.models.providers.provider import Provider, Vectors
+from services.models.providers.provider import HASTY_SECONDS, Provider, Vectors
 from services.models.requests import check_embed, check_generate
 from services.models.routing import Candidate, Routing
 from services.models.settings import ModelsSettings
@@ -302,9 +302,10 @@ class ModelsService:
             with traces.model_span(operation, provider.system, model, call.traceparent) as span:
                 yield names, span
         except BaseException as error:
-            error_type = type(error).__name__
-            if isinstance(error, _FALLS_BACK) and operation == CHAT:
-                self._routing.ended(candidate, time.perf_counter() - started, failed=True)
+            error_type, seconds = type(error).__name__, time.perf_counter() - started
+            hasty = seconds < HASTY_SECONDS and call.remaining_seconds() <= 0
+            if isinstance(error, _FALLS_BACK) and operation == CHAT and not hasty:
+                self._routing.ended(candidate, seconds, failed=True)
             raise
         finally:
             self._metrics.ended(names, time.perf_counter() - started, error_type)

@@ -15,6 +15,8 @@ class Vectors:
     usage: models_pb2.Usage
 
 
+HASTY_SECONDS = 1.0
+"""A call that timed out and had less time says nothing of who runs the model."""
 Sent = Callable[[bool], None]
 """Hears whether a request is with whoever runs the model: what was sent may be billed, even where
 nobody waits for the answer."""

@@ -19,12 +19,10 @@ from services.models.providers.http.endpoint import Endpoint
 from services.models.providers.http.limits import Limits
 from services.models.providers.http.messages import Messages
 from services.models.providers.http.responses import Responses
-from services.models.providers.provider import Sent, Vectors
+from services.models.providers.provider import HASTY_SECONDS, Sent, Vectors
 from weft.models.v1 import model_service_pb2, models_pb2
 
 T = TypeVar("T")
-HASTY_SECONDS = 1.0
-"""A call that timed out and had less time says nothing of the endpoint."""
 _MODELS_MAX = 1_000
 _ID = re.compile(r"[A-Za-z0-9._:/@-]{1,190}")
 _WINDOW_FIELDS = ("max_model_len", "context_length", "context_window", "max_input_tokens")
