@@ -40,22 +40,26 @@ def batch(
 ) -> None:
     """Calls a model once for each line, some at once, and prints each answer as it comes.
 
-    A line of JSON for each: `index` is the line's number from 0, then `text` with `usage`, or
-    `error`. Exits 6 where one of them failed.
+    A line of JSON for each: `index` is the line's number in the file from 0, then `text` with
+    `usage`, or `error`. Empty lines are passed over. Exits 6 where one of them failed.
     """
     from weft.models.v1 import model_service_pb2 as pb
     from weft.models.v1.model_service_pb2_grpc import ModelServiceStub
 
-    lines = [line for line in read_file(file).splitlines() if line.strip()]
+    # Not `splitlines`: JSON and questions may hold other separators, such as U+2028.
+    written = enumerate(read_file(file).split("\n"))
+    lines = {number: line.strip() for number, line in written if line.strip()}
     if not 0 < len(lines) <= REQUESTS_MAX:
         raise usage_error(f"{len(lines)} lines: a batch has 1 to {REQUESTS_MAX}")
     request = pb.BatchGenerateRequest(parent=client.parent, concurrency_max=concurrency)
-    for number, line in enumerate(lines):
+    for number, line in lines.items():
         request.requests.append(_request(client, number, line, model))
+    numbers = list(lines)
     stub: ModelServiceStub = client.stub(ModelServiceStub)
     failed = 0
     for outcome in stub.BatchGenerate(request, timeout=client.remaining_seconds(BATCH_SECONDS)):
         failed += outcome.HasField("error")
+        outcome.index = numbers[outcome.index]
         sys.stdout.write(json.dumps(_said(outcome), ensure_ascii=False) + "\n")
         sys.stdout.flush()
     note(f"{len(lines) - failed} of {len(lines)} calls were answered")
@@ -70,7 +74,7 @@ def _request(client: Client, number: int, line: str, model: str) -> "pb.Generate
     from weft.models.v1 import models_pb2
 
     request = pb.GenerateRequest()
-    if line.lstrip().startswith("{"):
+    if line.startswith("{"):
         try:
             json_format.Parse(line, request)
         except json_format.ParseError as error:

@@ -66,7 +66,7 @@ async def charged_stream(
         seconds_max,
     )
     with charge:
-        parts = candidate.provider.stream(request, candidate.model, seconds_max)
+        parts = candidate.provider.stream(request, candidate.model, seconds_max, charge.sent)
         async with aclosing(parts):
             async for part in parts:
                 if isinstance(part, str):

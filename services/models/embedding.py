@@ -11,6 +11,7 @@ from services.models.providers.provider import Vectors
 from services.models.routing import Candidate
 from services.models.tokens import add_usage
 from weft.models.v1 import model_service_pb2 as pb
+from weft.models.v1 import models_pb2
 
 NUMBERS_MAX = 2_097_152
 LOOKS_MAX = 64
@@ -18,6 +19,8 @@ LOOKS_MAX = 64
 
 Embed = Callable[[Candidate, Sequence[str]], Awaitable[Vectors]]
 """Embeds a batch of texts, by one call of the candidate's provider."""
+_Made = tuple[dict[str, pb.Embedding], models_pb2.Usage]
+"""The vectors of a batch, by text, and what they took."""
 
 
 class Embeddings:
@@ -42,11 +45,9 @@ class Embeddings:
         response.usage.SetInParent()
         size = candidate.provider.embedding_texts_max
         batches = [missing[start : start + size] for start in range(0, len(missing), size)]
-        for batch, vectors in await self._embedded(request, candidate, batches, embed):
-            add_usage(response.usage, vectors.usage)
-            for text, values in zip(batch, vectors.values, strict=True):
-                found[text] = pb.Embedding(values=values)
-                self._keep(request, candidate, text, found[text])
+        for made, usage in await self._embedded(request, candidate, batches, embed):
+            add_usage(response.usage, usage)
+            found |= made
         _check_size(len(request.texts), len(found[texts[0]].values))
         response.embeddings.extend(found[text] for text in request.texts)
         return response
@@ -57,15 +58,22 @@ class Embeddings:
         candidate: Candidate,
         batches: Sequence[Sequence[str]],
         embed: Embed,
-    ) -> list[tuple[Sequence[str], Vectors]]:
+    ) -> list[_Made]:
         places = asyncio.Semaphore(candidate.provider.embedding_requests_max)
 
-        async def one(batch: Sequence[str]) -> tuple[Sequence[str], Vectors]:
+        async def one(batch: Sequence[str]) -> _Made:
             async with places:
                 vectors = await embed(candidate, batch)
             # Before the rest is paid for in vain.
             _check_size(len(request.texts), len(vectors.values[0]))
-            return batch, vectors
+            made = {
+                text: pb.Embedding(values=values)
+                for text, values in zip(batch, vectors.values, strict=True)
+            }
+            # Here: another batch may fail, and this one is paid for.
+            for text, embedding in made.items():
+                self._keep(request, candidate, text, embedding)
+            return made, vectors.usage
 
         try:
             async with asyncio.TaskGroup() as group:

@@ -28,8 +28,9 @@ SECONDS = tuple(0.01 * 2**power for power in range(14))
 TOKENS = tuple(4**power for power in range(14))
 """Bounds of buckets, as the conventions name them."""
 SERIES_MAX = 500
-"""Names of models come from callers; those beyond this count as `_OTHER`."""
+"""Models of one process; those beyond this count as `_OTHER`: endpoints may list any number."""
 OTHER = "_OTHER"
+"""And those that neither the settings nor their provider's list names: callers make them up."""
 
 _INFERENCE = "gen_ai_client_inference"
 _EMBEDDINGS = "gen_ai_client_embeddings"

@@ -94,6 +94,8 @@ class Routing:
             for model in route.models
         }
         self._latencies = Latencies(now)
+        defaults = (settings.default_model, settings.default_embedding_model)
+        self._named = {model for route in settings.routes for model in route.models} | {*defaults}
 
     @property
     def routes(self) -> Mapping[str, RouteSettings]:
@@ -127,6 +129,10 @@ class Routing:
         if provider is None:
             raise NotFound.of("model", model_id)
         return Candidate(provider, model, self._settings.model(model_id))
+
+    def knows(self, candidate: Candidate) -> bool:
+        """Whether the settings or its provider name the model, and not only a caller."""
+        return candidate.id in self._named or candidate.provider.knows(candidate.model)
 
     def ended(self, candidate: Candidate, seconds: float, *, failed: bool) -> None:
         """A call of the candidate began to answer, or failed, after that time."""

@@ -33,10 +33,10 @@ from services.models.charged import (
     say_price,
 )
 from services.models.embedding import Embeddings
-from services.models.metrics import CHAT, EMBEDDINGS, ModelMetrics, Names
+from services.models.metrics import CHAT, EMBEDDINGS, OTHER, ModelMetrics, Names
 from services.models.providers.builtin import BuiltinProvider
 from services.models.providers.http import HttpProvider
-from services.models.providers.provider import Provider, Vectors
+from services.models.providers.provider import HASTY_SECONDS, Provider, Vectors
 from services.models.requests import check_embed, check_generate
 from services.models.routing import Candidate, Routing
 from services.models.settings import ModelsSettings
@@ -280,7 +280,7 @@ class ModelsService:
             )
             with charge:
                 vectors = await candidate.provider.embed(
-                    texts, candidate.model, request.dimension, seconds_max
+                    texts, candidate.model, request.dimension, seconds_max, charge.sent
                 )
                 charge.finish(vectors.usage)
             self._metrics.used(names, vectors.usage.input_tokens, 0)
@@ -294,15 +294,18 @@ class ModelsService:
     ) -> Iterator[tuple[Names, traces.Span]]:
         """The span and the metrics around a call of a provider."""
         provider, model = candidate.provider, candidate.model
-        names = self._metrics.names(operation, provider.system, provider.name, model)
+        # A label that callers could make would use up those of the models that there are.
+        label = model if self._routing.knows(candidate) else OTHER
+        names = self._metrics.names(operation, provider.system, provider.name, label)
         started, error_type = time.perf_counter(), ""
         try:
             with traces.model_span(operation, provider.system, model, call.traceparent) as span:
                 yield names, span
         except BaseException as error:
-            error_type = type(error).__name__
-            if isinstance(error, _FALLS_BACK) and operation == CHAT:
-                self._routing.ended(candidate, time.perf_counter() - started, failed=True)
+            error_type, seconds = type(error).__name__, time.perf_counter() - started
+            hasty = seconds < HASTY_SECONDS and call.remaining_seconds() <= 0
+            if isinstance(error, _FALLS_BACK) and operation == CHAT and not hasty:
+                self._routing.ended(candidate, seconds, failed=True)
             raise
         finally:
             self._metrics.ended(names, time.perf_counter() - started, error_type)

@@ -1,6 +1,7 @@
 """Spans as a collector receives them."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -19,7 +20,7 @@ from mesh.rpc.server import RpcServer
 from mesh.rpc.settings import RpcSettings
 from mesh.sockets import bind_first_free
 from mesh.telemetry import traces
-from services.models.metrics import SERIES_MAX, ModelMetrics
+from services.models.metrics import OTHER, SERIES_MAX, ModelMetrics
 from services.models.service import ModelsService
 from services.models.settings import ModelsSettings
 from tests.support.budgets import memory_budgets
@@ -184,7 +185,12 @@ async def test_the_models_service_tells_what_a_call_took_and_no_word_of_it(
     registry = CollectorRegistry()
     async with serve_openai() as endpoint:
         endpoint.script = [said("se", "cret-answer"), refused(500)]
-        provider = {"name": "mine", "base_url": endpoint.base_url, "attempts_max": 1}
+        provider = {
+            "name": "mine",
+            "base_url": endpoint.base_url,
+            "attempts_max": 1,
+            "models": [{"name": "small"}],
+        }
         service = ModelsService(
             ModelsSettings(providers=[provider]), memory_cache(), memory_budgets(), registry
         )
@@ -236,7 +242,42 @@ async def test_the_models_service_tells_what_a_call_took_and_no_word_of_it(
     assert "secret" not in str(spans)
 
 
-def test_names_of_models_from_callers_are_bounded() -> None:
+async def test_a_name_that_only_callers_know_is_no_label() -> None:
+    registry = CollectorRegistry()
+    async with serve_openai() as endpoint:
+        endpoint.script = [said("Done.")]
+        endpoint.listed = {"data": [{"id": "listed"}]}
+        mine = {"name": "mine", "base_url": endpoint.base_url, "models": [{"name": "priced"}]}
+        route = {"name": "sure", "models": ["mine/routed"]}
+        service = ModelsService(
+            ModelsSettings(providers=[mine], routes=[route]),
+            memory_cache(),
+            memory_budgets(),
+            registry,
+        )
+        about = Call("test", time.monotonic() + 10, "r1")
+        parent = "tenants/default"
+        await service.list_models(models.ListModelsRequest(parent=parent), about)
+        for model in ("listed", "priced", "routed", "made-up-1", "made-up-2"):
+            asked = models.GenerateRequest(parent=parent, model=f"mine/{model}")
+            asked.conversation.messages.add(role=models_pb2.ROLE_USER, text="Say it.")
+            await service.generate(asked, about)
+        embeds = models.EmbedRequest(parent=parent, model="mine/made-up-3", texts=["a"])
+        await service.embed(embeds, about)
+        embeds.model = "builtin/made-up-4"
+        with pytest.raises(NotFound):
+            await service.embed(embeds, about)
+        await service.stop()
+    scraped = generate_latest(registry).decode()
+    labels = set(re.findall(r'gen_ai_request_model="([^"]*)"', scraped))
+    assert labels == {"listed", "priced", "routed", OTHER}
+    count = 'gen_ai_client_inference_duration_seconds_count{error_type="",'
+    assert next(line for line in scraped.splitlines() if count in line and OTHER in line).endswith(
+        " 2.0"
+    )
+
+
+def test_names_of_models_of_a_process_are_bounded() -> None:
     metrics = ModelMetrics()
     named = [metrics.names("chat", "p", "p", f"m{number}") for number in range(SERIES_MAX + 10)]
     assert len(set(named)) == SERIES_MAX + 1

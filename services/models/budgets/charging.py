@@ -53,6 +53,11 @@ class Charge:
         self._recorder = recorder
         self._usage: models_pb2.Usage | None = None
         self._written_bytes = 0
+        self._is_sent = True
+
+    def sent(self, is_sent: bool) -> None:
+        """Whether the provider has the call; it does unless that is said."""
+        self._is_sent = is_sent
 
     def wrote(self, text: str) -> None:
         """The model wrote that so far."""
@@ -75,7 +80,8 @@ class Charge:
     ) -> None:
         usage = self._usage
         if usage is None:
-            unreached = isinstance(error, ModelUnavailable) and not self._written_bytes
+            unanswered = isinstance(error, ModelUnavailable) or not self._is_sent
+            unreached = unanswered and not self._written_bytes
             if unreached or isinstance(error, _UNCHARGED):
                 self._settle(domain.NOTHING)
                 return

@@ -8,7 +8,7 @@ from mesh.errors import InvalidArgument, ModelRefused, NotFound
 from services.models.provider_settings import BUILTIN
 from services.models.providers import hashing
 from services.models.providers.extractive import ExtractiveProvider
-from services.models.providers.provider import Vectors
+from services.models.providers.provider import Sent, Vectors
 from services.models.tokens import tokens_estimate
 from weft.models.v1 import model_service_pb2, models_pb2
 
@@ -43,12 +43,20 @@ class BuiltinProvider:
         """Both."""
         return [*await self._extractive.models(), self._hashing]
 
+    def knows(self, model: str) -> bool:
+        """There are no others."""
+        return f"{self.name}/{model}" in (EXTRACTIVE_ID, HASHING_ID)
+
     async def default_model(self) -> str:
         """The one that answers."""
         return EXTRACTIVE_ID
 
     async def stream(
-        self, request: model_service_pb2.GenerateRequest, model: str, timeout_seconds: float
+        self,
+        request: model_service_pb2.GenerateRequest,
+        model: str,
+        timeout_seconds: float,
+        sent: Sent,
     ) -> AsyncGenerator[str | model_service_pb2.GenerateResponse, None]:
         """The offline model's answer; it writes no JSON (ModelRefused)."""
         if request.response_json_schema:
@@ -58,7 +66,12 @@ class BuiltinProvider:
                 yield part
 
     async def embed(
-        self, texts: Sequence[str], model: str, dimension: int, timeout_seconds: float
+        self,
+        texts: Sequence[str],
+        model: str,
+        dimension: int,
+        timeout_seconds: float,
+        sent: Sent,
     ) -> Vectors:
         """Raises NotFound for another model, InvalidArgument for a dimension that is too
         small."""

@@ -1,6 +1,6 @@
 """The port between the models service and those who run models."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +13,13 @@ class Vectors:
 
     values: list[list[float]]
     usage: models_pb2.Usage
+
+
+HASTY_SECONDS = 1.0
+"""A call that timed out and had less time says nothing of who runs the model."""
+Sent = Callable[[bool], None]
+"""Hears whether a request is with whoever runs the model: what was sent may be billed, even where
+nobody waits for the answer."""
 
 
 class Provider(Protocol):
@@ -41,16 +48,26 @@ class Provider(Protocol):
         provider that can't ask its endpoint lists what it is configured with."""
         ...
 
+    def knows(self, model: str) -> bool:
+        """Whether the settings name the model, the id's second part, or the endpoint listed it
+        when it was asked last. It may be called all the same."""
+        ...
+
     async def default_model(self) -> str:
         """The id of the model that answers where none is named. Raises ModelUnavailable
         where there is none."""
         ...
 
     def stream(
-        self, request: model_service_pb2.GenerateRequest, model: str, timeout_seconds: float
+        self,
+        request: model_service_pb2.GenerateRequest,
+        model: str,
+        timeout_seconds: float,
+        sent: Sent,
     ) -> AsyncGenerator[str | model_service_pb2.GenerateResponse, None]:
         """Runs `model`, the id's second part. Yields text as it comes, then, last, the
-        response whole. Closing the generator ends the call.
+        response whole. Closing the generator ends the call. `sent` is called whenever that
+        changes; one that never calls it sends at once.
 
         Raises ModelRefused, ModelRateLimited, ModelUnavailable, ModelBadAnswer, or
         NotFound for a model that it doesn't have.
@@ -58,7 +75,12 @@ class Provider(Protocol):
         ...
 
     async def embed(
-        self, texts: Sequence[str], model: str, dimension: int, timeout_seconds: float
+        self,
+        texts: Sequence[str],
+        model: str,
+        dimension: int,
+        timeout_seconds: float,
+        sent: Sent,
     ) -> Vectors:
         """Embeds the texts by `model` in one request; 0 for the model's own dimension.
         Raises as `stream`, or InvalidArgument for a dimension that the model doesn't have."""

@@ -12,6 +12,7 @@ from weft.models.v1 import model_service_pb2, models_pb2
 CALLS_MAX = 64
 ARGUMENTS_CHARACTERS_MAX = 262_144
 TEXT_CHARACTERS_MAX = 1_048_576
+_ARGUMENTS_TOO_LONG = "a tool call's arguments are longer than is allowed"
 _TOKENS_MAX = 2**32
 """More than any model's window holds; who tells of more is wrong, and sums would overflow."""
 
@@ -25,12 +26,20 @@ class CallParts:
     id: str = ""
     name: str = ""
     arguments: str = ""
+    whole: str = ""
+    """The arguments as they came at once, where no parts of them do."""
 
     def more(self, arguments: str) -> None:
         """Adds to the arguments. Raises ModelBadAnswer where they get too long."""
         self.arguments += arguments
         if len(self.arguments) > ARGUMENTS_CHARACTERS_MAX:
-            raise ModelBadAnswer("a tool call's arguments are longer than is allowed")
+            raise ModelBadAnswer(_ARGUMENTS_TOO_LONG)
+
+    def at_once(self, arguments: str) -> None:
+        """Takes all arguments. Raises ModelBadAnswer where they are too long."""
+        if len(arguments) > ARGUMENTS_CHARACTERS_MAX:
+            raise ModelBadAnswer(_ARGUMENTS_TOO_LONG)
+        self.whole = arguments
 
 
 class Answer(ABC):
@@ -94,7 +103,7 @@ class Answer(ABC):
         # A bound on tokens that fell into a call leaves half of one, which nobody may run.
         cut = self.finish_reason == models_pb2.FINISH_REASON_LENGTH
         for number, (_, call) in enumerate(sorted(self._calls.items()), 1):
-            if cut and not is_object(call.arguments or "{}"):
+            if cut and not is_object(call.arguments or call.whole or "{}"):
                 continue
             message.tool_calls.append(_tool_call(call, number))
         return model_service_pb2.GenerateResponse(
@@ -122,7 +131,7 @@ def _estimated(
 
 
 def _tool_call(call: CallParts, number: int) -> models_pb2.ToolCall:
-    arguments = call.arguments or "{}"
+    arguments = call.arguments or call.whole or "{}"
     if not call.name or not is_object(arguments):
         raise ModelBadAnswer("the model called a tool without a name or with broken arguments")
     return models_pb2.ToolCall(

@@ -3,6 +3,7 @@
 Source: the API reference of Messages, version 2023-06-01, `stream: true`.
 """
 
+import json
 import re
 from typing import Any
 
@@ -150,6 +151,8 @@ class MessagesAnswer(Answer):
             call = self.call(event.get("index"))
             call.id = string(block.get("id"), "id")
             call.name = string(block.get("name"), "name")
+            # Anthropic's own is empty here; some servers send no parts behind it.
+            call.at_once(json.dumps(mapping(block.get("input"), "input")))
         return self.add_text(string(block.get("text"), "text"))
 
     def _delta(self, event: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ import random
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -18,12 +19,10 @@ from services.models.providers.http.endpoint import Endpoint
 from services.models.providers.http.limits import Limits
 from services.models.providers.http.messages import Messages
 from services.models.providers.http.responses import Responses
-from services.models.providers.provider import Vectors
+from services.models.providers.provider import HASTY_SECONDS, Sent, Vectors
 from weft.models.v1 import model_service_pb2, models_pb2
 
 T = TypeVar("T")
-HASTY_SECONDS = 1.0
-"""A call that timed out and had less time says nothing of the endpoint."""
 _MODELS_MAX = 1_000
 _ID = re.compile(r"[A-Za-z0-9._:/@-]{1,190}")
 _WINDOW_FIELDS = ("max_model_len", "context_length", "context_window", "max_input_tokens")
@@ -59,7 +58,10 @@ class HttpProvider:
             settings.breaker_pause_seconds,
             lambda: asyncio.get_running_loop().time(),
         )
+        configured = [*(model.name for model in settings.models), settings.default_model]
+        self._configured = [model for model in configured if model]
         self._models: list[models_pb2.Model] = []
+        self._named = set(self._configured)
         self._first_listed = ""
         self._listed_until = 0.0
         self._listing = asyncio.Lock()
@@ -73,6 +75,10 @@ class HttpProvider:
                 self._models = await self._list()
                 self._listed_until = loop.time() + self._settings.list_cache_seconds
         return self._models
+
+    def knows(self, model: str) -> bool:
+        """Whether it is configured, or was listed; see the port."""
+        return model in self._named
 
     async def default_model(self) -> str:
         """The id of the configured model, else of the first that the endpoint lists.
@@ -94,13 +100,11 @@ class HttpProvider:
             except WeftError as error:
                 log.warning("model_list_failed", provider=self.name, error=error.message)
         named = {entry["id"]: entry for entry in entries[:_MODELS_MAX] if _is_id(entry.get("id"))}
-        configured = [model.name for model in self._settings.models]
-        if self._settings.default_model:
-            configured.append(self._settings.default_model)
-        first = next(iter([*named, *configured]), "")
+        first = next(iter([*named, *self._configured]), "")
         self._first_listed = f"{self.name}/{first}" if first else ""
-        for model in configured:
+        for model in self._configured:
             named.setdefault(model, {})
+        self._named = set(named)
         return [self._model(model, entry) for model, entry in named.items()]
 
     def _model(self, model: str, entry: Mapping[str, Any]) -> models_pb2.Model:
@@ -120,15 +124,25 @@ class HttpProvider:
         )
 
     def stream(
-        self, request: model_service_pb2.GenerateRequest, model: str, timeout_seconds: float
+        self,
+        request: model_service_pb2.GenerateRequest,
+        model: str,
+        timeout_seconds: float,
+        sent: Sent,
     ) -> AsyncGenerator[str | model_service_pb2.GenerateResponse, None]:
         """The answer as it comes, then whole; see the port for what it raises. Once text was
         passed on a failure ends the call: the caller has the begin of an answer and the error."""
         deadline = self._deadline(timeout_seconds)
-        return self._repeated(lambda: self._endpoint.answer(request, model, deadline), deadline)
+        answer = partial(self._endpoint.answer, request, model, deadline)
+        return self._repeated(answer, deadline, sent)
 
     async def embed(
-        self, texts: Sequence[str], model: str, dimension: int, timeout_seconds: float
+        self,
+        texts: Sequence[str],
+        model: str,
+        dimension: int,
+        timeout_seconds: float,
+        sent: Sent,
     ) -> Vectors:
         """The texts' vectors; see the port for what it raises."""
         if self._settings.kind == "anthropic":
@@ -138,18 +152,21 @@ class HttpProvider:
         async def once() -> AsyncGenerator[Vectors, None]:
             yield await self._endpoint.embed(texts, model, dimension, deadline)
 
-        found = [vectors async for vectors in self._repeated(once, deadline)]
+        found = [vectors async for vectors in self._repeated(once, deadline, sent)]
         return found[0]
 
     async def _repeated(
-        self, call: Callable[[], AsyncGenerator[T, None]], deadline: float
+        self, call: Callable[[], AsyncGenerator[T, None]], deadline: float, sent: Sent
     ) -> AsyncGenerator[T, None]:
         """What `call` yields; made again where it fails before it yielded anything."""
+        # While it waits for its turn, or for the next attempt, nobody bills it.
+        sent(False)
         for attempt in range(1, self._settings.attempts_max + 1):
             has_begun = has_yielded = False
             try:
                 async with self._attempt(deadline), aclosing(call()) as parts:
                     has_begun = True
+                    sent(True)
                     async for part in parts:
                         has_yielded = True
                         yield part
@@ -164,6 +181,7 @@ class HttpProvider:
                     attempt=attempt,
                     error=error.message,
                 )
+            sent(False)
             await asyncio.sleep(pause)
 
     @asynccontextmanager

@@ -72,11 +72,15 @@ def test_usage_is_told(weft: Weft, platform: MemoryPlatform) -> None:
 def test_a_batch_is_a_line_for_each_call(weft: Weft, tmp_path: Path) -> None:
     file = tmp_path / "questions.jsonl"
     whole = {"conversation": {"messages": [{"role": "ROLE_USER", "text": "third"}]}}
-    file.write_text(f"first\n\nsecond\n{json.dumps(whole)}\nfail\n")
+    whole_line = json.dumps(whole).replace("third", "thi\u2028rd")
+    file.write_text(f"first\r\n\nsecond\n{whole_line}\nfail\n")
     ran = weft("model", "batch", str(file), "--model", "builtin/extractive")
     assert ran.code == 6
-    said = sorted((json.loads(line) for line in ran.out.splitlines()), key=lambda one: one["index"])
-    assert [one.get("text") for one in said] == ["first", "second", "third", None]
+    answered = (json.loads(line) for line in ran.out.split("\n") if line)
+    said = sorted(answered, key=lambda one: one["index"])
+    assert [one.get("text") for one in said] == ["first", "second", "thi\u2028rd", None]
+    # As the file has them, the empty one counted.
+    assert [one["index"] for one in said] == [0, 2, 3, 4]
     assert said[3]["error"] == "no"
     assert "3 of 4 calls were answered" in ran.err
     file.write_text("{]\n")

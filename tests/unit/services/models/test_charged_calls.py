@@ -18,7 +18,15 @@ from services.models.service import ModelsService
 from services.models.settings import ModelsSettings
 from tests.support.budgets import PARENT, limit, memory_budgets, set_budget
 from tests.support.cached import memory_cache
-from tests.support.openai_server import OpenAIServer, chunk, said, serve_openai, streamed
+from tests.support.openai_server import (
+    OpenAIServer,
+    chunk,
+    refused,
+    said,
+    serve_openai,
+    streamed,
+)
+from tests.support.processes import until
 from weft.models.v1 import budget_service_pb2, models_pb2
 from weft.models.v1 import model_service_pb2 as pb
 
@@ -137,6 +145,34 @@ async def test_a_stream_that_is_left_costs_what_was_written(
             break
     # Beside what was read: 100 tokens of text.
     assert 100 < await spent(budgets) < 130
+
+
+@pytest.mark.parametrize(
+    ("where", "least"), [("waits for its turn", 0), ("waits to try again", 0), ("is sent", 1_000)]
+)
+async def test_a_call_that_is_given_up_costs_what_was_sent(
+    where: str, least: int, server: OpenAIServer, budgets: Budgets
+) -> None:
+    provider = {"name": "openai", "base_url": server.base_url, "concurrency_max": 1}
+    service = ModelsService(ModelsSettings(providers=[provider]), memory_cache(), budgets)
+    await service.start()
+    await set_budget(budgets, limit(tokens=100_000), call())
+    silent = streamed([30.0])
+    server.script = [refused(429, Retry_After="8")] if where == "waits to try again" else [silent]
+    calls = [request("y" * 4_000)]
+    if where == "waits for its turn":
+        calls.insert(0, request("y"))
+    tasks = []
+    for asked in calls:
+        tasks.append(asyncio.create_task(service.generate(asked, call())))
+        await until(lambda: len(server.requests) == 1, 5.0)
+    # What happens then needs a moment: the answer comes, or the second call gets in line.
+    await asyncio.sleep(0.2)
+    for task in reversed(tasks):
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert least <= await spent(budgets) < least + 100
+    await service.stop()
 
 
 async def test_embeddings_are_charged(service: ModelsService, budgets: Budgets) -> None:

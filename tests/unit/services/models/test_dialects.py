@@ -28,6 +28,7 @@ from services.models.provider_settings import ProviderSettings
 from services.models.providers.http import HttpProvider
 from services.models.providers.http.dialect import is_strict
 from tests.support import model_events
+from tests.support.budgets import unnoticed
 from tests.support.model_events import KINDS
 from tests.support.openai_server import OpenAIServer, serve_openai
 from weft.models.v1 import model_service_pb2 as pb
@@ -114,7 +115,7 @@ async def run(
 ) -> tuple[list[str], pb.GenerateResponse]:
     deltas: list[str] = []
     found: list[pb.GenerateResponse] = []
-    async with aclosing(provider.stream(asked or request(), "small", 10)) as parts:
+    async with aclosing(provider.stream(asked or request(), "small", 10, unnoticed)) as parts:
         async for part in parts:
             if isinstance(part, str):
                 deltas.append(part)
@@ -158,6 +159,27 @@ async def test_puts_tool_calls_together(kind: str, server: OpenAIServer, provide
     assert response.finish_reason == models_pb2.FINISH_REASON_TOOL_CALLS
 
 
+async def test_arguments_that_come_with_the_begin_of_a_call_are_taken(
+    server: OpenAIServer, provide: Provide
+) -> None:
+    # As servers send it that speak Anthropic's protocol without streaming the input.
+    events = model_events.said("anthropic", [], calls=2)
+    whole, parts = (
+        each["content_block"]
+        for each in events
+        if each["type"] == "content_block_start" and each["content_block"]["type"] == "tool_use"
+    )
+    whole["input"], parts["input"] = {"expression": "1 + 1", "é": [1]}, {"expression": "old"}
+    index = next(each["index"] for each in events if each.get("content_block") is whole)
+    events = [
+        each for each in events if each["type"] != "content_block_delta" or each["index"] != index
+    ]
+    server.script = [model_events.reply("anthropic", events)]
+    _, response = await run(provide("anthropic"))
+    arguments = [json.loads(call.arguments_json) for call in response.message.tool_calls]
+    assert arguments == [{"expression": "1 + 1", "é": [1]}, {"expression": "6 * 7"}]
+
+
 @each_kind
 @pytest.mark.parametrize(
     ("finish", "reason"),
@@ -185,7 +207,7 @@ async def test_a_stream_that_breaks_off_is_repeated_before_its_text_and_not_afte
     early = model_events.reply(kind, [*events[:1], *end], is_cut=fault == "cut")
     late = model_events.reply(kind, [*begin, *end], is_cut=fault == "cut")
     server.script = [early, late, model_events.reply(kind, events)]
-    parts = provide(kind).stream(request(), "small", 10)
+    parts = provide(kind).stream(request(), "small", 10, unnoticed)
     assert await anext(parts) == "one "
     with pytest.raises(ModelUnavailable):
         await anext(parts)
@@ -384,7 +406,7 @@ class TestTheOfficialClient:
         theirs = await client.embeddings.create(
             model="small", input=texts, dimensions=4, encoding_format="float"
         )
-        ours = await provide("openai").embed(texts, "small", 4, 10)
+        ours = await provide("openai").embed(texts, "small", 4, 10, unnoticed)
         by_index = sorted(theirs.data, key=lambda each: each.index)
         assert ours.values == [each.embedding for each in by_index]
         assert ours.usage.input_tokens == theirs.usage.prompt_tokens

@@ -16,6 +16,7 @@ from mesh.errors import (
     InvalidArgument,
     LimitExceeded,
     ModelBadAnswer,
+    ModelRefused,
     ModelUnavailable,
     NotFound,
     WeftError,
@@ -193,6 +194,26 @@ async def test_one_batch_that_fails_fails_the_call_with_its_error(
     with pytest.raises(ModelUnavailable):
         await make(embedding_texts_max=1).embed(request("a", "b", "c", "d"), call())
     assert len(server.requests) < 8
+
+
+async def test_what_was_paid_for_is_kept_where_another_batch_fails(
+    server: OpenAIServer, make: Make
+) -> None:
+    service = make(embedding_texts_max=1, embedding_requests_max=1)
+    texts = ("a", "bb", "ccc")
+
+    async def too_long() -> Response:
+        # The third one's turn: the two before it were answered.
+        return Response("too long", status_code=400)
+
+    first, second = (answered(data=[entry(0, [length])]) for length in (1.0, 2.0))
+    server.embeddings_script = [first, second, too_long]
+    with pytest.raises(ModelRefused):
+        await service.embed(request(*texts, seconds=60), call())
+    server.requests.clear()
+    response = await service.embed(request(*texts, seconds=60), call())
+    assert (lengths(response), response.cached) == ([1, 2, 3], 2)
+    assert [sent["input"] for sent in server.requests] == [["ccc"]]
 
 
 async def test_a_batch_is_repeated_as_other_calls_are(server: OpenAIServer, make: Make) -> None:

@@ -21,6 +21,7 @@ from mesh.errors import (
 )
 from services.models.provider_settings import ProviderSettings
 from services.models.providers.http import HttpProvider
+from tests.support.budgets import unnoticed
 from tests.support.openai_server import (
     OpenAIServer,
     Reply,
@@ -79,7 +80,9 @@ async def run(
     provider: HttpProvider, asked: pb.GenerateRequest | None = None, timeout_seconds: float = 5
 ) -> tuple[list[str], pb.GenerateResponse]:
     deltas: list[str] = []
-    async with aclosing(provider.stream(asked or request(), "small", timeout_seconds)) as parts:
+    async with aclosing(
+        provider.stream(asked or request(), "small", timeout_seconds, unnoticed)
+    ) as parts:
         async for part in parts:
             if isinstance(part, pb.GenerateResponse):
                 return deltas, part
@@ -214,7 +217,7 @@ async def test_does_not_repeat_once_text_was_passed_on(
     server: OpenAIServer, provide: Provide
 ) -> None:
     server.script = [streamed([chunk({"content": "Hal"})], is_cut=True), said("never")]
-    parts = provide().stream(request(), "small", 5)
+    parts = provide().stream(request(), "small", 5, unnoticed)
     assert await anext(parts) == "Hal"
     with pytest.raises(ModelUnavailable):
         await anext(parts)

@@ -258,6 +258,21 @@ async def test_the_model_that_began_sooner_is_asked(
     assert await answer(service) == "one"
 
 
+async def test_a_caller_in_a_hurry_doesnt_make_a_model_slow(
+    one: OpenAIServer, two: OpenAIServer, make: Make
+) -> None:
+    quick = streamed([0.2, chunk({"content": "one"}), chunk(finish="stop")])
+    one.script = [quick]
+    two.script = [streamed([0.6, chunk({"content": "two"}), chunk(finish="stop")])]
+    service = make("latency")
+    assert {await answer(service), await answer(service)} == {"one", "two"}
+    one.script = [streamed([30.0])]
+    with pytest.raises(ModelUnavailable):
+        await service.generate(request(), call(0.1))
+    one.script = [quick]
+    assert await answer(service) == "one"
+
+
 async def test_labels_choose_among_the_models_of_a_route(
     one: OpenAIServer, two: OpenAIServer, make: Make
 ) -> None:
