@@ -372,3 +372,24 @@ async def test_turns_are_bounded_and_in_order() -> None:
     assert "a3" not in order
     async with turns.taken("tenants/a/functions/a1", 0.05):
         pass
+
+
+async def test_a_tenant_that_fills_its_share_of_the_queue_leaves_others_theirs() -> None:
+    settings = FunctionsSettings(running_max=1, waiting_max=3, tenant_waiting_max=2)
+    turns = Turns(settings)
+    ended = asyncio.Event()
+    order: list[str] = []
+
+    async def hold(name: str) -> None:
+        async with turns.taken(f"tenants/{name[0]}/functions/{name}", 30):
+            order.append(name)
+            await ended.wait()
+
+    tasks = [asyncio.ensure_future(hold(name)) for name in ("a1", "a2", "a3")]
+    await eventually(lambda: order == ["a1"], seconds=5)
+    with pytest.raises(LimitExceeded, match="too many invocations wait"):
+        await hold("a4")
+    tasks.append(asyncio.ensure_future(hold("b1")))
+    ended.set()
+    await asyncio.gather(*tasks)
+    assert order == ["a1", "a2", "a3", "b1"]
