@@ -113,6 +113,11 @@ class Blobs:
             raise NotFound.of("blob", str(key))
         return header
 
+    async def etag(self, key: BlobKey) -> str:
+        """That of the blob in whose place a put comes; empty where there is none."""
+        header = self._current(await self.headers.find(key))
+        return header.blob.etag if header is not None else ""
+
     async def read(
         self, header: stored_pb2.BlobHeader, offset: int, length: int
     ) -> AsyncGenerator[bytes, None]:
