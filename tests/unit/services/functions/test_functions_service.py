@@ -224,6 +224,29 @@ async def test_a_deleted_function_is_gone_with_its_log(running: Running) -> None
     assert await logs(running.service) == []
 
 
+async def test_a_deleted_functions_log_gets_nothing_more(running: Running) -> None:
+    source = (
+        "import time\ndef handler(a):\n    print('begun')\n    time.sleep(a)\n    print('ended')\n"
+    )
+    await deploy(running.service, "double", source)
+    invoked = asyncio.ensure_future(invoke(running.service, "double", "1"))
+    request = pb.WatchFunctionLogsRequest(name=NAME)
+    async with aclosing(running.service.watch_function_logs(request, call())) as watched:
+        assert (await anext(watched)).entries[0].text == "begun\n"
+        following = asyncio.ensure_future(anext(watched))
+        await asyncio.sleep(0)
+        deletion = pb.DeleteFunctionRequest(name=NAME, request_id="once")
+        await running.service.delete_function(deletion, call())
+        with pytest.raises(NotFound):
+            await following
+    assert (await invoked).result_json == "null"
+    await deploy(running.service, "double", source)
+    assert await logs(running.service) == []
+    await invoke(running.service, "double", "0")
+    await running.service.delete_function(deletion, call())
+    assert [entry.text for entry in await logs(running.service)] == ["begun\nended\n"]
+
+
 async def test_functions_are_listed_by_pages(running: Running) -> None:
     for name in ("b", "a"):
         await deploy(running.service, name, DOUBLE)
