@@ -45,7 +45,8 @@ class FunctionsSettings(Section):
     log_bytes_max: int = Field(default=4 * MEBIBYTE, ge=65_536)
     """What is kept of a function's log; the oldest goes first."""
     logs_bytes_max: int = Field(default=256 * MEBIBYTE, ge=65_536)
-    """What is kept of all logs; the oldest goes first."""
+    """What is kept of all logs; of the longest one of the tenant that has most the oldest goes
+    first."""
     sources_max: int = Field(default=64, ge=1)
     """Sources that are kept in memory."""
     answers_max: int = Field(default=1_000, ge=1)

@@ -19,6 +19,7 @@ from mesh.errors import (
     RequestIdReused,
 )
 from mesh.events.store import START, StreamName
+from services.functions.log_tables import LogTables, Row
 from services.functions.service import FunctionsService
 from services.functions.settings import FunctionsSettings
 from services.functions.turns import Turns
@@ -303,6 +304,28 @@ async def test_the_oldest_of_a_log_goes_first(tmp_path: Path) -> None:
         assert not entries[0].text.startswith("0")
     finally:
         await service.stop()
+
+
+def test_no_tenants_logs_take_the_place_of_anothers(tmp_path: Path) -> None:
+    tables = LogTables(tmp_path / "logs", log_bytes_max=40_000, logs_bytes_max=100_000)
+    tables.open()
+
+    def add(tenant: str, function: str, count: int) -> None:
+        name = f"tenants/{tenant}/functions/{function}"
+        for _ in range(count):
+            tables.add([Row(0, name, "i", "s", "k", bytes(1_000))])
+
+    def kept(tenant: str, function: str) -> int:
+        return len(tables.page(f"tenants/{tenant}/functions/{function}", "", 0, 1_000))
+
+    add("b", "quiet", 10)
+    for function in ("one", "two", "three", "four"):
+        add("a", function, 100)
+    assert kept("b", "quiet") == 10
+    assert sum(kept("a", name) for name in ("one", "two", "three", "four")) == 73
+    add("b", "quiet", 10)
+    assert kept("b", "quiet") == 20
+    tables.close()
 
 
 async def test_a_log_that_cant_be_kept_fails_no_invocation(
