@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mesh.cli.attaching import Stream, reattached
 from mesh.cli.command import command
 from mesh.cli.connection import Client
 from mesh.cli.failures import CommandFailed, usage_error
@@ -33,7 +34,6 @@ functions = typer.Typer(help="Deploy, invoke and list functions.", no_args_is_he
 INVOKE_SECONDS = 330.0
 """Deadline of an invocation where no --timeout is given: the longest that a function may take,
 and some time to wait for its turn."""
-FOLLOW_SECONDS = 3_600.0
 
 FunctionArgument = Annotated[
     str, typer.Argument(metavar="FUNCTION", help="The function: an id or a full name.")
@@ -200,9 +200,13 @@ def show_logs(
     if not follow:
         return
     watching = pb.WatchFunctionLogsRequest(name=name, after_sequence=last)
-    timeout = client.remaining_seconds(FOLLOW_SECONDS)
-    for answer in stub.WatchFunctionLogs(watching, timeout=timeout):
+
+    def open_stream(seconds: float) -> "Stream[pb.WatchFunctionLogsResponse]":
+        return _stub(client).WatchFunctionLogs(watching, timeout=seconds)
+
+    for answer in reattached(client, open_stream):
         for entry in answer.entries:
+            watching.after_sequence = entry.sequence
             if of_one in ("", entry.invocation):
                 _show_entry(client, entry)
 

@@ -83,7 +83,8 @@ class Blobs:
     ) -> blobs_pb2.Blob:
         """Puts what `pieces` bring. AlreadyExists or Conflict where the header's condition
         doesn't hold, InvalidArgument where other bytes come than it says, NotFound where its
-        session isn't there, LimitExceeded for too many bytes or a full store."""
+        session isn't there, DataErased where that was erased, LimitExceeded for too many bytes or
+        a full store."""
         key_stream = await self.headers.key_stream(key, header.source)
         present = self._current(await self.headers.find(key))
         if present is None or not header.request_id or present.request_id != header.request_id:
@@ -112,6 +113,11 @@ class Blobs:
         if header is None:
             raise NotFound.of("blob", str(key))
         return header
+
+    async def etag(self, key: BlobKey) -> str:
+        """That of the blob in whose place a put comes; empty where there is none."""
+        header = self._current(await self.headers.find(key))
+        return header.blob.etag if header is not None else ""
 
     async def read(
         self, header: stored_pb2.BlobHeader, offset: int, length: int

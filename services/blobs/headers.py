@@ -72,12 +72,19 @@ class Headers:
 
     async def key_stream(self, key: BlobKey, source: str) -> str:
         """Whose key seals a blob that comes from `source`, a session, or where that is empty
-        from nowhere. NotFound where there is no such session."""
+        from nowhere. NotFound where there is no such session, DataErased where it was erased:
+        before any bytes of it are stored."""
         if not source:
             return key.key_stream
         stream = session_stream(source)
         if await self._events.head_at(stream, _FAR_NS) == START:
             raise NotFound.of("session", source)
+        try:
+            await self._keyring.data_key_to_seal(str(stream))
+        except DataErased:
+            raise DataErased(
+                f"session {source} was erased", metadata={"resource": source}
+            ) from None
         return str(stream)
 
     async def put(

@@ -17,14 +17,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from mesh.errors import LimitExceeded, RateLimited, WeftError
+from mesh.errors import Conflict, LimitExceeded, RateLimited, WeftError
 from mesh.http_server import HttpServer
 from mesh.ids import new_request_id
 from mesh.rpc.status import code_of
 from mesh.rpc.transport import Transport
 from mesh.security.certificate_files import CERTIFICATE, KEY
 from services.blobs.blobs import Blobs, By
-from services.blobs.domain.conditions import read_range
+from services.blobs.domain.conditions import ANY, is_named, read_range
 from services.blobs.domain.names import BlobKey
 from services.blobs.settings import BlobsSettings
 from services.blobs.transfers import Transfers
@@ -111,7 +111,10 @@ class BlobHttp:
         header = await self._blobs.find(key)
         blob = header.blob
         headers = _headers_of(blob)
-        if f'"{blob.etag}"' in request.headers.get("if-none-match", ""):
+        if_match, if_none_match = _field(request, "if-match"), _field(request, "if-none-match")
+        if if_match and not is_named(if_match, blob.etag):
+            return Response(status_code=412, headers=headers)
+        if if_none_match and is_named(if_none_match, blob.etag, weakly=True):
             return Response(status_code=304, headers=headers)
         ranges = request.headers.get("range", "")
         if request.headers.get("if-range", headers["ETag"]) != headers["ETag"]:
@@ -148,11 +151,8 @@ class BlobHttp:
             header.size_bytes = int(length)
             if header.size_bytes > self._settings.blob_bytes_max:
                 raise LimitExceeded(f"a blob has at most {self._settings.blob_bytes_max} bytes")
-        if request.headers.get("if-none-match") == "*":
-            header.if_absent = True
-        elif match := request.headers.get("if-match"):
-            header.if_match = match.strip('"')
         key = BlobKey.parse(name)
+        await self._condition(request, key, header)
         by = By(grant.principal, new_request_id())
         with self._transfers.begun(key.tenant):
             async with asyncio.timeout(TRANSFER_SECONDS_MAX):
@@ -160,6 +160,22 @@ class BlobHttp:
                 blob = await self._blobs.put(key, header, pieces, by)
         body = {"name": blob.name, "etag": blob.etag, "sha256": blob.sha256.hex()}
         return JSONResponse(body, 201, {"ETag": f'"{blob.etag}"'})
+
+    async def _condition(self, request: Request, key: BlobKey, header: pb.PutBlobHeader) -> None:
+        """Looks whether the request's conditions hold, and has the put look again at its end.
+        Conflict where they don't."""
+        if_match, if_none_match = _field(request, "if-match"), _field(request, "if-none-match")
+        if not if_match and not if_none_match:
+            return
+        etag = await self._blobs.etag(key)
+        if (if_match and not is_named(if_match, etag)) or (
+            if_none_match and is_named(if_none_match, etag, weakly=True)
+        ):
+            raise Conflict(f"blob {key} isn't as the request demands")
+        if if_match:
+            header.if_match = ANY if if_match == ANY else etag
+        elif if_none_match == ANY:
+            header.if_absent = True
 
     async def _renew(self) -> None:
         """Has new connections use the certificate that there is by then."""
@@ -216,6 +232,11 @@ def _told(endpoint: Endpoint) -> Endpoint:
 
 def _name(request: Request) -> str:
     return f"tenants/{request.path_params['tenant']}/blobs/{request.path_params['blob']}"
+
+
+def _field(request: Request, name: str) -> str:
+    """A field of the request, empty where it has none. Lists may come in several lines."""
+    return ",".join(request.headers.getlist(name)).strip()
 
 
 def _headers_of(blob: blobs_pb2.Blob) -> dict[str, str]:

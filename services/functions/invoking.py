@@ -78,21 +78,23 @@ class Invoker:
             "timeout_seconds": limits.timeout_seconds,
         }
         invocation = Invocation(source, version.entry_point, arguments_json, context)
-        async with self._turns.taken(name, call.remaining_seconds()):
-            sandbox, warm = await self._pool.take()
-            if call.remaining_seconds() <= 0:
-                await sandbox.close()
-                raise DeadlineExceeded("the deadline passed before the function began")
-            writer = self._logs.writer(name, version.version, identity, idempotency_key)
-            short = name.rpartition("/")[2]
-            with traces.function_span(short, version.version, identity, call.traceparent) as span:
-                try:
+        writer = self._logs.writer(name, version.version, identity, idempotency_key)
+        try:
+            async with self._turns.taken(name, call.remaining_seconds()):
+                sandbox, warm = await self._pool.take()
+                if call.remaining_seconds() <= 0:
+                    await sandbox.close()
+                    raise DeadlineExceeded("the deadline passed before the function began")
+                short = name.rpartition("/")[2]
+                with traces.function_span(
+                    short, version.version, identity, call.traceparent
+                ) as span:
                     ended = await sandbox.run(invocation, limits, writer.write)
-                finally:
-                    await writer.close()
-                span.set(traces.FAAS_COLD_START, not warm)
-                span.set(traces.FUNCTION_CPU_SECONDS, ended.cpu_seconds)
-                span.set(traces.FUNCTION_MEMORY_BYTES, ended.memory_bytes)
+                    span.set(traces.FAAS_COLD_START, not warm)
+                    span.set(traces.FUNCTION_CPU_SECONDS, ended.cpu_seconds)
+                    span.set(traces.FUNCTION_MEMORY_BYTES, ended.memory_bytes)
+        finally:
+            await writer.close()
         return Invoked(ended, identity, warm)
 
 

@@ -6,7 +6,7 @@ overwritten.
 
 import contextlib
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +47,8 @@ class Row:
 
 
 class LogTables:
-    """Keeps so many bytes of each function's log, and of all; the oldest go first. Faults of
-    SQLite come out as they are."""
+    """Keeps so many bytes of each function's log, and of all; the oldest go first, of all those
+    of the longest log of the tenant that has most. Faults of SQLite come out as they are."""
 
     def __init__(self, path: Path, log_bytes_max: int, logs_bytes_max: int) -> None:
         self._path = path
@@ -95,8 +95,9 @@ class LogTables:
                 self._sql.execute(insert, (*keys, count, row.sealed))
                 self._used[row.function] += count
             for name in {row.function for row in rows}:
-                self._trim("function = ?", (name,), self._used[name] - self._log_bytes_max)
-            self._trim("1", (), sum(self._used.values()) - self._logs_bytes_max)
+                self._trim(name, self._used[name] - self._log_bytes_max)
+            while (excess := sum(self._used.values()) - self._logs_bytes_max) > 0:
+                self._trim(self._longest(), excess)
 
     def page(self, function: str, invocation: str, after: int, count: int) -> list[Row]:
         """At most `count` entries behind a place, oldest first; of one invocation where it is
@@ -126,16 +127,27 @@ class LogTables:
         for name, count in cast(list[tuple[str, int]], rows):
             self._used[name] -= count
 
-    def _trim(self, condition: str, values: tuple[str, ...], excess: int) -> None:
+    def _longest(self) -> str:
+        """The function whose log is to be shortened: so no tenant's takes the place of others'."""
+        tenants: Counter[str] = Counter()
+        for name, count in self._used.items():
+            tenants[name.split("/")[1]] += count
+        most = tenants.most_common(1)[0][0]
+        return max(
+            (name for name in self._used if name.split("/")[1] == most), key=self._used.__getitem__
+        )
+
+    def _trim(self, function: str, excess: int) -> None:
         while excess > 0:
             oldest = self._sql.execute(
-                f"SELECT sequence, function, bytes FROM entries WHERE {condition}"
+                "SELECT sequence, bytes FROM entries WHERE function = ?"
                 f" ORDER BY sequence LIMIT {TRIMMED_AT_ONCE}",
-                values,
+                (function,),
             ).fetchall()
             if not oldest:
+                del self._used[function]
                 return
-            for sequence, function, count in cast(list[tuple[int, str, int]], oldest):
+            for sequence, count in cast(list[tuple[int, int]], oldest):
                 self._sql.execute("DELETE FROM entries WHERE sequence = ?", (sequence,))
                 self._used[function] -= count
                 excess -= count

@@ -19,7 +19,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from mesh.clock import Clock
-from mesh.errors import DataDamaged, DataErased, Unavailable, WeftError
+from mesh.errors import DataDamaged, DataErased, NotFound, Unavailable, WeftError
 from mesh.events.store import START, EventStore, StreamName
 from mesh.security.aead import bound, seal, unseal
 from mesh.security.keyring import Keyring
@@ -63,6 +63,7 @@ class Logs:
         self._events = events
         self.clock = clock
         self._grown: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._writers: defaultdict[str, set[LogWriter]] = defaultdict(set)
         self._erasing: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -79,8 +80,14 @@ class Logs:
     def writer(
         self, function: str, version: int, invocation: str, idempotency_key: str
     ) -> "LogWriter":
-        """What takes the output of one invocation."""
-        return LogWriter(self, function, version, invocation, idempotency_key)
+        """What takes the output of one invocation; it has to be closed."""
+        writer = LogWriter(self, function, version, invocation, idempotency_key)
+        self._writers[function].add(writer)
+        return writer
+
+    def closed(self, writer: "LogWriter") -> None:
+        """A writer stores nothing more."""
+        _discard(self._writers, writer.function, writer)
 
     async def page(
         self, function: str, invocation: str, after: int, count: int
@@ -93,7 +100,7 @@ class Logs:
     async def watch(
         self, function: str, after: int
     ) -> AsyncGenerator[list[functions_pb2.FunctionLogEntry], None]:
-        """Entries behind a place, then those that come. Never ends by itself."""
+        """Entries behind a place, then those that come. NotFound once the log is deleted."""
         grown = asyncio.Event()
         self._grown[function].add(grown)
         try:
@@ -105,13 +112,17 @@ class Logs:
                     yield entries
                 else:
                     await grown.wait()
+                if grown not in self._grown.get(function, ()):
+                    raise NotFound.of("function", function)
         finally:
-            self._grown[function].discard(grown)
-            if not self._grown[function]:
-                del self._grown[function]
+            _discard(self._grown, function, grown)
 
     async def delete(self, function: str) -> None:
-        """Takes a function's log away."""
+        """Takes a function's log away, also what invocations that still run would add to it."""
+        for writer in self._writers.pop(function, ()):
+            writer.is_dropped = True
+        for grown in self._grown.pop(function, ()):
+            grown.set()
         await self._run(lambda: self._tables.delete(function))
 
     async def key_stream(self, function: str, idempotency_key: str) -> str:
@@ -126,16 +137,13 @@ class Logs:
         return f"{AREA}.{tenant}"
 
     async def add(
-        self,
-        key_stream: str,
-        function: str,
-        idempotency_key: str,
-        entries: list[functions_pb2.FunctionLogEntry],
+        self, writer: "LogWriter", key_stream: str, entries: list[functions_pb2.FunctionLogEntry]
     ) -> str:
         """Stores entries; those that can't be are lost, and an invocation doesn't fail of it.
         Whose key seals them, which is looked up where `key_stream` is empty."""
+        function = writer.function
         try:
-            key_stream = key_stream or await self.key_stream(function, idempotency_key)
+            key_stream = key_stream or await self.key_stream(function, writer.idempotency_key)
             key = await self._keyring.data_key_to_seal(key_stream)
             rows = []
             for entry in entries:
@@ -143,6 +151,8 @@ class Logs:
                 place = _place(function, entry.invocation, key_stream, key.id)
                 sealed = seal(key.aead, entry.SerializeToString(), place)
                 rows.append(Row(0, function, entry.invocation, key_stream, key.id, sealed))
+            if writer.is_dropped:
+                return key_stream
             await self._run(lambda: self._tables.add(rows))
         except DataErased:
             return key_stream
@@ -182,16 +192,18 @@ class Logs:
 
 
 class LogWriter:
-    """Gathers what one invocation prints into entries, and has them stored some times a second."""
+    """Gathers what one invocation prints into entries, and has them stored some times a second,
+    unless the function is deleted meanwhile: then `is_dropped`."""
 
     def __init__(
         self, logs: Logs, function: str, version: int, invocation: str, idempotency_key: str
     ) -> None:
+        self.function = function
+        self.idempotency_key = idempotency_key
+        self.is_dropped = False
         self._logs = logs
-        self._function = function
         self._version = version
         self._invocation = invocation
-        self._idempotency_key = idempotency_key
         self._key_stream = ""
         self._text = dict.fromkeys(_STREAMS, "")
         self._decoders = {
@@ -213,7 +225,10 @@ class LogWriter:
             await asyncio.gather(due, return_exceptions=True)
         for stream, decoder in self._decoders.items():
             self._text[stream] += decoder.decode(b"", final=True)
-        await self._flush()
+        try:
+            await self._flush()
+        finally:
+            self._logs.closed(self)
 
     async def _later(self) -> None:
         while True:
@@ -236,9 +251,16 @@ class LogWriter:
         if not entries:
             return
         self._text = dict.fromkeys(_STREAMS, "")
-        self._key_stream = await self._logs.add(
-            self._key_stream, self._function, self._idempotency_key, entries
-        )
+        self._key_stream = await self._logs.add(self, self._key_stream, entries)
+
+
+def _discard(sets: defaultdict[str, set[T]], name: str, value: T) -> None:
+    """Takes a value out of the set of that name, which goes with its last one."""
+    found = sets.get(name)
+    if found is not None:
+        found.discard(value)
+        if not found:
+            del sets[name]
 
 
 def _place(function: str, invocation: str, key_stream: str, key_id: str) -> bytes:

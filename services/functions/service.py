@@ -183,7 +183,9 @@ class FunctionsService:
             stream, command, request.request_id or new_id(), call
         )
         self._catalogue.put(stream, outcome.revision, outcome.state)
-        await self._logs.delete(request.name)
+        if outcome.state.function is None:
+            # Else the request came again, and the function is another one by now.
+            await self._logs.delete(request.name)
         return pb.DeleteFunctionResponse()
 
     async def invoke_function(
@@ -220,7 +222,7 @@ class FunctionsService:
     async def watch_function_logs(
         self, request: pb.WatchFunctionLogsRequest, call: Call
     ) -> AsyncGenerator[pb.WatchFunctionLogsResponse, None]:
-        """Until its deadline. NotFound where there is no such function."""
+        """Until its deadline. NotFound where there is no such function, or it is deleted."""
         self._function(request.name)
         async with aclosing(self._logs.watch(request.name, request.after_sequence)) as pieces:
             async for entries in pieces:

@@ -34,6 +34,8 @@ class FunctionsSettings(Section):
     """Of those, how many of one function."""
     waiting_max: int = Field(default=256, ge=0, le=10_000)
     """Invocations that wait for their turn; further ones are refused."""
+    tenant_waiting_max: int = Field(default=64, ge=0, le=10_000)
+    """Of those, how many of one tenant."""
     timeout_seconds_max: float = Field(default=300.0, gt=0, le=900)
     """Longest time that a version may be given."""
     memory_bytes_max: int = Field(default=1_024 * MEBIBYTE, ge=64 * MEBIBYTE, le=8_192 * MEBIBYTE)
@@ -43,7 +45,8 @@ class FunctionsSettings(Section):
     log_bytes_max: int = Field(default=4 * MEBIBYTE, ge=65_536)
     """What is kept of a function's log; the oldest goes first."""
     logs_bytes_max: int = Field(default=256 * MEBIBYTE, ge=65_536)
-    """What is kept of all logs; the oldest goes first."""
+    """What is kept of all logs; of the longest one of the tenant that has most the oldest goes
+    first."""
     sources_max: int = Field(default=64, ge=1)
     """Sources that are kept in memory."""
     answers_max: int = Field(default=1_000, ge=1)

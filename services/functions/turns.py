@@ -1,5 +1,5 @@
 """Whose turn it is: bounds of how many invocations run at once, in all, of a tenant, and of a
-function."""
+function, and of how many wait, in all and of a tenant."""
 
 import asyncio
 import time
@@ -42,7 +42,7 @@ class Turns:
             self._pass_on()
 
     async def _wait(self, keys: tuple[str, str], seconds: float) -> None:
-        if len(self._waiting) >= self._settings.waiting_max and not self._is_free(keys):
+        if self._is_full(keys[0]) and not self._is_free(keys):
             raise LimitExceeded(
                 "too many invocations wait for their turn", retry_seconds=RETRY_SECONDS
             )
@@ -78,6 +78,14 @@ class Turns:
                 self._take(keys)
                 turn.set_result(None)
                 del self._waiting[turn]
+
+    def _is_full(self, tenant: str) -> bool:
+        """Whether nobody of the tenant may wait any more: others are to find room."""
+        of_tenant = sum(waiting == tenant for waiting, _ in self._waiting.values())
+        return (
+            len(self._waiting) >= self._settings.waiting_max
+            or of_tenant >= self._settings.tenant_waiting_max
+        )
 
     def _is_free(self, keys: tuple[str, str]) -> bool:
         tenant, function = keys

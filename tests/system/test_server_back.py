@@ -90,6 +90,9 @@ def test_what_follows_goes_on_where_the_server_is_started_again(tmp_path: Path) 
             command("queue", "pause", "default")
             worker = follow("worker", "run", "shop")
             worker.until_said("is attached")
+            (tmp_path / "say.py").write_text("def handler(a):\n    print(a)\n")
+            command("fn", "deploy", "say", str(tmp_path / "say.py"))
+            logs = follow("fn", "logs", "say", "--follow")
             tail = follow("events", "tail", "--type", "QueueResumed", "-n", "1")
             task = follow("task", "submit", "upper", "--payload", "a", "--watch")
             task.until_said("task ")
@@ -103,12 +106,12 @@ def test_what_follows_goes_on_where_the_server_is_started_again(tmp_path: Path) 
                 assert time.monotonic() < end
             up.process.kill()
             up.process.wait()
-        for each in (tail, task, batch):
+        for each in (tail, task, batch, logs):
             each.until_said("looking for one in its place")
         worker.until_said("detached")
         with weft_up(*serve) as up:
             assert up.address != first
-            for each in (tail, task, batch):
+            for each in (tail, task, batch, logs):
                 each.until_said(f"Weft is at {up.address} now")
             worker.until_said(f"is attached to {up.address}")
             command("queue", "resume", "default")
@@ -117,6 +120,11 @@ def test_what_follows_goes_on_where_the_server_is_started_again(tmp_path: Path) 
             results = [json.loads(line)["result"] for line in batch.out.read_text().splitlines()]
             assert sorted(results) == ["B", "C"]
             assert "QueueResumed" in tail.out.read_text()
+            command("fn", "invoke", "say", "-d", '"back"')
+            end = time.monotonic() + SECONDS_MAX
+            while logs.out.read_text() != "back\n":
+                assert time.monotonic() < end, logs.err.read_text()
+                time.sleep(0.05)
 
 
 def test_what_follows_gives_up_where_no_server_comes_back(tmp_path: Path) -> None:

@@ -1,14 +1,15 @@
 """Objects in a bucket of a store that speaks S3: AWS, Alibaba Cloud OSS, SeaweedFS and others."""
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
 import obstore
+import structlog
 from obstore.store import S3Store
 
-from mesh.errors import FailedPrecondition
+from mesh.errors import FailedPrecondition, Unavailable
 from services.blobs.backends.store import CALL_SECONDS, ObstoreObjects, called
 from services.blobs.objects import ABSENT, Version
 from services.blobs.settings import BlobsSettings
@@ -16,6 +17,7 @@ from services.blobs.settings import BlobsSettings
 RETRIES_MAX = 2
 RETRY_SECONDS = 10
 CONNECT_SECONDS = 3
+_log = structlog.get_logger(__name__)
 
 
 class S3Objects(ObstoreObjects):
@@ -34,14 +36,20 @@ class S3Objects(ObstoreObjects):
     async def put(self, key: str, data: bytes, version: Version) -> None:
         """See ObjectStore."""
         mode: Any = "create" if version == ABSENT else {"e_tag": version.text}
-        async with called():
-            await obstore.put_async(
-                self._root,
-                key,
-                data,
-                use_multipart=False,
-                mode=mode if self._conditional else "overwrite",
-            )
+        with _within_bucket():
+            async with called():
+                await obstore.put_async(
+                    self._root,
+                    key,
+                    data,
+                    use_multipart=False,
+                    mode=mode if self._conditional else "overwrite",
+                )
+
+    async def upload(self, key: str, pieces: AsyncIterator[bytes]) -> None:
+        """See ObjectStore."""
+        with _within_bucket():
+            await super().upload(key, pieces)
 
     async def get(self, key: str) -> tuple[bytes, Version] | None:
         """See ObjectStore."""
@@ -83,6 +91,16 @@ class S3Objects(ObstoreObjects):
     async def destroy(self, key: str) -> None:
         """See ObjectStore. It is the store's to see to it."""
         await self.delete(key)
+
+
+@contextmanager
+def _within_bucket() -> Iterator[None]:
+    """Around a put, for which nothing but the bucket can be missing."""
+    try:
+        yield
+    except FileNotFoundError:
+        _log.warning("object_store_has_no_such_bucket")
+        raise Unavailable("the object store of the blobs has no such bucket") from None
 
 
 def _store(settings: BlobsSettings) -> S3Store:

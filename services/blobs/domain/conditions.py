@@ -4,6 +4,9 @@ from mesh.errors import AlreadyExists, Conflict, InvalidArgument, RequestIdReuse
 from weft.blobs.v1 import blob_service_pb2 as pb
 from weft.blobs.v1 import blobs_pb2, stored_pb2
 
+ANY = "*"
+"""In place of an etag: whichever blob is there."""
+
 
 def refuse_put(header: pb.PutBlobHeader, name: str, present: blobs_pb2.Blob | None) -> None:
     """AlreadyExists or Conflict where the header's condition doesn't hold."""
@@ -15,8 +18,17 @@ def refuse_put(header: pb.PutBlobHeader, name: str, present: blobs_pb2.Blob | No
 
 def refuse_other(etag: str, name: str, present: blobs_pb2.Blob | None) -> None:
     """Conflict where there is another blob of that name than that of the etag, or none."""
-    if etag and (present is None or present.etag != etag):
+    if etag and (present is None or etag not in (ANY, present.etag)):
         raise Conflict(f"blob {name} has changed", metadata={"resource": name})
+
+
+def is_named(field: str, etag: str, *, weakly: bool = False) -> bool:
+    """Whether an If-Match, or `weakly` an If-None-Match, names the blob of that etag, which is
+    empty where there is none (RFC 9110, 13.1)."""
+    if not etag or field == ANY:
+        return bool(etag)
+    tags = (each.strip() for each in field.split(","))
+    return f'"{etag}"' in (tag.removeprefix("W/") if weakly else tag for tag in tags)
 
 
 def is_repeated(header: stored_pb2.BlobHeader, present: stored_pb2.BlobHeader | None) -> bool:

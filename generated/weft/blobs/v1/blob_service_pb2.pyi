@@ -112,7 +112,7 @@ class PutBlobHeader(_message.Message):
     if_absent: _builtins.bool
     """There is none of that name."""
     if_match: _builtins.str
-    """The one of that name has this etag."""
+    """The one of that name has this etag; `*` is whichever is there."""
     request_id: _builtins.str
     """Names this request: while the blob that it put is there, the same id again gets the
     same answer, and the same id with another body is refused.
@@ -190,7 +190,7 @@ class GetBlobRequest(_message.Message):
     length_bytes: _builtins.int
     """How many bytes are wanted at most; all that follow where it isn't set."""
     if_match: _builtins.str
-    """The blob must have this etag: so that what is read in parts is of one blob."""
+    """The blob must have this etag, or any for `*`: so that what is read in parts is of one blob."""
     def __init__(
         self,
         *,
@@ -362,7 +362,7 @@ class DeleteBlobRequest(_message.Message):
     name: _builtins.str
     """The blob, as `tenants/{tenant}/blobs/{blob}`."""
     if_match: _builtins.str
-    """The blob must have this etag."""
+    """The blob must have this etag, or any for `*`."""
     def __init__(
         self,
         *,

@@ -368,8 +368,9 @@ async def test_a_blob_is_erased_with_its_session(service: BlobsService, parts: B
     assert await ids(service) == ["report2"]
     # By itself, soon after.
     await eventually(lambda: len(files(parts)) == 2)
-    with pytest.raises(DataErased):
+    with pytest.raises(DataErased, match=f"session {SESSION} was erased"):
         await put(service, NAME, b"x", source=SESSION)
+    assert len(files(parts)) == 2, "bytes were left behind"
     await put(service, NAME, b"x")
 
 

@@ -134,6 +134,55 @@ async def test_a_url_puts_a_blob(service: BlobsService, client: httpx2.AsyncClie
     assert await get(service, NAME) == b"x"
 
 
+@pytest.mark.parametrize(
+    ("header", "absent", "present"),
+    [
+        ({"If-Match": "*"}, 412, 201),
+        ({"If-Match": '"other", "ETAG"'}, 412, 201),
+        ({"If-Match": 'W/"ETAG"'}, 412, 412),
+        ({"If-None-Match": "*"}, 201, 412),
+        ({"If-None-Match": '"other", W/"ETAG"'}, 201, 412),
+        ({"If-None-Match": '"other"'}, 201, 201),
+        ({"If-Match": "*", "If-None-Match": "*"}, 412, 412),
+    ],
+)
+async def test_a_put_heeds_its_conditions(
+    service: BlobsService,
+    client: httpx2.AsyncClient,
+    header: dict[str, str],
+    absent: int,
+    present: int,
+) -> None:
+    url = await signed(service, pb.URL_METHOD_PUT)
+    assert (await client.put(url, content=b"x", headers=header)).status_code == absent
+    etag = (await put(service, NAME, DATA)).etag
+    asked = {name: value.replace("ETAG", etag) for name, value in header.items()}
+    assert (await client.put(url, content=b"y", headers=asked)).status_code == present
+    assert await get(service, NAME) == (b"y" if present == 201 else DATA)
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        ({"If-None-Match": "*"}, 304),
+        ({"If-None-Match": 'W/"ETAG"'}, 304),
+        ({"If-None-Match": '"other"'}, 200),
+        ({"If-Match": "*"}, 200),
+        ({"If-Match": '"other", "ETAG"'}, 200),
+        ({"If-Match": '"other"'}, 412),
+        ({"If-Match": '"other"', "If-None-Match": "*"}, 412),
+    ],
+)
+async def test_a_get_heeds_its_conditions(
+    service: BlobsService, client: httpx2.AsyncClient, header: dict[str, str], status: int
+) -> None:
+    etag = (await put(service, NAME, DATA)).etag
+    asked = {name: value.replace("ETAG", etag) for name, value in header.items()}
+    answer = await client.get(await signed(service), headers=asked)
+    assert answer.status_code == status
+    assert answer.content == (DATA if status == 200 else b"")
+
+
 async def test_a_put_that_breaks_off_puts_nothing(service: BlobsService, parts: BlobParts) -> None:
     url = urlsplit(await signed(service, pb.URL_METHOD_PUT))
     reader, writer = await asyncio.open_connection(url.hostname, url.port)

@@ -19,6 +19,7 @@ from mesh.errors import (
     RequestIdReused,
 )
 from mesh.events.store import START, StreamName
+from services.functions.log_tables import LogTables, Row
 from services.functions.service import FunctionsService
 from services.functions.settings import FunctionsSettings
 from services.functions.turns import Turns
@@ -224,6 +225,29 @@ async def test_a_deleted_function_is_gone_with_its_log(running: Running) -> None
     assert await logs(running.service) == []
 
 
+async def test_a_deleted_functions_log_gets_nothing_more(running: Running) -> None:
+    source = (
+        "import time\ndef handler(a):\n    print('begun')\n    time.sleep(a)\n    print('ended')\n"
+    )
+    await deploy(running.service, "double", source)
+    invoked = asyncio.ensure_future(invoke(running.service, "double", "1"))
+    request = pb.WatchFunctionLogsRequest(name=NAME)
+    async with aclosing(running.service.watch_function_logs(request, call())) as watched:
+        assert (await anext(watched)).entries[0].text == "begun\n"
+        following = asyncio.ensure_future(anext(watched))
+        await asyncio.sleep(0)
+        deletion = pb.DeleteFunctionRequest(name=NAME, request_id="once")
+        await running.service.delete_function(deletion, call())
+        with pytest.raises(NotFound):
+            await following
+    assert (await invoked).result_json == "null"
+    await deploy(running.service, "double", source)
+    assert await logs(running.service) == []
+    await invoke(running.service, "double", "0")
+    await running.service.delete_function(deletion, call())
+    assert [entry.text for entry in await logs(running.service)] == ["begun\nended\n"]
+
+
 async def test_functions_are_listed_by_pages(running: Running) -> None:
     for name in ("b", "a"):
         await deploy(running.service, name, DOUBLE)
@@ -280,6 +304,28 @@ async def test_the_oldest_of_a_log_goes_first(tmp_path: Path) -> None:
         assert not entries[0].text.startswith("0")
     finally:
         await service.stop()
+
+
+def test_no_tenants_logs_take_the_place_of_anothers(tmp_path: Path) -> None:
+    tables = LogTables(tmp_path / "logs", log_bytes_max=40_000, logs_bytes_max=100_000)
+    tables.open()
+
+    def add(tenant: str, function: str, count: int) -> None:
+        name = f"tenants/{tenant}/functions/{function}"
+        for _ in range(count):
+            tables.add([Row(0, name, "i", "s", "k", bytes(1_000))])
+
+    def kept(tenant: str, function: str) -> int:
+        return len(tables.page(f"tenants/{tenant}/functions/{function}", "", 0, 1_000))
+
+    add("b", "quiet", 10)
+    for function in ("one", "two", "three", "four"):
+        add("a", function, 100)
+    assert kept("b", "quiet") == 10
+    assert sum(kept("a", name) for name in ("one", "two", "three", "four")) == 73
+    add("b", "quiet", 10)
+    assert kept("b", "quiet") == 20
+    tables.close()
 
 
 async def test_a_log_that_cant_be_kept_fails_no_invocation(
@@ -372,3 +418,24 @@ async def test_turns_are_bounded_and_in_order() -> None:
     assert "a3" not in order
     async with turns.taken("tenants/a/functions/a1", 0.05):
         pass
+
+
+async def test_a_tenant_that_fills_its_share_of_the_queue_leaves_others_theirs() -> None:
+    settings = FunctionsSettings(running_max=1, waiting_max=3, tenant_waiting_max=2)
+    turns = Turns(settings)
+    ended = asyncio.Event()
+    order: list[str] = []
+
+    async def hold(name: str) -> None:
+        async with turns.taken(f"tenants/{name[0]}/functions/{name}", 30):
+            order.append(name)
+            await ended.wait()
+
+    tasks = [asyncio.ensure_future(hold(name)) for name in ("a1", "a2", "a3")]
+    await eventually(lambda: order == ["a1"], seconds=5)
+    with pytest.raises(LimitExceeded, match="too many invocations wait"):
+        await hold("a4")
+    tasks.append(asyncio.ensure_future(hold("b1")))
+    ended.set()
+    await asyncio.gather(*tasks)
+    assert order == ["a1", "a2", "a3", "b1"]
