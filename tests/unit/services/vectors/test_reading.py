@@ -162,6 +162,19 @@ def test_a_damaged_pdf_is_read_or_refused(seed: int) -> None:
     assert passages
 
 
+def test_code_points_that_are_no_text_are_replaced() -> None:
+    # What the file's font says its first three glyphs stand for.
+    letters = b"3 beginbfchar <41> <d800> <42> <0000> <43> <0063> endbfchar"
+    stream = b"<< /Length %d >>\nstream\n%s\nendstream" % (len(letters), letters)
+    font = b"/BaseFont /Helvetica"
+    content = pdf_of([["ABC"]], outline=["A"]).replace(font, font + b" /ToUnicode 99 0 R")
+    before, _, rest = content.partition(b"xref\n")
+    (passage,) = split_pdf(
+        before + b"99 0 obj\n" + stream + b"\nendobj\nxref\n" + rest, **READABLE
+    )[1]
+    assert passage.text == "?\ufffdc"
+
+
 def bomb(size_bytes: int) -> bytes:
     """A file of some kilobytes whose one page is that long."""
     drawn = zlib.compress(b"BT (a) Tj " + b" " * size_bytes, 9)
