@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from mesh.cache.breaker import PAUSE_SECONDS_MAX, Breaker
 from mesh.cache.cache import Cache
 from mesh.cache.disk_level import FILE_NAME, DiskLevel
 from mesh.cache.disk_tables import OVERHEAD_BYTES, DiskTables
-from mesh.cache.entries import Entry, Seals, session_tag
+from mesh.cache.entries import NEVER, TAG_BYTES, TAGS_MAX, Entry, Seals, session_tag
 from mesh.cache.level import Sealed
 from mesh.cache.memory import Memory
 from mesh.cache.metrics import FAULT, HIT, LOAD, OFF
@@ -87,6 +88,19 @@ def test_memory_refuses_what_is_larger_than_itself() -> None:
     memory.put(b"a", b"2", Entry(bytes(1_000), 1))
     assert memory.get(b"a", b"1")
     assert memory.get(b"a", b"2") is None
+
+
+@pytest.mark.parametrize("count", [0, 2, TAGS_MAX])
+def test_memory_counts_what_tags_take(count: int) -> None:
+    memory = Memory(1_000_000)
+    tracemalloc.start()
+    for number in range(5_000):
+        tags = tuple(os.urandom(TAG_BYTES) for _ in range(count))
+        memory.put(b"a", os.urandom(32), Entry(b"x", number << 40, NEVER, tags))
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert memory.evicted
+    assert taken < 1.5 * memory.size_bytes
 
 
 @pytest.fixture
