@@ -6,6 +6,8 @@ from mesh.cache.entries import Entry
 
 OVERHEAD_BYTES = 400
 """About what an entry takes beside its value."""
+TAG_OVERHEAD_BYTES = 430
+"""About what each of its tags takes, where no other entry has it."""
 
 
 class Memory:
@@ -73,4 +75,4 @@ class Memory:
 
 
 def _size(entry: Entry) -> int:
-    return OVERHEAD_BYTES + len(entry.value)
+    return OVERHEAD_BYTES + TAG_OVERHEAD_BYTES * len(entry.tags) + len(entry.value)

@@ -169,8 +169,8 @@ class RedisLevel:
 
     async def _drop_session(self, tag: bytes) -> None:
         # With it goes what was put under the same id since: it is made once more.
-        listed = await self._ask(lambda redis: redis.hgetall(_index(tag)))
-        names = [f"weft:cache:{entry_id.decode()}" for entry_id in listed]
+        listed = await self._ask(lambda redis: _listed(redis, _index(tag)))
+        names = [f"weft:cache:{entry_id}" for entry_id in listed]
         await self._drop([*names, _index(tag)])
 
     async def _ask(self, work: Callable[[Redis], Awaitable[Any]]) -> Any:
@@ -189,7 +189,18 @@ async def _counts(redis: Redis, names: Sequence[str]) -> Sequence[int]:
     commands = redis.pipeline(transaction=False)
     for name in names:
         commands.hlen(name)
-    return await commands.execute()
+    counts = await commands.execute()
+    if not all(isinstance(count, int) for count in counts):
+        raise TypeError("Redis answered an HLEN with what isn't a number")
+    return counts
+
+
+async def _listed(redis: Redis, name: str) -> Sequence[str]:
+    """The ids that the index lists."""
+    found: object = await redis.hgetall(name)
+    if not isinstance(found, Mapping) or not all(isinstance(each, bytes) for each in found):
+        raise TypeError("Redis answered an HGETALL with what isn't a hash")
+    return [entry_id.decode() for entry_id in found]
 
 
 def _entry(entry_id: bytes) -> str:

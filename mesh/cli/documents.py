@@ -85,6 +85,10 @@ def read_document(file: DocumentFile) -> "collections_pb2.Document | Skipped":
     """The document of a file, or why it is none: too large, not UTF-8, binary, empty, a pipe."""
     from weft.vectors.v1 import collections_pb2
 
+    try:
+        file.uri.encode()
+    except UnicodeEncodeError:
+        return Skipped(file.path, "its name isn't UTF-8")
     suffix = file.path.suffix.lower()
     is_pdf = suffix == PDF_SUFFIX
     most, shown = (PDF_BYTES_MAX, "4 MB") if is_pdf else (FILE_BYTES_MAX, "1 MiB")

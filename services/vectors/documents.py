@@ -13,13 +13,7 @@ from weakref import WeakValueDictionary
 from mesh.call import Call
 from mesh.errors import FailedPrecondition, FieldViolation, InvalidArgument
 from services.vectors.backends.rows import metric_of
-from services.vectors.chunking import (
-    Passage,
-    first_heading,
-    front_matter_title,
-    split_markdown,
-    split_plain,
-)
+from services.vectors.chunking import Passage, first_heading
 from services.vectors.domain.metadata import read_metadata
 from services.vectors.domain.vectors import Vector, read_vector
 from services.vectors.embedding import Embedder
@@ -31,7 +25,7 @@ from services.vectors.index import (
     Stored,
 )
 from services.vectors.pdf_text import Unreadable
-from services.vectors.reading import Readers
+from services.vectors.reading import PDF, Readers, Source
 from services.vectors.settings import VectorsSettings
 from weft.vectors.v1 import collections_pb2
 
@@ -40,8 +34,6 @@ PASSAGE_TEXT_LENGTH_MAX = 16_384
 EMBEDDED_LENGTH_MAX = 16_384
 SPLIT_VERSION = b"1"
 """Changes with what documents are split into, so that they are split anew."""
-HTML, PDF = collections_pb2.MEDIA_TYPE_HTML, collections_pb2.MEDIA_TYPE_PDF
-MARKDOWN = collections_pb2.MEDIA_TYPE_MARKDOWN
 
 
 class Documents:
@@ -96,7 +88,10 @@ class Documents:
             else:
                 changed.append((number, document, digest))
         outcomes = await asyncio.gather(
-            *(self._split(number, each, digest, collection) for number, each, digest in changed)
+            *(
+                self._split(key.tenant, number, each, digest, collection)
+                for number, each, digest in changed
+            )
         )
         _refuse([outcome for outcome in outcomes if isinstance(outcome, FieldViolation)])
         split = [outcome for outcome in outcomes if isinstance(outcome, SplitDocument)]
@@ -106,6 +101,7 @@ class Documents:
 
     async def _split(
         self,
+        tenant: str,
         number: int,
         document: collections_pb2.Document,
         digest: bytes,
@@ -115,7 +111,7 @@ class Documents:
         try:
             read_metadata(document.metadata, f"documents[{number}].metadata")
             vectors = _given(document, number, collection)
-            title, passages = await self._passages(number, document)
+            title, passages = await self._passages(tenant, number, document)
         except InvalidArgument as error:
             return error.violations[0]
         title = document.title or title or first_heading(passages) or document.uri
@@ -129,7 +125,7 @@ class Documents:
         )
 
     async def _passages(
-        self, number: int, document: collections_pb2.Document
+        self, tenant: str, number: int, document: collections_pb2.Document
     ) -> tuple[str, Sequence[Passage]]:
         """The document's own title, and its passages."""
         place = f"documents[{number}]"
@@ -144,31 +140,14 @@ class Documents:
                     f"{PASSAGE_TEXT_LENGTH_MAX} characters at most",
                 )
             return "", [Passage((), 1, document.text)]
+        source = Source(document.media_type, document.text, document.content)
         try:
-            title, passages = await self._read(document)
+            reading = await self._readers.read(tenant, source)
         except Unreadable as error:
             raise InvalidArgument.of(
                 f"{place}.{'content' if is_pdf else 'text'}", str(error)
             ) from None
-        most = self._settings.document_passages_max
-        if len(passages) > most:
-            raise InvalidArgument.of(
-                f"{place}.text",
-                f"splits into {len(passages)} passages; at most {most} are accepted",
-            )
-        return title, passages
-
-    async def _read(self, document: collections_pb2.Document) -> tuple[str, Sequence[Passage]]:
-        if document.media_type == PDF:
-            reading = await self._readers.pdf(document.content)
-            return reading.title, reading.passages
-        if document.media_type == HTML:
-            reading = await self._readers.html(document.text)
-            return reading.title, reading.passages
-        if document.media_type == MARKDOWN:
-            passages = await asyncio.to_thread(split_markdown, document.text)
-            return front_matter_title(document.text), passages
-        return "", await asyncio.to_thread(split_plain, document.text)
+        return reading.title, reading.passages
 
     async def _with_vectors(
         self,

@@ -48,7 +48,7 @@ def _split(content: bytes, pages_max: int, length_max: int) -> tuple[str, list[P
     headings: tuple[str, ...] = ()
     length = 0
     for number, page in enumerate(reader.pages, 1):
-        text = page.extract_text()
+        text = _readable(page.extract_text())
         length += len(text)
         if length > length_max:
             raise Unreadable(f"has more than {length_max} characters")
@@ -59,7 +59,12 @@ def _split(content: bytes, pages_max: int, length_max: int) -> tuple[str, list[P
     if not passages:
         raise Unreadable("holds no text; pictures of pages aren't read")
     title = reader.metadata.title if reader.metadata else ""
-    return str(title or "").strip(), passages
+    return _readable(str(title or "")).strip(), passages
+
+
+def _readable(text: str) -> str:
+    """The text without what can't be stored: a file's fonts may stand for any code point."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def _outline(reader: pypdf.PdfReader) -> dict[int, list[tuple[str, ...]]]:
@@ -87,6 +92,6 @@ def _entries(
             if len(path) < OUTLINE_DEPTH_MAX:
                 yield from _entries(entry, path)
             continue
-        title = " ".join(str(entry.title or "").split())[:HEADING_LENGTH_MAX]
+        title = " ".join(_readable(str(entry.title or "")).split())[:HEADING_LENGTH_MAX]
         path = (*above, title) if title else above
         yield path, entry

@@ -28,9 +28,10 @@ class VectorsSettings(Section):
     document_length_max: int = Field(default=8_000_000, ge=1)
     """Most code points of the text of a PDF file."""
     reading_seconds_max: float = Field(default=30.0, gt=0)
-    """How long it may take to read one HTML text or PDF file."""
+    """How long it may take to read one HTML text, PDF file or long text."""
     readings_max: int = Field(default=2, ge=1, le=64)
-    """HTML texts and PDF files that are read at once, each in a process of its own."""
+    """HTML texts, PDF files and long texts that are read at once, each in a process of its own;
+    of one tenant half of them, at least one."""
     waiting_calls_max: int = Field(default=256, ge=1)
     """Most calls that wait for the index; further ones are refused."""
     postgres_url: str = Field("", max_length=1024, pattern=r"^(postgres(ql)?://.+)?$")

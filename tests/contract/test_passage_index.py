@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import operator
 import random
 from array import array
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -307,6 +308,25 @@ class PassageIndexContract:
             for hit in hits:
                 score = cosine(query, vectors[hit.passage.uri])
                 assert hit.passage.score == pytest.approx(score, abs=1e-5)
+
+    async def test_a_dot_product_is_right_whatever_the_lengths(self, index: PassageIndex) -> None:
+        chance = random.Random(2)
+        await index.create(BOOKS, CollectionSpec("", 16, Metric.DOT), UNNAMED)
+        lengths = {"long": 1e6, "none": 0.0, "shortest": 1e-30, "short": 1e-5}
+        vectors = {
+            uri: array("f", (chance.gauss(0, 1) * lengths.get(uri, 1.0) for _ in range(16)))
+            for uri in (*lengths, *map(str, range(60)))
+        }
+        await index.upsert(BOOKS, [placed(*each) for each in vectors.items()], UNNAMED)
+        # One of them is long itself, and one has no direction.
+        for query in (vectors["7"], vectors["long"], vectors["none"]):
+            hits = await index.nearest(BOOKS, query, len(vectors))
+            assert len(hits) == len(vectors)
+            for hit in hits:
+                other = vectors[hit.passage.uri]
+                near = 1e-5 * math.hypot(*query) * math.hypot(*other) + 1e-9
+                product = sum(map(operator.mul, query, other))
+                assert hit.passage.score == pytest.approx(product, abs=near)
 
     async def test_passages_without_a_vector_are_found_by_words_only(
         self, index: PassageIndex

@@ -3,8 +3,9 @@
 The file is in WAL mode and every change is synced before it is answered.
 
 Vectors are looked through one by one, so what is found is exact. Those of a collection
-that goes by the cosine are stored with the length 1: then the cosine is the dot product,
-and a dot product follows from two lengths and a distance, which sqlite-vec computes.
+that goes by the cosine are stored with the length 1: then the cosine follows from the
+distance. A dot product is the cosine times both lengths: from the distance it would be
+lost where one vector is much longer than the other.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +39,7 @@ from services.vectors.backends.schema import PASSAGES_MAX
 from services.vectors.backends.words import stems_of, words_of
 from services.vectors.domain.filters import Filter
 from services.vectors.domain.metadata import read_metadata
-from services.vectors.domain.vectors import Metric, Vector, square_of, unit
+from services.vectors.domain.vectors import LENGTH_MIN, Metric, Vector, square_of, unit
 from services.vectors.index import (
     CollectionKey,
     CollectionSpec,
@@ -228,12 +229,20 @@ class Tables:
         refuse_other_dimension(vector, dimension)
         vector = unit(vector) if metric is Metric.COSINE else vector
         condition = self._condition(only, identity)
-        distance = "vec_distance_l2(v.vector, ?)"
-        score = f"-{distance}"
+        square, squares_min = square_of(vector), LENGTH_MIN**2
         scored: tuple[Any, ...] = (vector.tobytes(),)
-        if metric is not Metric.L2:
-            score = f"(v.square + ? - pow({distance}, 2)) / 2"
-            scored = (square_of(vector), *scored)
+        match metric:
+            case Metric.L2:
+                score = "-vec_distance_l2(v.vector, ?)"
+            case Metric.COSINE:
+                score = "1 - pow(vec_distance_l2(v.vector, ?), 2) / 2"
+            case Metric.DOT:
+                # What is shorter has no direction in sqlite-vec's 32-bit floats.
+                score = (
+                    "CASE WHEN min(v.square, ?) < ? THEN 0.0"
+                    " ELSE (1 - vec_distance_cosine(v.vector, ?)) * sqrt(v.square * ?) END"
+                )
+                scored = (square, squares_min, *scored, square)
         # Whom the filter leaves in is known before vectors are looked at.
         source = f"vectors_{identity} v"
         if only is not None:

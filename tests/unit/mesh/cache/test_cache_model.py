@@ -225,7 +225,7 @@ async def walk(valkey: EmbeddedValkey, taken: list[tuple[Any, ...]]) -> None:
             await redis.aclose()
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(taken=st.lists(steps, min_size=30, max_size=60))
 def test_two_processes_give_what_the_model_says(
     valkey: EmbeddedValkey, taken: list[tuple[Any, ...]]

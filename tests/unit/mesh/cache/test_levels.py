@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import shutil
 import signal
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import apsw
 import pytest
@@ -16,10 +18,11 @@ from mesh.cache.breaker import PAUSE_SECONDS_MAX, Breaker
 from mesh.cache.cache import Cache
 from mesh.cache.disk_level import FILE_NAME, DiskLevel
 from mesh.cache.disk_tables import OVERHEAD_BYTES, DiskTables
-from mesh.cache.entries import Entry, Seals, session_tag
+from mesh.cache.entries import NEVER, TAG_BYTES, TAGS_MAX, Entry, Seals, session_tag
 from mesh.cache.level import Sealed
 from mesh.cache.memory import Memory
 from mesh.cache.metrics import FAULT, HIT, LOAD, OFF
+from mesh.cache.redis_level import RedisLevel
 from mesh.clock import SYSTEM
 from mesh.runtime.valkey_server import EmbeddedValkey
 from tests.support.cached import SECRET, TENANT, Hand, Text, full_cache, settled
@@ -85,6 +88,19 @@ def test_memory_refuses_what_is_larger_than_itself() -> None:
     memory.put(b"a", b"2", Entry(bytes(1_000), 1))
     assert memory.get(b"a", b"1")
     assert memory.get(b"a", b"2") is None
+
+
+@pytest.mark.parametrize("count", [0, 2, TAGS_MAX])
+def test_memory_counts_what_tags_take(count: int) -> None:
+    memory = Memory(1_000_000)
+    tracemalloc.start()
+    for number in range(5_000):
+        tags = tuple(os.urandom(TAG_BYTES) for _ in range(count))
+        memory.put(b"a", os.urandom(32), Entry(b"x", number << 40, NEVER, tags))
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert memory.evicted
+    assert taken < 1.5 * memory.size_bytes
 
 
 @pytest.fixture
@@ -296,6 +312,44 @@ async def test_whatever_a_redis_answers_costs_no_call(answer: bytes, tmp_path: P
             assert await get(cache, f"k{number}", (SESSION,)) == f"k{number} "
         await cache.invalidate(TENANT, [SESSION])
         await cache.stop()
+
+
+@pytest.mark.parametrize("lie", [b":5", b"+OK", b"*2\r\n:5\r\n:5", b"*2\r\n$1\r\n\xff\r\n$1\r\na"])
+async def test_a_redis_that_lies_ends_nothing_that_is_done_beside(
+    lie: bytes, tmp_path: Path
+) -> None:
+    from redis.asyncio import Redis
+
+    asked: set[bytes] = set()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer):
+            while data := await reader.read(65_536):
+                asked.update(name for name in (b"HLEN", b"HGETALL") if name in data)
+                # Nothing is kept; only what lists a session is lied about.
+                for _ in range(max(1, data.count(b"HLEN"))):
+                    lied = b"HLEN" in data or b"HGETALL" in data
+                    writer.write((lie if lied else b"$-1") + b"\r\n")
+
+    unhandled: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, Redis(host="127.0.0.1", port=port, protocol=2) as liar:
+        cache = full_cache(tmp_path / "a", lambda: liar)
+        await cache.start()
+        assert await get(cache, "k", (SESSION,)) == "k "
+        await until(lambda: b"HLEN" in asked)
+        await cache.invalidate(TENANT, [SESSION])
+        await until(lambda: b"HGETALL" in asked)
+        level = cache.levels[0]
+        assert isinstance(level, RedisLevel)
+        await level._chores.settled()
+        # It is tried again, as a Redis that is away.
+        assert level._scrubbing is not None
+        await cache.stop()
+    gc.collect()
+    assert not unhandled
 
 
 async def test_without_a_redis_nothing_is_missing(tmp_path: Path) -> None:

@@ -136,11 +136,13 @@ def test_ingest_makes_the_collection_and_stores_what_is_text(
 def test_ingest_passes_over_what_it_would_wait_for(weft: Weft, manuals: Path) -> None:
     os.mkfifo(manuals / "pipe.txt")
     os.symlink("nowhere", manuals / "gone.txt")
+    Path(os.fsdecode(os.fsencode(manuals) + b"/b\xff.md")).write_text("A name of another encoding.")
     ran = weft("collection", "ingest", "docs", str(manuals), "-o", "json")
     assert ran.data["document_count"] == 3
     skipped = {Path(item["path"]).name: item["reason"] for item in ran.data["skipped"]}
     assert skipped["pipe.txt"] == "not a regular file"
     assert skipped["gone.txt"] == "can't be read: No such file or directory"
+    assert skipped["b\udcff.md"] == "its name isn't UTF-8"
 
 
 def test_ingest_again_keeps_the_collection(weft: Weft, manuals: Path) -> None:

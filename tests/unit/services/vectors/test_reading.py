@@ -1,5 +1,6 @@
 """Reading HTML and PDF files, whole ones and broken ones."""
 
+import asyncio
 import random
 import zlib
 from collections.abc import AsyncIterator
@@ -10,9 +11,18 @@ from hypothesis import strategies as st
 
 from services.vectors.html_text import split_html
 from services.vectors.pdf_text import Unreadable, split_pdf
-from services.vectors.reading import Readers, Source, read_source
+from services.vectors.reading import (
+    HTML,
+    LENGTH_HERE_MAX,
+    PDF,
+    Bounds,
+    Readers,
+    Source,
+    read_source,
+)
 from services.vectors.settings import VectorsSettings
 from tests.support.pdf import pdf_of
+from weft.vectors.v1 import collections_pb2
 
 PAGE = """<!doctype html>
 <html><head><title>The Guide</title><style>p { color: red }</style></head>
@@ -32,6 +42,15 @@ def eat():
 </body></html>
 """
 READABLE = {"pages_max": 10, "length_max": 10_000}
+BOUNDS = Bounds(10, 10_000, 100)
+
+
+def html(text: str) -> Source:
+    return Source(HTML, text)
+
+
+def pdf(content: bytes) -> Source:
+    return Source(PDF, content=content)
 
 
 def test_html_is_split_at_headings_and_without_what_is_not_read() -> None:
@@ -137,10 +156,23 @@ def test_a_damaged_pdf_is_read_or_refused(seed: int) -> None:
         else:
             content[place] = chance.randrange(256)
     try:
-        passages = read_source(Source("", bytes(content), 10, 10_000)).passages
+        passages = read_source((pdf(bytes(content)), BOUNDS)).passages
     except Unreadable:
         return
     assert passages
+
+
+def test_code_points_that_are_no_text_are_replaced() -> None:
+    # What the file's font says its first three glyphs stand for.
+    letters = b"3 beginbfchar <41> <d800> <42> <0000> <43> <0063> endbfchar"
+    stream = b"<< /Length %d >>\nstream\n%s\nendstream" % (len(letters), letters)
+    font = b"/BaseFont /Helvetica"
+    content = pdf_of([["ABC"]], outline=["A"]).replace(font, font + b" /ToUnicode 99 0 R")
+    before, _, rest = content.partition(b"xref\n")
+    (passage,) = split_pdf(
+        before + b"99 0 obj\n" + stream + b"\nendobj\nxref\n" + rest, **READABLE
+    )[1]
+    assert passage.text == "?\ufffdc"
 
 
 def bomb(size_bytes: int) -> bytes:
@@ -164,9 +196,9 @@ async def test_a_file_that_takes_too_long_is_refused_and_the_next_is_read() -> N
     readers = Readers(VectorsSettings(reading_seconds_max=2))
     # Python's parser looks through the rest for the end of each comment: for minutes.
     with pytest.raises(Unreadable, match="takes longer than 2 s"):
-        await readers.html("<!--" * 250_000)
+        await readers.read("acme", html("<!--" * 250_000))
 
-    assert (await readers.pdf(pdf_of([["Whales."]]))).passages[0].text == "Whales."
+    assert (await readers.read("acme", pdf(pdf_of([["Whales."]])))).passages[0].text == "Whales."
     await readers.close()
 
 
@@ -184,5 +216,40 @@ async def test_a_hostile_file_is_refused_and_the_next_is_read(
     readers: Readers, content: bytes
 ) -> None:
     with pytest.raises(Unreadable):
-        await readers.pdf(content)
-    assert (await readers.html("<p>fine")).passages[0].text == "fine"
+        await readers.read("acme", pdf(content))
+    assert (await readers.read("acme", html("<p>fine"))).passages[0].text == "fine"
+
+
+MARKDOWN, PLAIN = collections_pb2.MEDIA_TYPE_MARKDOWN, collections_pb2.MEDIA_TYPE_PLAIN
+
+
+@pytest.mark.parametrize("media_type", [MARKDOWN, PLAIN, HTML])
+async def test_a_text_of_too_many_passages_is_refused_wherever_it_is_read(
+    media_type: "collections_pb2.MediaType.ValueType",
+) -> None:
+    readers = Readers(VectorsSettings(document_passages_max=10))
+    for length in (LENGTH_HERE_MAX // 2, 2 * LENGTH_HERE_MAX):
+        text = ("word " * 360 + "\n\n") * (length // 1_800)
+        with pytest.raises(Unreadable, match=r"splits into \d+ passages; at most 10"):
+            await readers.read("acme", Source(media_type, text.replace("\n\n", "<p>\n\n")))
+    await readers.close()
+
+
+async def test_a_long_text_of_short_lines_is_ended_with_its_process() -> None:
+    readers = Readers(VectorsSettings(reading_seconds_max=0.01))
+    with pytest.raises(Unreadable, match=r"takes longer than 0\.01 s"):
+        await readers.read("acme", Source(MARKDOWN, "# a\n" * 500_000))
+    assert (await readers.read("acme", Source(MARKDOWN, "# a\n\nb"))).passages[0].text == "b"
+    await readers.close()
+
+
+async def test_a_tenants_files_do_not_hold_up_anothers() -> None:
+    readers = Readers(VectorsSettings(reading_seconds_max=120, readings_max=2))
+    slow = html("<!--" * 250_000)
+    theirs = [asyncio.create_task(readers.read("theirs", slow)) for _ in range(3)]
+    assert (await readers.read("ours", html("<p>fine"))).passages[0].text == "fine"
+    assert not any(each.done() for each in theirs)
+    for each in theirs:
+        each.cancel()
+    await asyncio.wait(theirs)
+    await readers.close()
