@@ -3,6 +3,7 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Any
 
 import httpx2
@@ -11,6 +12,7 @@ from mesh.errors import FailedPrecondition
 from services.tools.egress import EgressPolicy, guarded_transport
 
 CONNECT_SECONDS = 10.0
+SESSION_HEADER = "mcp-session-id"
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -62,6 +64,11 @@ class _BoundedTransport(httpx2.AsyncBaseTransport):
         if response.headers.get("content-encoding", "identity") != "identity":
             await response.aclose()
             raise httpx2.DecodingError("the server compressed its answer unasked")
+        if response.status_code == HTTPStatus.NOT_FOUND and SESSION_HEADER in request.headers:
+            # The session is gone. Servers say so with an error of JSON-RPC, each with another
+            # one, and mcp 2.3 takes that for the answer to the request.
+            await response.aclose()
+            return httpx2.Response(HTTPStatus.NOT_FOUND)
         if not response.headers.get("content-type", "").startswith("text/event-stream"):
             response.stream = _BoundedStream(response.stream, self._bytes_max)
         return response

@@ -177,6 +177,12 @@ class TestCalls:
         assert (await tools.invoke("s-malformed")).is_error
         assert await tools.said("s-echo", {"n": 1}) == {"n": 1}
 
+    async def test_half_of_a_character_and_an_infinite_number_cost_no_answer(
+        self, tools: McpTools
+    ) -> None:
+        assert (await tools.invoke("s-half")).content == "half of a ?"
+        assert "infinite number" in (await tools.invoke("s-infinite")).content
+
     async def test_progress_is_taken(self, tools: McpTools) -> None:
         assert (await tools.invoke("s-progress")).content == "done"
 
