@@ -112,7 +112,5 @@ def _result(key: Any, result: Any) -> dict[str, Any]:
 
 def _answer(writer: asyncio.StreamWriter, status: int, body: Any = None, more: str = "") -> None:
     text = body if isinstance(body, str) else "" if body is None else json.dumps(body)
-    head = (
-        f"HTTP/1.1 {status} Said\r\ncontent-type: application/json\r\n{more}connection: close\r\n"
-    )
-    writer.write(f"{head}content-length: {len(text)}\r\n\r\n{text}".encode())
+    head = f"HTTP/1.1 {status} Said\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    writer.write(f"{head}{more}content-length: {len(text)}\r\n\r\n{text}".encode())

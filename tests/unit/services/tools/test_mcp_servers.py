@@ -109,13 +109,14 @@ class TestListing:
             rule(tool="hang", requires_approval=True),
         ]
         effect = options_pb2.EFFECT_IDEMPOTENT
-        server = await tools.add("ruled", rules=rules, effect=effect)
+        server = await tools.add("ruled", rules=rules, effect=effect, required_scopes=["pay.send"])
         assert f"{PARENT}/tools/ruled-crash" not in server.tools
         said = {}
         for name in ("echo", "hang"):
             request = pb.GetToolRequest(name=f"{PARENT}/tools/ruled-{name}")
             tool = (await tools.service.get_tool(request, a_call())).tool
             said[name] = (tool.effect, tool.requires_approval)
+            assert list(tool.required_scopes) == ["pay.send"]
         assert said == {
             "echo": (options_pb2.EFFECT_READ, False),
             "hang": (options_pb2.EFFECT_IDEMPOTENT, True),
