@@ -10,7 +10,7 @@ from typing import Any
 from mcp_types import JSONRPC_VERSION
 
 VERSION = "2025-06-18"
-TOOLS = ("ran", "not-json", "accepted", "own-error", "silent")
+TOOLS = ("ran", "not-json", "accepted", "own-error", "silent", "flooding", "headless")
 
 
 class LegacyServer:
@@ -20,8 +20,8 @@ class LegacyServer:
     def __init__(self, gone: Any) -> None:
         self.url = ""
         self.calls: list[str] = []
-        self.streams = 0
-        """Streams of answers that are open."""
+        self.open_calls = 0
+        """Calls whose client still waits for the answer."""
         self._gone = gone
         self._sessions: set[str] = set()
         self._count = 0
@@ -96,11 +96,12 @@ class LegacyServer:
         elif tool == "own-error":
             error = {"code": -32001, "message": "no such customer"}
             _answer(writer, 200, {"jsonrpc": JSONRPC_VERSION, "id": key, "error": error})
-        elif tool == "silent":
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
-            self.streams += 1
-            await reader.read()
-            self.streams -= 1
+        elif tool in ("silent", "flooding", "headless"):
+            self.open_calls += 1
+            try:
+                await _unanswered(tool, reader, writer)
+            finally:
+                self.open_calls -= 1
         else:
             content = [{"type": "text", "text": f"call {len(self.calls)}"}]
             _answer(writer, 200, _result(key, {"content": content}))
@@ -114,3 +115,16 @@ def _answer(writer: asyncio.StreamWriter, status: int, body: Any = None, more: s
     text = body if isinstance(body, str) else "" if body is None else json.dumps(body)
     head = f"HTTP/1.1 {status} Said\r\ncontent-type: application/json\r\nconnection: close\r\n"
     writer.write(f"{head}{more}content-length: {len(text)}\r\n\r\n{text}".encode())
+
+
+async def _unanswered(
+    tool: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    """Keeps a client waiting for as long as it does."""
+    if tool != "headless":
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
+    while tool == "flooding":
+        # With an id, by which the rest could be asked for.
+        writer.write(b'id: 1\ndata: {"jsonrpc": "2.0", "method": "notifications/nothing"}\n\n')
+        await writer.drain()
+    await reader.read()

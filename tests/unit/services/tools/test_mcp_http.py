@@ -80,3 +80,20 @@ async def test_what_the_server_says_is_told_from_an_answer_that_is_none(tmp_path
                 await tools.invoke(tool)
         answer = await tools.invoke("l-own-error")
         assert (answer.is_error, answer.content) == (True, "error -32001: no such customer")
+
+
+@pytest.mark.parametrize("tool", ["silent", "flooding", "headless"])
+async def test_nothing_is_read_of_the_answer_to_a_call_that_is_over(
+    tmp_path: Path, tool: str
+) -> None:
+    async with (
+        LegacyServer("").serving() as server,
+        mcp_tools(tmp_path, egress_private_hosts=PRIVATE) as tools,
+    ):
+        await tools.add("l", http=mcp_servers_pb2.McpHttp(url=server.url))
+        with pytest.raises(ToolUnavailable, match="took too long"):
+            await tools.invoke(f"l-{tool}", seconds=2.0)
+        assert server.calls == [tool]
+        await eventually(lambda: server.open_calls == 0, 20)
+        assert (await tools.invoke("l-ran")).content == "call 2"
+        assert (await tools.get("l")).status.connects == 1
