@@ -12,7 +12,15 @@ from mesh.cli.named_values import named_values
 from mesh.cli.names import MCP_SERVER, check_id, resource_name, short_name
 from mesh.cli.output import moment, note, show_list, show_message
 from mesh.cli.pages import LIMIT, Limit, fetch
-from mesh.cli.tools import EffectChoice, effect_of, tools
+from mesh.cli.tools import (
+    EffectChoice,
+    RequiresApproval,
+    Scope,
+    Timeout,
+    Trusted,
+    effect_of,
+    tools,
+)
 
 if TYPE_CHECKING:
     from weft.tools.v1 import mcp_servers_pb2
@@ -71,17 +79,10 @@ def add_mcp_server(
             help="For one tool, by its name there: an effect, `approval` or `exclude`.",
         ),
     ] = None,
-    requires_approval: Annotated[
-        bool, typer.Option("--requires-approval", help="A person must approve each call.")
-    ] = False,
-    trusted: Annotated[
-        bool,
-        typer.Option("--trusted", help="Nobody but the tenant has a say in what it answers."),
-    ] = False,
-    timeout: Annotated[
-        float | None,
-        typer.Option(metavar="SECONDS", help="How long a call may take.", min=0.001, max=3600),
-    ] = None,
+    requires_approval: RequiresApproval = False,
+    trusted: Trusted = False,
+    scope: Scope = None,
+    timeout: Timeout = None,
 ) -> None:
     """Adds an MCP server, and makes what it lists tools.
 
@@ -100,6 +101,7 @@ def add_mcp_server(
         rules=_rules(rule or []),
         requires_approval=requires_approval,
         trust=tools_pb2.TRUST_TRUSTED if trusted else tools_pb2.TRUST_UNTRUSTED,
+        required_scopes=scope,
     )
     if url:
         if env or secret_env:
@@ -218,6 +220,7 @@ def _show(client: Client, server: "mcp_servers_pb2.McpServer") -> None:
         "instance": status.instance,
         "calls itself": status.server_title,
         "protocol": status.protocol_version,
+        "scopes": ", ".join(server.required_scopes),
         "approval": "needed" if server.requires_approval else "",
         "tools": ", ".join(short_name(tool) for tool in server.tools),
         "left out": "; ".join(f"{each.tool}: {each.reason}" for each in server.omitted),

@@ -29,7 +29,7 @@ from mesh.cli.transcript import source_lines
 
 if TYPE_CHECKING:
     from weft.options.v1 import options_pb2
-    from weft.tools.v1 import tools_pb2
+    from weft.tools.v1 import tool_service_pb2, tools_pb2
     from weft.tools.v1.tool_service_pb2_grpc import ToolServiceStub
 
 tools = typer.Typer(help="List, call, add and delete tools.", no_args_is_help=True)
@@ -42,6 +42,33 @@ _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 ToolArgument = Annotated[
     str, typer.Argument(metavar="TOOL", help="The tool: an id or a full name.")
+]
+
+RequiresApproval = Annotated[
+    bool, typer.Option("--requires-approval", help="A person must approve each call.")
+]
+Trusted = Annotated[
+    bool, typer.Option("--trusted", help="Nobody but the tenant has a say in what it answers.")
+]
+Scope = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PERMISSION", help="What whoever asks for a turn must have for it; repeatable."
+    ),
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(metavar="SECONDS", help="How long a call may take.", min=0.001, max=3600),
+]
+CacheSeconds = Annotated[
+    float | None,
+    typer.Option(
+        "--cache",
+        metavar="SECONDS",
+        help="How long a result is given again for the same arguments; with --effect read.",
+        min=0.001,
+        max=604_800,
+    ),
 ]
 
 
@@ -126,32 +153,11 @@ def add_grpc_tool(
     description: Annotated[
         str, typer.Option(help="What it does, for the model; else the method's own comment.")
     ] = "",
-    requires_approval: Annotated[
-        bool, typer.Option("--requires-approval", help="A person must approve each call.")
-    ] = False,
-    trusted: Annotated[
-        bool,
-        typer.Option("--trusted", help="Nobody but the tenant has a say in what it answers."),
-    ] = False,
-    scope: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PERMISSION", help="What whoever asks for a turn must have for it; repeatable."
-        ),
-    ] = None,
-    timeout: Annotated[
-        float | None,
-        typer.Option(metavar="SECONDS", help="How long a call may take.", min=0.001, max=3600),
-    ] = None,
-    cache: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS",
-            help="How long a result is given again for the same arguments; with --effect read.",
-            min=0.001,
-            max=604_800,
-        ),
-    ] = None,
+    requires_approval: RequiresApproval = False,
+    trusted: Trusted = False,
+    scope: Scope = None,
+    timeout: Timeout = None,
+    cache: CacheSeconds = None,
     descriptors: Annotated[
         str,
         typer.Option(
@@ -221,10 +227,7 @@ def add_grpc_tool(
         )
     if descriptors:
         _describe(request.grpc, descriptors)
-    if timeout is not None:
-        request.timeout.FromMilliseconds(round(timeout * 1000))
-    if cache is not None:
-        request.cache_ttl.FromMilliseconds(round(cache * 1000))
+    _set_times(request, timeout, cache)
     _show(client, client.call(_stub(client).RegisterTool, request).tool)
 
 
@@ -244,8 +247,8 @@ def add_function_tool(
     schema: Annotated[
         str,
         typer.Option(
-            help="JSON Schema of its arguments, an object's; @FILE or - read it. Patterns in it "
-            "are the function's to check."
+            help="JSON Schema of its arguments, an object's, of at most 65,536 characters and 64"
+            " levels; @FILE or - read it. Patterns in it are the function's to check."
         ),
     ] = "",
     version: Annotated[
@@ -257,12 +260,13 @@ def add_function_tool(
     description: Annotated[
         str, typer.Option(help="What it does, for the model; else the function's own.")
     ] = "",
-    requires_approval: Annotated[
-        bool, typer.Option("--requires-approval", help="A person must approve each call.")
-    ] = False,
+    requires_approval: RequiresApproval = False,
+    trusted: Trusted = False,
+    scope: Scope = None,
+    timeout: Timeout = None,
+    cache: CacheSeconds = None,
 ) -> None:
     """Makes a function a tool. A tool of that id is replaced."""
-    from weft.options.v1 import options_pb2
     from weft.tools.v1 import tool_service_pb2 as pb
     from weft.tools.v1 import tools_pb2
 
@@ -272,10 +276,13 @@ def add_function_tool(
         tool_id=check_id(tool_id, "--id") if tool_id else name.rpartition("/")[2],
         function=tools_pb2.FunctionTool(name=name, version=version),
         parameters_json_schema=read_argument(schema) if schema else "",
-        effect=options_pb2.Effect.Value(f"EFFECT_{effect.name}"),
+        effect=effect_of(effect),
         description=description,
         requires_approval=requires_approval,
+        trust=tools_pb2.TRUST_TRUSTED if trusted else tools_pb2.TRUST_UNTRUSTED,
+        required_scopes=scope,
     )
+    _set_times(request, timeout, cache)
     _show(client, client.call(_stub(client).RegisterTool, request).tool)
 
 
@@ -300,6 +307,15 @@ def _id_of(method: str) -> str:
     """The id that a method's tool gets: `get-forecast` of `acme.v1.Weather/GetForecast`."""
     name = method.rsplit("/", 1)[1].replace("_", "-")
     return _WORD_START.sub("-", name).lower().strip("-")[:63]
+
+
+def _set_times(
+    request: "tool_service_pb2.RegisterToolRequest", timeout: float | None, cache: float | None
+) -> None:
+    if timeout is not None:
+        request.timeout.FromMilliseconds(round(timeout * 1000))
+    if cache is not None:
+        request.cache_ttl.FromMilliseconds(round(cache * 1000))
 
 
 def _describe(tool: "tools_pb2.GrpcTool", path: str) -> None:

@@ -12,6 +12,10 @@ from mesh.errors import InvalidArgument
 from services.tools.secrets import Values, put_in, taken_out
 from weft.tools.v1 import tools_pb2
 
+NOT_TRUSTED = "has a certificate of an authority that isn't trusted, or of another name"
+_NOT_TRUSTED = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed")
+"""What is in the texts of grpcio 1.78.2 where a server's certificate isn't accepted."""
+
 METADATA = "metadata"
 PRIVATE_KEY = "tls/private_key"
 # Metadata that Weft sets itself, or gRPC does; those ending in -bin hold bytes.
@@ -110,3 +114,10 @@ def _check_tls(tls: tools_pb2.GrpcTls) -> None:
     certificate = x509.load_pem_x509_certificate(tls.certificate.encode())
     if certificate.public_key() != key.public_key():
         raise InvalidArgument.of("grpc.tls.private_key", "isn't the key of the certificate")
+
+
+def is_not_trusted(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the call wasn't made for want of a certificate that the credentials accept."""
+    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+        return False
+    return any(said in (error.details() or "") for said in _NOT_TRUSTED)

@@ -15,7 +15,12 @@ from mesh.errors import InvalidArgument, LimitExceeded, NotFound, ToolUnavailabl
 from services.tools.channels import Channels
 from services.tools.comments import comments_of
 from services.tools.domain import tool_stream
-from services.tools.grpc_credentials import ServerAccess, metadata_of
+from services.tools.grpc_credentials import (
+    NOT_TRUSTED,
+    ServerAccess,
+    is_not_trusted,
+    metadata_of,
+)
 from services.tools.lru import Lru
 from services.tools.message_schema import message_schema
 from services.tools.reflection import ReflectionBounds, build_pool, describe_service
@@ -232,6 +237,8 @@ class GrpcMethods:
         reason = _UNANSWERED.get(code)
         if code in _BROKEN_OFF_CODES and details.startswith(_BROKEN_OFF):
             reason = "broke the call off, and may have run it"
+        if is_not_trusted(error):
+            reason = NOT_TRUSTED
         if reason is not None:
             raise ToolUnavailable(f"the tool's server at {address} {reason}") from error
         return failed(cut(f"{code.name}: {details or 'no message'}", STATUS_LENGTH_MAX))

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from grpc_reflection.v1alpha import reflection_pb2
 
 from mesh.errors import FailedPrecondition, LimitExceeded, NotFound, ToolUnavailable
+from services.tools.grpc_credentials import NOT_TRUSTED, is_not_trusted
 
 _PATHS = tuple(
     f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
@@ -72,6 +73,8 @@ async def describe_service(
         try:
             return await _Files(method, bounds, deadline, metadata).of_service(service)
         except grpc.aio.AioRpcError as error:
+            if is_not_trusted(error):
+                raise ToolUnavailable(f"the server at {address} {NOT_TRUSTED}") from None
             _raise_unless_unimplemented(error.code(), address)
         except _Unknown:
             raise NotFound(

@@ -61,6 +61,7 @@ async def answered(folder: Path, query: str, **settings: Any) -> ToolResult:
          " SELECT i FROM n", [[1], [2], [3]]),
         ("SELECT upper(buyer) FROM orders ORDER BY id LIMIT 1;", [["BUYER 0"]]),
         ("SELECT value FROM json_each('[1,2]')", [[1], [2]]),
+        ("SELECT 9e999, -9e999, 1.5", [["Infinity", "-Infinity", 1.5]]),
         ("SELECT 1 WHERE 0", []),
     ],
 )  # fmt: skip

@@ -153,6 +153,12 @@ class Server:
             "structuredContent": {"answer": 42},
         }
 
+    def do_half(self, arguments: dict[str, Any], message: dict[str, Any]) -> Any:
+        return {"content": [{"type": "text", "text": "half of a \ud83d"}]}
+
+    def do_infinite(self, arguments: dict[str, Any], message: dict[str, Any]) -> Any:
+        return {"content": [], "structuredContent": {"n": float("inf")}}
+
     def do_fails(self, arguments: dict[str, Any], message: dict[str, Any]) -> Any:
         return {"content": [{"type": "text", "text": "no such city"}], "isError": True}
 
@@ -182,6 +188,7 @@ TOOLS: dict[str, dict[str, Any]] = {
     "echo": READ_ONLY,
     **{name: {} for name in ("meta", "place", "crash", "hang", "progress", "malformed", "noise")},
     **{name: {} for name in ("huge", "change", "parts", "fails", "refuses", "spawn", "cancelled")},
+    **{name: {} for name in ("half", "infinite")},
     "number": {"inputSchema": NUMBER},
     "get_thing": {},
     "getThing": {},

@@ -122,6 +122,7 @@ class MemoryTools:
             effect=request.effect,
             requires_approval=request.requires_approval,
             timeout=request.timeout,
+            cache_ttl=request.cache_ttl if request.HasField("cache_ttl") else None,
             grpc=request.grpc if request.HasField("grpc") else None,
             function=request.function if request.HasField("function") else None,
             parameters_json_schema=request.parameters_json_schema,

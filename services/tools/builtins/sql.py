@@ -7,6 +7,7 @@ rows and of bytes.
 
 import asyncio
 import json
+import math
 import time
 from contextlib import closing, suppress
 from pathlib import Path
@@ -203,4 +204,7 @@ def _authorized(
 def _shown(value: Any) -> Any:
     if isinstance(value, bytes):
         return f"<{len(value)} bytes>"
+    if isinstance(value, float) and not math.isfinite(value):
+        # JSON has no number for it.
+        return "Infinity" if value > 0 else "-Infinity"
     return value

@@ -95,6 +95,7 @@ def _tool(record: Record, tool: "types.Tool", name: str) -> tools_pb2.Tool:
         mcp=tools_pb2.McpTool(server=server.name, tool=tool.name, hints=hints),
         create_time=server.create_time,
         trust=server.trust,
+        required_scopes=server.required_scopes,
     )
     return with_etag(made)
 

@@ -33,7 +33,7 @@ def as_result(answer: "types.CallToolResult", length_max: int) -> ToolResult:
         parts.append(f"[{len(answer.content) - PARTS_MAX} more parts: left out]")
     structured = answer.structured_content
     if structured is not None and length <= length_max and not _says(parts, structured):
-        parts.append(json.dumps(structured, ensure_ascii=False))
+        parts.append(_written(structured))
     # A lone surrogate is no character, and no string of protobuf's.
     content = "\n".join(parts).encode(errors="replace").decode()
     return ToolResult(cut(content, length_max), is_error=answer.is_error, sources=sources)
@@ -57,6 +57,14 @@ def _part(block: Any) -> tuple[str, tools_pb2.Source | None]:
             return text, source
         return _left_out("resource", resource.mime_type or "", resource.blob), source
     return f"[{kind}: left out]", None
+
+
+def _written(structured: object) -> str:
+    """The structured content as JSON, or a note where it has a number that JSON can't say."""
+    try:
+        return json.dumps(structured, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return "[structured content with an infinite number: left out]"
 
 
 def _left_out(kind: str, media_type: str, data: str) -> str:

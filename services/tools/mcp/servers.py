@@ -357,6 +357,7 @@ class McpServers:
             requires_approval=request.requires_approval,
             rules=request.rules,
             trust=request.trust or tools_pb2.TRUST_UNTRUSTED,
+            required_scopes=request.required_scopes,
         )
         server.timeout.FromNanoseconds(int(self._settings.timeout_seconds * 1e9))
         if request.HasField("timeout"):

@@ -32,7 +32,15 @@ ERROR_LENGTH_MAX = 1_000
 
 _CLOSED = "Connection closed"
 _SESSION_GONE = "Session terminated"
-_NO_ANSWER = ("Server returned an error response", "Not Found", "SSE stream", "Unexpected content")
+_TIMED_OUT = " timed out"
+_NO_ANSWER = (
+    "Failed to parse",
+    "Not Found",
+    "SSE stream",
+    "Server returned an error response",
+    "Unexpected content",
+    "server answered a request with 202",
+)
 """How the texts of mcp 2.3 begin where it, and not the server's tool, says why there is no
 result."""
 
@@ -207,7 +215,7 @@ class McpSession:
                 self.notice.over.set()
                 said = "the tool's server ended or broke the connection, and may have run it"
                 raise ToolUnavailable(self._why(said)) from None
-            if error.code == REQUEST_TIMEOUT:
+            if error.code == REQUEST_TIMEOUT and error.message.endswith(_TIMED_OUT):
                 raise ToolUnavailable("the tool took too long, and may have run") from None
             if error.message == _SESSION_GONE:
                 self.notice.over.set()

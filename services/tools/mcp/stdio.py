@@ -3,6 +3,7 @@ input and output (modelcontextprotocol.io/specification, Transports, stdio)."""
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -153,7 +154,6 @@ async def stdio_transport(
     """Starts the server and yields the streams that an MCP client takes. With its end it is
     ended, and its folder in `folder` deleted. OSError where it can't be started."""
     import anyio
-    from mcp import types
     from mcp.shared.message import SessionMessage
 
     def make_folder() -> Path:
@@ -176,7 +176,7 @@ async def stdio_transport(
             try:
                 async for line in process.lines():
                     try:
-                        message = types.jsonrpc_message_adapter.validate_json(line, by_name=False)
+                        message = _parsed(line)
                     except ValueError:
                         not_json += 1
                         if not_json > NOT_JSON_MAX:
@@ -208,6 +208,25 @@ async def stdio_transport(
             await asyncio.shield(ending)
         for stream in (incoming, read_stream, write_stream, outgoing):
             stream.close()
+
+
+def _parsed(line: bytes) -> Any:
+    """A message of JSON-RPC. ValueError where it is none."""
+    from mcp import types
+
+    validate = types.jsonrpc_message_adapter.validate_json
+    try:
+        return validate(line, by_name=False)
+    except ValueError:
+        # Texts that JavaScript has cut may end in half of a character (a lone surrogate), which
+        # pydantic refuses. Whoever waits for the answer shall have it all the same.
+        if b"\\u" not in line:
+            raise
+    try:
+        text = json.dumps(json.loads(line), ensure_ascii=False)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    return validate(text.encode(errors="replace"), by_name=False)
 
 
 async def _end(process: ServerProcess, tasks: Sequence[asyncio.Task[None]], place: Path) -> None:

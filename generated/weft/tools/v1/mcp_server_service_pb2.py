@@ -29,7 +29,7 @@ from weft.tools.v1 import mcp_servers_pb2 as weft_dot_tools_dot_v1_dot_mcp__serv
 from weft.tools.v1 import tools_pb2 as weft_dot_tools_dot_v1_dot_tools__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&weft/tools/v1/mcp_server_service.proto\x12\rweft.tools.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dweft/options/v1/options.proto\x1a\x1fweft/tools/v1/mcp_servers.proto\x1a\x19weft/tools/v1/tools.proto\"\xd2\x03\n\x13\x41\x64\x64McpServerRequest\x12#\n\x06parent\x18\x01 \x01(\tB\x13\xaa\xbb\x18\x0f\x08\x01\x10H2\ttenants/*\x12\x34\n\tserver_id\x18\x02 \x01(\tB!\xaa\xbb\x18\x1d\x08\x01\x10\x1e*\x17[a-z0-9][a-z0-9-]{0,29}\x12(\n\x05stdio\x18\x03 \x01(\x0b\x32\x17.weft.tools.v1.McpStdioH\x00\x12&\n\x04http\x18\x04 \x01(\x0b\x32\x16.weft.tools.v1.McpHttpH\x00\x12\'\n\x06\x65\x66\x66\x65\x63t\x18\x05 \x01(\x0e\x32\x17.weft.options.v1.Effect\x12\x19\n\x11requires_approval\x18\x06 \x01(\x08\x12\x32\n\x05rules\x18\x07 \x03(\x0b\x32\x1a.weft.tools.v1.McpToolRuleB\x07\xaa\xbb\x18\x03 \x80\x02\x12\x35\n\x07timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\xaa\xbb\x18\x05\x38\x00@\x90\x1c\x12-\n\nrequest_id\x18\t \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\x12#\n\x05trust\x18\n \x01(\x0e\x32\x14.weft.tools.v1.TrustB\x0b\n\ttransport\"@\n\x14\x41\x64\x64McpServerResponse\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.weft.tools.v1.McpServer\"F\n\x13GetMcpServerRequest\x12/\n\x04name\x18\x01 \x01(\tB!\xaa\xbb\x18\x1d\x08\x01\x10\x8e\x01\x32\x16tenants/*/mcpServers/*\"@\n\x14GetMcpServerResponse\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.weft.tools.v1.McpServer\"w\n\x15ListMcpServersRequest\x12#\n\x06parent\x18\x01 \x01(\tB\x13\xaa\xbb\x18\x0f\x08\x01\x10H2\ttenants/*\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\xe8\x07\x12\x1b\n\npage_token\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"n\n\x16ListMcpServersResponse\x12\x32\n\x07servers\x18\x01 \x03(\x0b\x32\x18.weft.tools.v1.McpServerB\x07\xaa\xbb\x18\x03 \xe8\x07\x12 \n\x0fnext_page_token\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"J\n\x17RefreshMcpServerRequest\x12/\n\x04name\x18\x01 \x01(\tB!\xaa\xbb\x18\x1d\x08\x01\x10\x8e\x01\x32\x16tenants/*/mcpServers/*\"D\n\x18RefreshMcpServerResponse\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.weft.tools.v1.McpServer\"x\n\x16\x44\x65leteMcpServerRequest\x12/\n\x04name\x18\x01 \x01(\tB!\xaa\xbb\x18\x1d\x08\x01\x10\x8e\x01\x32\x16tenants/*/mcpServers/*\x12-\n\nrequest_id\x18\x02 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\"\x19\n\x17\x44\x65leteMcpServerResponse2\x9a\x07\n\x10McpServerService\x12\xac\x01\n\x0c\x41\x64\x64McpServer\x12\".weft.tools.v1.AddMcpServerRequest\x1a#.weft.tools.v1.AddMcpServerResponse\"S\x90\x02\x02\xaa\xbb\x18 \n\x14tools.add_mcp_server\x10\x02\x1a\x06parent\x82\xd3\xe4\x93\x02&\"!/v1/{parent=tenants/*}/mcpServers:\x01*\x12\xa7\x01\n\x0cGetMcpServer\x12\".weft.tools.v1.GetMcpServerRequest\x1a#.weft.tools.v1.GetMcpServerResponse\"N\x90\x02\x01\xaa\xbb\x18\x1e\n\x14tools.get_mcp_server\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02#\x12!/v1/{name=tenants/*/mcpServers/*}\x12\xb1\x01\n\x0eListMcpServers\x12$.weft.tools.v1.ListMcpServersRequest\x1a%.weft.tools.v1.ListMcpServersResponse\"R\x90\x02\x01\xaa\xbb\x18\"\n\x16tools.list_mcp_servers\x10\x01\x1a\x06parent\x82\xd3\xe4\x93\x02#\x12!/v1/{parent=tenants/*}/mcpServers\x12\xc2\x01\n\x10RefreshMcpServer\x12&.weft.tools.v1.RefreshMcpServerRequest\x1a\'.weft.tools.v1.RefreshMcpServerResponse\"]\x90\x02\x02\xaa\xbb\x18\"\n\x18tools.refresh_mcp_server\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02.\")/v1/{name=tenants/*/mcpServers/*}:refresh:\x01*\x12\xb3\x01\n\x0f\x44\x65leteMcpServer\x12%.weft.tools.v1.DeleteMcpServerRequest\x1a&.weft.tools.v1.DeleteMcpServerResponse\"Q\x90\x02\x02\xaa\xbb\x18!\n\x17tools.delete_mcp_server\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02#*!/v1/{name=tenants/*/mcpServers/*}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&weft/tools/v1/mcp_server_service.proto\x12\rweft.tools.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dweft/options/v1/options.proto\x1a\x1fweft/tools/v1/mcp_servers.proto\x1a\x19weft/tools/v1/tools.proto\"\x86\x04\n\x13\x41\x64\x64McpServerRequest\x12#\n\x06parent\x18\x01 \x01(\tB\x13\xaa\xbb\x18\x0f\x08\x01\x10H2\ttenants/*\x12\x34\n\tserver_id\x18\x02 \x01(\tB!\xaa\xbb\x18\x1d\x08\x01\x10\x1e*\x17[a-z0-9][a-z0-9-]{0,29}\x12(\n\x05stdio\x18\x03 \x01(\x0b\x32\x17.weft.tools.v1.McpStdioH\x00\x12&\n\x04http\x18\x04 \x01(\x0b\x32\x16.weft.tools.v1.McpHttpH\x00\x12\'\n\x06\x65\x66\x66\x65\x63t\x18\x05 \x01(\x0e\x32\x17.weft.options.v1.Effect\x12\x19\n\x11requires_approval\x18\x06 \x01(\x08\x12\x32\n\x05rules\x18\x07 \x03(\x0b\x32\x1a.weft.tools.v1.McpToolRuleB\x07\xaa\xbb\x18\x03 \x80\x02\x12\x35\n\x07timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\xaa\xbb\x18\x05\x38\x00@\x90\x1c\x12-\n\nrequest_id\x18\t \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\x12#\n\x05trust\x18\n \x01(\x0e\x32\x14.weft.tools.v1.Trust\x12\x32\n\x0frequired_scopes\x18\x0b \x03(\tB\x19\xaa\xbb\x18\x15\x10@ \x10*\x0f[a-z]+\\.[a-z_]+B\x0b\n\ttransport\"@\n\x14\x41\x64\x64McpServerResponse\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.weft.tools.v1.McpServer\"F\n\x13GetMcpServerRequest\x12/\n\x04name\x18\x01 \x01(\tB!\xaa\xbb\x18\x1d\x08\x01\x10\x8e\x01\x32\x16tenants/*/mcpServers/*\"@\n\x14GetMcpServerResponse\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.weft.tools.v1.McpServer\"w\n\x15ListMcpServersRequest\x12#\n\x06parent\x18\x01 \x01(\tB\x13\xaa\xbb\x18\x0f\x08\x01\x10H2\ttenants/*\x12\x1c\n\tpage_size\x18\x02 \x01(\x05\x42\t\xaa\xbb\x18\x05\x38\x00@\xe8\x07\x12\x1b\n\npage_token\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"n\n\x16ListMcpServersResponse\x12\x32\n\x07servers\x18\x01 \x03(\x0b\x32\x18.weft.tools.v1.McpServerB\x07\xaa\xbb\x18\x03 \xe8\x07\x12 \n\x0fnext_page_token\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x08\"J\n\x17RefreshMcpServerRequest\x12/\n\x04name\x18\x01 \x01(\tB!\xaa\xbb\x18\x1d\x08\x01\x10\x8e\x01\x32\x16tenants/*/mcpServers/*\"D\n\x18RefreshMcpServerResponse\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.weft.tools.v1.McpServer\"x\n\x16\x44\x65leteMcpServerRequest\x12/\n\x04name\x18\x01 \x01(\tB!\xaa\xbb\x18\x1d\x08\x01\x10\x8e\x01\x32\x16tenants/*/mcpServers/*\x12-\n\nrequest_id\x18\x02 \x01(\tB\x19\xaa\xbb\x18\x15\x10\x80\x01*\x10[A-Za-z0-9._:-]+\"\x19\n\x17\x44\x65leteMcpServerResponse2\x9a\x07\n\x10McpServerService\x12\xac\x01\n\x0c\x41\x64\x64McpServer\x12\".weft.tools.v1.AddMcpServerRequest\x1a#.weft.tools.v1.AddMcpServerResponse\"S\x90\x02\x02\xaa\xbb\x18 \n\x14tools.add_mcp_server\x10\x02\x1a\x06parent\x82\xd3\xe4\x93\x02&\"!/v1/{parent=tenants/*}/mcpServers:\x01*\x12\xa7\x01\n\x0cGetMcpServer\x12\".weft.tools.v1.GetMcpServerRequest\x1a#.weft.tools.v1.GetMcpServerResponse\"N\x90\x02\x01\xaa\xbb\x18\x1e\n\x14tools.get_mcp_server\x10\x01\x1a\x04name\x82\xd3\xe4\x93\x02#\x12!/v1/{name=tenants/*/mcpServers/*}\x12\xb1\x01\n\x0eListMcpServers\x12$.weft.tools.v1.ListMcpServersRequest\x1a%.weft.tools.v1.ListMcpServersResponse\"R\x90\x02\x01\xaa\xbb\x18\"\n\x16tools.list_mcp_servers\x10\x01\x1a\x06parent\x82\xd3\xe4\x93\x02#\x12!/v1/{parent=tenants/*}/mcpServers\x12\xc2\x01\n\x10RefreshMcpServer\x12&.weft.tools.v1.RefreshMcpServerRequest\x1a\'.weft.tools.v1.RefreshMcpServerResponse\"]\x90\x02\x02\xaa\xbb\x18\"\n\x18tools.refresh_mcp_server\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02.\")/v1/{name=tenants/*/mcpServers/*}:refresh:\x01*\x12\xb3\x01\n\x0f\x44\x65leteMcpServer\x12%.weft.tools.v1.DeleteMcpServerRequest\x1a&.weft.tools.v1.DeleteMcpServerResponse\"Q\x90\x02\x02\xaa\xbb\x18!\n\x17tools.delete_mcp_server\x10\x02\x1a\x04name\x82\xd3\xe4\x93\x02#*!/v1/{name=tenants/*/mcpServers/*}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,6 +46,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADDMCPSERVERREQUEST'].fields_by_name['timeout']._serialized_options = b'\252\273\030\0058\000@\220\034'
   _globals['_ADDMCPSERVERREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_ADDMCPSERVERREQUEST'].fields_by_name['request_id']._serialized_options = b'\252\273\030\025\020\200\001*\020[A-Za-z0-9._:-]+'
+  _globals['_ADDMCPSERVERREQUEST'].fields_by_name['required_scopes']._loaded_options = None
+  _globals['_ADDMCPSERVERREQUEST'].fields_by_name['required_scopes']._serialized_options = b'\252\273\030\025\020@ \020*\017[a-z]+\\.[a-z_]+'
   _globals['_GETMCPSERVERREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETMCPSERVERREQUEST'].fields_by_name['name']._serialized_options = b'\252\273\030\035\010\001\020\216\0012\026tenants/*/mcpServers/*'
   _globals['_LISTMCPSERVERSREQUEST'].fields_by_name['parent']._loaded_options = None
@@ -75,25 +77,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MCPSERVERSERVICE'].methods_by_name['DeleteMcpServer']._loaded_options = None
   _globals['_MCPSERVERSERVICE'].methods_by_name['DeleteMcpServer']._serialized_options = b'\220\002\002\252\273\030!\n\027tools.delete_mcp_server\020\002\032\004name\202\323\344\223\002#*!/v1/{name=tenants/*/mcpServers/*}'
   _globals['_ADDMCPSERVERREQUEST']._serialized_start=211
-  _globals['_ADDMCPSERVERREQUEST']._serialized_end=677
-  _globals['_ADDMCPSERVERRESPONSE']._serialized_start=679
-  _globals['_ADDMCPSERVERRESPONSE']._serialized_end=743
-  _globals['_GETMCPSERVERREQUEST']._serialized_start=745
-  _globals['_GETMCPSERVERREQUEST']._serialized_end=815
-  _globals['_GETMCPSERVERRESPONSE']._serialized_start=817
-  _globals['_GETMCPSERVERRESPONSE']._serialized_end=881
-  _globals['_LISTMCPSERVERSREQUEST']._serialized_start=883
-  _globals['_LISTMCPSERVERSREQUEST']._serialized_end=1002
-  _globals['_LISTMCPSERVERSRESPONSE']._serialized_start=1004
-  _globals['_LISTMCPSERVERSRESPONSE']._serialized_end=1114
-  _globals['_REFRESHMCPSERVERREQUEST']._serialized_start=1116
-  _globals['_REFRESHMCPSERVERREQUEST']._serialized_end=1190
-  _globals['_REFRESHMCPSERVERRESPONSE']._serialized_start=1192
-  _globals['_REFRESHMCPSERVERRESPONSE']._serialized_end=1260
-  _globals['_DELETEMCPSERVERREQUEST']._serialized_start=1262
-  _globals['_DELETEMCPSERVERREQUEST']._serialized_end=1382
-  _globals['_DELETEMCPSERVERRESPONSE']._serialized_start=1384
-  _globals['_DELETEMCPSERVERRESPONSE']._serialized_end=1409
-  _globals['_MCPSERVERSERVICE']._serialized_start=1412
-  _globals['_MCPSERVERSERVICE']._serialized_end=2334
+  _globals['_ADDMCPSERVERREQUEST']._serialized_end=729
+  _globals['_ADDMCPSERVERRESPONSE']._serialized_start=731
+  _globals['_ADDMCPSERVERRESPONSE']._serialized_end=795
+  _globals['_GETMCPSERVERREQUEST']._serialized_start=797
+  _globals['_GETMCPSERVERREQUEST']._serialized_end=867
+  _globals['_GETMCPSERVERRESPONSE']._serialized_start=869
+  _globals['_GETMCPSERVERRESPONSE']._serialized_end=933
+  _globals['_LISTMCPSERVERSREQUEST']._serialized_start=935
+  _globals['_LISTMCPSERVERSREQUEST']._serialized_end=1054
+  _globals['_LISTMCPSERVERSRESPONSE']._serialized_start=1056
+  _globals['_LISTMCPSERVERSRESPONSE']._serialized_end=1166
+  _globals['_REFRESHMCPSERVERREQUEST']._serialized_start=1168
+  _globals['_REFRESHMCPSERVERREQUEST']._serialized_end=1242
+  _globals['_REFRESHMCPSERVERRESPONSE']._serialized_start=1244
+  _globals['_REFRESHMCPSERVERRESPONSE']._serialized_end=1312
+  _globals['_DELETEMCPSERVERREQUEST']._serialized_start=1314
+  _globals['_DELETEMCPSERVERREQUEST']._serialized_end=1434
+  _globals['_DELETEMCPSERVERRESPONSE']._serialized_start=1436
+  _globals['_DELETEMCPSERVERRESPONSE']._serialized_end=1461
+  _globals['_MCPSERVERSERVICE']._serialized_start=1464
+  _globals['_MCPSERVERSERVICE']._serialized_end=2386
 # @@protoc_insertion_point(module_scope)

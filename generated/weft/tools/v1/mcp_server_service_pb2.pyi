@@ -38,6 +38,7 @@ class AddMcpServerRequest(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     TRUST_FIELD_NUMBER: _builtins.int
+    REQUIRED_SCOPES_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """The tenant, as `tenants/{tenant}`."""
     server_id: _builtins.str
@@ -70,6 +71,12 @@ class AddMcpServerRequest(_message.Message):
     def timeout(self) -> _duration_pb2.Duration:
         """How long a call may take; 30 s where it isn't set."""
 
+    @_builtins.property
+    def required_scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Permissions that whoever asks for a turn must have on the tenant, so that a
+        call of one of its tools is made for them.
+        """
+
     def __init__(
         self,
         *,
@@ -83,10 +90,11 @@ class AddMcpServerRequest(_message.Message):
         timeout: _duration_pb2.Duration | None = ...,
         request_id: _builtins.str = ...,
         trust: _tools_pb2.Trust.ValueType = ...,
+        required_scopes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["http", b"http", "stdio", b"stdio", "timeout", b"timeout", "transport", b"transport"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["effect", b"effect", "http", b"http", "parent", b"parent", "request_id", b"request_id", "requires_approval", b"requires_approval", "rules", b"rules", "server_id", b"server_id", "stdio", b"stdio", "timeout", b"timeout", "transport", b"transport", "trust", b"trust"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effect", b"effect", "http", b"http", "parent", b"parent", "request_id", b"request_id", "required_scopes", b"required_scopes", "requires_approval", b"requires_approval", "rules", b"rules", "server_id", b"server_id", "stdio", b"stdio", "timeout", b"timeout", "transport", b"transport", "trust", b"trust"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_transport: _TypeAlias = _typing.Literal["stdio", "http"]  # noqa: Y015
     _WhichOneofArgType_transport: _TypeAlias = _typing.Literal["transport", b"transport"]  # noqa: Y015

@@ -29,7 +29,7 @@ from weft.tools.v1 import secrets_pb2 as weft_dot_tools_dot_v1_dot_secrets__pb2
 from weft.tools.v1 import tools_pb2 as weft_dot_tools_dot_v1_dot_tools__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fweft/tools/v1/mcp_servers.proto\x12\rweft.tools.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dweft/options/v1/options.proto\x1a\x1bweft/tools/v1/secrets.proto\x1a\x19weft/tools/v1/tools.proto\"\xce\x04\n\tMcpServer\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x8e\x01\x12(\n\x05stdio\x18\x02 \x01(\x0b\x32\x17.weft.tools.v1.McpStdioH\x00\x12&\n\x04http\x18\x03 \x01(\x0b\x32\x16.weft.tools.v1.McpHttpH\x00\x12\'\n\x06\x65\x66\x66\x65\x63t\x18\x04 \x01(\x0e\x32\x17.weft.options.v1.Effect\x12\x19\n\x11requires_approval\x18\x05 \x01(\x08\x12\x32\n\x05rules\x18\x06 \x03(\x0b\x32\x1a.weft.tools.v1.McpToolRuleB\x07\xaa\xbb\x18\x03 \x80\x02\x12\x35\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\xaa\xbb\x18\x05\x38\x00@\x90\x1c\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x04\x65tag\x18\t \x01(\tB\x06\xaa\xbb\x18\x02\x10@\x12\x19\n\x05tools\x18\n \x03(\tB\n\xaa\xbb\x18\x06\x10\x8e\x01 \xe8\x07\x12\x36\n\x07omitted\x18\x0b \x03(\x0b\x32\x1d.weft.tools.v1.McpToolOmittedB\x06\xaa\xbb\x18\x02 d\x12-\n\tlist_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x06status\x18\r \x01(\x0b\x32\x1e.weft.tools.v1.McpServerStatus\x12#\n\x05trust\x18\x0e \x01(\x0e\x32\x14.weft.tools.v1.TrustB\x0b\n\ttransport\"\x91\x01\n\x08McpStdio\x12%\n\x07\x63ommand\x18\x01 \x01(\tB\x14\xaa\xbb\x18\x10\x08\x01\x10\x80\x08*\t/[^\\x00]+\x12&\n\targuments\x18\x02 \x03(\tB\x13\xaa\xbb\x18\x0f\x10\x80  @*\x08[^\\x00]*\x12\x36\n\x0b\x65nvironment\x18\x03 \x03(\x0b\x32\x19.weft.tools.v1.NamedValueB\x06\xaa\xbb\x18\x02 @\"g\n\x07McpHttp\x12(\n\x03url\x18\x01 \x01(\tB\x1b\xaa\xbb\x18\x17\x08\x01\x10\x80\x10*\x10https?://[^\\s#]+\x12\x32\n\x07headers\x18\x02 \x03(\x0b\x32\x19.weft.tools.v1.NamedValueB\x06\xaa\xbb\x18\x02  \"|\n\x0bMcpToolRule\x12\x17\n\x04tool\x18\x01 \x01(\tB\t\xaa\xbb\x18\x05\x08\x01\x10\x80\x02\x12\'\n\x06\x65\x66\x66\x65\x63t\x18\x02 \x01(\x0e\x32\x17.weft.options.v1.Effect\x12\x19\n\x11requires_approval\x18\x03 \x01(\x08\x12\x10\n\x08\x65xcluded\x18\x04 \x01(\x08\"@\n\x0eMcpToolOmitted\x12\x15\n\x04tool\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x02\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x02\"\xab\x02\n\x0fMcpServerStatus\x12,\n\x05state\x18\x01 \x01(\x0e\x32\x1d.weft.tools.v1.McpServerState\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\x12\x19\n\x08instance\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12 \n\x10protocol_version\x18\x04 \x01(\tB\x06\xaa\xbb\x18\x02\x10@\x12\x1d\n\x0cserver_title\x18\x05 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x02\x12\x10\n\x08\x63onnects\x18\x06 \x01(\x04\x12\x10\n\x08\x66\x61ilures\x18\x07 \x01(\r\x12.\n\nretry_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x63\x61lls\x18\t \x01(\r\x12\x12\n\nprocess_id\x18\n \x01(\x03\"\xfc\x01\n\x0fMcpServerRecord\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.weft.tools.v1.McpServer\x12-\n\x07secrets\x18\x02 \x01(\x0b\x32\x1c.weft.tools.v1.SealedSecrets\x12+\n\x05tools\x18\x03 \x03(\x0b\x32\x13.weft.tools.v1.ToolB\x07\xaa\xbb\x18\x03 \xe8\x07\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x16\n\x0e\x61\x64\x64\x65\x64_revision\x18\x05 \x01(\x04\x12\x39\n\x08requests\x18\x06 \x03(\x0b\x32\x1f.weft.tools.v1.McpServerRequestB\x06\xaa\xbb\x18\x02  \"M\n\x10McpServerRequest\x12\x1b\n\nrequest_id\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x1c\n\x0crequest_hash\x18\x02 \x01(\x0c\x42\x06\xaa\xbb\x18\x02\x18 *\xab\x01\n\x0eMcpServerState\x12 \n\x1cMCP_SERVER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15MCP_SERVER_STATE_IDLE\x10\x01\x12\x1f\n\x1bMCP_SERVER_STATE_CONNECTING\x10\x02\x12\x1e\n\x1aMCP_SERVER_STATE_CONNECTED\x10\x03\x12\x1b\n\x17MCP_SERVER_STATE_FAILED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fweft/tools/v1/mcp_servers.proto\x12\rweft.tools.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dweft/options/v1/options.proto\x1a\x1bweft/tools/v1/secrets.proto\x1a\x19weft/tools/v1/tools.proto\"\x82\x05\n\tMcpServer\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x8e\x01\x12(\n\x05stdio\x18\x02 \x01(\x0b\x32\x17.weft.tools.v1.McpStdioH\x00\x12&\n\x04http\x18\x03 \x01(\x0b\x32\x16.weft.tools.v1.McpHttpH\x00\x12\'\n\x06\x65\x66\x66\x65\x63t\x18\x04 \x01(\x0e\x32\x17.weft.options.v1.Effect\x12\x19\n\x11requires_approval\x18\x05 \x01(\x08\x12\x32\n\x05rules\x18\x06 \x03(\x0b\x32\x1a.weft.tools.v1.McpToolRuleB\x07\xaa\xbb\x18\x03 \x80\x02\x12\x35\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\xaa\xbb\x18\x05\x38\x00@\x90\x1c\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x04\x65tag\x18\t \x01(\tB\x06\xaa\xbb\x18\x02\x10@\x12\x19\n\x05tools\x18\n \x03(\tB\n\xaa\xbb\x18\x06\x10\x8e\x01 \xe8\x07\x12\x36\n\x07omitted\x18\x0b \x03(\x0b\x32\x1d.weft.tools.v1.McpToolOmittedB\x06\xaa\xbb\x18\x02 d\x12-\n\tlist_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x06status\x18\r \x01(\x0b\x32\x1e.weft.tools.v1.McpServerStatus\x12#\n\x05trust\x18\x0e \x01(\x0e\x32\x14.weft.tools.v1.Trust\x12\x32\n\x0frequired_scopes\x18\x0f \x03(\tB\x19\xaa\xbb\x18\x15\x10@ \x10*\x0f[a-z]+\\.[a-z_]+B\x0b\n\ttransport\"\x91\x01\n\x08McpStdio\x12%\n\x07\x63ommand\x18\x01 \x01(\tB\x14\xaa\xbb\x18\x10\x08\x01\x10\x80\x08*\t/[^\\x00]+\x12&\n\targuments\x18\x02 \x03(\tB\x13\xaa\xbb\x18\x0f\x10\x80  @*\x08[^\\x00]*\x12\x36\n\x0b\x65nvironment\x18\x03 \x03(\x0b\x32\x19.weft.tools.v1.NamedValueB\x06\xaa\xbb\x18\x02 @\"g\n\x07McpHttp\x12(\n\x03url\x18\x01 \x01(\tB\x1b\xaa\xbb\x18\x17\x08\x01\x10\x80\x10*\x10https?://[^\\s#]+\x12\x32\n\x07headers\x18\x02 \x03(\x0b\x32\x19.weft.tools.v1.NamedValueB\x06\xaa\xbb\x18\x02  \"|\n\x0bMcpToolRule\x12\x17\n\x04tool\x18\x01 \x01(\tB\t\xaa\xbb\x18\x05\x08\x01\x10\x80\x02\x12\'\n\x06\x65\x66\x66\x65\x63t\x18\x02 \x01(\x0e\x32\x17.weft.options.v1.Effect\x12\x19\n\x11requires_approval\x18\x03 \x01(\x08\x12\x10\n\x08\x65xcluded\x18\x04 \x01(\x08\"@\n\x0eMcpToolOmitted\x12\x15\n\x04tool\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x02\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x02\"\xab\x02\n\x0fMcpServerStatus\x12,\n\x05state\x18\x01 \x01(\x0e\x32\x1d.weft.tools.v1.McpServerState\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x04\x12\x19\n\x08instance\x18\x03 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12 \n\x10protocol_version\x18\x04 \x01(\tB\x06\xaa\xbb\x18\x02\x10@\x12\x1d\n\x0cserver_title\x18\x05 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x02\x12\x10\n\x08\x63onnects\x18\x06 \x01(\x04\x12\x10\n\x08\x66\x61ilures\x18\x07 \x01(\r\x12.\n\nretry_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x63\x61lls\x18\t \x01(\r\x12\x12\n\nprocess_id\x18\n \x01(\x03\"\xfc\x01\n\x0fMcpServerRecord\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.weft.tools.v1.McpServer\x12-\n\x07secrets\x18\x02 \x01(\x0b\x32\x1c.weft.tools.v1.SealedSecrets\x12+\n\x05tools\x18\x03 \x03(\x0b\x32\x13.weft.tools.v1.ToolB\x07\xaa\xbb\x18\x03 \xe8\x07\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x16\n\x0e\x61\x64\x64\x65\x64_revision\x18\x05 \x01(\x04\x12\x39\n\x08requests\x18\x06 \x03(\x0b\x32\x1f.weft.tools.v1.McpServerRequestB\x06\xaa\xbb\x18\x02  \"M\n\x10McpServerRequest\x12\x1b\n\nrequest_id\x18\x01 \x01(\tB\x07\xaa\xbb\x18\x03\x10\x80\x01\x12\x1c\n\x0crequest_hash\x18\x02 \x01(\x0c\x42\x06\xaa\xbb\x18\x02\x18 *\xab\x01\n\x0eMcpServerState\x12 \n\x1cMCP_SERVER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15MCP_SERVER_STATE_IDLE\x10\x01\x12\x1f\n\x1bMCP_SERVER_STATE_CONNECTING\x10\x02\x12\x1e\n\x1aMCP_SERVER_STATE_CONNECTED\x10\x03\x12\x1b\n\x17MCP_SERVER_STATE_FAILED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,6 +48,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MCPSERVER'].fields_by_name['tools']._serialized_options = b'\252\273\030\006\020\216\001 \350\007'
   _globals['_MCPSERVER'].fields_by_name['omitted']._loaded_options = None
   _globals['_MCPSERVER'].fields_by_name['omitted']._serialized_options = b'\252\273\030\002 d'
+  _globals['_MCPSERVER'].fields_by_name['required_scopes']._loaded_options = None
+  _globals['_MCPSERVER'].fields_by_name['required_scopes']._serialized_options = b'\252\273\030\025\020@ \020*\017[a-z]+\\.[a-z_]+'
   _globals['_MCPSTDIO'].fields_by_name['command']._loaded_options = None
   _globals['_MCPSTDIO'].fields_by_name['command']._serialized_options = b'\252\273\030\020\010\001\020\200\010*\t/[^\\x00]+'
   _globals['_MCPSTDIO'].fields_by_name['arguments']._loaded_options = None
@@ -80,22 +82,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MCPSERVERREQUEST'].fields_by_name['request_id']._serialized_options = b'\252\273\030\003\020\200\001'
   _globals['_MCPSERVERREQUEST'].fields_by_name['request_hash']._loaded_options = None
   _globals['_MCPSERVERREQUEST'].fields_by_name['request_hash']._serialized_options = b'\252\273\030\002\030 '
-  _globals['_MCPSERVERSTATE']._serialized_start=1877
-  _globals['_MCPSERVERSTATE']._serialized_end=2048
+  _globals['_MCPSERVERSTATE']._serialized_start=1929
+  _globals['_MCPSERVERSTATE']._serialized_end=2100
   _globals['_MCPSERVER']._serialized_start=203
-  _globals['_MCPSERVER']._serialized_end=793
-  _globals['_MCPSTDIO']._serialized_start=796
-  _globals['_MCPSTDIO']._serialized_end=941
-  _globals['_MCPHTTP']._serialized_start=943
-  _globals['_MCPHTTP']._serialized_end=1046
-  _globals['_MCPTOOLRULE']._serialized_start=1048
-  _globals['_MCPTOOLRULE']._serialized_end=1172
-  _globals['_MCPTOOLOMITTED']._serialized_start=1174
-  _globals['_MCPTOOLOMITTED']._serialized_end=1238
-  _globals['_MCPSERVERSTATUS']._serialized_start=1241
-  _globals['_MCPSERVERSTATUS']._serialized_end=1540
-  _globals['_MCPSERVERRECORD']._serialized_start=1543
-  _globals['_MCPSERVERRECORD']._serialized_end=1795
-  _globals['_MCPSERVERREQUEST']._serialized_start=1797
-  _globals['_MCPSERVERREQUEST']._serialized_end=1874
+  _globals['_MCPSERVER']._serialized_end=845
+  _globals['_MCPSTDIO']._serialized_start=848
+  _globals['_MCPSTDIO']._serialized_end=993
+  _globals['_MCPHTTP']._serialized_start=995
+  _globals['_MCPHTTP']._serialized_end=1098
+  _globals['_MCPTOOLRULE']._serialized_start=1100
+  _globals['_MCPTOOLRULE']._serialized_end=1224
+  _globals['_MCPTOOLOMITTED']._serialized_start=1226
+  _globals['_MCPTOOLOMITTED']._serialized_end=1290
+  _globals['_MCPSERVERSTATUS']._serialized_start=1293
+  _globals['_MCPSERVERSTATUS']._serialized_end=1592
+  _globals['_MCPSERVERRECORD']._serialized_start=1595
+  _globals['_MCPSERVERRECORD']._serialized_end=1847
+  _globals['_MCPSERVERREQUEST']._serialized_start=1849
+  _globals['_MCPSERVERREQUEST']._serialized_end=1926
 # @@protoc_insertion_point(module_scope)

@@ -76,6 +76,7 @@ class McpServer(_message.Message):
     LIST_TIME_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     TRUST_FIELD_NUMBER: _builtins.int
+    REQUIRED_SCOPES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, as `tenants/{tenant}/mcpServers/{server}`."""
     effect: _options_pb2.Effect.ValueType
@@ -124,6 +125,12 @@ class McpServer(_message.Message):
     def status(self) -> Global___McpServerStatus:
         """How it goes with the connection of the instance that answers."""
 
+    @_builtins.property
+    def required_scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Permissions that whoever asks for a turn must have on the tenant, so that a
+        call of one of its tools is made for them.
+        """
+
     def __init__(
         self,
         *,
@@ -141,10 +148,11 @@ class McpServer(_message.Message):
         list_time: _timestamp_pb2.Timestamp | None = ...,
         status: Global___McpServerStatus | None = ...,
         trust: _tools_pb2.Trust.ValueType = ...,
+        required_scopes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "http", b"http", "list_time", b"list_time", "status", b"status", "stdio", b"stdio", "timeout", b"timeout", "transport", b"transport"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "effect", b"effect", "etag", b"etag", "http", b"http", "list_time", b"list_time", "name", b"name", "omitted", b"omitted", "requires_approval", b"requires_approval", "rules", b"rules", "status", b"status", "stdio", b"stdio", "timeout", b"timeout", "tools", b"tools", "transport", b"transport", "trust", b"trust"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "effect", b"effect", "etag", b"etag", "http", b"http", "list_time", b"list_time", "name", b"name", "omitted", b"omitted", "required_scopes", b"required_scopes", "requires_approval", b"requires_approval", "rules", b"rules", "status", b"status", "stdio", b"stdio", "timeout", b"timeout", "tools", b"tools", "transport", b"transport", "trust", b"trust"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_transport: _TypeAlias = _typing.Literal["stdio", "http"]  # noqa: Y015
     _WhichOneofArgType_transport: _TypeAlias = _typing.Literal["transport", b"transport"]  # noqa: Y015

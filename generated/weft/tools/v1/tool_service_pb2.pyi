@@ -163,6 +163,7 @@ class RegisterToolRequest(_message.Message):
     """
     parameters_json_schema: _builtins.str
     """JSON Schema of a function's arguments, an object schema; any object where it is empty.
+    It has at most 65,536 characters, 64 levels, and 2,000 objects and lists.
     `pattern`, `uniqueItems` and `unevaluatedProperties` are the function's to check.
     """
     trust: _tools_pb2.Trust.ValueType

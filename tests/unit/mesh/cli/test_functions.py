@@ -62,9 +62,15 @@ def test_doctor_says_what_confines_functions(weft: Weft) -> None:
 def test_a_function_becomes_a_tool(weft: Weft, file: Path) -> None:
     weft("fn", "deploy", "double", str(file))
     schema = '{"type": "object", "properties": {"x": {"type": "integer"}}}'
-    made = weft("tool", "add-function", "double", "--effect", "read", "--schema", schema)
+    made = weft(
+        "tool", "add-function", "double", "--effect", "read", "--schema", schema, "--trusted",
+        "--scope", "pay.send", "--timeout", "7", "--cache", "60",
+    )  # fmt: skip
     assert made.code == 0
     assert "function" in made.out
     shown = weft("tool", "show", "double", "-o", "json").data
     assert shown["function"]["name"] == "tenants/default/functions/double"
     assert shown["parameters_json_schema"] == schema
+    assert shown["trust"] == "TRUST_TRUSTED"
+    assert shown["required_scopes"] == ["pay.send"]
+    assert (shown["timeout"], shown["cache_ttl"]) == ("7s", "60s")

@@ -16,7 +16,8 @@ def test_a_server_is_added_shown_listed_refreshed_and_deleted(weft: Weft, tmp_pa
     secret.write_text(f"{CANARY}\n")
     added = weft(
         "tool", "add-mcp", "s", "--secret-env", f"TOKEN=@{secret}", "--env", "PLACE=north",
-        "--rule", "echo=read", "--rule", "echo=approval", "--rule", "crash=exclude", "-o", "json",
+        "--rule", "echo=read", "--rule", "echo=approval", "--rule", "crash=exclude",
+        "--scope", "pay.send", "-o", "json",
         "--", *FAULTY_COMMAND,
     )  # fmt: skip
     assert added.code == 0, added.err
@@ -26,6 +27,7 @@ def test_a_server_is_added_shown_listed_refreshed_and_deleted(weft: Weft, tmp_pa
     assert server["trust"] == "TRUST_UNTRUSTED"
     assert "tenants/default/tools/s-echo" in server["tools"]
     assert "tenants/default/tools/s-crash" not in server["tools"]
+    assert server["required_scopes"] == ["pay.send"]
     rule = server["rules"][0]
     assert (rule["tool"], rule["effect"]) == ("echo", "EFFECT_READ")
     assert rule["requires_approval"] is True

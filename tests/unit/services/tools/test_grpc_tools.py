@@ -248,10 +248,21 @@ class TestCredentials:
             bare.authority_certificates = authorities
             named = tools_pb2.GrpcTls(server_name="elsewhere.example")
             named.MergeFrom(tls)
-            for wrong in (unknown, bare, named, None):
+            for wrong, told in (
+                (unknown, "isn't trusted"),
+                (named, "another name"),
+                (bare, "no gRPC server answers"),
+                (None, "no gRPC server answers"),
+            ):
                 method = tools_pb2.GrpcTool(address=address, method=CHECK, tls=wrong)
-                with pytest.raises(ToolUnavailable):
+                with pytest.raises(ToolUnavailable, match=told):
                     await register(tools, "x", method)
+            described = tools_pb2.GrpcTool(
+                address=address, method=CHECK, tls=unknown, descriptors=shown.grpc.descriptors
+            )
+            await register(tools, "described", described)
+            with pytest.raises(ToolUnavailable, match="isn't trusted"):
+                await tools.invoke("described")
 
     @pytest.mark.parametrize("field", ["authority_certificates", "certificate", "private_key"])
     async def test_certificates_that_are_none_are_refused(

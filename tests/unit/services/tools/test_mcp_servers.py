@@ -109,13 +109,14 @@ class TestListing:
             rule(tool="hang", requires_approval=True),
         ]
         effect = options_pb2.EFFECT_IDEMPOTENT
-        server = await tools.add("ruled", rules=rules, effect=effect)
+        server = await tools.add("ruled", rules=rules, effect=effect, required_scopes=["pay.send"])
         assert f"{PARENT}/tools/ruled-crash" not in server.tools
         said = {}
         for name in ("echo", "hang"):
             request = pb.GetToolRequest(name=f"{PARENT}/tools/ruled-{name}")
             tool = (await tools.service.get_tool(request, a_call())).tool
             said[name] = (tool.effect, tool.requires_approval)
+            assert list(tool.required_scopes) == ["pay.send"]
         assert said == {
             "echo": (options_pb2.EFFECT_READ, False),
             "hang": (options_pb2.EFFECT_IDEMPOTENT, True),
@@ -176,6 +177,12 @@ class TestCalls:
     ) -> None:
         assert (await tools.invoke("s-malformed")).is_error
         assert await tools.said("s-echo", {"n": 1}) == {"n": 1}
+
+    async def test_half_of_a_character_and_an_infinite_number_cost_no_answer(
+        self, tools: McpTools
+    ) -> None:
+        assert (await tools.invoke("s-half")).content == "half of a ?"
+        assert "infinite number" in (await tools.invoke("s-infinite")).content
 
     async def test_progress_is_taken(self, tools: McpTools) -> None:
         assert (await tools.invoke("s-progress")).content == "done"
