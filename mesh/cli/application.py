@@ -18,7 +18,6 @@ from mesh.cli.batches import batches
 from mesh.cli.blobs import blobs
 from mesh.cli.budgets import add_usage, budgets
 from mesh.cli.calling import add_call
-from mesh.cli.chat import add_chat
 from mesh.cli.collections import collections
 from mesh.cli.command import silence_stdout, with_shared_options
 from mesh.cli.contexts import contexts
@@ -30,9 +29,7 @@ from mesh.cli.functions import functions
 from mesh.cli.identity import add_identity
 from mesh.cli.keys import keys
 from mesh.cli.mcp_servers import tools
-from mesh.cli.model_batches import add_model_batch
-from mesh.cli.models import models
-from mesh.cli.operations import instances
+from mesh.cli.model_batches import models
 from mesh.cli.output import printable
 from mesh.cli.queues import queues
 from mesh.cli.roles import roles
@@ -40,7 +37,7 @@ from mesh.cli.schedules import schedules
 from mesh.cli.session_transfer import sessions
 from mesh.cli.tasks import tasks
 from mesh.cli.tenants import tenants
-from mesh.cli.traffic import add_traffic
+from mesh.cli.traffic import instances
 from mesh.cli.turns import turns
 from mesh.cli.verifying import add_verify
 from mesh.cli.workers import workers
@@ -88,15 +85,12 @@ def application() -> typer.Typer:
     app.add_typer(collections, name="collection")
     app.add_typer(blobs, name="blob")
     app.add_typer(functions, name="fn")
-    add_chat(models)
-    add_model_batch(models)
     app.add_typer(models, name="model")
     app.add_typer(budgets, name="budget")
     app.add_typer(events, name="events")
     app.add_typer(keys, name="key")
     app.add_typer(roles, name="role")
     app.add_typer(tenants, name="tenant")
-    add_traffic(instances)
     app.add_typer(instances, name="mesh")
     app.add_typer(contexts, name="context")
     add_usage(app)

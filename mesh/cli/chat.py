@@ -10,12 +10,15 @@ from mesh.cli.command import command
 from mesh.cli.connection import Client
 from mesh.cli.failures import usage_error
 from mesh.cli.inputs import read_argument
+from mesh.cli.models import models
 from mesh.cli.output import Output, note, printable, show_item
 from mesh.cli.transcript import usage_line
 
 if TYPE_CHECKING:
     from weft.models.v1 import model_service_pb2 as pb
     from weft.models.v1 import models_pb2
+
+__all__ = ["models"]
 
 CHAT_SECONDS = 600.0
 LINES_MAX = 1_000
@@ -24,13 +27,7 @@ LINE_CHARACTERS_MAX = 1_048_576
 PROMPT = "> "
 
 
-def add_chat(models: typer.Typer) -> None:
-    """Adds `weft model chat`."""
-    command(models, "chat", example='weft model chat "Why is the sky blue?" --model ollama/qwen3')(
-        chat
-    )
-
-
+@command(models, "chat", example='weft model chat "Why is the sky blue?" --model ollama/qwen3')
 def chat(
     client: Client,
     question: Annotated[

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mesh.cli.chat import models
 from mesh.cli.command import command
 from mesh.cli.connection import Client
 from mesh.cli.failures import CommandFailed, ExitCode, usage_error
@@ -15,16 +16,14 @@ from mesh.cli.output import note
 if TYPE_CHECKING:
     from weft.models.v1 import model_service_pb2 as pb
 
+__all__ = ["models"]
+
 BATCH_SECONDS = 3_600.0
 """Deadline of a batch where no --timeout is given."""
 REQUESTS_MAX = 1_000
 
 
-def add_model_batch(group: typer.Typer) -> None:
-    """Adds the command to `weft model`."""
-    command(group, "batch", example="weft model batch questions.jsonl --concurrency 8")(batch)
-
-
+@command(models, "batch", example="weft model batch questions.jsonl --concurrency 8")
 def batch(
     client: Client,
     file: Annotated[

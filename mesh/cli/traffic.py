@@ -15,6 +15,7 @@ from mesh.cli.failures import usage_error
 from mesh.cli.health import health
 from mesh.cli.inputs import parse_span
 from mesh.cli.names import AGENT, resource_name
+from mesh.cli.operations import instances
 from mesh.cli.output import Output, moment, note, show_item, show_list, show_message
 from mesh.cli.pages import LIMIT, Limit, fetch
 from mesh.ids import RESOURCE_ID
@@ -22,6 +23,8 @@ from mesh.ids import RESOURCE_ID
 if TYPE_CHECKING:
     from weft.control.v1 import splits_pb2, traffic_service_pb2
     from weft.control.v1.traffic_service_pb2_grpc import TrafficServiceStub
+
+__all__ = ["instances"]
 
 _SERVICE = re.compile(rf"({RESOURCE_ID})|services/({RESOURCE_ID})(?:/split)?")
 _AGENT = re.compile(
@@ -45,18 +48,7 @@ Absent = Annotated[
 ]
 
 
-def add_traffic(group: typer.Typer) -> None:
-    """Adds the commands to `weft mesh`."""
-    command(
-        group,
-        "split",
-        example="weft mesh split scheduler 1.4=90 1.5=10 --rollback-above 5%",
-    )(set_split)
-    command(group, "promote", example="weft mesh promote scheduler 1.5")(promote)
-    command(group, "rollback", example="weft mesh rollback scheduler")(roll_back)
-    command(group, "splits", example="weft mesh splits")(list_splits)
-
-
+@command(instances, "split", example="weft mesh split scheduler 1.4=90 1.5=10 --rollback-above 5%")
 def set_split(
     client: Client,
     subject: Subject,
@@ -114,6 +106,7 @@ def set_split(
     _show(client, client.call(_stub(client).SetSplit, request).split)
 
 
+@command(instances, "promote", example="weft mesh promote scheduler 1.5")
 def promote(
     client: Client,
     subject: Subject,
@@ -136,6 +129,7 @@ def promote(
     _show(client, client.call(_stub(client).Promote, request).split)
 
 
+@command(instances, "rollback", example="weft mesh rollback scheduler")
 def roll_back(
     client: Client, subject: Subject, allow_absent: Absent = False, reason: Reason = ""
 ) -> None:
@@ -148,6 +142,7 @@ def roll_back(
     _show(client, client.call(_stub(client).Rollback, request).split)
 
 
+@command(instances, "splits", example="weft mesh splits")
 def list_splits(
     client: Client,
     subject: Annotated[

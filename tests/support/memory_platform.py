@@ -90,6 +90,7 @@ class MemoryPlatform:
         self._run(self.functions.stop())
         self._run(self.budgets.stop())
         self._run(self.mcp.stop())
+        self._run(self._loop.shutdown_default_executor())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(STEP_SECONDS_MAX)
         self._folder.cleanup()
