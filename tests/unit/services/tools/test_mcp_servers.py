@@ -37,6 +37,7 @@ from tests.support.mcp_tools import (
     is_running,
     mcp_tools,
 )
+from tests.support.processes import until
 from weft.options.v1 import options_pb2
 from weft.tools.v1 import mcp_server_service_pb2 as mcp_pb
 from weft.tools.v1 import mcp_servers_pb2, secrets_pb2, tools_pb2
@@ -428,6 +429,13 @@ class TestSecrets:
         self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
         store = MemoryEventStore()
+        said = ""
+
+        def is_said() -> bool:
+            nonlocal said
+            said += "".join(capfd.readouterr())
+            return "can't go on with [redacted]" in said
+
         async with mcp_tools(tmp_path, events=store) as tools:
             seen: list[Any] = [await tools.add("s", stdio=stdio(SECRET=CANARY))]
             assert (await tools.said("s-place"))["environment"]["SECRET"] == CANARY
@@ -439,13 +447,14 @@ class TestSecrets:
                 seen.append(error.message)
             listed = mcp_pb.ListMcpServersRequest(parent=PARENT)
             seen.append(await tools.servers.list_mcp_servers(listed, a_call()))
+            # What a process said is logged beside its end, not before.
+            await until(is_said)
         end = await store.last_position()
         commits = [await store.open(each) async for each in store.scan(EVERYTHING, 0, end)]
         assert len(commits) == 1
         seen += [each.commit.SerializeToString() for each in commits]
         assert CANARY not in "".join(map(str, seen))
-        said = "".join(capfd.readouterr())
-        assert "can't go on with [redacted]" in said
+        said += "".join(capfd.readouterr())
         assert CANARY not in said
 
     async def test_secrets_open_at_their_place_only(self, tools: McpTools) -> None:
