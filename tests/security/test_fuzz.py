@@ -1,6 +1,6 @@
 """Requests of random bytes and fields: refused with a reason, and never a fault of ours.
 
-`make fuzz` runs 100,000 for each RPC; here it is WEFT_FUZZ_MESSAGES, 1,000 by default. They go
+`make fuzz` runs 100,000 for each RPC; here it is WEFT_FUZZ_MESSAGES, 5,000 by default. They go
 through the whole pipeline as calls from outside do, without the sockets, which would be
 what is measured.
 """
@@ -24,7 +24,7 @@ from tests.contract.test_contracts import METHODS
 from tests.security.conftest import Deployment, deployed
 from tests.support.fuzz import Fuzzer
 
-MESSAGES = int(os.environ.get("WEFT_FUZZ_MESSAGES", "1000"))
+MESSAGES = int(os.environ.get("WEFT_FUZZ_MESSAGES", "5000"))
 SEED = int(os.environ.get("WEFT_FUZZ_SEED", "1"))
 STREAM_SECONDS = 0.02
 STEPS_AT_ONCE = 16
