@@ -22,6 +22,8 @@ from weft.scheduler.v1.schedule_service_pb2_grpc import ScheduleServiceStub
 from weft.state.v1 import state_service_pb2
 from weft.state.v1.state_service_pb2_grpc import StateServiceStub
 
+pytestmark = pytest.mark.timeout(600)
+
 SETTINGS = {"WEFT_SCHEDULER_TICK_GRACE_SECONDS": "0.5"}
 SEED = 20_261_127
 ROUNDS = 4

@@ -5,7 +5,11 @@ import asyncio
 import json
 import sys
 
+import pytest
+
 from tests.support.processes import ROOT
+
+pytestmark = pytest.mark.timeout(600)
 
 ROUNDS = 12
 SEED = 20_261_127
