@@ -70,7 +70,7 @@ async def test_a_full_disk_is_told_and_passes_by_itself(small_disk: Path) -> Non
         await slow.run(running)
         assert slow.kinds[-1] == "completed"
         async with asyncio.timeout(READY_SECONDS_MAX):
-            while SPLIT and not await ready(running.addresses["http"]):
+            while SPLIT and not await ready(running.addresses["http"]):  # noqa: ASYNC110 - HTTP
                 await asyncio.sleep(0.1)
         assert await ready(running.addresses["http"])
         for session in (slow.session, *sessions):
