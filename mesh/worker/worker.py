@@ -169,7 +169,7 @@ class Worker:
                     if not self.ends():
                         expected = time.monotonic() < waits_until
                         report = _log.debug if expected else _log.warning
-                        report("detached", reason=code.name, error=said)
+                        report("detached", worker=self.worker_id, reason=code.name, error=said)
                 self.attached = False
                 if not self._done:
                     await asyncio.sleep(_pause(failures))

@@ -20,8 +20,8 @@ async def levels_of(made: Worker, count: int) -> list[str]:
     with logged() as lines:
 
         def detached() -> list[MutableMapping[str, Any]]:
-            # What tests before this one left running in the process may log too.
-            return [each for each in lines if each["event"] == "detached"]
+            # Another worker of this process may log too.
+            return [each for each in lines if each.get("worker") == made.worker_id]
 
         working = asyncio.create_task(made.work())
         await until(lambda: len(detached()) >= count)
@@ -34,7 +34,8 @@ async def levels_of(made: Worker, count: int) -> list[str]:
 def of_the_mesh() -> Worker:
     """One of a process of Weft where nobody is a scheduler yet."""
     channel: Any = MeshChannel({}, None, lambda contract: False, RpcSettings())
-    return Worker("turns", all_tenants=True, stub=WorkerServiceStub(channel))
+    stub = WorkerServiceStub(channel)
+    return Worker("turns", all_tenants=True, stub=stub, worker_id="early")
 
 
 async def test_a_part_that_starts_before_the_others_waits_for_them_quietly(
@@ -46,5 +47,5 @@ async def test_a_part_that_starts_before_the_others_waits_for_them_quietly(
 
 
 async def test_whoever_starts_a_worker_hears_at_once_that_nobody_is_there() -> None:
-    alone = Worker("tenants/acme/queues/default", address="127.0.0.1:1")
+    alone = Worker("tenants/acme/queues/default", address="127.0.0.1:1", worker_id="alone")
     assert await levels_of(alone, 2) == ["warning"] * 2
