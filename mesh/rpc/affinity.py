@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mesh.control.xds.names import AFFINITY_KEYS, QUEUE_KEY, SESSION_KEY
+from mesh.control.xds.placement import Placement
 from mesh.ids import RESOURCE_ID
 from mesh.rpc.methods import MethodSpec
 from mesh.rpc.propagation import Metadata
@@ -18,11 +19,12 @@ _PATTERNS = {
 }
 
 
-def affinity_of(spec: MethodSpec) -> Callable[[Any], Metadata]:
+def affinity_of(spec: MethodSpec, placement: Placement | None) -> Callable[[Any], Metadata]:
     """What gives a request's metadata the name that its instance is chosen by: that of the
-    session or queue that the request acts upon or within. None where there isn't one, so
-    that any instance may have it."""
-    key = AFFINITY_KEYS.get(spec.service.split(".")[1])
+    session or queue that the request acts upon or within; and its places, as far as
+    `placement` knows them. None where there isn't one, so that any instance may have it."""
+    service = spec.service.split(".")[1]
+    key = AFFINITY_KEYS.get(service)
     if key is None or spec.client_streaming or not spec.policy.resource:
         return lambda request: ()
     read = resource_reader(spec.request_class.DESCRIPTOR, spec.policy.resource)
@@ -30,6 +32,9 @@ def affinity_of(spec: MethodSpec) -> Callable[[Any], Metadata]:
 
     def metadata(request: Any) -> Metadata:
         found = found_in(read(request))
-        return () if found is None else ((key, found[0]),)
+        if found is None:
+            return ()
+        cookie = placement.cookie(service, found[0]) if placement is not None else ""
+        return ((key, found[0]), *((("cookie", cookie),) if cookie else ()))
 
     return metadata

@@ -11,7 +11,8 @@ import grpc.experimental
 from google.protobuf import descriptor_pb2
 
 from mesh.call import Call, current_call
-from mesh.control.xds.names import RING_PLACES_MAX, TARGET
+from mesh.control.xds.names import TARGET
+from mesh.control.xds.placement import Placement
 from mesh.errors import NotServing, PermissionDenied, Unavailable
 from mesh.ids import new_id
 from mesh.rpc.affinity import affinity_of
@@ -260,7 +261,8 @@ class XdsChannel(RemoteChannel):
     """Reaches whoever the control plane says, by the process's one `connection` to the mesh.
 
     Which instance takes a call, gRPC decides by what the control plane told it; calls of one
-    session or queue go to one instance while it lives, but those with `spread`. A call waits
+    session or queue go to the instance of its `placement` while it lives, but those with
+    `spread`. A call waits
     for an instance that takes it until its deadline. Connections are secured as the cluster
     says, and plain where it says nothing.
     """
@@ -274,8 +276,10 @@ class XdsChannel(RemoteChannel):
         sign: Sign | None = None,
         relays: bool = False,
         losses: Losses | None = None,
+        placement: Placement | None = None,
     ) -> None:
         self._connection = connection
+        self._placement = placement
         super().__init__(
             MESH_TARGET, settings, caller=caller, sign=sign, relays=relays, losses=losses
         )
@@ -287,7 +291,7 @@ class XdsChannel(RemoteChannel):
         return _Connection(self._connection, waits=True)
 
     def _affinity(self, spec: MethodSpec) -> Callable[[Any], Metadata]:
-        return affinity_of(spec)
+        return affinity_of(spec, self._placement)
 
 
 def mesh_connection(settings: RpcSettings) -> grpc.aio.Channel:
@@ -296,8 +300,7 @@ def mesh_connection(settings: RpcSettings) -> grpc.aio.Channel:
     experimental: Any = grpc.experimental
     plain = experimental.insecure_channel_credentials()
     credentials = grpc.xds_channel_credentials(plain)
-    options = [*channel_options(settings), ("grpc.lb.ring_hash.ring_size_cap", RING_PLACES_MAX)]
-    return grpc.aio.secure_channel(MESH_TARGET, credentials, options=options)
+    return grpc.aio.secure_channel(MESH_TARGET, credentials, options=channel_options(settings))
 
 
 class MeshChannel(StubChannel):

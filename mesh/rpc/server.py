@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2
 
 from mesh.call import Call
-from mesh.errors import FailedPrecondition, WeftError
+from mesh.errors import Cancelled, FailedPrecondition, WeftError
 from mesh.rpc.load_report import LoadReport
 from mesh.rpc.pipeline import Endpoint, Pipeline
 from mesh.rpc.propagation import INSTANCE_KEY, REQUEST_ID_KEY, incoming_call
@@ -24,8 +24,8 @@ from mesh.sockets import address_at, bind_first_free
 _PORT_ATTEMPTS_MAX = 3
 WRITE_SECONDS = 1.0
 """How long a client that doesn't read may still take a message after its stream has ended."""
-CANCEL_TURNS = 4
-"""Turns of the event loop within which a cancelled call is; one was measured."""
+CANCEL_SECONDS_MAX = 5.0
+"""How long a handler may wait for the word that its call is cancelled, once that shows."""
 HEALTH_WATCHES_MAX = 128
 HEALTH_WATCH_SECONDS_MAX = 3600.0
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -248,7 +248,7 @@ def _unary_behaviour(
         call = _arrived(endpoint, context, settings.call_seconds_max, load.trailing())
         call.acts_as = transport.acts_as(context)
         if endpoint.spec.client_streaming:
-            request = _whole(request)
+            request = _whole(request, context)
         try:
             return await endpoint.invoke(request, call)
         except WeftError as error:
@@ -257,13 +257,17 @@ def _unary_behaviour(
     return behaviour
 
 
-async def _whole(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    """The requests of a call. Where its client cancels it gRPC ends them, and cancels the handler
-    a turn of the event loop later: half of them must not pass for all until then."""
+async def _whole(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+    """The requests of a call. Where its client cancels it gRPC ends them as if they were all, and
+    cancels the handler a moment later: half of them must not pass for all until then. The head
+    of an answer is sent at once to who waits for it, and can't be to who went away."""
     async for request in requests:
         yield request
-    for _ in range(CANCEL_TURNS):
-        await asyncio.sleep(0)
+    try:
+        await context.send_initial_metadata(())
+    except grpc.aio.InternalError:
+        await asyncio.sleep(CANCEL_SECONDS_MAX)
+        raise Cancelled("the client went away before all of its requests had come") from None
 
 
 def _streaming_behaviour(

@@ -10,6 +10,7 @@ from mesh.control.nats_registry import COLLECTION
 from mesh.control.xds.bootstrap import CertificateFiles
 from mesh.control.xds.control_plane import ControlPlane
 from mesh.control.xds.mesh_view import MeshView, RoutedService
+from mesh.control.xds.placement import Placement
 from mesh.rpc.channel import XdsChannel, mesh_connection
 from mesh.rpc.retries import CUT_SECONDS, Losses
 from mesh.runtime.service import Mesh, ServiceEntry
@@ -40,6 +41,7 @@ class Elsewhere:
         self.losses = Losses()
         own = COLLECTION + mesh.instance
         self.control_plane = ControlPlane(view, mesh.transport, own=own, lost=self._lose)
+        self._placement = Placement(lambda: self.control_plane.view, mesh.settings.zone)
 
     async def start(self) -> None:
         """Connects, and follows the registry from now on. OSError or FailedPrecondition where
@@ -76,6 +78,7 @@ class Elsewhere:
             sign=sign,
             relays=relays,
             losses=self.losses,
+            placement=self._placement,
         )
 
     def is_served(self, contract: str) -> bool:

@@ -23,6 +23,8 @@ MODULES = (
     "envoy.config.listener.v3.listener_pb2",
     "envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2",
     "envoy.extensions.filters.http.router.v3.router_pb2",
+    "envoy.extensions.filters.http.stateful_session.v3.stateful_session_pb2",
+    "envoy.extensions.http.stateful_session.cookie.v3.cookie_pb2",
     "envoy.config.route.v3.route_pb2",
     "envoy.config.cluster.v3.cluster_pb2",
     "envoy.config.endpoint.v3.endpoint_pb2",
@@ -83,6 +85,9 @@ def filled(message_type: Any, choice: int, depth: int = 0) -> Any:
             continue
         for entry in range(2 if field.is_repeated else 1):
             value = value_of(field, choice, depth, entry)
+            if field.message_type is not None and field.message_type.GetOptions().map_entry:
+                getattr(message, field.name)[value.key].CopyFrom(value.value)
+                continue
             if field.message_type is not None:
                 place = getattr(message, field.name)
                 (place.add() if field.is_repeated else place).CopyFrom(value)

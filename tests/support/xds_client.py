@@ -1,7 +1,7 @@
 """`python -m tests.support.xds_client BOOTSTRAP`: a client of the mesh, in a process of its own.
 
 gRPC has one xDS client per process. It does what lines of JSON on its stdin say, and answers
-each with a line: `call`, `start`, `lap`, `stop`, `reopen`.
+each with a line: `know`, `call`, `start`, `lap`, `stop`, `reopen`.
 """
 
 import asyncio
@@ -12,12 +12,18 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from google.protobuf import json_format
+
 from mesh.control.xds.bootstrap import install
+from mesh.control.xds.mesh_view import MeshView
+from mesh.control.xds.placement import Placement
 from mesh.errors import WeftError
 from mesh.rpc.channel import MeshChannel, XdsChannel, mesh_connection
 from mesh.rpc.local import StubChannel
 from mesh.rpc.settings import RpcSettings
 from tests.support.processes import end_with_parent
+from tests.support.xds_mesh import SERVICES
+from weft.control.v1 import instances_pb2
 from weft.state.v1 import session_service_pb2
 from weft.vectors.v1 import vector_service_pb2
 
@@ -51,6 +57,7 @@ class Client:
     """Calls by one channel, some of them all the time."""
 
     def __init__(self) -> None:
+        self._view = MeshView()
         self._open()
         self._lap = Lap()
         self._loading: asyncio.Task[None] | None = None
@@ -60,12 +67,21 @@ class Client:
         """What a command answers."""
         does: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
             "call": self._call,
+            "know": self._know,
             "start": self._start,
             "lap": self._next_lap,
             "stop": self._stop,
             "reopen": self._reopen,
         }
         return await does[command.pop("do")](command)
+
+    async def _know(self, command: dict[str, Any]) -> str:
+        """As its own control plane would, in a process of Weft."""
+        instances = [
+            json_format.ParseDict(each, instances_pb2.Instance()) for each in command["instances"]
+        ]
+        self._view = MeshView(SERVICES, tuple(instances), plain_text=True)
+        return "known"
 
     async def _call(self, command: dict[str, Any]) -> list[str]:
         """Who answered each of the names, in their order."""
@@ -107,7 +123,8 @@ class Client:
         settings = RpcSettings()
         self._connection = mesh_connection(settings)
         # Where a session's call goes: what is tried again goes to any instance.
-        self._once = XdsChannel(self._connection, settings)
+        placement = Placement(lambda: self._view)
+        self._once = XdsChannel(self._connection, settings, placement=placement)
         self._channel = MeshChannel({}, self._once, lambda contract: True, settings)
 
     async def _load(self, command: dict[str, Any]) -> None:

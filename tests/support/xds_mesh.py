@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+from google.protobuf import json_format
+
 from mesh.control.xds.mesh_view import RoutedService
 from tests.support.processes import line_of, running
 from weft.control.v1 import instances_pb2
@@ -82,6 +84,10 @@ class Client:
     async def start(self, method: str, names: Sequence[str], per_second: int) -> None:
         """Begins to call all the time, for these names in turn."""
         await self._do(do="start", method=method, names=list(names), per_second=per_second)
+
+    async def know(self, instances: Sequence[instances_pb2.Instance]) -> None:
+        """What its registry tells it, by which it places sessions."""
+        await self._do(do="know", instances=[json_format.MessageToDict(each) for each in instances])
 
     async def lap(self) -> dict[str, Any]:
         """What was answered since the last one."""

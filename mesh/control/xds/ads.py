@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from mesh.control.xds.mesh_view import MeshView
 from mesh.control.xds.messages import ADS_METHOD, ADS_SERVICE
-from mesh.control.xds.resources import Resources, resources_of
+from mesh.control.xds.resources import Affinity, Resources, resources_of
 from mesh.control.xds.subscriptions import Refusal, Subscriptions
 from mesh.errors import FailedPrecondition, InvalidArgument, LimitExceeded
 from mesh.sockets import stays_here
@@ -40,9 +40,15 @@ PUSH_REST = 4
 """As many times as long as it took to make what was pushed is between two pushes, too: the
 process has other things to do."""
 _TEXT_MAX = 500
-_RINGLESS = "gRPC Node"
-"""What begins the name of a client that ends its process where a ring changes twice at once,
-and waits at each new endpoint of one (grpc-js-xds 1.14; grpc-node 2807)."""
+_AFFINITIES = {
+    # It ends its process where a ring changes twice at once, and waits at each new endpoint of
+    # one (grpc-js-xds 1.14; grpc-node 2807).
+    "gRPC Node": Affinity.NONE,
+    # On a ring that gets smaller it looks an endpoint that is gone up behind the list's end, and
+    # its process crashes (1.78.2, 1.80.1, 1.85.3: RequestConnectionLocked in ring_hash.cc).
+    "gRPC C-core": Affinity.NAMED,
+}
+"""By what begins a client's name; others are told of rings."""
 
 _log = structlog.get_logger()
 
@@ -63,7 +69,7 @@ class AdsServer:
         self._refused = float("-inf")
         self._made_seconds = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._by_zone: dict[tuple[str, bool], Resources] = {}
+        self._by_zone: dict[tuple[str, Affinity], Resources] = {}
         self._left_out: tuple[str, ...] = ()
         self._loaded = asyncio.Event()
         self._wakes: set[asyncio.Event] = set()
@@ -139,16 +145,16 @@ class AdsServer:
         for wake in self._wakes:
             wake.set()
 
-    def _resources(self, zone: str, rings: bool) -> Resources:
+    def _resources(self, zone: str, affinity: Affinity) -> Resources:
         """As a zone sees them; made once for all of its clients. All zones in which nothing
         runs see the same."""
         view = self._view
         assert view is not None, "streams wait for it"
-        seen = (zone if zone in view.zones else "", rings)
+        seen = (zone if zone in view.zones else "", affinity)
         found = self._by_zone.get(seen)
         if found is None:
             started = time.perf_counter()
-            found = self._by_zone[seen] = resources_of(view, seen[0], rings=rings)
+            found = self._by_zone[seen] = resources_of(view, *seen)
             self._made_seconds += time.perf_counter() - started
             self._tell_left_out(found.left_out)
         return found
@@ -191,7 +197,7 @@ class AdsServer:
                 await client.wake.wait()
                 client.wake.clear()
                 for response in client.subscriptions.due(
-                    self._resources(client.zone, client.rings)
+                    self._resources(client.zone, client.affinity)
                 ):
                     async with asyncio.timeout(WRITE_SECONDS_MAX):
                         await context.write(response)
@@ -227,7 +233,7 @@ class _Client:
         self.subscriptions = Subscriptions()
         self.node = ""
         self.zone = ""
-        self.rings = True
+        self.affinity = Affinity.RING
 
     async def read(self, requests: Any) -> None:
         try:
@@ -242,7 +248,11 @@ class _Client:
             if request.HasField("node"):
                 self.node = request.node.id[:_TEXT_MAX]
                 self.zone = request.node.locality.zone
-                self.rings = not request.node.user_agent_name.startswith(_RINGLESS)
+                named = request.node.user_agent_name
+                self.affinity = next(
+                    (how for begin, how in _AFFINITIES.items() if named.startswith(begin)),
+                    Affinity.RING,
+                )
             refused = self.subscriptions.take(request)
             if refused is not None:
                 self._refuse(self.node, refused)

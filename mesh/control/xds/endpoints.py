@@ -119,15 +119,15 @@ def assignment(
     return made
 
 
-def nearest(members: Sequence[Member], zone: str, failing: Collection[str]) -> int:
-    """How many members take the calls of a client in that zone, while any do."""
+def nearest(members: Sequence[Member], zone: str, failing: Collection[str]) -> list[Member]:
+    """The members that take the calls of a client in that zone."""
     taking = [
-        member.instance
+        member
         for member in members
         if member.instance.state == _SERVING and member.instance.name not in failing
     ]
-    own = sum(1 for instance in taking if zone and instance.zone == zone)
-    return own or len(taking)
+    own = [member for member in taking if zone and member.instance.zone == zone]
+    return own or taking
 
 
 def weight_of(instance: instances_pb2.Instance) -> int:

@@ -1,6 +1,7 @@
 """Envoy's names for the messages of `weft.xds.v1`, and `Any` under those names.
 
-Source: the xDS API, v3, as gRPC proposals A27, A28, A29, A42, A50 and A58 use it.
+Source: the xDS API, v3, as gRPC proposals A27, A28, A29, A42, A50, A55 and A58 use
+it.
 """
 
 from datetime import timedelta
@@ -23,11 +24,17 @@ from weft.xds.v1 import (
 _EXTENSIONS = "envoy.extensions"
 _BALANCING = f"{_EXTENSIONS}.load_balancing_policies"
 _HTTP = f"{_EXTENSIONS}.filters.network.http_connection_manager.v3"
+_SESSIONS = f"{_EXTENSIONS}.filters.http.stateful_session.v3"
 
 ENVOY_NAMES: dict[type[Message], str] = {
     listener_pb2.Listener: "envoy.config.listener.v3.Listener",
     listener_pb2.HttpConnectionManager: f"{_HTTP}.HttpConnectionManager",
     listener_pb2.Router: f"{_EXTENSIONS}.filters.http.router.v3.Router",
+    listener_pb2.StatefulSession: f"{_SESSIONS}.StatefulSession",
+    listener_pb2.StatefulSessionPerRoute: f"{_SESSIONS}.StatefulSessionPerRoute",
+    listener_pb2.CookieBasedSessionState: (
+        f"{_EXTENSIONS}.http.stateful_session.cookie.v3.CookieBasedSessionState"
+    ),
     route_pb2.RouteConfiguration: "envoy.config.route.v3.RouteConfiguration",
     cluster_pb2.Cluster: "envoy.config.cluster.v3.Cluster",
     cluster_pb2.WrrLocality: f"{_BALANCING}.wrr_locality.v3.WrrLocality",

@@ -13,6 +13,9 @@ AFFINITY_KEYS: Mapping[str, str] = {
 }
 """By service, the header whose equal values go to one instance, as long as there is one: it
 has the session or queue in memory. Who may write, the event log settles, not the route."""
+PLACE_COOKIE = "weft-place"
+"""In which clients of gRPC's C core name the instances that they want, best first (gRFC A55):
+base64 of addresses, parted by commas."""
 CERTIFICATES = "weft"
 """Name of the provider of certificates in a client's bootstrap."""
 RING_PLACES_MAX = 65_536

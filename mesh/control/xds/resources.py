@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
@@ -25,7 +26,13 @@ from mesh.control.xds.messages import (
     packed,
     seconds,
 )
-from mesh.control.xds.names import AFFINITY_KEYS, CERTIFICATES, RING_PLACES_MAX, TARGET
+from mesh.control.xds.names import (
+    AFFINITY_KEYS,
+    CERTIFICATES,
+    PLACE_COOKIE,
+    RING_PLACES_MAX,
+    TARGET,
+)
 from weft.xds.v1 import cluster_pb2, core_pb2, listener_pb2, route_pb2, tls_pb2
 
 RING_PLACES = 256
@@ -37,7 +44,16 @@ RETRIES_MAX = 3
 RETRY_SECONDS = (0.01, 0.1)
 """Before the first retry, and at most."""
 
+_PLACES = "places"
 _REPEATABLE = (MethodOptions.NO_SIDE_EFFECTS, MethodOptions.IDEMPOTENT)
+
+
+class Affinity(Enum):
+    """How a client keeps the calls of one session or queue together."""
+
+    RING = "by a hash of their header, which gRPC looks up on its ring"
+    NAMED = "it names the instance in a cookie, and gRPC goes there if it can (gRFC A55, A60)"
+    NONE = "not at all: any instance takes any call"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +74,8 @@ class _Planned:
     weight: int
 
 
-def resources_of(view: MeshView, zone: str, *, rings: bool = True) -> Resources:
+def resources_of(view: MeshView, zone: str, affinity: Affinity = Affinity.RING) -> Resources:
     """All resources for clients in `zone`; "" for those that are nowhere in particular.
-    Without `rings` the calls of a session, too, go to any instance.
 
     Equal arguments give equal bytes, in every process.
     """
@@ -77,21 +92,21 @@ def resources_of(view: MeshView, zone: str, *, rings: bool = True) -> Resources:
         if service.name in view.kept:
             kept = _planned(service, serving, view.kept[service.name])
             known = {plan.name: plan for plan in kept} | known
-        ring = rings and service.name in AFFINITY_KEYS
+        ring = affinity is Affinity.RING and service.name in AFFINITY_KEYS
         for plan in known.values():
             failing = believed_unhealthy(plan.members, view.unhealthy)
-            places = RING_PLACES * nearest(plan.members, zone, failing) if ring else 0
+            places = RING_PLACES * len(nearest(plan.members, zone, failing)) if ring else 0
             clusters[plan.name] = encoded(_cluster(plan, places, view.trust_domain))
             endpoints[plan.name] = encoded(
                 assignment(plan.name, plan.members, zone, failing, ring=ring)
             )
-        routes += _routes(service, planned)
+        routes += _routes(service, planned, affinity)
         if len(known) > 1:
             routes.append(_keeping(service, known))
     by_type = {
         CLUSTER_TYPE: clusters,
         ENDPOINT_TYPE: endpoints,
-        LISTENER_TYPE: {TARGET: encoded(_listener())},
+        LISTENER_TYPE: {TARGET: encoded(_listener(affinity))},
         ROUTE_TYPE: {TARGET: encoded(_route_configuration(routes))},
     }
     return Resources(by_type, left_out)
@@ -117,12 +132,17 @@ def _planned(
     return [plan for plan in planned if nearest(plan.members, "", ())] or whole
 
 
-def _listener() -> listener_pb2.Listener:
+def _listener(affinity: Affinity) -> listener_pb2.Listener:
+    filters = [listener_pb2.HttpFilter(name="router", typed_config=packed(listener_pb2.Router()))]
+    if affinity is Affinity.NAMED:
+        # It does nothing but where a route says which cookie.
+        places = listener_pb2.HttpFilter(
+            name=_PLACES, typed_config=packed(listener_pb2.StatefulSession())
+        )
+        filters.insert(0, places)
     manager = listener_pb2.HttpConnectionManager(
         rds=listener_pb2.Rds(config_source=_same_stream(), route_config_name=TARGET),
-        http_filters=[
-            listener_pb2.HttpFilter(name="router", typed_config=packed(listener_pb2.Router()))
-        ],
+        http_filters=filters,
     )
     return listener_pb2.Listener(
         name=TARGET, api_listener=listener_pb2.ApiListener(api_listener=packed(manager))
@@ -134,9 +154,11 @@ def _route_configuration(routes: Iterable[route_pb2.Route]) -> route_pb2.RouteCo
     return route_pb2.RouteConfiguration(name=TARGET, virtual_hosts=[host])
 
 
-def _routes(service: RoutedService, planned: Sequence[_Planned]) -> list[route_pb2.Route]:
+def _routes(
+    service: RoutedService, planned: Sequence[_Planned], affinity: Affinity
+) -> list[route_pb2.Route]:
     """A route for each method that may be run again, then one for the rest of each contract."""
-    rest = _action(service, planned)
+    rest = _action(service, planned, affinity)
     repeatable = route_pb2.RouteAction()
     repeatable.CopyFrom(rest)
     repeatable.retry_policy.CopyFrom(_retry_policy())
@@ -148,7 +170,19 @@ def _routes(service: RoutedService, planned: Sequence[_Planned]) -> list[route_p
             for name in repeatable_methods(contract)
         ]
         routes.append(route_pb2.Route(match=route_pb2.RouteMatch(prefix=prefix), route=rest))
+    if affinity is Affinity.NAMED and service.name in AFFINITY_KEYS:
+        named = packed(_by_cookie())
+        for route in routes:
+            route.typed_per_filter_config[_PLACES].CopyFrom(named)
     return routes
+
+
+def _by_cookie() -> listener_pb2.StatefulSessionPerRoute:
+    cookie = listener_pb2.CookieBasedSessionState(cookie=listener_pb2.Cookie(name=PLACE_COOKIE))
+    state = core_pb2.TypedExtensionConfig(name="cookie", typed_config=packed(cookie))
+    return listener_pb2.StatefulSessionPerRoute(
+        stateful_session=listener_pb2.StatefulSession(session_state=state)
+    )
 
 
 def _keeping(service: RoutedService, names: Iterable[str]) -> route_pb2.Route:
@@ -171,7 +205,9 @@ def repeatable_methods(contract: ServiceDescriptor) -> list[str]:
     ]
 
 
-def _action(service: RoutedService, planned: Sequence[_Planned]) -> route_pb2.RouteAction:
+def _action(
+    service: RoutedService, planned: Sequence[_Planned], affinity: Affinity
+) -> route_pb2.RouteAction:
     taking = [plan for plan in planned if plan.weight > 0]
     action = route_pb2.RouteAction()
     if len(taking) > 1:
@@ -181,7 +217,7 @@ def _action(service: RoutedService, planned: Sequence[_Planned]) -> route_pb2.Ro
         # Where the others' instances are all gone, who has weight 0 is better than nobody.
         action.cluster = (taking or planned)[0].name
     key = AFFINITY_KEYS.get(service.name)
-    if key is not None:
+    if key is not None and affinity is Affinity.RING:
         header = route_pb2.RouteAction.HashPolicy.Header(header_name=key)
         action.hash_policy.add(header=header, terminal=True)
     return action

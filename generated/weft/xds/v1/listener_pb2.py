@@ -26,7 +26,7 @@ from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 from weft.xds.v1 import core_pb2 as weft_dot_xds_dot_v1_dot_core__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aweft/xds/v1/listener.proto\x12\x0bweft.xds.v1\x1a\x19google/protobuf/any.proto\x1a\x16weft/xds/v1/core.proto\"H\n\x08Listener\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x0c\x61pi_listener\x18\x13 \x01(\x0b\x32\x18.weft.xds.v1.ApiListener\"9\n\x0b\x41piListener\x12*\n\x0c\x61pi_listener\x18\x01 \x01(\x0b\x32\x14.google.protobuf.Any\"z\n\x15HttpConnectionManager\x12\x1f\n\x03rds\x18\x03 \x01(\x0b\x32\x10.weft.xds.v1.RdsH\x00\x12-\n\x0chttp_filters\x18\x05 \x03(\x0b\x32\x17.weft.xds.v1.HttpFilterB\x11\n\x0froute_specifier\"R\n\x03Rds\x12\x30\n\rconfig_source\x18\x01 \x01(\x0b\x32\x19.weft.xds.v1.ConfigSource\x12\x19\n\x11route_config_name\x18\x02 \x01(\t\"W\n\nHttpFilter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x0ctyped_config\x18\x04 \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x42\r\n\x0b\x63onfig_type\"\x08\n\x06Routerb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aweft/xds/v1/listener.proto\x12\x0bweft.xds.v1\x1a\x19google/protobuf/any.proto\x1a\x16weft/xds/v1/core.proto\"H\n\x08Listener\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x0c\x61pi_listener\x18\x13 \x01(\x0b\x32\x18.weft.xds.v1.ApiListener\"9\n\x0b\x41piListener\x12*\n\x0c\x61pi_listener\x18\x01 \x01(\x0b\x32\x14.google.protobuf.Any\"z\n\x15HttpConnectionManager\x12\x1f\n\x03rds\x18\x03 \x01(\x0b\x32\x10.weft.xds.v1.RdsH\x00\x12-\n\x0chttp_filters\x18\x05 \x03(\x0b\x32\x17.weft.xds.v1.HttpFilterB\x11\n\x0froute_specifier\"R\n\x03Rds\x12\x30\n\rconfig_source\x18\x01 \x01(\x0b\x32\x19.weft.xds.v1.ConfigSource\x12\x19\n\x11route_config_name\x18\x02 \x01(\t\"W\n\nHttpFilter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x0ctyped_config\x18\x04 \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x42\r\n\x0b\x63onfig_type\"\x08\n\x06Router\"K\n\x0fStatefulSession\x12\x38\n\rsession_state\x18\x01 \x01(\x0b\x32!.weft.xds.v1.TypedExtensionConfig\"_\n\x17StatefulSessionPerRoute\x12\x38\n\x10stateful_session\x18\x02 \x01(\x0b\x32\x1c.weft.xds.v1.StatefulSessionH\x00\x42\n\n\x08override\">\n\x17\x43ookieBasedSessionState\x12#\n\x06\x63ookie\x18\x01 \x01(\x0b\x32\x13.weft.xds.v1.Cookie\"\x16\n\x06\x43ookie\x12\x0c\n\x04name\x18\x01 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,4 +45,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HTTPFILTER']._serialized_end=522
   _globals['_ROUTER']._serialized_start=524
   _globals['_ROUTER']._serialized_end=532
+  _globals['_STATEFULSESSION']._serialized_start=534
+  _globals['_STATEFULSESSION']._serialized_end=609
+  _globals['_STATEFULSESSIONPERROUTE']._serialized_start=611
+  _globals['_STATEFULSESSIONPERROUTE']._serialized_end=706
+  _globals['_COOKIEBASEDSESSIONSTATE']._serialized_start=708
+  _globals['_COOKIEBASEDSESSIONSTATE']._serialized_end=770
+  _globals['_COOKIE']._serialized_start=772
+  _globals['_COOKIE']._serialized_end=794
 # @@protoc_insertion_point(module_scope)

@@ -178,3 +178,105 @@ class Router(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Router: _TypeAlias = Router  # noqa: Y015
+
+@_typing.final
+class StatefulSession(_message.Message):
+    """envoy.extensions.filters.http.stateful_session.v3.StatefulSession: calls go to the endpoint
+    that they name.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_STATE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def session_state(self) -> _core_pb2.TypedExtensionConfig:
+        """How they name it; without this the filter does nothing."""
+
+    def __init__(
+        self,
+        *,
+        session_state: _core_pb2.TypedExtensionConfig | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["session_state", b"session_state"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_state", b"session_state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatefulSession: _TypeAlias = StatefulSession  # noqa: Y015
+
+@_typing.final
+class StatefulSessionPerRoute(_message.Message):
+    """envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute: the same for the
+    calls of a route.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATEFUL_SESSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def stateful_session(self) -> Global___StatefulSession:
+        """This."""
+
+    def __init__(
+        self,
+        *,
+        stateful_session: Global___StatefulSession | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["override", b"override", "stateful_session", b"stateful_session"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["override", b"override", "stateful_session", b"stateful_session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_override: _TypeAlias = _typing.Literal["stateful_session"]  # noqa: Y015
+    _WhichOneofArgType_override: _TypeAlias = _typing.Literal["override", b"override"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_override) -> _WhichOneofReturnType_override | None: ...
+
+Global___StatefulSessionPerRoute: _TypeAlias = StatefulSessionPerRoute  # noqa: Y015
+
+@_typing.final
+class CookieBasedSessionState(_message.Message):
+    """envoy.extensions.http.stateful_session.cookie.v3.CookieBasedSessionState: in a cookie, whose
+    value is the base64 of addresses, parted by commas.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COOKIE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def cookie(self) -> Global___Cookie:
+        """Which cookie."""
+
+    def __init__(
+        self,
+        *,
+        cookie: Global___Cookie | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cookie", b"cookie"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cookie", b"cookie"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CookieBasedSessionState: _TypeAlias = CookieBasedSessionState  # noqa: Y015
+
+@_typing.final
+class Cookie(_message.Message):
+    """envoy.type.http.v3.Cookie."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Cookie: _TypeAlias = Cookie  # noqa: Y015

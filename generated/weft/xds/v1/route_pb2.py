@@ -22,37 +22,42 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17weft/xds/v1/route.proto\x12\x0bweft.xds.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1egoogle/protobuf/wrappers.proto\"S\n\x12RouteConfiguration\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\rvirtual_hosts\x18\x02 \x03(\x0b\x32\x18.weft.xds.v1.VirtualHost\"P\n\x0bVirtualHost\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x64omains\x18\x02 \x03(\t\x12\"\n\x06routes\x18\x03 \x03(\x0b\x32\x12.weft.xds.v1.Route\"d\n\x05Route\x12&\n\x05match\x18\x01 \x01(\x0b\x32\x17.weft.xds.v1.RouteMatch\x12)\n\x05route\x18\x02 \x01(\x0b\x32\x18.weft.xds.v1.RouteActionH\x00\x42\x08\n\x06\x61\x63tion\"@\n\nRouteMatch\x12\x10\n\x06prefix\x18\x01 \x01(\tH\x00\x12\x0e\n\x04path\x18\x02 \x01(\tH\x00\x42\x10\n\x0epath_specifier\"\xec\x02\n\x0bRouteAction\x12\x11\n\x07\x63luster\x18\x01 \x01(\tH\x00\x12\x39\n\x11weighted_clusters\x18\x03 \x01(\x0b\x32\x1c.weft.xds.v1.WeightedClusterH\x00\x12.\n\x0cretry_policy\x18\t \x01(\x0b\x32\x18.weft.xds.v1.RetryPolicy\x12\x38\n\x0bhash_policy\x18\x0f \x03(\x0b\x32#.weft.xds.v1.RouteAction.HashPolicy\x1a\x8f\x01\n\nHashPolicy\x12<\n\x06header\x18\x01 \x01(\x0b\x32*.weft.xds.v1.RouteAction.HashPolicy.HeaderH\x00\x12\x10\n\x08terminal\x18\x04 \x01(\x08\x1a\x1d\n\x06Header\x12\x13\n\x0bheader_name\x18\x01 \x01(\tB\x12\n\x10policy_specifierB\x13\n\x11\x63luster_specifier\"\x9c\x01\n\x0fWeightedCluster\x12<\n\x08\x63lusters\x18\x01 \x03(\x0b\x32*.weft.xds.v1.WeightedCluster.ClusterWeight\x1aK\n\rClusterWeight\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x06weight\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\"\x84\x02\n\x0bRetryPolicy\x12\x10\n\x08retry_on\x18\x01 \x01(\t\x12\x31\n\x0bnum_retries\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12=\n\x0eretry_back_off\x18\x08 \x01(\x0b\x32%.weft.xds.v1.RetryPolicy.RetryBackOff\x1aq\n\x0cRetryBackOff\x12\x30\n\rbase_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cmax_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Durationb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17weft/xds/v1/route.proto\x12\x0bweft.xds.v1\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1egoogle/protobuf/wrappers.proto\"S\n\x12RouteConfiguration\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\rvirtual_hosts\x18\x02 \x03(\x0b\x32\x18.weft.xds.v1.VirtualHost\"P\n\x0bVirtualHost\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x64omains\x18\x02 \x03(\t\x12\"\n\x06routes\x18\x03 \x03(\x0b\x32\x12.weft.xds.v1.Route\"\x86\x02\n\x05Route\x12&\n\x05match\x18\x01 \x01(\x0b\x32\x17.weft.xds.v1.RouteMatch\x12)\n\x05route\x18\x02 \x01(\x0b\x32\x18.weft.xds.v1.RouteActionH\x00\x12M\n\x17typed_per_filter_config\x18\r \x03(\x0b\x32,.weft.xds.v1.Route.TypedPerFilterConfigEntry\x1aQ\n\x19TypedPerFilterConfigEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any:\x02\x38\x01\x42\x08\n\x06\x61\x63tion\"@\n\nRouteMatch\x12\x10\n\x06prefix\x18\x01 \x01(\tH\x00\x12\x0e\n\x04path\x18\x02 \x01(\tH\x00\x42\x10\n\x0epath_specifier\"\xec\x02\n\x0bRouteAction\x12\x11\n\x07\x63luster\x18\x01 \x01(\tH\x00\x12\x39\n\x11weighted_clusters\x18\x03 \x01(\x0b\x32\x1c.weft.xds.v1.WeightedClusterH\x00\x12.\n\x0cretry_policy\x18\t \x01(\x0b\x32\x18.weft.xds.v1.RetryPolicy\x12\x38\n\x0bhash_policy\x18\x0f \x03(\x0b\x32#.weft.xds.v1.RouteAction.HashPolicy\x1a\x8f\x01\n\nHashPolicy\x12<\n\x06header\x18\x01 \x01(\x0b\x32*.weft.xds.v1.RouteAction.HashPolicy.HeaderH\x00\x12\x10\n\x08terminal\x18\x04 \x01(\x08\x1a\x1d\n\x06Header\x12\x13\n\x0bheader_name\x18\x01 \x01(\tB\x12\n\x10policy_specifierB\x13\n\x11\x63luster_specifier\"\x9c\x01\n\x0fWeightedCluster\x12<\n\x08\x63lusters\x18\x01 \x03(\x0b\x32*.weft.xds.v1.WeightedCluster.ClusterWeight\x1aK\n\rClusterWeight\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x06weight\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\"\x84\x02\n\x0bRetryPolicy\x12\x10\n\x08retry_on\x18\x01 \x01(\t\x12\x31\n\x0bnum_retries\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12=\n\x0eretry_back_off\x18\x08 \x01(\x0b\x32%.weft.xds.v1.RetryPolicy.RetryBackOff\x1aq\n\x0cRetryBackOff\x12\x30\n\rbase_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cmax_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Durationb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weft.xds.v1.route_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROUTECONFIGURATION']._serialized_start=104
-  _globals['_ROUTECONFIGURATION']._serialized_end=187
-  _globals['_VIRTUALHOST']._serialized_start=189
-  _globals['_VIRTUALHOST']._serialized_end=269
-  _globals['_ROUTE']._serialized_start=271
-  _globals['_ROUTE']._serialized_end=371
-  _globals['_ROUTEMATCH']._serialized_start=373
-  _globals['_ROUTEMATCH']._serialized_end=437
-  _globals['_ROUTEACTION']._serialized_start=440
-  _globals['_ROUTEACTION']._serialized_end=804
-  _globals['_ROUTEACTION_HASHPOLICY']._serialized_start=640
-  _globals['_ROUTEACTION_HASHPOLICY']._serialized_end=783
-  _globals['_ROUTEACTION_HASHPOLICY_HEADER']._serialized_start=734
-  _globals['_ROUTEACTION_HASHPOLICY_HEADER']._serialized_end=763
-  _globals['_WEIGHTEDCLUSTER']._serialized_start=807
-  _globals['_WEIGHTEDCLUSTER']._serialized_end=963
-  _globals['_WEIGHTEDCLUSTER_CLUSTERWEIGHT']._serialized_start=888
-  _globals['_WEIGHTEDCLUSTER_CLUSTERWEIGHT']._serialized_end=963
-  _globals['_RETRYPOLICY']._serialized_start=966
-  _globals['_RETRYPOLICY']._serialized_end=1226
-  _globals['_RETRYPOLICY_RETRYBACKOFF']._serialized_start=1113
-  _globals['_RETRYPOLICY_RETRYBACKOFF']._serialized_end=1226
+  _globals['_ROUTE_TYPEDPERFILTERCONFIGENTRY']._loaded_options = None
+  _globals['_ROUTE_TYPEDPERFILTERCONFIGENTRY']._serialized_options = b'8\001'
+  _globals['_ROUTECONFIGURATION']._serialized_start=131
+  _globals['_ROUTECONFIGURATION']._serialized_end=214
+  _globals['_VIRTUALHOST']._serialized_start=216
+  _globals['_VIRTUALHOST']._serialized_end=296
+  _globals['_ROUTE']._serialized_start=299
+  _globals['_ROUTE']._serialized_end=561
+  _globals['_ROUTE_TYPEDPERFILTERCONFIGENTRY']._serialized_start=470
+  _globals['_ROUTE_TYPEDPERFILTERCONFIGENTRY']._serialized_end=551
+  _globals['_ROUTEMATCH']._serialized_start=563
+  _globals['_ROUTEMATCH']._serialized_end=627
+  _globals['_ROUTEACTION']._serialized_start=630
+  _globals['_ROUTEACTION']._serialized_end=994
+  _globals['_ROUTEACTION_HASHPOLICY']._serialized_start=830
+  _globals['_ROUTEACTION_HASHPOLICY']._serialized_end=973
+  _globals['_ROUTEACTION_HASHPOLICY_HEADER']._serialized_start=924
+  _globals['_ROUTEACTION_HASHPOLICY_HEADER']._serialized_end=953
+  _globals['_WEIGHTEDCLUSTER']._serialized_start=997
+  _globals['_WEIGHTEDCLUSTER']._serialized_end=1153
+  _globals['_WEIGHTEDCLUSTER_CLUSTERWEIGHT']._serialized_start=1078
+  _globals['_WEIGHTEDCLUSTER_CLUSTERWEIGHT']._serialized_end=1153
+  _globals['_RETRYPOLICY']._serialized_start=1156
+  _globals['_RETRYPOLICY']._serialized_end=1416
+  _globals['_RETRYPOLICY_RETRYBACKOFF']._serialized_start=1303
+  _globals['_RETRYPOLICY_RETRYBACKOFF']._serialized_end=1416
 # @@protoc_insertion_point(module_scope)

@@ -20,6 +20,7 @@ from mesh.control.xds.messages import (
 from mesh.control.xds.names import RING_PLACES_MAX
 from mesh.control.xds.resources import (
     RING_PLACES,
+    Affinity,
     Resources,
     repeatable_methods,
     resources_of,
@@ -78,12 +79,14 @@ def view(*instances: instances_pb2.Instance, **fields: Any) -> MeshView:
     return MeshView(SERVICES, instances, **fields)
 
 
+def manager_of(resources: Resources) -> listener_pb2.HttpConnectionManager:
+    listener = told(resources, LISTENER_TYPE, listener_pb2.Listener, "weft")
+    return listener_pb2.HttpConnectionManager.FromString(listener.api_listener.api_listener.value)
+
+
 def test_one_target_leads_to_all_services() -> None:
     resources = resources_of(view(local("a", 1)), "")
-    listener = told(resources, LISTENER_TYPE, listener_pb2.Listener, "weft")
-    manager = listener_pb2.HttpConnectionManager()
-    manager.ParseFromString(listener.api_listener.api_listener.value)
-    assert manager.rds.route_config_name == "weft"
+    assert manager_of(resources).rds.route_config_name == "weft"
     assert route_of(resources, "/weft.vectors.v1.VectorService/GetCollection").cluster == "vectors"
     assert route_of(resources, "/weft.state.v1.SessionService/CreateSession").cluster == "state"
     with pytest.raises(LookupError):
@@ -114,11 +117,26 @@ def test_sessions_go_by_a_ring_that_grows_with_the_endpoints_of_the_clients_zone
     assert not route_of(resources, "/weft.vectors.v1.VectorService/Search").hash_policy
 
 
-def test_a_client_whose_rings_fail_is_given_none() -> None:
-    resources = resources_of(view(local("a", 1), local("b", 2)), "", rings=False)
+@pytest.mark.parametrize("affinity", [Affinity.NAMED, Affinity.NONE])
+def test_a_client_whose_rings_fail_is_given_none(affinity: Affinity) -> None:
+    resources = resources_of(view(local("a", 1), local("b", 2)), "", affinity)
     assert cluster_of(resources, "state").load_balancing_policy == (
         cluster_of(resources).load_balancing_policy
     )
+    assert not route_of(resources, "/weft.state.v1.SessionService/GetSession").hash_policy
+
+
+def test_a_client_that_names_places_is_told_by_which_cookie_where_sessions_are() -> None:
+    for affinity in Affinity:
+        resources = resources_of(view(local("a", 1)), "", affinity)
+        named = affinity is Affinity.NAMED
+        filters = [each.name for each in manager_of(resources).http_filters]
+        assert filters == ["places"] * named + ["router"]
+        for route in routes_of(resources):
+            configured = dict(route.typed_per_filter_config)
+            assert list(configured) == ["places"] * (named and route.route.cluster == "state")
+            for place in configured.values():
+                assert b"weft-place" in place.value
 
 
 def test_a_client_that_knows_no_balancing_by_load_takes_turns() -> None:

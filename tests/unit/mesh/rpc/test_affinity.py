@@ -62,8 +62,8 @@ SESSION = "tenants/acme/agents/bot/sessions/talk"
 def test_a_request_names_what_it_should_stay_with(
     path: str, request_: Any, metadata: tuple[tuple[str, str], ...]
 ) -> None:
-    assert affinity_of(method_of(path))(request_) == metadata
+    assert affinity_of(method_of(path), None)(request_) == metadata
 
 
 def test_a_clients_stream_may_go_anywhere() -> None:
-    assert affinity_of(method_of("/weft.state.v1.SessionService/ImportSession"))(None) == ()
+    assert affinity_of(method_of("/weft.state.v1.SessionService/ImportSession"), None)(None) == ()

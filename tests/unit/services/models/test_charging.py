@@ -342,8 +342,9 @@ async def test_no_interleaving_of_two_instances_overspends(most: int, calls: Cal
         used = min(used, estimate)
         try:
             charge = await instances[instance].charge(CALLER, 0, estimate, 5.0)
-        except BudgetSpent:
-            refused += 1
+        except BudgetSpent as error:
+            # What the other instance was given ahead, it may still need.
+            refused += error.metadata.get("held") != "true"
             return
         with charge:
             for _ in range(passes):
