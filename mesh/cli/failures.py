@@ -52,6 +52,8 @@ def usage_error(message: str, *notes: str) -> CommandFailed:
     return CommandFailed(message, exit_code=ExitCode.USAGE, notes=notes)
 
 
+_BROKEN = ("Socket closed", "Connection reset", "Broken pipe", "Connection dropped")
+"""What gRPC says of a connection that there was."""
 _EXIT_CODES = {
     "INVALID_ARGUMENT": ExitCode.USAGE,
     "OUT_OF_RANGE": ExitCode.USAGE,
@@ -93,6 +95,14 @@ def from_rpc_error(error: "grpc.RpcError", address: str) -> CommandFailed:
     status = status_of(error)
     exit_code = _EXIT_CODES.get(code, ExitCode.FAILURE)
     if status is None and code == "UNAVAILABLE":
+        if any(word in _details(error) for word in _BROKEN):
+            return CommandFailed(
+                f"the connection to {address} broke before the answer came",
+                exit_code=exit_code,
+                notes=[
+                    "What was asked for may have been done, or go on. Look before you repeat it."
+                ],
+            )
         return CommandFailed(
             f"can't reach Weft at {address}",
             exit_code=exit_code,

@@ -126,9 +126,10 @@ class ModelsService:
         return response
 
     async def generate(self, request: pb.GenerateRequest, call: Call) -> pb.GenerateResponse:
-        """One answer, whole. Raises as `stream_generate` does."""
+        """One answer, whole. Where a model of a route fails, whatever it wrote by then, the next one
+        is asked. Raises as `stream_generate` does."""
         if not request.HasField("cache_ttl"):
-            return await whole(self._parts(request, call))
+            return await whole(self._parts(request, call, are_shown=False))
         await _check(request)
         check_charged(request, call)
         asked = pb.GenerateRequest()
@@ -145,7 +146,7 @@ class ModelsService:
         async def load() -> pb.GenerateResponse:
             nonlocal asks
             asks = True
-            return await whole(self._parts(asked, call))
+            return await whole(self._parts(asked, call, are_shown=False))
 
         tenant = request.parent.split("/")[1]
         seconds = request.cache_ttl.ToNanoseconds() / NANOSECONDS
@@ -179,7 +180,7 @@ class ModelsService:
             yield pb.StreamGenerateResponse(text_delta=answer.message.text)
             yield pb.StreamGenerateResponse(completed=answer)
             return
-        async with aclosing(self._parts(request.request, call)) as parts:
+        async with aclosing(self._parts(request.request, call, are_shown=True)) as parts:
             async for part in parts:
                 if isinstance(part, str):
                     yield pb.StreamGenerateResponse(text_delta=part)
@@ -216,23 +217,24 @@ class ModelsService:
 
         return await self._embeddings.embed(request, candidate, embedded)
 
-    async def _parts(self, request: pb.GenerateRequest, call: Call) -> Parts:
-        """An answer's text and then the whole, by the first candidate that has one."""
+    async def _parts(self, request: pb.GenerateRequest, call: Call, *, are_shown: bool) -> Parts:
+        """An answer's text and then the whole, by the first candidate that has one. Of those that
+        `are_shown` to the caller none may be taken back."""
         await _check(request)
         check_charged(request, call)
         model_id = request.model or await self._default_model()
         candidates = self._routing.candidates(model_id, request)
         for candidate in candidates:
-            has_yielded = False
+            is_bound = False
             try:
                 async with aclosing(self._answered(candidate, request, call)) as parts:
                     async for part in parts:
-                        has_yielded = True
+                        is_bound = are_shown
                         yield part
                 return
             except _FALLS_BACK as error:
                 is_over = call.remaining_seconds() <= 0
-                if has_yielded or candidate is candidates[-1] or is_over:
+                if is_bound or candidate is candidates[-1] or is_over:
                     raise
                 log.info("model_fell_back", model=candidate.id, error=error.message)
                 self._metrics.fell_back(model_id)

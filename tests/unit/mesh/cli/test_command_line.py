@@ -16,7 +16,7 @@ import yaml
 
 from mesh.cli.application import application, run
 from mesh.cli.clusters import ClusterFile
-from mesh.cli.failures import ExitCode, from_rpc_error
+from mesh.cli.failures import CommandFailed, ExitCode, from_rpc_error
 from tests.support.certificates import authority
 from tests.support.command_line import ROOT, Weft, command_line, environment_for
 from tests.support.memory_platform import MemoryPlatform
@@ -333,3 +333,17 @@ def test_a_server_that_ends_a_call_without_a_word_is_one_that_stops() -> None:
     failure = from_rpc_error(error, "weft.example:50051")
     assert failure.exit_code is ExitCode.UNAVAILABLE
     assert failure.message.startswith("weft.example:50051 ended the call without an answer")
+
+
+def test_a_connection_that_broke_is_told_from_one_that_never_was() -> None:
+    def failure(details: str) -> CommandFailed:
+        metadata = grpc.aio.Metadata()
+        error = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, metadata, metadata, details)
+        return from_rpc_error(error, "weft.example:50051")
+
+    broken = failure("Socket closed")
+    assert broken.message == "the connection to weft.example:50051 broke before the answer came"
+    assert "may have been done" in broken.notes[0]
+    refused = "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: refused"
+    assert failure(refused).message == "can't reach Weft at weft.example:50051"
+    assert broken.exit_code is failure(refused).exit_code is ExitCode.UNAVAILABLE

@@ -119,6 +119,7 @@ FAULTS: dict[str, Reply] = {
     "limits": refused(429, Retry_After="60"),
     "fails": refused(500),
     "cuts": streamed([chunk({"role": "assistant"})], is_cut=True),
+    "cuts its text": streamed([chunk({"content": "Hal"})], is_cut=True),
     "talks nonsense": typed("<html></html>", "text/html"),
 }
 
