@@ -15,7 +15,7 @@ from typing import Any
 from google.protobuf import json_format
 
 from mesh.control.xds.bootstrap import install
-from mesh.control.xds.mesh_view import MeshView
+from mesh.control.xds.mesh_view import MeshView, Portion
 from mesh.control.xds.placement import Placement
 from mesh.errors import WeftError
 from mesh.rpc.channel import MeshChannel, XdsChannel, mesh_connection
@@ -58,6 +58,7 @@ class Client:
 
     def __init__(self) -> None:
         self._view = MeshView()
+        self._zone = ""
         self._open()
         self._lap = Lap()
         self._loading: asyncio.Task[None] | None = None
@@ -80,7 +81,14 @@ class Client:
         instances = [
             json_format.ParseDict(each, instances_pb2.Instance()) for each in command["instances"]
         ]
-        self._view = MeshView(SERVICES, tuple(instances), plain_text=True)
+        splits = {
+            name: tuple(Portion(**each) for each in portions)
+            for name, portions in command["splits"].items()
+        }
+        self._view = MeshView(SERVICES, tuple(instances), splits, plain_text=True)
+        if command["zone"] != self._zone:
+            self._zone = command["zone"]
+            await self._reopen(command)
         return "known"
 
     async def _call(self, command: dict[str, Any]) -> list[str]:
@@ -123,7 +131,7 @@ class Client:
         settings = RpcSettings()
         self._connection = mesh_connection(settings)
         # Where a session's call goes: what is tried again goes to any instance.
-        placement = Placement(lambda: self._view)
+        placement = Placement(lambda: self._view, self._zone)
         self._once = XdsChannel(self._connection, settings, placement=placement)
         self._channel = MeshChannel({}, self._once, lambda contract: True, settings)
 

@@ -3,13 +3,14 @@
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
 from typing import Any
 
 from google.protobuf import json_format
 
-from mesh.control.xds.mesh_view import RoutedService
+from mesh.control.xds.mesh_view import Portion, RoutedService
 from tests.support.processes import line_of, running
 from weft.control.v1 import instances_pb2
 from weft.state.v1 import session_service_pb2
@@ -85,9 +86,17 @@ class Client:
         """Begins to call all the time, for these names in turn."""
         await self._do(do="start", method=method, names=list(names), per_second=per_second)
 
-    async def know(self, instances: Sequence[instances_pb2.Instance]) -> None:
+    async def know(
+        self,
+        instances: Sequence[instances_pb2.Instance],
+        *,
+        splits: Mapping[str, Sequence[Portion]] | None = None,
+        zone: str = "",
+    ) -> None:
         """What its registry tells it, by which it places sessions."""
-        await self._do(do="know", instances=[json_format.MessageToDict(each) for each in instances])
+        told = [json_format.MessageToDict(each) for each in instances]
+        shares = {name: list(map(asdict, each)) for name, each in (splits or {}).items()}
+        await self._do(do="know", instances=told, splits=shares, zone=zone)
 
     async def lap(self) -> dict[str, Any]:
         """What was answered since the last one."""

@@ -6,6 +6,7 @@ import json
 import random
 import signal
 import stat
+from base64 import b64decode
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -15,9 +16,8 @@ import pytest
 
 from mesh.control.xds.ads import AdsServer
 from mesh.control.xds.bootstrap import bootstrap
-from mesh.control.xds.endpoints import members_of
 from mesh.control.xds.mesh_view import MeshView, Portion
-from mesh.control.xds.placement import ranked
+from mesh.control.xds.placement import Placement
 from tests.support.processes import asked, line_of, running
 from tests.support.xds_client import COLLECTIONS, SESSIONS
 from tests.support.xds_mesh import SERVICES, Backend, Client, backends, client
@@ -211,9 +211,13 @@ async def test_what_a_client_let_go_of_it_gets_again_unchanged(
 
 async def placed(routing: Routing, *callers: Client) -> list[str]:
     """Who answers for each of TALKS, once all callers are connected: whoever is its place."""
-    view = MeshView(SERVICES, tuple(routing.known))
-    members, _ = members_of(view)
-    expected = [ranked(members, talk)[0].instance.name.partition("/")[2] for talk in TALKS]
+    view = MeshView(SERVICES, tuple(routing.known), plain_text=True)
+    placement = Placement(lambda: view)
+    ids = {each.target: each.name.partition("/")[2] for each in routing.known}
+    expected = []
+    for talk in TALKS:
+        places = b64decode(placement.cookie("state", talk).partition("=")[2]).decode()
+        expected.append(ids[places.split(",")[0]])
     for caller in callers:
         await caller.know(routing.known)
         for _ in range(TRIES_MAX):
@@ -255,6 +259,24 @@ async def test_sessions_go_on_elsewhere_when_their_instance_is_killed(
     await four["b"].start()
     assert lap["failed"] == {}
     assert {old for old, new in zip(before, after, strict=True) if new != old} == {"b"}
+
+
+async def test_a_session_stays_with_its_instance_of_the_version_that_takes_it(
+    routing: Routing, four: dict[str, Backend]
+) -> None:
+    """Though none of that version runs in the client's own zone."""
+    blue = four["a"].instance(version="blue", zone="east")
+    green = [four[name].instance(version="green", zone="west") for name in "bcd"]
+    splits = {"state": (Portion("blue", 0), Portion("green", 100))}
+    routing.set(blue, *green, splits=splits)
+    caller = await routing.client("east")
+    await caller.know(routing.known, splits=splits, zone="east")
+    for _ in range(TRIES_MAX):
+        answered = await caller.call(SESSIONS, TALKS)
+        if set(answered) == {"b", "c", "d"} and await caller.call(SESSIONS, TALKS) == answered:
+            break
+    else:
+        raise AssertionError("sessions went elsewhere all the time")
 
 
 async def test_instances_that_come_and_go_all_the_time_end_no_client(

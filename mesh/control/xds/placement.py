@@ -6,27 +6,48 @@ Source: Thaler and Ravishankar, Using Name-Based Mappings to Increase Hit Rates 
 weights Schindelhauer and Schomaker, Weighted Distributed Hash Tables (2005).
 """
 
-import math
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from hashlib import blake2b
+from heapq import nlargest
+from math import log
 
 from mesh.control.xds.endpoints import (
     Member,
     believed_unhealthy,
     members_of,
     nearest,
-    one_at_each_address,
     weight_of,
 )
 from mesh.control.xds.mesh_view import MeshView
 from mesh.control.xds.names import PLACE_COOKIE
+from mesh.control.xds.resources import clusters_of
 from mesh.sockets import address_at
 
 PLACES = 2
-"""Of each version, so that a session has a next instance while its first is being found lost."""
+"""Of each cluster, so that a session has a next instance while its first is being found lost."""
 KEYS_MAX = 16_384
-"""Whose places are remembered."""
+"""Of a service, whose places are remembered."""
+_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An instance that takes calls, with all that its rank is made of: a session that is new
+    asks for the ranks of all, so that nothing is looked up then."""
+
+    address: str
+    seed: int
+    weight: int
+
+
+@dataclass(slots=True)
+class _Served:
+    """Who takes a service's calls, by cluster, and the cookies that were made of them."""
+
+    clusters: tuple[tuple[Candidate, ...], ...]
+    cookies: dict[str, str]
 
 
 class Placement:
@@ -36,53 +57,79 @@ class Placement:
         self._view = view
         self._zone = zone
         self._seen: MeshView | None = None
-        self._members: dict[str, list[Member]] = {}
-        self._cookies: dict[tuple[str, str], str] = {}
+        self._members: tuple[Member, ...] = ()
+        self._current: dict[str, _Served] = {}
+        self._before: dict[str, _Served] = {}
 
     def cookie(self, service: str, key: str) -> str:
         """The cookie by which a call of the service says its key's places, best first; empty
-        where nobody serves it. Of each version some: which one takes a call, its split says."""
+        where nobody serves it. Of each cluster some: which one takes a call, its split says."""
         view = self._view()
         if view is not self._seen:
             self._seen = view
-            self._members.clear()
-            self._cookies.clear()
-        found = self._cookies.get((service, key))
+            self._members, _ = members_of(view)
+            self._before |= self._current
+            self._current = {}
+        served = self._current.get(service)
+        if served is None:
+            served = self._current[service] = self._now(view, service)
+        found = served.cookies.get(key)
         if found is None:
-            if len(self._cookies) >= KEYS_MAX:
-                self._cookies.clear()
-            places = ",".join(address_at(*each) for each in self._places(view, service, key))
+            if len(served.cookies) >= KEYS_MAX:
+                served.cookies.clear()
+            places = ",".join(each.address for each in placed(served.clusters, key))
             found = f"{PLACE_COOKIE}={b64encode(places.encode()).decode()}" if places else ""
-            self._cookies[service, key] = found
+            served.cookies[key] = found
         return found
 
-    def _places(self, view: MeshView, service: str, key: str) -> list[tuple[str, int]]:
-        members = self._members.get(service)
-        if members is None:
-            members = self._members[service] = _taking(view, service, self._zone)
-        taken: dict[str, int] = {}
-        places = []
-        for member in ranked(members, key):
-            version = member.instance.version
-            taken[version] = taken.get(version, 0) + 1
-            if taken[version] <= PLACES:
-                places.append((member.address, member.port))
-        return places
+    def _now(self, view: MeshView, service: str) -> _Served:
+        """Where nothing changed for the service, its cookies are as they were."""
+        clusters = _taking(view, service, self._members, self._zone)
+        before = self._before.pop(service, None)
+        return before if before and before.clusters == clusters else _Served(clusters, {})
 
 
-def ranked(members: Sequence[Member], key: str) -> list[Member]:
-    """The members, best first: each is first for its share of all keys, by its weight."""
-    return sorted(members, key=lambda member: _score(member, key), reverse=True)
+def placed(clusters: Iterable[Iterable[Candidate]], key: str) -> list[Candidate]:
+    """The places of a key among those who take calls, best first, PLACES of each cluster: each
+    instance is first for its share of all keys, by its weight."""
+    hashed = _hash(key)
+    scored = {
+        candidate: score
+        for cluster in clusters
+        for score, candidate in nlargest(PLACES, _scored(cluster, hashed), key=lambda each: each[0])
+    }
+    return sorted(scored, key=scored.__getitem__, reverse=True)
 
 
-def _score(member: Member, key: str) -> float:
-    text = f"{member.instance.name}\n{key}"
-    drawn = int.from_bytes(blake2b(text.encode(), digest_size=8).digest())
-    # Of 52 bits, so that it is in (0, 1) and never either as a float.
-    return weight_of(member.instance) / -math.log(((drawn >> 12) + 0.5) / 2**52)
+def _scored(cluster: Iterable[Candidate], hashed: int) -> Iterable[tuple[float, Candidate]]:
+    for each in cluster:
+        # The two rounds of SplitMix64 (Steele, Lea, Flood 2014), by one shift less.
+        mixed = (each.seed ^ hashed) * 0xBF58476D1CE4E5B9 & _MASK
+        mixed = (mixed ^ mixed >> 32) * 0x94D049BB133111EB & _MASK
+        # Of 52 bits, so that it is in (0, 1) and never either as a float.
+        yield each.weight / -log(((mixed >> 12) + 0.5) / 2**52), each
 
 
-def _taking(view: MeshView, service: str, zone: str) -> list[Member]:
-    members, _ = members_of(view)
-    serving = one_at_each_address(each for each in members if service in each.instance.services)
-    return nearest(serving, zone, believed_unhealthy(serving, view.unhealthy))
+def _hash(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest())
+
+
+def _taking(
+    view: MeshView, service: str, members: Iterable[Member], zone: str
+) -> tuple[tuple[Candidate, ...], ...]:
+    """Who takes the calls of a client in the zone, in each cluster that it knows."""
+    routed = [each for each in view.services if each.name == service]
+    known = [plan for each in routed for plan in clusters_of(view, each, members)[1].values()]
+    return tuple(
+        tuple(
+            Candidate(
+                address_at(member.address, member.port),
+                _hash(member.instance.name),
+                weight_of(member.instance),
+            )
+            for member in nearest(
+                plan.members, zone, believed_unhealthy(plan.members, view.unhealthy)
+            )
+        )
+        for plan in known
+    )

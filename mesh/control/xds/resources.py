@@ -66,7 +66,7 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True)
-class _Planned:
+class Planned:
     """A cluster to be: its name, who is in it, and its share of the service's calls."""
 
     name: str
@@ -84,14 +84,7 @@ def resources_of(view: MeshView, zone: str, affinity: Affinity = Affinity.RING) 
     clusters: dict[str, bytes] = {}
     endpoints: dict[str, bytes] = {}
     for service in view.services:
-        serving = one_at_each_address(
-            each for each in members if service.name in each.instance.services
-        )
-        planned = _planned(service, serving, view.splits.get(service.name, ()))
-        known = {plan.name: plan for plan in planned}
-        if service.name in view.kept:
-            kept = _planned(service, serving, view.kept[service.name])
-            known = {plan.name: plan for plan in kept} | known
+        planned, known = clusters_of(view, service, members)
         ring = affinity is Affinity.RING and service.name in AFFINITY_KEYS
         for plan in known.values():
             failing = believed_unhealthy(plan.members, view.unhealthy)
@@ -112,17 +105,33 @@ def resources_of(view: MeshView, zone: str, affinity: Affinity = Affinity.RING) 
     return Resources(by_type, left_out)
 
 
+def clusters_of(
+    view: MeshView, service: RoutedService, members: Iterable[Member]
+) -> tuple[list[Planned], dict[str, Planned]]:
+    """The clusters that take the service's calls now, and by name all that clients know, those
+    of before and to come too. The members are the whole mesh's."""
+    serving = one_at_each_address(
+        each for each in members if service.name in each.instance.services
+    )
+    planned = _planned(service, serving, view.splits.get(service.name, ()))
+    known = {plan.name: plan for plan in planned}
+    if service.name in view.kept:
+        kept = _planned(service, serving, view.kept[service.name])
+        known = {plan.name: plan for plan in kept} | known
+    return planned, known
+
+
 def _planned(
     service: RoutedService, members: Sequence[Member], portions: Sequence[Portion]
-) -> list[_Planned]:
+) -> list[Planned]:
     """One cluster, or one per version of a split. A version without an instance that serves
     takes no part: its calls go to the others, and to whoever there is where those have none
     either, as when the last instance of an old version ends after an upgrade."""
-    whole = [_Planned(service.name, tuple(members), 1)]
+    whole = [Planned(service.name, tuple(members), 1)]
     if not portions:
         return whole
     planned = [
-        _Planned(
+        Planned(
             f"{service.name}/{portion.version}/{portion.revision}",
             tuple(each for each in members if each.instance.version == portion.version),
             portion.weight,
@@ -155,7 +164,7 @@ def _route_configuration(routes: Iterable[route_pb2.Route]) -> route_pb2.RouteCo
 
 
 def _routes(
-    service: RoutedService, planned: Sequence[_Planned], affinity: Affinity
+    service: RoutedService, planned: Sequence[Planned], affinity: Affinity
 ) -> list[route_pb2.Route]:
     """A route for each method that may be run again, then one for the rest of each contract."""
     rest = _action(service, planned, affinity)
@@ -206,7 +215,7 @@ def repeatable_methods(contract: ServiceDescriptor) -> list[str]:
 
 
 def _action(
-    service: RoutedService, planned: Sequence[_Planned], affinity: Affinity
+    service: RoutedService, planned: Sequence[Planned], affinity: Affinity
 ) -> route_pb2.RouteAction:
     taking = [plan for plan in planned if plan.weight > 0]
     action = route_pb2.RouteAction()
@@ -234,7 +243,7 @@ def _retry_policy() -> route_pb2.RetryPolicy:
     )
 
 
-def _cluster(plan: _Planned, ring_places: int, trust_domain: str) -> cluster_pb2.Cluster:
+def _cluster(plan: Planned, ring_places: int, trust_domain: str) -> cluster_pb2.Cluster:
     cluster = cluster_pb2.Cluster(
         name=plan.name,
         type=cluster_pb2.Cluster.EDS,

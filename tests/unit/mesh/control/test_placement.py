@@ -3,12 +3,14 @@
 from base64 import b64decode
 from collections import Counter
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.control.xds.mesh_view import MeshView
+from mesh.control.xds import placement as placement_module
+from mesh.control.xds.mesh_view import MeshView, Portion
 from mesh.control.xds.placement import KEYS_MAX, Placement
 from tests.support.xds_mesh import SERVICES, instance_at
 from weft.control.v1 import instances_pb2
@@ -85,11 +87,65 @@ def test_only_the_nearest_that_take_calls_are_named() -> None:
 
 def test_each_version_of_a_split_has_its_places() -> None:
     old = [at(port, version="1") for port in range(1, 5)]
-    seen = Placement(lambda: view(*old, at(9, version="2")))
+    split = {"state": (Portion("1", 90), Portion("2", 10))}
+    for known in ({"splits": split}, {"kept": split}):
+        seen = Placement(lambda: view(*old, at(9, version="2"), **known))  # noqa: B023
+        for key in KEYS[:50]:
+            named = places(seen, key)
+            assert len(named) == 3
+            assert "9" in named
+
+
+def test_a_version_that_only_runs_in_another_zone_has_its_places_there() -> None:
+    blue = [at(port, version="1", zone="east") for port in (1, 2, 3)]
+    green = [at(port, version="2", zone="west") for port in (7, 8, 9)]
+    split = {"state": (Portion("1", 0), Portion("2", 100))}
+    seen = Placement(lambda: view(*blue, *green, splits=split), "east")
+    assert {port for key in KEYS[:50] for port in places(seen, key)} == set("123789")
+
+
+def test_whom_a_versions_checks_can_no_more_be_believed_of_is_named() -> None:
+    blue = [at(port, version="1") for port in range(1, 7)]
+    green = [at(port, version="2") for port in (8, 9)]
+    lost = frozenset({"instances/i8", "instances/i9"})
+    split = {"state": (Portion("1", 90), Portion("2", 10))}
+    seen = Placement(lambda: view(*blue, *green, splits=split, unhealthy=lost))
     for key in KEYS[:50]:
-        named = places(seen, key)
-        assert len(named) == 3
-        assert "9" in named
+        assert {"8", "9"} < set(places(seen, key))
+
+
+def test_without_a_split_two_places_are_named_however_many_versions_there_are() -> None:
+    seen = view(*(at(port, version=str(port)) for port in range(1, 300)))
+    assert {len(places(Placement(lambda: seen), key)) for key in KEYS[:20]} == {2}
+
+
+def test_instances_are_ranked_anew_only_where_those_of_the_service_changed() -> None:
+    def of_vectors(port: int) -> instances_pb2.Instance:
+        instance = at(port)
+        instance.services.remove("state")
+        return instance
+
+    known = [view(at(1), at(2), of_vectors(3))]
+    placement = Placement(lambda: known[0])
+    ranked = mock.Mock(wraps=placement_module.placed)
+    with mock.patch.object(placement_module, "placed", ranked):
+        first = places(placement, KEYS[0])
+        known[0] = view(at(1), at(2), of_vectors(4))
+        assert places(placement, KEYS[0]) == first
+        assert ranked.call_count == 1
+        known[0] = view(at(1), at(2), at(4))
+        places(placement, KEYS[0])
+        assert ranked.call_count == 2
+
+
+def test_a_new_session_is_placed_among_a_thousand_instances_without_a_look_at_each() -> None:
+    # What each of a thousand is asked for takes its time from all other calls.
+    seen = view(*(at(port) for port in range(1, 1_001)))
+    placement = Placement(lambda: seen)
+    placement.cookie("state", KEYS[0])
+    with mock.patch.object(placement_module, "blake2b", wraps=placement_module.blake2b) as hashed:
+        placement.cookie("state", KEYS[1])
+    assert hashed.call_count == 1
 
 
 def test_what_is_remembered_is_bounded() -> None:
@@ -97,4 +153,4 @@ def test_what_is_remembered_is_bounded() -> None:
     placement = Placement(lambda: seen)
     for number in range(KEYS_MAX + 10):
         placement.cookie("state", str(number))
-    assert len(placement._cookies) <= KEYS_MAX
+    assert len(placement._current["state"].cookies) <= KEYS_MAX
