@@ -126,8 +126,8 @@ class ModelsService:
         return response
 
     async def generate(self, request: pb.GenerateRequest, call: Call) -> pb.GenerateResponse:
-        """One answer, whole. Where a model of a route fails, whatever it wrote by then, the next one
-        is asked. Raises as `stream_generate` does."""
+        """One answer, whole. Where a model of a route fails, whatever it wrote by then, the next
+        one is asked. Raises as `stream_generate` does."""
         if not request.HasField("cache_ttl"):
             return await whole(self._parts(request, call, are_shown=False))
         await _check(request)
