@@ -65,7 +65,8 @@ def one_at_each_address(members: Iterable[Member]) -> list[Member]:
 
 @lru_cache(_CACHED_MAX)
 def address_of(target: str) -> tuple[str, int] | None:
-    """IP address and port of `127.0.0.1:8440` or `[::1]:8440`; None for anything else."""
+    """IP address and port of `127.0.0.1:8440` or `[::1]:8440`; None for anything else. One of
+    IPv4 is the same however it is written."""
     host, _, port = target.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     try:
@@ -77,7 +78,9 @@ def address_of(target: str) -> tuple[str, int] | None:
         return None
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536):
         return None
-    return str(address), int(port)
+    # `::ffff:10.0.0.7` is written in several ways: gRPC's core would know another of them.
+    mapped = address.ipv4_mapped if address.version == 6 else None
+    return str(mapped or address), int(port)
 
 
 def believed_unhealthy(members: Sequence[Member], unhealthy: Collection[str]) -> frozenset[str]:
