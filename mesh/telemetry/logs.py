@@ -56,7 +56,17 @@ def configure_logs(level: str = "info", stream: TextIO | None = None) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
         )
     )
+    handler.addFilter(_is_worth_a_line)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """gRPC logs as an error, with a traceback, an answer that couldn't be sent: to a client that
+    went away in that moment, as one does that waits no longer."""
+    return not (
+        record.name.startswith("grpc.")
+        and str(record.msg).startswith("ExecuteBatchError raised in core")
+    )
 
 
 class _LossyStream:

@@ -57,6 +57,16 @@ def test_a_line_names_the_call_that_it_was_written_in(stream: io.StringIO) -> No
     assert "request_id" not in outside
 
 
+def test_a_client_that_went_away_in_the_moment_of_its_answer_is_no_error(
+    stream: io.StringIO,
+) -> None:
+    core = logging.getLogger("grpc._cython.cygrpc")
+    core.error("ExecuteBatchError raised in core by servicer method [/grpc.health.v1.Health/Check]")
+    assert lines(stream) == []
+    core.error("UsageError raised in core by servicer method [/grpc.health.v1.Health/Check]")
+    assert [line["level"] for line in lines(stream)] == ["error"]
+
+
 def test_lines_below_the_level_are_not_written(stream: io.StringIO) -> None:
     structlog.get_logger().debug("detail")
     logging.getLogger("library").info("chatter")
