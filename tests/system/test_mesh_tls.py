@@ -14,18 +14,20 @@ from mesh.control.xds.bootstrap import CertificateFiles, bootstrap
 from mesh.control.xds.mesh_view import MeshView
 from tests.support.spiffe_authority import Authority
 from tests.support.xds_backend import Load, handlers
-from tests.support.xds_client import COLLECTIONS
+from tests.support.xds_client import COLLECTIONS, SESSIONS
 from tests.support.xds_mesh import SERVICES, client, instance_at
 
 DOCS = ["tenants/acme/collections/docs"]
+TALKS = [f"tenants/acme/agents/bot/sessions/talk-{number}" for number in range(50)]
+TRIES_MAX = 50
 VECTORS = "spiffe://weft.test/process/state.vectors"
 
 
 @asynccontextmanager
-async def serving(files: CertificateFiles) -> AsyncIterator[str]:
+async def serving(files: CertificateFiles, name: str = "a") -> AsyncIterator[str]:
     """A backend that wants its clients' certificates."""
     server = grpc.aio.server()
-    for service, methods in handlers("a", Load(0.0)).items():
+    for service, methods in handlers(name, Load(0.0)).items():
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
     pair = (files.private_key.read_bytes(), files.certificate.read_bytes())
     credentials = grpc.ssl_server_credentials(
@@ -69,3 +71,33 @@ async def test_who_answers_is_who_the_registry_says(
         [answer] = await caller.call(COLLECTIONS, DOCS)
     assert (answer == "a") == answered
     assert answered or answer.startswith("failed: ")
+
+
+async def test_a_session_goes_to_its_place_by_a_connection_that_proves_who_is_there(
+    tmp_path: Path,
+) -> None:
+    ours = Authority(tmp_path / "ours")
+    mine = ours.issue("spiffe://weft.test/process/agents")
+    theirs = ours.issue(VECTORS)
+    ads = AdsServer()
+    async with AsyncExitStack() as stack:
+        instances = [
+            instance_at(
+                name,
+                await stack.enter_async_context(serving(theirs, name)),
+                spiffe_id=VECTORS,
+            )
+            for name in ("a", "b")
+        ]
+        port = await ads.start("127.0.0.1:0")
+        stack.push_async_callback(ads.stop)
+        ads.set(MeshView(SERVICES, tuple(instances), trust_domain="weft.test"))
+        asks = bootstrap([f"127.0.0.1:{port}"], node="a-client", zone="", certificates=mine)
+        caller = await stack.enter_async_context(client(asks))
+        await caller.know(instances)
+        for _ in range(TRIES_MAX):
+            answered = await caller.call(SESSIONS, TALKS)
+            if set(answered) == {"a", "b"} and await caller.call(SESSIONS, TALKS) == answered:
+                break
+        else:
+            raise AssertionError("sessions went elsewhere all the time")
