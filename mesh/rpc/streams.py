@@ -7,12 +7,16 @@ seconds and more.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
 from mesh.rpc.propagation import INSTANCE_KEY
 from mesh.rpc.retries import LOSSES_MAX, Losses
 
+AGAIN_SECONDS = (0.5, 2.0)
+"""How long a stream that was begun anew is waited for before it is once more: gRPC on a busy
+machine may hear of a loss later than its control plane, and a call that it gave to a version
+which has nobody any more stays with that."""
 NOBODY = "-"
 """Whose stream it is that doesn't say."""
 _END = object()
@@ -22,15 +26,22 @@ async def begin_again(
     begin: Callable[[], AsyncGenerator[Any, None]], losses: Losses
 ) -> AsyncGenerator[Any, None]:
     """The messages of a stream, which is begun anew where an instance is lost before the first
-    came: who should answer may be that one, or nobody any more. Raises what the stream does."""
-    for losses_left in range(LOSSES_MAX, -1, -1):
+    came, and again some moments later: who should answer may be that one, or nobody any more.
+    Raises what the stream does."""
+    losses_left = LOSSES_MAX
+    moments: Iterator[float] = iter(())
+    while True:
         messages = begin()
         lost = losses.wait()
         first = asyncio.ensure_future(anext(messages, _END))
         try:
             heard: set[asyncio.Future[Any]] = {first, lost} if losses_left else {first}
-            await asyncio.wait(heard, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                heard, timeout=next(moments, None), return_when=asyncio.FIRST_COMPLETED
+            )
             if not first.done():
+                if lost.done():
+                    losses_left, moments = losses_left - 1, iter(AGAIN_SECONDS)
                 continue
             message = first.result()
             while message is not _END:
