@@ -342,9 +342,8 @@ async def test_no_interleaving_of_two_instances_overspends(most: int, calls: Cal
         used = min(used, estimate)
         try:
             charge = await instances[instance].charge(CALLER, 0, estimate, 5.0)
-        except BudgetSpent as error:
-            # What the other instance was given ahead, it may still need.
-            refused += error.metadata.get("held") != "true"
+        except BudgetSpent:
+            refused += 1
             return
         with charge:
             for _ in range(passes):
@@ -364,7 +363,8 @@ async def test_no_interleaving_of_two_instances_overspends(most: int, calls: Cal
         budget = await shown(reader)
     # To the token, whoever spent it; and nobody was refused for nothing.
     assert (budget.spent.tokens, budget.held.tokens) == (spent, 0)
-    assert not refused or sum(each[1] for each in calls) > most
+    # The other instance may have been given a share ahead, which it may still need.
+    assert not refused or sum(each[1] for each in calls) > most - most // domain.SHARES
 
 
 async def test_what_a_killed_process_held_is_not_spent_again() -> None:
