@@ -34,7 +34,8 @@ def affinity_of(spec: MethodSpec, placement: Placement | None) -> Callable[[Any]
         found = found_in(read(request))
         if found is None:
             return ()
+        named = (key, found[0])
         cookie = placement.cookie(service, found[0]) if placement is not None else ""
-        return ((key, found[0]), *((("cookie", cookie),) if cookie else ()))
+        return (named, ("cookie", cookie)) if cookie else (named,)
 
     return metadata

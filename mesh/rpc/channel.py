@@ -262,9 +262,8 @@ class XdsChannel(RemoteChannel):
 
     Which instance takes a call, gRPC decides by what the control plane told it; calls of one
     session or queue go to the instance of its `placement` while it lives, but those with
-    `spread`. A call waits
-    for an instance that takes it until its deadline. Connections are secured as the cluster
-    says, and plain where it says nothing.
+    `spread`. A call waits for an instance that takes it until its deadline. Connections are
+    secured as the cluster says, and plain where it says nothing.
     """
 
     def __init__(

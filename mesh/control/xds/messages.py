@@ -1,7 +1,6 @@
 """Envoy's names for the messages of `weft.xds.v1`, and `Any` under those names.
 
-Source: the xDS API, v3, as gRPC proposals A27, A28, A29, A42, A50, A55 and A58 use
-it.
+Source: the xDS API, v3, as gRPC proposals A27, A28, A29, A42, A50, A55 and A58 have it.
 """
 
 from datetime import timedelta

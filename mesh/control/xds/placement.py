@@ -42,10 +42,11 @@ class Candidate:
     weight: int
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Served:
-    """Who takes a service's calls, by cluster, and the cookies that were made of them."""
+    """Who takes a service's calls by `view`, by cluster, and the cookies that were made of them."""
 
+    view: MeshView
     clusters: tuple[tuple[Candidate, ...], ...]
     cookies: dict[str, str]
 
@@ -58,8 +59,7 @@ class Placement:
         self._zone = zone
         self._seen: MeshView | None = None
         self._members: tuple[Member, ...] = ()
-        self._current: dict[str, _Served] = {}
-        self._before: dict[str, _Served] = {}
+        self._served: dict[str, _Served] = {}
 
     def cookie(self, service: str, key: str) -> str:
         """The cookie by which a call of the service says its key's places, best first; empty
@@ -68,11 +68,9 @@ class Placement:
         if view is not self._seen:
             self._seen = view
             self._members, _ = members_of(view)
-            self._before |= self._current
-            self._current = {}
-        served = self._current.get(service)
-        if served is None:
-            served = self._current[service] = self._now(view, service)
+        served = self._served.get(service)
+        if served is None or served.view is not view:
+            served = self._served[service] = self._now(view, service, served)
         found = served.cookies.get(key)
         if found is None:
             if len(served.cookies) >= KEYS_MAX:
@@ -82,11 +80,11 @@ class Placement:
             served.cookies[key] = found
         return found
 
-    def _now(self, view: MeshView, service: str) -> _Served:
+    def _now(self, view: MeshView, service: str, before: _Served | None) -> _Served:
         """Where nothing changed for the service, its cookies are as they were."""
         clusters = _taking(view, service, self._members, self._zone)
-        before = self._before.pop(service, None)
-        return before if before and before.clusters == clusters else _Served(clusters, {})
+        cookies = before.cookies if before and before.clusters == clusters else {}
+        return _Served(view, clusters, cookies)
 
 
 def placed(clusters: Iterable[Iterable[Candidate]], key: str) -> list[Candidate]:

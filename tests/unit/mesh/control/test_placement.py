@@ -154,4 +154,4 @@ def test_what_is_remembered_is_bounded() -> None:
     placement = Placement(lambda: seen)
     for number in range(KEYS_MAX + 10):
         placement.cookie("state", str(number))
-    assert len(placement._current["state"].cookies) <= KEYS_MAX
+    assert len(placement._served["state"].cookies) <= KEYS_MAX
