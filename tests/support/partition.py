@@ -92,8 +92,8 @@ async def writers(folder: Path) -> dict[str, Any]:
         await _refused(attempts, cut)
         await asyncio.sleep(QUIET_SECONDS)
         for process in (owner, other):
-            process.kill()
-        await asyncio.gather(*reading)
+            process.terminate()
+        await asyncio.wait_for(asyncio.gather(*reading), BACK_SECONDS_MAX)
         texts = texts_of(await commits_of(store, STREAM))
     return {"texts": texts, "attempts": attempts, "cut": cut, "healed": healed}
 

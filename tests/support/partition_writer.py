@@ -4,11 +4,13 @@ of a stream, who may all be cut off.
 It holds a lease. Who owns the stream appends to it, all the time; the other takes over once
 the owner's lease is over. A heedless one doesn't ask whether its own still holds, as one
 does that was stopped right behind that question. Prints a line of JSON for each attempt:
-the text, what became of it, and when it was begun, by the monotonic clock.
+the text, what became of it, and when it was begun, by the monotonic clock. SIGTERM ends it
+behind the attempt that is under way, so that none is stored and not told.
 """
 
 import asyncio
 import json
+import signal
 import sys
 import time
 from contextlib import suppress
@@ -57,7 +59,9 @@ class Writer:
 
 
 async def main(name: str, url: str, stream: StreamName, heedless: bool) -> None:
-    """Until it is killed."""
+    """Until SIGTERM, and what is under way then is done."""
+    ending = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ending.set)
     store = await connect_store(url, name=name, append_seconds_max=1.5, attempt_seconds=0.5)
     leases = NatsLeases(store.connection, instance_of(name=name))
     await leases.start()
@@ -65,6 +69,8 @@ async def main(name: str, url: str, stream: StreamName, heedless: bool) -> None:
     await writer.look()
     for number in range(APPENDS_MAX):
         await asyncio.sleep(PAUSE_SECONDS)
+        if ending.is_set():
+            return
         if writer.owner in (name, ""):
             if not (heedless or leases.held()):
                 continue
