@@ -215,10 +215,14 @@ class RemoteChannel(StubChannel):
         affinity = self._affinity(spec)
 
         async def call(
-            request: Any, *, timeout: float | None = None, metadata: Metadata | None = None
+            request: Any,
+            *,
+            timeout: float | None = None,
+            metadata: Metadata | None = None,
+            spread: bool = False,
         ) -> AsyncGenerator[Any, None]:
             made = outgoing_call(spec.path, default_seconds, timeout, metadata, self._caller)
-            sent = (*self._metadata(made), *affinity(request))
+            sent = (*self._metadata(made), *(() if spread else affinity(request)))
             sending = Sending(request) if spec.client_streaming else None
             connection = self._begin()
             try:
@@ -388,7 +392,6 @@ class MeshChannel(StubChannel):
         remote = self._elsewhere.callable_of(spec.path)
         may_repeat = spec.idempotency != _UNKNOWN and not spec.client_streaming
         default_seconds = default_deadline(spec, self._settings)
-        losses = self._retries.losses
 
         async def call(
             request: Any, timeout: float | None, metadata: Metadata | None
@@ -396,16 +399,16 @@ class MeshChannel(StubChannel):
             ends = monotonic() + (default_seconds if timeout is None else timeout)
             await self._until_served(spec, ends)
 
-            def begin() -> AsyncGenerator[Any, None]:
+            def begin(spread: bool = False) -> AsyncGenerator[Any, None]:
                 begun: AsyncGenerator[Any, None] = remote(
-                    request, timeout=ends - monotonic(), metadata=metadata
+                    request, timeout=ends - monotonic(), metadata=metadata, spread=spread
                 )
                 return begun
 
             # One that means something by leaving is begun once.
             if may_repeat and not getattr(request, "cancel_on_disconnect", False):
                 request = _named(request)
-                parts = begin_again(begin, losses)
+                parts = begin_again(begin, self._retries)
             else:
                 parts = begin()
             async with aclosing(parts) as messages:

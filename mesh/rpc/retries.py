@@ -167,7 +167,7 @@ async def call_again(attempt: Attempt, retries: Retries, slow_seconds: Sequence[
                 tries += 1
             if not done:
                 continue
-            answered = [each for each in done if not _is_unreached(each)]
+            answered = [each for each in done if not is_unreached(each)]
             if answered:
                 return answered[0].result()
             if under_way:
@@ -184,7 +184,8 @@ async def call_again(attempt: Attempt, retries: Retries, slow_seconds: Sequence[
             each.cancel()
 
 
-def _is_unreached(attempt: "asyncio.Future[Any]") -> bool:
-    # Of its kinds, those that aren't about the process that was asked were tried there already,
-    # for as long as they should be: another one has the same event store, models and tools.
+def is_unreached(attempt: "asyncio.Future[Any]") -> bool:
+    """Whether it failed for the process that was asked, so that another may answer."""
+    # Of Unavailable's kinds, those that aren't about that process were tried there already, for
+    # as long as they should be: another one has the same event store, models and tools.
     return not attempt.cancelled() and type(attempt.exception()) in (Unavailable, NotServing)

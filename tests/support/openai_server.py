@@ -38,7 +38,8 @@ class OpenAIServer:
     listed: Any = None
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
-    connections: set[tuple[str, int]] = field(default_factory=set)
+    callers: list[tuple[str, int]] = field(default_factory=list)
+    """The client's end of each request's connection."""
     list_calls: int = 0
     paths: list[str] = field(default_factory=list)
     embeddings_script: list[Reply] = field(default_factory=list)
@@ -84,7 +85,7 @@ class OpenAIServer:
         self.headers.append(dict(request.headers))
         self.paths.append(request.url.path)
         if request.client is not None:
-            self.connections.add((request.client.host, request.client.port))
+            self.callers.append((request.client.host, request.client.port))
         return body
 
     async def list_models(self, request: Request) -> Response:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import grpc.aio
+import psutil
 
 from tests.support.keyed import KeyedChannel, is_known, key_of
 from tests.support.nats import running_nats
@@ -141,6 +142,16 @@ class Platform:
         """Sends it a signal, such as SIGSTOP."""
         assert self.process is not None
         self.process.send_signal(number)
+
+    def has_port(self, port: int) -> bool:
+        """Whether a connection of one of its processes has this local port."""
+        assert self.process is not None
+        main = psutil.Process(self.process.pid)
+        return any(
+            connection.laddr and connection.laddr.port == port
+            for each in (main, *main.children(recursive=True))
+            for connection in each.net_connections("tcp")
+        )
 
     @property
     def open_channel(self) -> grpc.aio.Channel:

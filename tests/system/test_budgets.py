@@ -37,7 +37,7 @@ async def server() -> AsyncIterator[OpenAIServer]:
 
 @pytest.fixture
 def endpoint(server: OpenAIServer) -> OpenAIServer:
-    server.script, server.requests = [said("Done.")], []
+    server.script, server.requests, server.callers = [said("Done.")], [], []
     return server
 
 
@@ -69,7 +69,8 @@ async def pair(both: Pair) -> AsyncIterator[Pair]:
     yield both
     request = pb.DeleteBudgetRequest(name=f"{TENANT}/budgets/b")
     with contextlib.suppress(grpc.aio.AioRpcError):
-        await budgets_of(both[1]).DeleteBudget(request, timeout=SECONDS)
+        alive = next(each for each in both if each.channel is not None)
+        await budgets_of(alive).DeleteBudget(request, timeout=SECONDS)
 
 
 async def stopped(platform: Platform) -> None:
@@ -187,7 +188,7 @@ async def test_a_batch_answers_each_call_by_itself(pair: Pair, endpoint: OpenAIS
 async def test_what_an_instance_held_that_is_killed_in_the_middle_of_a_call_is_not_spent_again(
     pair: Pair, endpoint: OpenAIServer
 ) -> None:
-    one, two = pair
+    one, _ = pair
     agent = await bot(one)
     session = await one.session(agent)
     await set_tokens(one, 200, scope=agent)
@@ -196,21 +197,23 @@ async def test_what_an_instance_held_that_is_killed_in_the_middle_of_a_call_is_n
     following = asyncio.create_task(client.run(one))
 
     await until(lambda: len(endpoint.requests) == 1, SECONDS)
-    held = (await tokens_of(two))[1]
+    # In a deployment in many processes the mesh chose whose models service makes the call.
+    calls_it, other = sorted(pair, key=lambda each: not each.has_port(endpoint.callers[-1][1]))
+    held = (await tokens_of(other))[1]
     assert held >= 10
-    await one.kill()
+    await calls_it.kill()
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
     # The other one takes the turn over, with what is left; what was held stays so.
     attached = TurnClient(session, "Say it.", request_id=client.request_id)
-    await attached.run(two)
+    await attached.run(other)
     assert attached.kinds[-1] == "completed"
-    spent, still_held = await tokens_of(two)
+    spent, still_held = await tokens_of(other)
     assert held <= spent + still_held <= 200
     calls = 0
     while True:
         more = TurnClient(session, "Again.")
-        await more.run(two)
+        await more.run(other)
         if more.kinds[-1] == "failed":
             break
         calls += 1
