@@ -13,6 +13,8 @@ from pathlib import Path
 
 import nats
 import pytest
+import uvloop
+from nats.aio.transport import TcpTransport
 
 from mesh.errors import EventStoreUnavailable, Internal, LimitExceeded
 from mesh.events.blobs import MemoryBlobStore
@@ -29,6 +31,7 @@ from tests.support.processes import ROOT, until
 from weft.events.v1 import events_pb2
 
 STREAM = StreamName("state", "acme", ("bot", "s1"))
+CUTS = 5
 TOO_LARGE_BYTES = 1 << 20 | 1
 """One more than a nats-server takes in a message where it isn't told else."""
 
@@ -440,6 +443,34 @@ class TestTokens:
         assert unseen == []
 
 
+async def _seen_while_it_breaks(url: str) -> list[object]:
+    """What becomes of two messages: one for whose sake what sends finds that the connection is
+    gone, and one behind it, before what reads has heard of that."""
+    connection = await connect(url, name="cut")
+    seen: list[object] = []
+    for _ in range(CUTS):
+        await connection.wait_connected(10)
+        asking = [asyncio.create_task(connection.request("x", timeout=5))]
+        await asyncio.sleep(0)
+        transport = connection._client._transport
+        assert isinstance(transport, TcpTransport)
+        assert transport._io_writer is not None
+        transport._io_writer.transport.abort()
+        asking.append(asyncio.create_task(connection.request("x", timeout=5)))
+        subscribing = asyncio.create_task(connection.subscribe("y", _heard))
+        seen += await asyncio.gather(*asking, return_exceptions=True)
+        # It may be there once the connection is back.
+        with suppress(NotSent, NoReply):
+            await subscribing
+        await until(lambda: connection.connected)
+    await connection.close()
+    return seen
+
+
+async def _heard(message: object) -> None:
+    """Nobody sends any."""
+
+
 class TestConnection:
     async def test_it_refuses_within_its_bound_where_no_server_is(
         self, harmed_nats_server: NatsServer
@@ -462,6 +493,14 @@ class TestConnection:
         await until(lambda: not store.connection.connected)
         with pytest.raises(NotSent):
             await store.connection.publish("weft.tokens.acme.s1", b"x")
+
+    async def test_what_is_sent_while_the_connection_breaks_is_told_so(
+        self, harmed_nats_server: NatsServer
+    ) -> None:
+        # As processes of Weft do it: uvloop raises where asyncio's own loop says nothing.
+        seen = await asyncio.to_thread(uvloop.run, _seen_while_it_breaks(harmed_nats_server.url))
+        assert {type(each) for each in seen} <= {NotSent, NoReply}, seen
+        assert len(seen) == 2 * CUTS
 
     async def test_a_message_beyond_the_servers_bound_is_a_limit(
         self, store: JetStreamEventStore

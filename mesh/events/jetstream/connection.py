@@ -314,6 +314,7 @@ class Connection:
         """Nobody waits for it any more, or not yet."""
 
     def _break(self) -> None:
+        self._client.stop_waiting()
         for expected in self._client.expected.values():
             if not expected.reply.done():
                 expected.reply.set_exception(NoReply("the connection to NATS broke"))

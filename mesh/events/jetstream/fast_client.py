@@ -8,7 +8,7 @@ place to step in before that. It steps into private names of nats-py 2.16.
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nats.errors
 import structlog
@@ -59,6 +59,7 @@ class FastClient(Client):
         super().__init__()
         self.expected: dict[bytes, Expected] = {}
         self.followers: dict[int, Callable[[StoredMessage], None]] = {}
+        self._taking: set[asyncio.Future[bool]] = set()
 
     async def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
@@ -99,18 +100,43 @@ class FastClient(Client):
         return super()._connect_command()
 
     async def taken(self, seconds: float) -> None:
-        """Returns once the server has all that was sent; TimeoutError after `seconds`. In
-        place of `flush`, whose `wait_for` can lose a cancellation (Python 3.11)."""
+        """Returns once the server has all that was sent; TimeoutError after `seconds`, or where
+        the connection breaks. In place of `flush`, whose `wait_for` can lose a cancellation
+        (Python 3.11)."""
         pong: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        async with asyncio.timeout(seconds):
-            await self._send_ping(pong)
-            await pong
+        self._taking.add(pong)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._send_ping(pong)
+                await pong
+        except (OSError, RuntimeError) as error:
+            # A ping is written at once; RuntimeError is uvloop's word for a connection that is
+            # gone.
+            raise TimeoutError from error
+        finally:
+            self._taking.discard(pong)
+
+    def stop_waiting(self) -> None:
+        """Ends what waits in `taken`: its connection broke."""
+        for pong in self._taking:
+            if not pong.done():
+                pong.set_exception(TimeoutError())
 
     async def _process_pong(self) -> None:
         # nats-py ends its read loop for good over a flush that nobody waits for any more.
         if self._pongs and self._pongs[0].done():
             self._pongs[0] = asyncio.get_running_loop().create_future()
         await super()._process_pong()
+
+    async def _flush_pending(self, force_flush: bool = False) -> Any:
+        if self._flusher_task is None or self._flusher_task.done():
+            # It ended because the connection broke, which the read loop hears a moment later:
+            # what is pending goes out over the next one. nats-py would write it here, and
+            # raise whatever a connection that is gone has to say.
+            flushed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            flushed.set_result(None)
+            return flushed
+        return await super()._flush_pending(force_flush)
 
     async def _send_publish(
         self,
