@@ -211,7 +211,8 @@ class RedisCounters:
 
         try:
             return await self._take(redis, key, count, limit)
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, RuntimeError) as error:
+            # RuntimeError is uvloop's word for a connection that was closed a moment ago.
             raise CountersUnavailable(type(error).__name__) from error
 
     async def _take(self, redis: Redis, key: str, count: int, limit: int) -> int:
