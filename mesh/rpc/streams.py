@@ -2,9 +2,8 @@
 
 A stream of which nothing came yet is begun anew: who should answer may be the lost one, or, where
 gRPC drew a version that nobody has any more, no one; and where its connection breaks, as a call
-is made again. One that is under way says first whose it
-is, and ends where that one stays lost: gRPC would wait until its pings aren't answered, ten
-seconds and more.
+is made again. One that is under way says first whose it is, and ends where that one stays lost:
+gRPC would wait until its pings aren't answered, ten seconds and more.
 """
 
 import asyncio

@@ -45,9 +45,6 @@ NO_CONNECTION = grpc.StatusCode.UNAVAILABLE
 OF_CATALOGUE = [spec for spec in METHODS if spec.service in callers_of(CATALOGUE)]
 GUARDED = [spec for spec in OF_CATALOGUE if spec.path not in PUBLIC]
 DAY_SECONDS = 86_400
-ATTEMPTS_MAX = 10
-"""grpc.aio ends a stream with an INTERNAL of its own where the server refused it before the
-client's message was sent, and doesn't say what the server said."""
 
 
 @dataclass
@@ -76,13 +73,8 @@ class Served:
     async def call(
         self, channel: grpc.aio.Channel, caller: str, spec: MethodSpec = GUARDED[0]
     ) -> grpc.StatusCode:
-        for _ in range(ATTEMPTS_MAX):
-            code = await outcome(
-                channel, spec, filled(spec, "acme"), [self.identity(caller, spec.path)]
-            )
-            if not (spec.client_streaming and code is grpc.StatusCode.INTERNAL):
-                break
-        return code
+        sent = [self.identity(caller, spec.path)]
+        return await outcome(channel, spec, filled(spec, "acme"), sent)
 
 
 async def serving(ca: CertificateAuthority, clock_seconds: float = 0) -> AsyncIterator[Served]:
