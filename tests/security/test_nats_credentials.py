@@ -15,7 +15,7 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from mesh.errors import AlreadyExists, EventStoreUnavailable, FailedPrecondition, NotFound
-from mesh.events.jetstream.connection import Login, connect
+from mesh.events.jetstream.connection import Login, NotPermitted, connect
 from mesh.events.jetstream.store import JetStreamEventStore, connect_store
 from mesh.events.store import START, CommitDraft, Head, NewEvent, StreamName
 from mesh.runtime.host import Host
@@ -31,6 +31,7 @@ from tests.support.processes import until
 from tests.support.weft_up import weft, weft_up
 
 ALL = tuple(USERS.values())
+SUBSCRIPTIONS = 300
 SEED = re.compile(rb"SU[A-Z2-7]{56}")
 
 
@@ -293,6 +294,18 @@ async def test_a_right_that_an_older_access_conf_lacks_is_named_at_the_start(
         await server.stop()
     assert wanted in refused.value.message
     assert "`weft credentials configuration`" in refused.value.message
+
+
+async def test_a_subscription_that_is_not_permitted_is_refused_each_time(
+    store: JetStreamEventStore,
+) -> None:
+    # NATS says so before it answers a ping that was sent behind the subscription, and only then.
+    async def heard(message: object) -> None:
+        """Nobody sends any."""
+
+    for number in range(SUBSCRIPTIONS):
+        with pytest.raises(NotPermitted):
+            await store.connection.subscribe(f"elsewhere.{number}", heard)
 
 
 async def test_a_seed_of_admin_that_nobody_named_is_what_is_missed(

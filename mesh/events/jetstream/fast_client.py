@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import nats.errors
 import structlog
-from nats.aio.client import Client
+from nats.aio.client import PING_PROTO, Client
 from nats.protocol.parser import PERMISSIONS_ERR
 
 from weft.events.v1 import events_pb2
@@ -103,24 +103,33 @@ class FastClient(Client):
         """Returns once the server has all that was sent; TimeoutError after `seconds`, or where
         the connection breaks. In place of `flush`, whose `wait_for` can lose a cancellation
         (Python 3.11)."""
+        if not self.is_connected:
+            raise TimeoutError
         pong: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._taking.add(pong)
         try:
             async with asyncio.timeout(seconds):
                 await self._send_ping(pong)
                 await pong
-        except (OSError, RuntimeError) as error:
-            # A ping is written at once; RuntimeError is uvloop's word for a connection that is
-            # gone.
-            raise TimeoutError from error
         finally:
             self._taking.discard(pong)
 
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        # nats-py writes a ping at once, past what waits to be sent: its answer would come before
+        # the server has, say, the subscription that it is to confirm.
+        self._pongs.append(future or asyncio.get_running_loop().create_future())
+        await self._send_command(PING_PROTO)
+        await self._flush_pending()
+
     def stop_waiting(self) -> None:
-        """Ends what waits in `taken`: its connection broke."""
+        """The connection broke: what waits in `taken` ends, and no ping of it goes out over the
+        next one, which would answer one too many."""
         for pong in self._taking:
             if not pong.done():
                 pong.set_exception(TimeoutError())
+        pings = self._pending.count(PING_PROTO)
+        self._pending = [each for each in self._pending if each != PING_PROTO]
+        self._pending_data_size -= pings * len(PING_PROTO)
 
     async def _process_pong(self) -> None:
         # nats-py ends its read loop for good over a flush that nobody waits for any more.
