@@ -13,8 +13,13 @@ from tests.support.platform import SPLIT
 
 __all__ = ["harmed_nats_server", "log_lines", "nats_server", "tenant"]
 
-# How fast an example runs is the machine's matter, and no failure.
-settings.register_profile("weft", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How fast an example runs is the machine's matter, and no failure. The examples are the same
+# each time: a change isn't refused for what it didn't touch. `make test` with
+# PYTEST_ADDOPTS=--hypothesis-profile=search draws new ones, which is how faults are looked for.
+settings.register_profile(
+    "weft", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("search", settings.get_profile("weft"), derandomize=False)
 settings.load_profile("weft")
 SPLIT_TIMES = 3
 """How much longer a test may take where each deployment is seven processes instead of one."""
