@@ -25,6 +25,7 @@ from mesh.rpc.pages import read_page_token, write_page_token
 from mesh.telemetry import traces
 from services.models.batches import generate_each
 from services.models.budgets.budgets import Budgets
+from services.models.budgets.known import Unpriced
 from services.models.charged import (
     charge_texts,
     charged_stream,
@@ -47,8 +48,10 @@ from weft.models.v1 import models_pb2
 _PAGE_SIZE_DEFAULT = 100
 _CONTEXT_TOKENS_GUESS = 16_384
 """Of a route while none of its models is listed."""
-_FALLS_BACK = (ModelBadAnswer, ModelRateLimited, ModelRefused, ModelUnavailable)
-"""Failures after which the next model of a route is asked."""
+_FAILURES = (ModelBadAnswer, ModelRateLimited, ModelRefused, ModelUnavailable)
+"""What a model can fail with, whoever asks it."""
+_FALLS_BACK = (*_FAILURES, Unpriced)
+"""After what the next model of a route is asked."""
 
 Parts = AsyncGenerator[str | pb.GenerateResponse, None]
 
@@ -167,13 +170,13 @@ class ModelsService:
     ) -> AsyncGenerator[pb.StreamGenerateResponse, None]:
         """One answer, as it comes.
 
-        Where a model of a route fails before any of its text was passed on, the next one is
-        asked. Afterwards nothing is: another model's answer doesn't go on where this one broke
-        off, so the caller has what came and the error.
+        Where a model of a route fails before any of its text was passed on, or has no price and
+        a budget demands one, the next one is asked. Afterwards nothing is: another model's
+        answer doesn't go on where this one broke off, so the caller has what came and the error.
 
         Raises InvalidArgument, NotFound for an unknown model, ModelRefused,
-        ModelRateLimited, ModelUnavailable, ModelBadAnswer, BudgetSpent, and PermissionDenied for
-        a charged_session that isn't an agent's.
+        ModelRateLimited, ModelUnavailable, ModelBadAnswer, BudgetSpent, Unpriced, and
+        PermissionDenied for a charged_session that isn't an agent's.
         """
         if request.request.HasField("cache_ttl"):
             answer = await self.generate(request.request, call)
@@ -306,7 +309,7 @@ class ModelsService:
         except BaseException as error:
             error_type, seconds = type(error).__name__, time.perf_counter() - started
             hasty = seconds < HASTY_SECONDS and call.remaining_seconds() <= 0
-            if isinstance(error, _FALLS_BACK) and operation == CHAT and not hasty:
+            if isinstance(error, _FAILURES) and operation == CHAT and not hasty:
                 self._routing.ended(candidate, seconds, failed=True)
             raise
         finally:

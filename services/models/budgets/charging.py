@@ -149,8 +149,7 @@ class Charging:
         seconds_max: float,
     ) -> Charge:
         """Sets aside what a call may take of each budget that covers it: so many tokens read
-        and written at most. Raises BudgetSpent, FailedPrecondition for a model without a price
-        where a budget demands one, EventStoreUnavailable, Unavailable."""
+        and written at most. Raises BudgetSpent, Unpriced, EventStoreUnavailable, Unavailable."""
         price = self._price_of(caller.model)
         budgets = self._known.covering(caller.parent, caller.session)
         reservations: list[tuple[Pool, Reservation]] = []

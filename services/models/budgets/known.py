@@ -11,6 +11,10 @@ from services.models.budgets.read_model import ModelsReadModel
 from weft.models.v1 import budgets_pb2
 
 
+class Unpriced(FailedPrecondition):
+    """A budget lets only models with a price through, and this one has none."""
+
+
 class KnownBudgets:
     """All budgets of all tenants. Where the log can't be reached they stay what they were;
     where it can't be read, nobody knows what a call is charged to, and none is let through."""
@@ -102,10 +106,10 @@ def _unknown(failure: WeftError) -> Unavailable:
 
 
 def refuse_unpriced(budgets: list[budgets_pb2.Budget], model: str) -> None:
-    """FailedPrecondition where one of the budgets demands a price and the model has none."""
+    """Raises Unpriced, for a model without a price, where one of the budgets demands one."""
     for budget in budgets:
         if budget.requires_prices:
-            raise FailedPrecondition(
+            raise Unpriced(
                 f"{model} has no price, and {budget.name} lets only models with one through",
                 metadata={"resource": budget.name},
             )

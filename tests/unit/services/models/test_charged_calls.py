@@ -11,6 +11,7 @@ import pytest
 
 from mesh.call import Call
 from mesh.errors import BudgetSpent, FailedPrecondition, InvalidArgument, PermissionDenied
+from services.models import routing
 from services.models.batches import generate_each
 from services.models.budgets.budgets import Budgets
 from services.models.domain import Price
@@ -189,6 +190,32 @@ async def test_embeddings_are_charged(service: ModelsService, budgets: Budgets) 
     unpriced = pb.EmbedRequest(parent=PARENT, texts=["one"], model="openai/embedding")
     with pytest.raises(FailedPrecondition, match="has no price"):
         await service.embed(unpriced, call())
+
+
+async def test_a_route_goes_on_behind_a_model_without_a_price_where_a_budget_demands_one(
+    server: OpenAIServer, budgets: Budgets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routing, "PROBE_SECONDS", 0.0)
+    route = {"name": "r", "models": ["openai/unpriced", "openai/tiny"], "choose": "latency"}
+    settings = ModelsSettings(
+        openai_base_url=server.base_url, budget_output_tokens_max=99, routes=[route]
+    )
+    service = ModelsService(settings, memory_cache(), budgets)
+    await service.start()
+
+    async def answered_by() -> str:
+        asked = request()
+        asked.model = "route/r"
+        return (await service.generate(asked, call())).model
+
+    await set_budget(budgets, limit(tokens=10_000), call(), requires_prices=True)
+    assert [await answered_by() for _ in range(3)] == ["openai/tiny"] * 3
+    # Nobody is kept from it afterwards: it was not at fault.
+    await budgets.rpcs.delete_budget(
+        budget_service_pb2.DeleteBudgetRequest(name=f"{PARENT}/budgets/b"), call()
+    )
+    assert await answered_by() == "openai/unpriced"
+    await service.stop()
 
 
 async def test_models_say_their_price(service: ModelsService, budgets: Budgets) -> None:
