@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -334,10 +333,8 @@ class TestAdding:
     ) -> None:
         async with mcp_tools(tmp_path, mcp_start_seconds=4) as tools:
             assert len((await tools.add("slow", "--delay", "0.5")).tools) > 10
-            started = time.monotonic()
             with pytest.raises(ToolUnavailable, match="wasn't ready within 4 s"):
                 await tools.add("slower", "--delay", "60")
-            assert time.monotonic() - started < 60
 
     @pytest.mark.parametrize(
         "command",
