@@ -40,10 +40,6 @@ LOST_SECONDS = 0.03
 LOSSES_MAX = 3
 """Losses for which one call is made once more."""
 
-CUT_SECONDS = 1.5
-"""After so long the streams of an instance end that is lost still: one that was only busy for a
-moment is back by then."""
-
 Attempt = Callable[[int], Awaitable[Any]]
 """Makes the call for the nth time, from 0, to whichever process has its turn."""
 
@@ -102,6 +98,10 @@ class Losses:
             streams.discard(cut)
             if not streams:
                 self._streams.pop(instance, None)
+
+    def streams(self, instance: str) -> int:
+        """How many of that instance are under way."""
+        return len(self._streams.get(instance, ()))
 
     def cut(self, instance: str) -> None:
         """That instance stays lost: its streams end."""

@@ -1,6 +1,5 @@
 """How a process reaches what others serve: its control plane, and its connection to the mesh."""
 
-import asyncio
 from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
 
@@ -12,7 +11,8 @@ from mesh.control.xds.control_plane import ControlPlane
 from mesh.control.xds.mesh_view import MeshView, RoutedService
 from mesh.control.xds.placement import Placement
 from mesh.rpc.channel import XdsChannel, mesh_connection
-from mesh.rpc.retries import CUT_SECONDS, Losses
+from mesh.rpc.retries import Losses
+from mesh.runtime.lost_instances import LostInstances
 from mesh.runtime.service import Mesh, ServiceEntry
 from mesh.security.certificate_files import BUNDLE, CERTIFICATE, KEY
 from mesh.security.identity import Sign
@@ -40,13 +40,15 @@ class Elsewhere:
         )
         self.losses = Losses()
         own = COLLECTION + mesh.instance
-        self.control_plane = ControlPlane(view, mesh.transport, own=own, lost=self._lose)
+        self._lost = LostInstances(self.losses, lambda: self.control_plane.view, mesh.transport)
+        self.control_plane = ControlPlane(view, mesh.transport, own=own, lost=self._lost.tell)
         self._placement = Placement(lambda: self.control_plane.view, mesh.settings.zone)
 
     async def start(self) -> None:
         """Connects, and follows the registry from now on. OSError or FailedPrecondition where
         the control plane has no place for its socket."""
         plane = self.control_plane
+        self._stack.push_async_callback(self._lost.stop)
         self._stack.push_async_callback(plane.stop)
         if self._has_others:
             certificates = None
@@ -84,21 +86,6 @@ class Elsewhere:
     def is_served(self, contract: str) -> bool:
         """Whether an instance takes calls of the contract."""
         return bool(self._mesh.registry.serving(self._services.get(contract, contract)))
-
-    def _lose(self, names: frozenset[str]) -> None:
-        self.losses.tell()
-        asyncio.get_running_loop().call_later(CUT_SECONDS, self._cut, names)
-
-    def _cut(self, names: frozenset[str]) -> None:
-        """Ends the streams of instances that are still lost, where others could take them."""
-        view = self.control_plane.view
-        there = {each.name: each for each in view.instances}
-        fit = [each for name, each in there.items() if name not in view.unhealthy]
-        served = {service for each in fit for service in each.services}
-        for name in names:
-            lost = there.get(name)
-            if lost is None or (lost not in fit and served.issuperset(lost.services)):
-                self.losses.cut(name.removeprefix(COLLECTION))
 
     def _tell(self) -> None:
         self.control_plane.set_instances(self._mesh.registry.instances())

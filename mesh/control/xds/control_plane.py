@@ -7,7 +7,7 @@ So no control-plane process can fail for all. Each process knows the registry an
 import asyncio
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +21,7 @@ from mesh.control.xds.bootstrap import CertificateFiles, bootstrap, install
 from mesh.control.xds.endpoints import members_of
 from mesh.control.xds.mesh_view import MeshView, Portion
 from mesh.private_files import make_private_folder
-from weft.control.v1 import instances_pb2
-from weft.control.v1.instances_pb2 import INSTANCE_STATE_SERVING
+from weft.control.v1.instances_pb2 import INSTANCE_STATE_SERVING, Instance
 
 ANNOUNCED_SECONDS = 0.3
 """How long clients know of versions before calls go there: some take new routes a moment
@@ -37,8 +36,7 @@ class ControlPlane:
     """Tells xDS clients what `set_instances` and `set_splits` said last, with the health that
     it checks itself, of all instances but the one of the name `own`, as `dialling` reaches
     them. `empty` is what is known at first: the services, and how connections are secured.
-    `lost` is called with the names of instances that are found to hang, or are gone and took
-    calls.
+    `lost` is called with instances that are found to hang, or are gone and took calls.
 
     Clients are held until the first `set_instances`. Made, called and stopped in one event
     loop.
@@ -50,7 +48,7 @@ class ControlPlane:
         dialling: Dialling,
         *,
         own: str = "",
-        lost: Callable[[frozenset[str]], None] = lambda names: None,
+        lost: Callable[[Sequence[Instance]], None] = lambda instances: None,
     ) -> None:
         self._own = own
         self._lost = lost
@@ -86,7 +84,7 @@ class ControlPlane:
         connections are; returns the port. FailedPrecondition where it can't be had."""
         return await self._ads.start(address, credentials, plain_text=self._view.plain_text)
 
-    def set_instances(self, instances: Iterable[instances_pb2.Instance]) -> None:
+    def set_instances(self, instances: Iterable[Instance]) -> None:
         """Replaces what is known of the mesh's instances; they are copied. Their load doesn't
         matter here: clients hear of it from the instances themselves."""
         copies = tuple(map(_without_load, instances))
@@ -95,7 +93,7 @@ class ControlPlane:
         self._loaded = True
         there = {each.name for each in copies}
         serving = (each for each in self._view.instances if each.state == INSTANCE_STATE_SERVING)
-        gone = frozenset(each.name for each in serving if each.name not in there)
+        gone = [each for each in serving if each.name not in there]
         self._set(replace(self._view, instances=copies))
         if gone:
             self._lost(gone)
@@ -150,8 +148,9 @@ class ControlPlane:
         self._stack.close()
 
     def _set_unhealthy(self, unhealthy: frozenset[str]) -> None:
-        found = unhealthy - self._view.unhealthy
+        new = unhealthy - self._view.unhealthy
         self._set(replace(self._view, unhealthy=unhealthy))
+        found = [each for each in self._view.instances if each.name in new]
         if found:
             self._lost(found)
 
@@ -174,8 +173,8 @@ class ControlPlane:
         return Path(self._stack.enter_context(shorter)) / "ads.sock"
 
 
-def _without_load(instance: instances_pb2.Instance) -> instances_pb2.Instance:
-    copy = instances_pb2.Instance()
+def _without_load(instance: Instance) -> Instance:
+    copy = Instance()
     copy.CopyFrom(instance)
     copy.ClearField("load")
     return copy
