@@ -9,17 +9,11 @@ import pytest
 from mesh.control.health_checks import FAILURES_MIN, HealthChecks
 from mesh.rpc.transport import PLAIN
 from tests.support.eventually import eventually
-from tests.support.health_server import NOT_SERVING, SERVING, Server, instances
+from tests.support.health_server import NOT_SERVING, SERVING, Server, instances, server
+
+__all__ = ["server"]
 
 CHECK_SECONDS = 0.02
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[Server]:
-    made = Server()
-    await made.start()
-    yield made
-    await made.stop()
 
 
 @pytest.fixture

@@ -11,8 +11,10 @@ from mesh.rpc.transport import PLAIN
 from mesh.runtime import lost_instances
 from mesh.runtime.lost_instances import LostInstances
 from tests.support.eventually import eventually
-from tests.support.health_server import NOT_SERVING, Server, instances
+from tests.support.health_server import NOT_SERVING, Server, instances, server
 from weft.control.v1.instances_pb2 import Instance
+
+__all__ = ["server"]
 
 CHECKS_MIN = 5
 """So many words say that it would go on for ever."""
@@ -38,14 +40,6 @@ class Mesh:
 
     async def stop(self) -> None:
         await self._lost.stop()
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[Server]:
-    made = Server()
-    await made.start()
-    yield made
-    await made.stop()
 
 
 @pytest.fixture

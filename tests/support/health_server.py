@@ -1,9 +1,11 @@
 """Servers of `grpc.health.v1` alone, and instances that stand for them."""
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import grpc.aio
+import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from weft.control.v1.instances_pb2 import Instance
@@ -54,3 +56,11 @@ class Server:
     async def stop(self) -> None:
         if self._server is not None:
             await self._server.stop(None)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    made = Server()
+    await made.start()
+    yield made
+    await made.stop()
