@@ -245,7 +245,8 @@ async def test_time_that_a_turn_lost_with_its_process_is_not_held_against_its_re
     await set_split(one, agent, 1, calls_min=1_000)
     session, _ = await session_of(one, agent)
     async with one_process(tmp_path / "doomed", NATS_URL=one.environment["NATS_URL"]) as doomed:
-        late = TurnClient(session, plan(writing(seconds=20)), timeout_seconds=4)
+        # Long enough for a first token where twenty processes share two cores.
+        late = TurnClient(session, plan(writing(seconds=30)), timeout_seconds=10)
         await late.until(doomed, "token")
         await doomed.kill()
         await late.run(one)
