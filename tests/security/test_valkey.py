@@ -131,6 +131,7 @@ async def test_a_server_that_hangs_holds_nobody_up(server: EmbeddedValkey, redis
     os.kill(server.pid, signal.SIGSTOP)
     try:
         # Else it would wait for as long as the server hangs.
+        assert 0 < redis.connection_pool.connection_kwargs["socket_timeout"] < 1.0
         with pytest.raises(RedisError):
             await redis.get("weft:a")
     finally:
